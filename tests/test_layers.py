@@ -1,0 +1,48 @@
+"""Imports go down the stairs: what each package may know of the others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "federation": {"federation"},
+    "datamodules": {"datamodules"},
+    "models": {"models"},
+    "configs": {"configs"},
+    "algorithms": {"algorithms", "federation.state", "federation.contract", "models"},
+    "evaluation": {"evaluation", "models", "datamodules"},
+    "reporting": {"reporting", "evaluation", "models", "datamodules"},
+}
+OURS = {*MAY_IMPORT, "train", "evaluate", "compare"}
+
+
+def imported_names(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that the stairs can be read"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in OURS}
+
+
+def forbidden(package: str, names: set[str]) -> list[str]:
+    allowed = MAY_IMPORT[package]
+    return sorted(name for name in names if not any(name == a or name.startswith(a + ".") for a in allowed))
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_down_the_stairs(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {str(file.relative_to(ROOT)): forbidden(package, imported_names(file.read_text())) for file in files}
+    assert not {file: names for file, names in wrong.items() if names}
+
+
+def test_a_climbing_import_is_seen() -> None:
+    assert forbidden("models", imported_names("from algorithms.base import Algorithm")) == ["algorithms.base.Algorithm"]
+    assert forbidden("algorithms", imported_names("from federation.engine import run")) == ["federation.engine.run"]
+    assert forbidden("algorithms", imported_names("from federation.state import State")) == []
