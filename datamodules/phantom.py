@@ -1,0 +1,132 @@
+"""Synthetic images of several sites, with one dial for each way in which real sites differ.
+
+`python -m datamodules.phantom_picture FILE` draws an overview of the dials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from datamodules.base import MultiCenterDataModule
+from datamodules.cases import Case, Sample
+from datamodules.errors import DataError
+from datamodules.phantom_fundus import CUP, RIM, draw_fundus
+from datamodules.phantom_organ import GLAND, LESION, draw_organ, spacing
+from datamodules.phantom_style import Dials, site_style
+
+Anatomy = Literal["fundus", "organ"]
+REGIONS: Mapping[str, dict[str, list[int]]] = {
+    "fundus": {"disc": [RIM, CUP], "cup": [CUP]},
+    "organ": {"organ": [GLAND, LESION], "lesion": [LESION]},
+}
+FEWEST_CASES = 5  # a site with fewer could not be split
+
+
+def draw_case(
+    anatomy: Anatomy, seed: int, site: int, index: int, dials: Dials, *, resolution: int, slices: int = 1
+) -> Sample:
+    """One synthetic case, a pure function of the arguments.
+
+    Args:
+        anatomy: "fundus" (colour) or "organ" (grey).
+        seed: Seed of the phantom.
+        site: Number of the site, from 0.
+        index: Number of the case at the site, from 0.
+        dials: Strength of each kind of shift between sites.
+        resolution: Pixels across.
+        slices: Slices of a volume; 1 is a plain image. The fundus has no volumes.
+
+    Returns:
+        Image (slices, resolution, resolution, 3 or 1) uint8 and label ids (slices, resolution, resolution) uint8.
+    """
+    style = site_style(seed, site, dials)
+    if anatomy == "fundus":
+        image, labels = draw_fundus(seed, site, index, style, resolution)
+        return Sample(image=image, labels=labels, spacing=None)
+    image, labels = draw_organ(seed, site, index, style, resolution, slices)
+    return Sample(image=image, labels=labels, spacing=spacing(resolution, slices))
+
+
+class PhantomDataModule(MultiCenterDataModule):
+    """Synthetic multi-centre images: any number of sites, every case a pure function of (seed, site, index).
+
+    All dials lie in [0, 1]; 0 makes the sites identical in distribution. A site keeps its character and its cases when
+    sites are added, when the amounts change, and when another dial is turned.
+
+    Args:
+        anatomy: "fundus": colour image of a retina, regions disc and cup. "organ": MRI-like image, regions organ and
+            lesion.
+        n_sites: Number of sites, named site_01, site_02, ...
+        cases_per_site: Cases per site before the amount dial.
+        slices: Slices per case; more than 1 makes volumes (organ only).
+        resolution: Pixels across of the images drawn; the network's size is `size`.
+        appearance: Dial of the device: contrast, gamma, colour, bias field, blur, noise.
+        annotation: Dial of the annotators: outlines systematically too large or too small (disc and organ up to 30 %,
+            cup and lesion up to 40 % of the radius), ironed smooth or detailed. Nothing in the image tells.
+        structure: Dial of the patients: size of the structures (radius up to a factor 1.4), prevalence of disease.
+        amount: Dial of the number of cases (up to a factor 4).
+        phantom_seed: Seed of the images. It is not the seed of the run: repeated runs see the same hospitals.
+        regions: Region name to label ids; None takes all regions of the anatomy.
+        base: Arguments of MultiCenterDataModule.
+
+    Raises:
+        DataError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        anatomy: Anatomy = "fundus",
+        n_sites: int = 6,
+        cases_per_site: int = 40,
+        slices: int = 1,
+        resolution: int = 128,
+        appearance: float = 0.5,
+        annotation: float = 0.5,
+        structure: float = 0.3,
+        amount: float = 0.5,
+        phantom_seed: int = 0,
+        regions: dict[str, list[int]] | None = None,
+        **base: Any,
+    ) -> None:
+        if anatomy not in REGIONS:
+            raise DataError(f"phantom: unknown anatomy {anatomy!r}; choose one of {', '.join(REGIONS)}")
+        for name, value, least in (
+            ("n_sites", n_sites, 1),
+            ("cases_per_site", cases_per_site, FEWEST_CASES),
+            ("slices", slices, 1),
+            ("resolution", resolution, 32),
+            ("phantom_seed", phantom_seed, 0),
+        ):
+            if value < least:
+                raise DataError(f"phantom: {name}={value} is too small; the least is {least}")
+        if anatomy == "fundus" and slices > 1:
+            raise DataError(
+                f"phantom: a fundus image has no slices (slices={slices}); choose anatomy=organ for volumes"
+            )
+        super().__init__(regions=regions or REGIONS[anatomy], **base)
+        self.anatomy: Anatomy = anatomy
+        self.dials = Dials(appearance=appearance, annotation=annotation, structure=structure, amount=amount)
+        self.n_sites, self.cases_per_site = n_sites, cases_per_site
+        self.slices, self.resolution, self.phantom_seed = slices, resolution, phantom_seed
+
+    def cases(self) -> list[Case]:
+        """All cases of all sites; their images are drawn when read."""
+        return [
+            Case(f"site_{site + 1:02d}", case=f"case_{index + 1:04d}", patient=f"case_{index + 1:04d}", mask="")
+            for site in range(self.n_sites)
+            for index in range(self.amount(site))
+        ]
+
+    def amount(self, site: int) -> int:
+        """Number of cases at a site (number from 0)."""
+        factor = site_style(self.phantom_seed, site, self.dials).cases
+        return max(FEWEST_CASES, round(self.cases_per_site * factor))
+
+    def read(self, case: Case) -> Sample:
+        """Draw a case."""
+        site, index = (int(name.rsplit("_", 1)[1]) - 1 for name in (case.site, case.case))
+        return draw_case(
+            self.anatomy, self.phantom_seed, site, index, self.dials, resolution=self.resolution, slices=self.slices
+        )

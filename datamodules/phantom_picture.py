@@ -1,0 +1,71 @@
+"""Overview of the phantom: sites in columns, dials in rows. Run: python -m datamodules.phantom_picture FILE."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from datamodules.cases import Sample
+from datamodules.phantom import REGIONS, Anatomy, draw_case
+from datamodules.phantom_style import Dials
+
+COLOURS = ("#00e676", "#40c4ff")
+ROWS = {
+    "all dials 0:\nsites alike": Dials(0, 0, 0, 0),
+    "appearance 1:\ndevice": Dials(1, 0, 0, 0),
+    "annotation 1:\noutlines": Dials(0, 1, 0, 0),
+    "structure 1:\npatients": Dials(0, 0, 1, 0),
+    "all dials 1": Dials(1, 1, 1, 1),
+}
+
+
+def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, resolution: int = 192) -> Figure:
+    """Figure with the same case number of every site under each dial.
+
+    Solid: the site's annotation. Dotted: the true outline, where the annotators depart from it.
+    """
+    figure = Figure(figsize=(1.45 * sites + 1.1, 1.45 * len(ROWS) + 0.35), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(len(ROWS), sites, squeeze=False)
+    for row, (name, dials) in enumerate(ROWS.items()):
+        for site in range(sites):
+            axis = axes[row, site]
+            sample = draw_case(anatomy, seed, site, index, dials, resolution=resolution)
+            axis.imshow(sample.image[0], cmap="gray", vmin=0, vmax=255)
+            if dials.annotation:
+                careful = Dials(dials.appearance, 0, dials.structure, dials.amount)
+                truth = draw_case(anatomy, seed, site, index, careful, resolution=resolution)
+                _contours(axis, truth, anatomy, "dotted")
+            _contours(axis, sample, anatomy, "solid")
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(f"site {site + 1}", fontsize=9)
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def _contours(axis: Axes, sample: Sample, anatomy: Anatomy, style: str) -> None:
+    if sample.labels is None:
+        return
+    for ids, colour in zip(REGIONS[anatomy].values(), COLOURS, strict=True):
+        mask = np.isin(sample.labels[0], ids)
+        if mask.any():
+            axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.1, linestyles=style)
+
+
+def main() -> None:
+    """Write the overview to a file."""
+    parser = argparse.ArgumentParser(description="Draw an overview of the phantom's dials.")
+    parser.add_argument("file", type=Path, help="picture to write (.png, .jpg, .pdf)")
+    parser.add_argument("--anatomy", choices=sorted(REGIONS), default="fundus")
+    parser.add_argument("--sites", type=int, default=6)
+    arguments = parser.parse_args()
+    draw_overview(arguments.anatomy, arguments.sites).savefig(arguments.file, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
