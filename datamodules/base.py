@@ -1,0 +1,391 @@
+"""The data module that all methods share: sites, splits by patient, one cache, one loader."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from datamodules.cache import Store, build_store
+from datamodules.cases import SPLITS, Case, Sample, Split, check_cases
+from datamodules.errors import DataError, nearest
+from datamodules.readers import Intensity, Reading, read_case, unknown_labels
+from datamodules.regions import Regions
+from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
+from datamodules.site import Shared, SiteData, SliceSet
+from datamodules.splits import assign, budget, check_fractions
+from datamodules.transforms import load_augmentation, resize, to_grey
+
+Assigned = Literal["train", "val", "test", "unused"]
+
+
+class MultiCenterDataModule(pl.LightningDataModule, ABC):
+    """Images and masks of several sites.
+
+    A subclass furnishes :meth:`cases`, and :meth:`read` where its cases are not files in a common format.
+
+    Args:
+        regions: Region name to label ids, such as {disc: [1, 2], cup: [2]}; 0 is the background.
+        exclusive: False: sigmoid per region, regions may nest. True: softmax over background and disjoint regions.
+        size: Side of the network's input in pixels, or [height, width]; images are resized to it once.
+        channels: Of an image: 1 (colour becomes grey), 3 (grey is repeated) or "auto", what the images have.
+        batch_size: Slices per batch.
+        split: Fractions of each site's patients for train, val and test; official splits come first.
+        split_seed: Seed of split and label budget; null: the run's seed (0 without a run).
+        unseen: Sites that do not train; all their cases are test cases.
+        labelled_patients: At most so many training patients per site keep their labels; null: all.
+        sampling: "shuffle": every image once before any comes again; "replacement": every draw anew.
+        augment: Pipeline for training batches: a file of configs/augment, or the path of a YAML file.
+        cache: Where decoded images live: "memory", or "disk" (memory-mapped, kept for later runs).
+        cache_dir: Folder of the disk cache; null: .cache/personalised-federated-segmentation in the home folder.
+        workers: Processes that prepare batches; 0: none. Does not change results.
+        neighbours: Adjacent slices on either side of a slice that join it as channels; the edge slice is repeated.
+        foreground_slices_only: Train on slices with a label of some region only (volumes and stacks).
+        ignore_labels: Label ids that may occur in masks although no region has them; they count as background.
+        label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
+        intensity: How values other than 8-bit become [0, 1]: by "percentile" or "minmax" of a case, a fixed "window",
+            or "unit" (they are in [0, 1] already).
+        percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
+        window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
+        axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical.
+        canonical: Turn NIfTI volumes to one orientation first; false: axes and directions as stored.
+
+    Attributes:
+        regions: What the network outlines.
+
+    Raises:
+        DataError: A setting that cannot be used; bad files are found by :meth:`setup`.
+    """
+
+    def __init__(
+        self,
+        *,
+        regions: dict[str, list[int]],
+        exclusive: bool = False,
+        size: int | list[int] = 128,
+        channels: Literal["auto"] | int = "auto",
+        batch_size: int = 8,
+        split: list[float] = [0.6, 0.15, 0.25],  # noqa: B006  (never changed)
+        split_seed: int | None = None,
+        unseen: list[str] = [],  # noqa: B006
+        labelled_patients: int | None = None,
+        sampling: Sampling = "shuffle",
+        augment: str = "flips",
+        cache: Literal["memory", "disk"] = "memory",
+        cache_dir: str | None = None,
+        workers: int = 0,
+        neighbours: int = 0,
+        foreground_slices_only: bool = False,
+        ignore_labels: list[int] = [],  # noqa: B006
+        label_values: dict[int | str, int] | None = None,
+        intensity: Intensity = "percentile",
+        percentiles: list[float] = [0.5, 99.5],  # noqa: B006
+        window: list[float] | None = None,
+        axis: int = 2,
+        canonical: bool = True,
+    ) -> None:
+        super().__init__()
+        self.regions = Regions({name: tuple(ids) for name, ids in regions.items()}, exclusive)
+        self.size = _size(size)
+        self.channels = channels
+        self.batch_size = batch_size
+        self.split = list(split)
+        self.split_seed = 0 if split_seed is None else split_seed
+        self.labelled_patients = labelled_patients
+        self.sampling: Sampling = sampling
+        self.augment = augment
+        self.cache: Literal["memory", "disk"] = cache
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else _default_cache()
+        self.workers = workers
+        self.neighbours = neighbours
+        self.foreground_slices_only = foreground_slices_only
+        self.ignore_labels = frozenset(ignore_labels)
+        self.reading = Reading(
+            intensity=intensity,
+            percentiles=_pair("percentiles", percentiles),
+            window=None if window is None else _pair("window", window),
+            label_values=label_values,
+            binary=self.regions.ids == {1},
+            axis=axis,
+            canonical=canonical,
+        )
+        self._held_out = tuple(sorted(set(unseen)))
+        self._sites: dict[str, SiteData] = {}
+        self._rows: list[dict[str, Any]] = []
+        check_fractions(self.split)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("neighbours", 0), ("labelled_patients", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"data.{name}={value}: at least {least}")
+        if self.channels != "auto" and self.channels < 1:
+            raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
+
+    # --- what a subclass furnishes ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def cases(self) -> list[Case]:
+        """Every case of every site, in any order, without decoding images."""
+
+    def read(self, case: Case) -> Sample:
+        """Decodes one case at its own size."""
+        return read_case(case, self.reading)
+
+    def decoding(self) -> dict[str, Any]:
+        """What decoded cases depend on besides their files: part of the disk cache's key.
+
+        A subclass with its own :meth:`read` adds its settings to these.
+        """
+        return {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1} | vars(self.reading)
+
+    # --- preparing ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  (Lightning names a stage; all are prepared)
+        """Lists, checks, splits, decodes and resizes all cases; a second call does nothing.
+
+        Raises:
+            DataError: Data that cannot be used, naming site, file and cure.
+        """
+        if self._sites:
+            return
+        augmentation = load_augmentation(self.augment)
+        by_site = self._listed()
+        splits = {site: self._assign(site, cases) for site, cases in by_site.items()}
+        stores = [self._store(cases) for cases in by_site.values()]
+        slices = SliceSet(stores, self.regions, self._common_channels(stores), self.neighbours, augmentation)
+        slices.try_augmentation()
+        shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
+        rows: list[dict[str, Any]] = []
+        sites: dict[str, SiteData] = {}
+        for index, (site, store) in enumerate(zip(by_site, stores, strict=True)):
+            sites[site] = self._site(index, store, splits[site], shared)
+            rows += self._split_rows(store, splits[site], sites[site])
+        self._sites, self._rows, self._shared = sites, rows, shared
+
+    def _listed(self) -> dict[str, list[Case]]:
+        """Cases by site, seen sites first, each in the order of names."""
+        cases = sorted(self.cases(), key=lambda case: (case.site in self._held_out, case.site, case.case))
+        check_cases(cases)
+        by_site: dict[str, list[Case]] = {}
+        for case in cases:
+            by_site.setdefault(case.site, []).append(case)
+        for site in self._held_out:
+            if site not in by_site:
+                raise DataError(f"data.unseen: no site {site!r}; {nearest(site, by_site)}")
+        if len(self._held_out) == len(by_site):
+            raise DataError("data.unseen holds every site out; leave at least one to train")
+        return by_site
+
+    def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
+        labelled = {case.case for case in cases if case.labelled}
+        if not labelled:
+            raise DataError(f"site {site!r} has no labelled case; add masks or leave the site out")
+        if site in self._held_out:
+            return {case.case: "test" if case.labelled else "unused" for case in cases}
+        split = assign(cases, self.split, self.split_seed)
+        if not any(split[case] == "train" for case in labelled):
+            raise DataError(
+                f"site {site!r} has no labelled training case left after its split; correct its official split, change "
+                f"data.split, or hold the site out with data.unseen=[{site}]"
+            )
+        return {case: name if name == "train" or case in labelled else "unused" for case, name in split.items()}
+
+    def _store(self, cases: Sequence[Case]) -> Store:
+        store = build_store(cases, self._decode, cache=self.cache, folder=self.cache_dir, key=self.decoding())
+        known = self.regions.ids | self.ignore_labels | {0}
+        for case, entry in zip(store.cases, store.entries, strict=True):
+            if unknown := set(entry.label_ids) - known:
+                mask = case.mask or (case.slices and f"of {case.slices[0].mask} and its neighbours") or ""
+                raise DataError(f"{case}: mask {mask} has unknown label ids {unknown_labels(unknown)}")
+        return store
+
+    def _decode(self, case: Case) -> tuple[Sample, tuple[int, ...]]:
+        """A case at the network's size, and the label ids that it had at its own size."""
+        sample = self.read(case)
+        _check_sample(case, sample)
+        if self.channels == 1 and sample.image.shape[-1] == 3:
+            sample = to_grey(sample)
+        ids = () if sample.labels is None else tuple(np.unique(sample.labels).tolist())
+        return resize(sample, self.size), ids
+
+    def _common_channels(self, stores: Sequence[Store]) -> int:
+        """Channels of every image: as asked for, or as found, where grey may join colour."""
+        found: dict[int, Case] = {}
+        for store in stores:
+            for case, entry in zip(store.cases, store.entries, strict=True):
+                found.setdefault(store.blocks[entry.block].shape[-1], case)
+        wanted = max(found) if self.channels == "auto" else self.channels
+        for channels, case in found.items():
+            if channels != wanted and (channels, wanted) != (1, 3):
+                other = f"{found[wanted]} has {wanted}" if wanted in found else f"data.channels={wanted}"
+                raise DataError(f"{case} has {channels} channels, but {other}; export all images alike")
+        return wanted
+
+    def _site(self, index: int, store: Store, split: dict[str, Assigned], shared: Shared) -> SiteData:
+        site = store.cases[0].site
+        train = [number for number, case in enumerate(store.cases) if split[case.case] == "train"]
+        with_labels = [number for number in train if store.cases[number].labelled]
+        paid = budget(
+            {store.cases[number].patient for number in with_labels}, site, self.labelled_patients, self.split_seed
+        )
+        taught = [number for number in with_labels if store.cases[number].patient in paid]
+        labelled = self._slices(index, store, taught, self.foreground_slices_only)
+        if site not in self._held_out and not len(labelled):
+            raise DataError(
+                f"site {site!r}: no training slice shows any region; set data.foreground_slices_only=false, or check "
+                "data.regions and the masks"
+            )
+        scored: dict[Split, list[tuple[int, int]]] = {
+            name: [(index, n) for n, case in enumerate(store.cases) if case.labelled and split[case.case] == name]
+            for name in SPLITS
+        }
+        scored["train"] = [(index, number) for number in taught]
+        return SiteData(
+            site,
+            index,
+            site not in self._held_out,
+            shared,
+            labelled=labelled,
+            images=self._slices(index, store, train, False),
+            scored=scored,
+        )
+
+    def _slices(self, index: int, store: Store, numbers: Iterable[int], foreground_only: bool) -> NDArray[np.int64]:
+        """(N, 3) rows of store, case, slice."""
+        ids = list(self.regions.ids)
+        rows = [
+            (index, number, k)
+            for number in numbers
+            for k in range(store.entries[number].depth)
+            if not foreground_only or np.isin(store.truth(number)[k], ids).any()
+        ]
+        return np.array(rows, np.int64).reshape(-1, 3)
+
+    def _split_rows(self, store: Store, split: dict[str, Assigned], site: SiteData) -> list[dict[str, Any]]:
+        used = {case.case for name in SPLITS for case in site.cases(name)}
+        return [
+            {
+                "site": case.site,
+                "case": case.case,
+                "patient": case.patient,
+                "split": split[case.case],
+                "labelled": case.case in used,
+                "seen": site.seen,
+            }
+            for case in store.cases
+        ]
+
+    # --- what others read ---------------------------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites that train, sorted."""
+        return tuple(site.name for site in self._ready().values() if site.seen)
+
+    @property
+    def unseen_sites(self) -> tuple[str, ...]:
+        """Names of the sites held out, sorted."""
+        return tuple(site.name for site in self._ready().values() if not site.seen)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input, neighbouring slices included."""
+        return self._shared.slices.channels * (2 * self.neighbours + 1) if self._ready() else 0
+
+    def site(self, name: str) -> SiteData:
+        """One site, seen or not.
+
+        Raises:
+            DataError: No such site.
+        """
+        sites = self._ready()
+        if name not in sites:
+            raise DataError(f"no site {name!r}; {nearest(name, sites)}")
+        return sites[name]
+
+    def pooled(self) -> SiteData:
+        """The seen sites as one, named "pooled": the data of centralised training."""
+        parts = [self.site(name) for name in self.sites]
+        return SiteData.union("pooled", parts)
+
+    def splits(self) -> list[dict[str, Any]]:
+        """One row per case: site, case, patient, split, labelled, seen.
+
+        ``split`` is "train", "val", "test", or "unused" for a case without mask outside train. ``labelled`` says
+        whether its mask is used: false for training cases over the label budget.
+        """
+        self._ready()
+        return [dict(row) for row in self._rows]
+
+    def _ready(self) -> dict[str, SiteData]:
+        if not self._sites:
+            raise DataError("the data is not prepared; call setup() first")
+        return self._sites
+
+    # --- an ordinary Lightning fit over the pooled data ---------------------------------------------------------------
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """Batches of the pooled training data, in a new order every epoch."""
+        return Epochs(self.pooled(), torch.initial_seed(), self._epoch)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """Validation cases of all seen sites."""
+        return self.pooled().eval_batches("val")
+
+    def test_dataloader(self) -> Iterable[Batch]:
+        """Test cases of all seen sites."""
+        return self.pooled().eval_batches("test")
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+
+class Epochs:
+    """One epoch of training batches each time it is read."""
+
+    def __init__(self, site: SiteData, seed: int, epoch: Callable[[], int]) -> None:
+        self._site = site
+        self._seed = seed
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._site.steps()
+
+    def __iter__(self) -> Iterator[Batch]:
+        seed = derive_seed(self._seed, "epoch", self._epoch())
+        return iter(self._site.train_batches(seed, len(self)))
+
+
+def _size(size: int | list[int]) -> tuple[int, int]:
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise DataError(f"data.size={size}: give one side in pixels, or [height, width]")
+    return sides[0], sides[1]
+
+
+def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2:
+        raise DataError(f"data.{name}={list(values)}: give two numbers, [low, high]")
+    return float(values[0]), float(values[1])
+
+
+def _default_cache() -> Path:
+    return Path.home() / ".cache" / "personalised-federated-segmentation"
+
+
+def _check_sample(case: Case, sample: Sample) -> None:
+    """Guards the promises that a data module's own ``read`` makes."""
+    if sample.image.ndim != 4 or sample.image.dtype not in (np.uint8, np.float32):
+        raise DataError(f"{case}: expected an image (D, H, W, C) of uint8 or float32, got {sample.image.dtype}")
+    if (sample.labels is not None) != case.labelled:
+        raise DataError(f"{case}: labels and the case's mask disagree on whether the case is labelled")
+    if sample.labels is not None and sample.labels.shape != sample.image.shape[:3]:
+        raise DataError(f"{case}: the mask is {sample.labels.shape}, the image {sample.image.shape[:3]}")

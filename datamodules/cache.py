@@ -1,0 +1,219 @@
+"""Every case decoded and resized once, in memory or in a memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from datamodules.cases import Case, Sample
+from datamodules.errors import DataError
+
+Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
+FORMAT = 1  # raise when what is stored, or how files are decoded, changes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a case lies in its store.
+
+    Attributes:
+        block: Number of the array that holds its image.
+        row: Its first slice there.
+        depth: How many slices it has.
+        labels: Its first slice in the array of labels; -1 when it has none.
+        label_ids: Label ids that its mask had before the resize.
+        spacing: On the stored grid, in mm; None when unknown.
+    """
+
+    block: int
+    row: int
+    depth: int
+    labels: int
+    label_ids: tuple[int, ...]
+    spacing: tuple[float, float, float] | None
+
+
+class Store:
+    """The cases of one site: few large arrays instead of many small ones.
+
+    Attributes:
+        cases: In the order of ``entries``.
+        entries: Where each case lies.
+        blocks: Images, one (N, h, w, C) array for each type and number of channels.
+        labels: (N, h, w) uint8 label ids of all labelled cases.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], entries: Sequence[Entry], blocks: Sequence[NDArray[Any]], labels: NDArray[np.uint8]
+    ) -> None:
+        self.cases = list(cases)
+        self.entries = list(entries)
+        self.blocks = list(blocks)
+        self.labels = labels
+        self._number = {case.case: number for number, case in enumerate(cases)}
+
+    def number(self, case: str) -> int:
+        """Place of a case in this store."""
+        return self._number[case]
+
+    def images(self, number: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """(D, h, w, C) of a case."""
+        entry = self.entries[number]
+        return self.blocks[entry.block][entry.row : entry.row + entry.depth]
+
+    def truth(self, number: int) -> NDArray[np.uint8]:
+        """(D, h, w) label ids of a labelled case."""
+        entry = self.entries[number]
+        return self.labels[entry.labels : entry.labels + entry.depth]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sends a worker process the names of mapped files rather than their content."""
+        return self.__dict__ | {
+            "blocks": [_unmap(block) for block in self.blocks],
+            "labels": _unmap(self.labels),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"blocks": [_map(b) for b in state["blocks"]], "labels": _map(state["labels"])})
+
+
+def _unmap(array: NDArray[Any]) -> NDArray[Any] | str:
+    return str(array.filename) if isinstance(array, np.memmap) else array
+
+
+def _map(array: NDArray[Any] | str) -> NDArray[Any]:
+    return np.load(array, mmap_mode="r") if isinstance(array, str) else array
+
+
+def build_store(
+    cases: Sequence[Case],
+    decode: Callable[[Case], Decoded],
+    *,
+    cache: Literal["memory", "disk"],
+    folder: Path,
+    key: Mapping[str, Any],
+) -> Store:
+    """Decodes the cases of one site, or finds them decoded.
+
+    Args:
+        cases: All of one site.
+        decode: Gives a case at the network's size, and the label ids of its mask.
+        cache: "memory" keeps the arrays; "disk" writes them to ``folder`` once and maps them from then on.
+        folder: Holds one folder per site and setting.
+        key: What decoding depends on, besides the files' names, sizes and times of change.
+
+    Raises:
+        DataError: From ``decode``.
+    """
+    if cache == "memory":
+        return Store(cases, *_decode(cases, decode))
+    home = folder / f"{_safe(cases[0].site)}-{_fingerprint(cases, key)}"
+    if not home.is_dir():
+        _write(home, *_decode(cases, decode))
+    return _open(home, cases)
+
+
+def _decode(
+    cases: Sequence[Case], decode: Callable[[Case], Decoded]
+) -> tuple[list[Entry], list[NDArray[Any]], NDArray[np.uint8]]:
+    planes: dict[tuple[str, int], list[NDArray[Any]]] = {}
+    rows: dict[tuple[str, int], int] = {}
+    labels: list[NDArray[np.uint8]] = []
+    labelled = 0
+    entries: list[Entry] = []
+    for case, sample, ids in _samples(cases, decode):
+        kind = (sample.image.dtype.name, sample.image.shape[-1])
+        planes.setdefault(kind, []).append(sample.image)
+        row, depth = rows.get(kind, 0), len(sample.image)
+        rows[kind] = row + depth
+        entries.append(
+            Entry(list(planes).index(kind), row, depth, labelled if case.labelled else -1, ids, sample.spacing)
+        )
+        if sample.labels is not None:
+            labels.append(sample.labels)
+            labelled += depth
+    blocks = []
+    for kind in list(planes):  # one list of pieces at a time is freed, so that the site is never in memory twice
+        blocks.append(np.concatenate(planes[kind]))
+        planes[kind] = []
+    size = blocks[0].shape[1:3]
+    return entries, blocks, np.concatenate(labels) if labels else np.empty((0, *size), np.uint8)
+
+
+def _samples(
+    cases: Sequence[Case], decode: Callable[[Case], Decoded]
+) -> Iterator[tuple[Case, Sample, tuple[int, ...]]]:
+    bar: Iterable[Case] = tqdm(cases, desc=f"Reading {cases[0].site}", unit="case", disable=None, leave=False, delay=1)
+    for case in bar:
+        yield case, *decode(case)
+
+
+def _fingerprint(cases: Sequence[Case], key: Mapping[str, Any]) -> str:
+    text = json.dumps([FORMAT, key, [_identity(case) for case in cases]], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _identity(case: Case) -> list[Any]:
+    files = [_stamp(name) for part in (case.slices or (case,)) for name in (part.image, part.mask) if name]
+    return [case.site, case.case, case.labelled, *files]
+
+
+def _stamp(name: str) -> list[Any]:
+    path = Path(name)
+    if not path.is_file():
+        return [name]  # decoding will complain
+    status = path.stat()
+    return [name, status.st_size, status.st_mtime_ns]
+
+
+def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels: NDArray[np.uint8]) -> None:
+    """Writes beside, then renames: a folder of the final name is always whole, whoever was killed when."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=home.parent))
+    try:
+        for number, block in enumerate(blocks):
+            np.save(draft / f"images{number}.npy", block)
+        np.save(draft / "labels.npy", labels)
+        (draft / "index.json").write_text(json.dumps([asdict(entry) for entry in entries]), encoding="utf-8")
+        draft.chmod(0o755)  # mkdtemp lets the owner only; a cache may be shared
+        draft.rename(home)
+    except OSError as error:
+        if not home.is_dir():  # else another process was faster, and wrote the same
+            raise DataError(f"the cache {home} cannot be written ({error}); choose another data.cache_dir") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _open(home: Path, cases: Sequence[Case]) -> Store:
+    try:
+        rows = json.loads((home / "index.json").read_text(encoding="utf-8"))
+        entries = [
+            Entry(**row | {"label_ids": tuple(row["label_ids"]), "spacing": row["spacing"] and tuple(row["spacing"])})
+            for row in rows
+        ]
+        files = sorted(home.glob("images*.npy"), key=lambda file: int(file.stem.removeprefix("images")))
+        blocks = [np.load(file, mmap_mode="r") for file in files]
+        return Store(cases, entries, blocks, _load_labels(home / "labels.npy"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"the cache {home} is damaged ({error}); delete that folder") from error
+
+
+def _load_labels(path: Path) -> NDArray[np.uint8]:
+    empty = os.path.getsize(path) <= 128  # noqa: PTH202  (an empty array cannot be mapped)
+    labels: NDArray[np.uint8] = np.load(path, mmap_mode=None if empty else "r")
+    return labels
+
+
+def _safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,169 @@
+"""Which slices make which batch, and the one loader that fetches them for all sites."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Batch = dict[str, Any]
+Sampling = Literal["shuffle", "replacement"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**63) from anything that names a random stream, the same on every machine and run."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Pick(NamedTuple):
+    """One slice to fetch: its store, case and place in the case, and the seed of its augmentation."""
+
+    store: int
+    case: int
+    slice: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch to fetch.
+
+    Attributes:
+        picks: Its slices.
+        augment: Whether to augment.
+        masks: Whether to hand out masks.
+        views: Augmented views per image; above 1 the images are (B, V, C, H, W).
+    """
+
+    picks: tuple[Pick, ...]
+    augment: bool = False
+    masks: bool = True
+    views: int = 1
+
+
+def draw(count: int, size: int, mode: Sampling, seed: int) -> NDArray[np.int64]:
+    """Which of ``count`` items come in which order.
+
+    Args:
+        count: Number of items, at least 1.
+        size: How many to draw.
+        mode: "shuffle": one random permutation after the other, so that no item comes twice before all came once;
+            "replacement": each draw independent of the others.
+        seed: Of the order; a shorter draw is the beginning of a longer one.
+
+    Returns:
+        (size,) indices below ``count``.
+    """
+    random = np.random.default_rng(seed)
+    if mode == "replacement":
+        return random.integers(count, size=size)
+    rounds = -(-size // count)
+    return np.concatenate([random.permutation(count) for _ in range(rounds)])[:size] if size else np.empty(0, np.int64)
+
+
+def training_plans(
+    items: NDArray[np.int64], steps: int, batch_size: int, mode: Sampling, seed: int, *, masks: bool, views: int = 1
+) -> list[Plan]:
+    """Batches for ``steps`` steps, each exactly ``batch_size`` long.
+
+    Args:
+        items: (N, 3) rows of store, case, slice.
+        steps: Number of batches.
+        batch_size: Slices per batch.
+        mode: See :func:`draw`.
+        seed: Of the order and, with the position in it, of every slice's augmentation.
+        masks: Whether to hand out masks.
+        views: Views per image.
+    """
+    order = draw(len(items), steps * batch_size, mode, derive_seed(seed, "order"))
+    picks = [
+        Pick(*(int(value) for value in items[index]), seed=derive_seed(seed, position))
+        for position, index in enumerate(order)
+    ]
+    starts = range(0, len(picks), batch_size)
+    return [Plan(tuple(picks[i : i + batch_size]), augment=True, masks=masks, views=views) for i in starts]
+
+
+class _Turn(Sampler[Plan]):
+    """The batches of the turn that is on; replaced for every turn while the loader and its workers live on."""
+
+    def __init__(self) -> None:
+        self.plans: Sequence[Plan] = ()
+
+    def __iter__(self) -> Iterator[Plan]:
+        return iter(self.plans)
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+
+class Loaders:
+    """One DataLoader for all sites and rounds; a second one only while two feeds are read at the same time.
+
+    Args:
+        dataset: Answers a plan with a batch.
+        workers: Processes that fetch; 0 fetches in this process.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], workers: int) -> None:
+        self.dataset = dataset
+        self.workers = workers
+        self._idle: list[tuple[_Turn, DataLoader[Batch]]] = []
+
+    def run(self, plans: Sequence[Plan]) -> Iterator[Batch]:
+        """Fetches the batches of ``plans`` in order."""
+        turn, loader = self._idle.pop() if self._idle else self._new()
+        turn.plans = plans
+        try:
+            yield from loader
+        finally:
+            self._idle.append((turn, loader))
+
+    def _new(self) -> tuple[_Turn, DataLoader[Batch]]:
+        turn = _Turn()
+        loader: DataLoader[Batch] = DataLoader(
+            self.dataset,
+            batch_size=None,  # an item of the data set is a whole batch
+            sampler=turn,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, so that fetching never moves the training's random stream
+            worker_init_fn=_one_thread,
+        )
+        return turn, loader
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001  (the loader hands the worker's number)
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+class Feed:
+    """Batches that can be counted, and read again from the start, without handing a trainer the loader itself.
+
+    A trainer that is handed a DataLoader stops its workers after every fit; behind a plain iterable they live on.
+    """
+
+    def __init__(self, loaders: Loaders, plans: Sequence[Plan]) -> None:
+        self._loaders = loaders
+        self._plans = plans
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._loaders.run(self._plans)

@@ -1,0 +1,258 @@
+"""What a worker sees of the data: one site's batches, cases and truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.cache import Store
+from datamodules.cases import SPLITS, Case, Split
+from datamodules.errors import DataError, nearest
+from datamodules.regions import Regions
+from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, training_plans
+from datamodules.transforms import Augmentation, Pixels
+
+
+class SliceSet(Dataset[Batch]):
+    """Answers a plan with a batch, from the stores of all sites.
+
+    Args:
+        stores: One per site.
+        regions: Turn label ids into masks.
+        channels: Of an image; grey images are repeated where it is 3.
+        neighbours: Slices on either side that join a slice as further channels.
+        augmentation: For plans that ask for it.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        regions: Regions,
+        channels: int,
+        neighbours: int,
+        augmentation: Augmentation,
+    ) -> None:
+        self.stores = stores
+        self.regions = regions
+        self.channels = channels
+        self.neighbours = neighbours
+        self.augmentation = augmentation
+
+    def __getitem__(self, plan: Plan) -> Batch:
+        """A batch: see :class:`SiteData`."""
+        images: list[Tensor] = []
+        labels: list[NDArray[np.uint8]] = []
+        for pick in plan.picks:
+            image = self.image(pick)
+            truth = self._truth(pick) if plan.masks else None
+            views: list[Pixels] = [image] * plan.views
+            if plan.augment:
+                views, truth = self.augmentation(image, truth, pick.seed, plan.views)
+            images.append(_to_tensor(views))
+            if truth is not None:
+                labels.append(truth)
+        stacked = torch.stack(images)
+        batch: Batch = {
+            "image": stacked if plan.views > 1 else stacked[:, 0],
+            "case": [self.stores[pick.store].cases[pick.case].case for pick in plan.picks],
+            "slice": torch.tensor([pick.slice for pick in plan.picks]),
+            "depth": torch.tensor([self.stores[pick.store].entries[pick.case].depth for pick in plan.picks]),
+        }
+        if plan.masks:
+            batch["mask"] = self.regions.encode(torch.from_numpy(np.stack(labels)))
+        return batch
+
+    def image(self, pick: Pick) -> Pixels:
+        """(h, w, channels * (2 * neighbours + 1)) as the network sees it, before augmentation."""
+        volume = self.stores[pick.store].images(pick.case)
+        around = range(pick.slice - self.neighbours, pick.slice + self.neighbours + 1)
+        planes = [self._coloured(volume[min(max(k, 0), len(volume) - 1)]) for k in around]
+        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+
+    def try_augmentation(self) -> None:
+        """Runs every transform once on each kind of image there is.
+
+        Raises:
+            DataError: From :meth:`Augmentation.try_on`.
+        """
+        tried: set[tuple[str, int]] = set()
+        for number, store in enumerate(self.stores):
+            for case, entry in enumerate(store.entries):
+                block = store.blocks[entry.block]
+                if (kind := (block.dtype.name, block.shape[-1])) not in tried:
+                    tried.add(kind)
+                    self.augmentation.try_on(self.image(Pick(number, case, 0)))
+
+    def _coloured(self, plane: Pixels) -> Pixels:
+        return plane if plane.shape[-1] == self.channels else np.repeat(plane, self.channels, axis=-1)
+
+    def _truth(self, pick: Pick) -> NDArray[np.uint8]:
+        return self.stores[pick.store].truth(pick.case)[pick.slice]
+
+
+def _to_tensor(views: Sequence[Pixels]) -> Tensor:
+    """(V, C, H, W) float32 in [0, 1]."""
+    stacked = np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))
+    if stacked.dtype == np.uint8:
+        return torch.from_numpy(stacked).float().div_(255)
+    return torch.from_numpy(stacked).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all sites of a data module have in common."""
+
+    slices: SliceSet
+    loaders: Loaders
+    batch_size: int
+    sampling: Sampling
+
+
+class SiteData:
+    """One site, as a worker sees it.
+
+    A batch is a dict of ``image`` float32 (B, C, H, W) in [0, 1], not normalised; ``mask`` float32 (B, R, H, W), absent
+    from unlabelled batches; ``case`` list of B names; ``slice`` and ``depth`` int64 (B,), 0 and 1 for a 2-D image.
+
+    Attributes:
+        name: Of the site, or "pooled".
+        index: Place among all sites, seen ones first; -1 for "pooled".
+        seen: Whether the site trains.
+        examples: Labelled training images (slices of volumes): the weight of FedAvg.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        seen: bool,
+        shared: Shared,
+        *,
+        labelled: NDArray[np.int64],
+        images: NDArray[np.int64],
+        scored: Mapping[Split, Sequence[tuple[int, int]]],
+    ) -> None:
+        self.name = name
+        self.index = index
+        self.seen = seen
+        self.examples = len(labelled)
+        self._shared = shared
+        self._labelled = labelled  # (N, 3) rows of store, case, slice
+        self._images = images
+        self._scored = scored  # split to (store, case)
+
+    @classmethod
+    def union(cls, name: str, sites: Sequence[SiteData]) -> SiteData:
+        """Several sites as one."""
+        return cls(
+            name,
+            -1,
+            True,
+            sites[0]._shared,
+            labelled=np.concatenate([site._labelled for site in sites]),
+            images=np.concatenate([site._images for site in sites]),
+            scored={split: [place for site in sites for place in site._scored[split]] for split in SPLITS},
+        )
+
+    def __repr__(self) -> str:
+        return f"SiteData({self.name!r}, examples={self.examples})"
+
+    def steps(self, epochs: float = 1.0) -> int:
+        """Batches in that many local epochs."""
+        return ceil(epochs * self.examples / self._shared.batch_size - 1e-9)
+
+    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
+        """Augmented labelled batches: a pure function of seed and steps, whatever the number of workers.
+
+        Args:
+            seed: Of order and augmentation.
+            steps: Number of batches, each exactly ``batch_size`` long.
+
+        Returns:
+            A sized iterable that can be read again.
+
+        Raises:
+            DataError: The site does not train.
+        """
+        return self._training(self._labelled, seed, steps, masks=True, views=1)
+
+    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
+        """Augmented batches of all training images, those over the label budget included, without masks.
+
+        Args:
+            seed: Of order and augmentation.
+            steps: Number of batches.
+            views: Above 1, ``image`` is (B, V, C, H, W): views of one image share their geometry.
+
+        Raises:
+            DataError: The site does not train.
+        """
+        return self._training(self._images, seed, steps, masks=False, views=views)
+
+    def _training(self, items: NDArray[np.int64], seed: int, steps: int, *, masks: bool, views: int) -> Feed:
+        if not len(items):
+            raise DataError(f"site {self.name!r} has no training images: it is held out by data.unseen")
+        if views < 1:
+            raise DataError(f"views={views}: at least one view per image")
+        shared = self._shared
+        plans = training_plans(items, steps, shared.batch_size, shared.sampling, seed, masks=masks, views=views)
+        return Feed(shared.loaders, plans)
+
+    def eval_batches(self, split: Split) -> Iterable[Batch]:
+        """Batches of the labelled cases of a split, not augmented: case after case, slices in order.
+
+        A batch may hold slices of several cases, and the last one may be shorter.
+        """
+        picks = [
+            Pick(store, case, number)
+            for store, case in self._scored[split]
+            for number in range(self._shared.slices.stores[store].entries[case].depth)
+        ]
+        size = self._shared.batch_size
+        return Feed(self._shared.loaders, [Plan(tuple(picks[i : i + size])) for i in range(0, len(picks), size)])
+
+    def cases(self, split: Split) -> list[Case]:
+        """Labelled cases of a split, in the order of ``eval_batches``; those over the label budget do not train."""
+        stores = self._shared.slices.stores
+        return [stores[store].cases[case] for store, case in self._scored[split]]
+
+    def truth(self, case: Case | str) -> NDArray[np.uint8]:
+        """(D, h, w) label ids on the network's grid.
+
+        Raises:
+            DataError: An unknown or unlabelled case.
+        """
+        store, number = self._find(case)
+        if store.entries[number].labels < 0:
+            raise DataError(f"site {self.name!r}: case {store.cases[number].case!r} has no mask")
+        return store.truth(number)
+
+    def image(self, case: Case | str) -> Pixels:
+        """(D, h, w, C) uint8, or float32 in [0, 1], on the network's grid, without neighbouring slices."""
+        store, number = self._find(case)
+        return store.images(number)
+
+    def spacing(self, case: Case | str) -> tuple[float, float, float] | None:
+        """Millimetres per voxel (slice, row, column) on the network's grid; None when unknown."""
+        store, number = self._find(case)
+        return store.entries[number].spacing
+
+    def _find(self, case: Case | str) -> tuple[Store, int]:
+        """The store of a case; a bare name is looked up at this site, so the pooled view needs the Case itself."""
+        stores = self._shared.slices.stores
+        site, name = (case.site, case.case) if isinstance(case, Case) else (self.name, case)
+        for store in stores:
+            if store.cases[0].site == site:
+                try:
+                    return store, store.number(name)
+                except KeyError:
+                    hint = nearest(name, (known.case for known in store.cases)).split(" Known")[0]
+                    raise DataError(f"site {site!r} has no case {name!r}; {hint}") from None
+        raise DataError(f"no site {site!r}; a case of the pooled view is looked up by its Case, not by its name")

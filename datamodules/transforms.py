@@ -1,0 +1,214 @@
+"""Resizing once, augmenting always anew: pipelines from YAML, seeded per sample."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from datamodules.cases import Sample
+from datamodules.errors import DataError, nearest
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
+import albumentations as A  # noqa: N812
+
+FOLDER = Path(__file__).parent.parent / "configs" / "augment"
+PARTS = ("geometric", "appearance")
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Brings a sample to the network's size: images by area (shrinking) or linearly, masks by nearest neighbour.
+
+    Args:
+        sample: Of any size.
+        size: (height, width) in pixels.
+
+    Returns:
+        The sample on the new grid; its spacing accounts for the resize.
+    """
+    height, width = sample.image.shape[1:3]
+    if (height, width) == size:
+        return sample
+    shrinks = size[0] * size[1] < height * width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    image = np.stack([_resize(plane, size, how) for plane in sample.image])
+    labels = sample.labels
+    if labels is not None:
+        labels = np.stack([_resize(plane[..., None], size, cv2.INTER_NEAREST_EXACT)[..., 0] for plane in labels])
+    spacing = sample.spacing
+    if spacing is not None:
+        spacing = (spacing[0], spacing[1] * height / size[0], spacing[2] * width / size[1])
+    return replace(sample, image=image, labels=labels, spacing=spacing)
+
+
+def to_grey(sample: Sample) -> Sample:
+    """Colour (red, green, blue) to one channel of luminance."""
+    return replace(
+        sample, image=np.stack([cv2.cvtColor(plane, cv2.COLOR_RGB2GRAY) for plane in sample.image])[..., None]
+    )
+
+
+def _resize(plane: NDArray[Any], size: tuple[int, int], how: int) -> NDArray[Any]:
+    resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=how)
+    return resized.reshape(*size, plane.shape[-1])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A pipeline in two parts: geometry, shared by everything derived from an image, then appearance.
+
+    Attributes:
+        geometric: Moves pixels of image and mask alike.
+        appearance: Changes the image's values only.
+        source: The file it came from.
+    """
+
+    geometric: A.Compose
+    appearance: A.Compose
+    source: str
+
+    def __call__(
+        self, image: Pixels, labels: NDArray[np.uint8] | None, seed: int, views: int = 1
+    ) -> tuple[list[Pixels], NDArray[np.uint8] | None]:
+        """Augments one slice: a pure function of its arguments.
+
+        Args:
+            image: (H, W, C).
+            labels: (H, W) label ids, or None.
+            seed: Of this sample.
+            views: How many versions of the image, which share their geometry and differ in appearance.
+
+        Returns:
+            The views, each (H, W, C), and the labels.
+        """
+        # One stream for all transforms of a part: Compose.set_random_seed would give each transform the same seed, and
+        # two flips with probability 1/2 would then always flip together.
+        stream = random.Random(seed)
+        if self.geometric.transforms:
+            _seed(self.geometric, stream)
+            given = {"image": image} if labels is None else {"image": image, "mask": labels}
+            moved = self.geometric(**given)
+            image, labels = moved["image"], moved.get("mask")
+        if not self.appearance.transforms:
+            return [image] * views, labels
+        seen = []
+        for _ in range(views):
+            _seed(self.appearance, stream)
+            seen.append(self.appearance(image=image)["image"])
+        return seen, labels
+
+    def try_on(self, image: Pixels) -> None:
+        """Runs every transform once.
+
+        Args:
+            image: (H, W, C), of the kind that will come.
+
+        Raises:
+            DataError: A transform that cannot take such an image, or that changes its size.
+        """
+        labels = np.zeros(image.shape[:2], np.uint8)
+        for transform in (*self.geometric.transforms, *self.appearance.transforms):
+            name = type(transform).__name__
+            always = A.Compose([copy.deepcopy(transform)])
+            always.transforms[0].p = 1.0
+            try:
+                result = always(image=image, mask=labels)
+            except Exception as error:  # a transform raises what it likes
+                raise DataError(
+                    f"{self.source}: {name} fails on images of {image.shape[-1]} channels, {image.dtype}: {error}"
+                ) from error
+            if result["image"].shape != image.shape or result["image"].dtype != image.dtype:
+                raise DataError(
+                    f"{self.source}: {name} turns {image.shape} {image.dtype} into {result['image'].shape} "
+                    f"{result['image'].dtype}; a pipeline keeps size and type (data.size is set before)"
+                )
+
+
+def _seed(pipeline: A.Compose, stream: random.Random) -> None:
+    seed = stream.getrandbits(32)
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+
+
+def load_augmentation(name: str) -> Augmentation:
+    """Reads a pipeline.
+
+    Args:
+        name: A file of ``configs/augment`` without ``.yaml``, or the path of a YAML file.
+
+    Raises:
+        DataError: No such file, an unknown transform, a bad argument, or a transform in the wrong part; names them all.
+    """
+    path = _find(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not set(content) <= set(PARTS):
+        raise DataError(f"{path}: expected two lists of transforms at most, named {' and '.join(PARTS)}")
+    parts = {part: [_build(entry, part, path) for entry in content.get(part) or []] for part in PARTS}
+    return Augmentation(_compose(parts["geometric"]), _compose(parts["appearance"]), str(path))
+
+
+def _compose(transforms: list[Any]) -> A.Compose:
+    return A.Compose(transforms, strict=True)
+
+
+def _find(name: str) -> Path:
+    path = FOLDER / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if Path(name).is_file():
+        return Path(name)
+    known = [file.stem for file in FOLDER.glob("*.yaml")]
+    raise DataError(f"data.augment={name}: {nearest(name, known)}, or give the path of a YAML file")
+
+
+def _build(entry: Any, part: str, path: Path) -> Any:
+    """One transform from ``Name`` or ``{Name: {argument: value}}``, or a choice such as OneOf with its own list."""
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise DataError(f"{path}, {part}: expected 'Name: {{argument: value}}', found {entry!r}")
+    name, arguments = next(iter(entry.items()))
+    arguments = dict(arguments or {})
+    cls = _transform_class(name, part, path)
+    if issubclass(cls, A.BaseCompose):
+        arguments["transforms"] = [_build(inner, part, path) for inner in arguments.get("transforms") or []]
+    elif issubclass(cls, A.ImageOnlyTransform) != (part == "appearance"):
+        other = next(p for p in PARTS if p != part)
+        raise DataError(f"{path}, {part}: {name} belongs under {other}")
+    else:
+        arguments["strict"] = True
+    return _construct(cls, arguments, f"{path}, {part}: {name}")
+
+
+def _transform_class(name: str, part: str, path: Path) -> type[Any]:
+    kinds = (A.ImageOnlyTransform, A.DualTransform, A.OneOf, A.SomeOf, A.RandomOrder, A.Sequential)
+    everything = {key: value for key, value in vars(A).items() if isinstance(value, type) and issubclass(value, kinds)}
+    if name not in everything:
+        raise DataError(f"{path}, {part}: albumentations has no {name}; {_close(name, everything)}")
+    return everything[name]
+
+
+def _close(name: str, known: dict[str, Any]) -> str:
+    return nearest(name, known).split("Known:")[0].strip() or "see its list of transforms"
+
+
+def _construct(cls: type[Any], arguments: dict[str, Any], where: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations warns of arguments that it then ignores
+            return cls(**arguments)
+    except (ValueError, TypeError, UserWarning) as error:
+        raise DataError(f"{where}: {str(error).strip()}") from error
