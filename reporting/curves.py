@@ -1,0 +1,120 @@
+"""Learning curves: validation Dice of every site and view, and training loss, per round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reporting.folder import DURING_TRAINING
+from reporting.summary import HEADLINE, site_scores
+
+# Paul Tol's "muted" scheme: nine colours that stay apart for colour-blind readers.
+COLOURS = ("#CC6677", "#88CCEE", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#332288")
+MEAN_COLOUR, WORST_COLOUR, CROWD_COLOUR = "#000000", "#CC3311", "#8899AA"
+FEW_ROUNDS = 12  # up to this many points a line carries markers, so that a single round is visible too
+
+
+def validation_curves(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Per view a table round x site of mean validation Dice during training, seen sites only."""
+    rows = scores[
+        (scores["checkpoint"] == DURING_TRAINING)
+        & (scores["split"] == "val")
+        & scores["seen"]
+        & (scores["metric"] == HEADLINE)
+    ]
+    means = site_scores(rows)
+    return {
+        str(view): group.pivot(index="round", columns="site", values="mean").sort_index()
+        for view, group in means.groupby("view", sort=False)
+    }
+
+
+def loss_curves(rounds: pd.DataFrame) -> pd.DataFrame:
+    """A table round x site of the mean training loss; rounds in which a site did not train are missing."""
+    rows = rounds.dropna(subset=["loss"])
+    return rows.pivot_table(index="round", columns="site", values="loss", aggfunc="mean").sort_index()
+
+
+def draw_curves(scores: pd.DataFrame, rounds: pd.DataFrame, *, title: str = "") -> Figure | None:
+    """Draw one panel per view and one for the loss.
+
+    Args:
+        scores: metrics.csv of a run.
+        rounds: rounds.csv of a run.
+        title: What the run is, above the panels.
+
+    Returns:
+        The figure, or None if nothing was scored or trained yet.
+    """
+    curves = validation_curves(scores)
+    loss = loss_curves(rounds)
+    panels = len(curves) + (not loss.empty)
+    if panels == 0:
+        return None
+    sites = sorted({str(site) for table in [*curves.values(), loss] for site in table.columns})
+    figure = Figure(figsize=(4.6 * panels + 1.6, 4.2), dpi=130, layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
+    for axis, (view, table) in zip(axes, curves.items(), strict=False):
+        _draw_panel(axis, table, sites, worst="min")
+        axis.set(title=f"{view} model", ylabel=f"validation {HEADLINE.capitalize()}, mean over cases")
+        axis.sharey(axes[0])
+    if not loss.empty:
+        _draw_panel(axes[-1], loss, sites, worst="max")
+        axes[-1].set(title="training", ylabel="training loss, mean over steps")
+    _add_legend(figure, axes)
+    if title:
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def _draw_panel(axis: Axes, table: pd.DataFrame, sites: Sequence[str], *, worst: str) -> None:
+    marker = "o" if len(table) <= FEW_ROUNDS else ""
+    if len(sites) <= len(COLOURS):
+        for site in table.columns:
+            line = table[site].dropna()
+            colour = COLOURS[sites.index(str(site))]
+            axis.plot(line.index, line, color=colour, linewidth=1.4, marker=marker, markersize=3, label=str(site))
+    else:
+        _draw_crowd(axis, table, worst=worst)
+    if len(table.columns) > 1:
+        mean = table.mean(axis=1)
+        label = "mean over sites"
+        axis.plot(
+            mean.index, mean, color=MEAN_COLOUR, linewidth=2.2, marker=marker, markersize=4, label=label, zorder=5
+        )
+    axis.set_xlabel("round")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_crowd(axis: Axes, table: pd.DataFrame, *, worst: str) -> None:
+    """Too many sites for colours: thin lines, the band that holds the middle 80 %, the worst site of each round."""
+    for column in table.columns:
+        line = table[column].dropna()
+        label = "one site" if column == table.columns[0] else None
+        axis.plot(line.index, line, color=CROWD_COLOUR, linewidth=0.6, alpha=0.3, label=label)
+    low, high = table.quantile(0.1, axis=1), table.quantile(0.9, axis=1)
+    axis.fill_between(table.index, low, high, color=CROWD_COLOUR, alpha=0.4, linewidth=0, label="middle 80 % of sites")
+    extreme = table.min(axis=1) if worst == "min" else table.max(axis=1)
+    axis.plot(
+        extreme.index, extreme, color=WORST_COLOUR, linewidth=1.8, linestyle="--", label="worst site of the round"
+    )
+
+
+def _add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, to their right."""
+    entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(entries.values()), list(entries), loc="outside right center", frameon=False, fontsize=9)
+
+
+def save_curves(figure: Figure, folder: Path) -> list[Path]:
+    """Write curves.png and curves.svg into `folder`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "curves.png", folder / "curves.svg"]
+    for path in paths:
+        figure.savefig(path)
+    return paths

@@ -1,0 +1,60 @@
+"""What a run ran on: versions, machine, git revision, command line."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCE = Path(__file__).resolve()
+
+
+def describe_process() -> dict[str, Any]:
+    """This process and its machine, as plain values for JSON."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "folder": os.fspath(Path.cwd()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "git": git_state(SOURCE),
+        "packages": dict(sorted({d.name: d.version for d in distributions()}.items(), key=lambda p: p[0].lower())),
+    }
+
+
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Revision of the repository that tracks `source` and whether it has changes; None outside of a repository."""
+    folder = source.parent
+    if (
+        _git(folder, "ls-files", "--error-unmatch", source.name) is None
+    ):  # also: installed inside someone else's checkout
+        return None
+    revision, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    return None if revision is None else {"revision": revision, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", os.fspath(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def extend_environment(before: str | None, seeds: Mapping[str, int], process: Mapping[str, Any]) -> str:
+    """The text of environment.json after one more process has joined the run."""
+    processes = json.loads(before)["processes"] if before is not None else []
+    return json.dumps({"seeds": dict(seeds), "processes": [*processes, process]}, indent=2) + "\n"

@@ -1,0 +1,217 @@
+"""Pictures of the worst, median and best case of a site, with the contours of truth and predictions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from reporting.summary import HEADLINE, case_scores
+
+TRUTH = "truth"
+ROLES = ("worst", "median", "best")
+# White, sky blue and yellow differ in lightness and hue for all kinds of colour blindness, also on a red fundus.
+STYLES: Mapping[str, tuple[str, str, float]] = {
+    TRUTH: ("#FFFFFF", "-", 2.6),
+    "global": ("#3FA9F5", "--", 2.2),
+    "personal": ("#FFD800", "-", 1.5),
+}
+SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show pixels, not anatomy
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One case to draw.
+
+    Attributes:
+        site: The case's site.
+        case: Its id.
+        image: (D, H, W, C) uint8, or float in [0, 1].
+        truth: (R, D, H, W) bool.
+        predictions: View to (R, D, H, W) bool.
+        scores: View to region to Dice of the whole case, as reported.
+        role: "worst", "median", "best" (or a path between them such as "worst, median" if there are few cases).
+    """
+
+    site: str
+    case: str
+    image: NDArray[np.generic]
+    truth: NDArray[np.bool_]
+    predictions: Mapping[str, NDArray[np.bool_]]
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    role: str = ""
+
+
+def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> dict[str, str]:
+    """The worst, median and best case of a site by mean Dice over regions.
+
+    Judged by the personal model where there is one, else by the global one; ties go by case id.
+
+    Returns:
+        Case id to role, worst first; with fewer than three cases one case has several roles ("worst, median").
+    """
+    rows = scores[
+        (scores["site"] == site)
+        & (scores["checkpoint"] == checkpoint)
+        & (scores["split"] == split)
+        & (scores["metric"] == HEADLINE)
+    ]
+    view = "personal" if (rows["view"] == "personal").any() else "global"
+    cases = case_scores(rows[rows["view"] == view]).dropna(subset=["value"]).sort_values(["value", "case"])["case"]
+    names = [str(case) for case in cases]
+    if not names:
+        return {}
+    roles: dict[str, list[str]] = {}
+    for role, case in zip(ROLES, (names[0], names[(len(names) - 1) // 2], names[-1]), strict=True):
+        roles.setdefault(case, []).append(role)
+    return {case: ", ".join(of_case) for case, of_case in roles.items()}
+
+
+def reported_scores(
+    scores: pd.DataFrame, site: str, case: str, *, checkpoint: str = "best", split: str = "test"
+) -> dict[str, dict[str, float]]:
+    """View to region to Dice of one case, for `Picture.scores`."""
+    rows = scores[
+        (scores["site"] == site)
+        & (scores["case"] == case)
+        & (scores["checkpoint"] == checkpoint)
+        & (scores["split"] == split)
+        & (scores["metric"] == HEADLINE)
+    ]
+    return {
+        str(view): {str(region): float(value) for region, value in zip(group["region"], group["value"], strict=True)}
+        for view, group in rows.groupby("view", sort=True)
+    }
+
+
+def best_slice(picture: Picture) -> int:
+    """The slice with the largest true area; if the truth is empty, the largest predicted area; else the middle."""
+    masks = [picture.truth, *picture.predictions.values()]
+    areas = picture.truth.any(axis=0).sum(axis=(1, 2))
+    if not areas.any():
+        areas = np.sum([mask.any(axis=0).sum(axis=(1, 2)) for mask in masks], axis=0)
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
+def window(picture: Picture, index: int) -> tuple[int, int, int]:
+    """Left, top and side (pixels) of the square that holds all contours of a slice with a margin, within the image."""
+    height, width = picture.truth.shape[-2:]
+    masks = [picture.truth, *picture.predictions.values()]
+    rows, columns = np.nonzero(np.any([mask[:, index].any(axis=0) for mask in masks], axis=0))
+    shorter = min(height, width)
+    if len(rows) == 0:
+        return (width - shorter) // 2, (height - shorter) // 2, shorter
+    extent = max(np.ptp(rows), np.ptp(columns)) + 1
+    side = int(min(shorter, max(1.5 * extent, SMALLEST_WINDOW * shorter)))
+    left = (columns.min() + columns.max() - side) // 2
+    top = (rows.min() + rows.max() - side) // 2
+    return int(np.clip(left, 0, width - side)), int(np.clip(top, 0, height - side)), side
+
+
+def displayed(image: NDArray[np.generic], index: int) -> NDArray[np.float32]:
+    """One slice as grey (H, W) or colour (H, W, 3) in [0, 1]; grey images are stretched to their own range.
+
+    Three channels of a flat image are colours; of a volume's channels (neighbours, sequences) the middle one is shown.
+    """
+    flat = np.asarray(image[index], dtype=np.float32) / (255.0 if image.dtype == np.uint8 else 1.0)
+    if flat.shape[-1] == 3 and len(image) == 1:
+        return flat.clip(0, 1)
+    grey = flat[..., flat.shape[-1] // 2]
+    low, high = np.percentile(grey, [0.5, 99.5])
+    stretched: NDArray[np.float32] = (grey - low) / max(float(high - low), 1e-6)
+    return stretched.clip(0, 1)
+
+
+def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure:
+    """Draw cases of one site side by side: the bare image above, and below its framed part with the contours.
+
+    Args:
+        pictures: At least one case, all of one site.
+        regions: Names of the R regions.
+    """
+    figure = Figure(figsize=(3.5 * max(len(pictures), 2), 8.0), dpi=130, layout="constrained")
+    grid = figure.subplots(2, len(pictures), squeeze=False)
+    for column, picture in enumerate(pictures):
+        index = best_slice(picture)
+        shown = displayed(picture.image, index)
+        place = f", slice {index + 1} of {len(picture.image)}" if len(picture.image) > 1 else ""
+        for axis in grid[:, column]:
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_axis_off()
+        grid[0, column].set_title(f"{picture.role or 'case'}: {_shortened(picture.case)}{place}", fontsize=11)
+        grid[1, column].set_title(_score_lines(picture, regions), fontsize=9, family="monospace", loc="left")
+        _draw_contours(grid[1, column], picture, regions, index)
+        left, top, side = window(picture, index)
+        grid[1, column].set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+        frame = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8, alpha=0.8)
+        grid[0, column].add_patch(frame)
+    figure.suptitle(f"Site {pictures[0].site}: {', '.join(regions)}", fontsize=13, fontweight="bold")
+    views = [TRUTH, *(view for view in STYLES if any(view in picture.predictions for picture in pictures))]
+    figure.legend(handles=[_legend_line(v) for v in views], loc="outside lower center", ncols=len(views), frameon=True,
+                  facecolor="#777777", labelcolor="white", fontsize=10)  # fmt: skip
+    return figure
+
+
+def save_overlays(figure: Figure, path: Path) -> None:
+    """Write the picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
+    height, width = picture.truth.shape[-2:]
+    for view, masks in {TRUTH: picture.truth, **picture.predictions}.items():
+        colour, line, thickness = STYLES[view]
+        outline = [patheffects.Stroke(linewidth=thickness + 1.4, foreground="black", alpha=0.7), patheffects.Normal()]
+        for mask in masks[:, index]:
+            if mask.any() and not mask.all():
+                padded = np.pad(mask, 1).astype(float)  # so that a region at the border has a closed contour
+                places = np.arange(-1, width + 1), np.arange(-1, height + 1)
+                drawn = axis.contour(
+                    *places, padded, levels=[0.5], colors=colour, linewidths=thickness, linestyles=line
+                )
+                drawn.set_path_effects(outline)
+    if len(regions) > 1:
+        _name_regions(axis, picture.truth[:, index], regions)
+
+
+def _name_regions(axis: Axes, truth: NDArray[np.bool_], regions: Sequence[str]) -> None:
+    """Write each region's name at the top of its true contour."""
+    for name, mask in zip(regions, truth, strict=True):
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            top = int(rows.argmin())
+            place = float(columns[rows == rows[top]].mean()), float(rows[top])
+            text = axis.annotate(
+                name, place, (0, 3), textcoords="offset points", ha="center", va="bottom", color="white", fontsize=8
+            )
+            text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+
+
+def _score_lines(picture: Picture, regions: Sequence[str]) -> str:
+    """Dice per region and view as an aligned block of text."""
+    views = [view for view in STYLES if view in picture.scores]
+    if not views:
+        return ""
+    width = max(len(name) for name in ("Dice", *regions))
+    lines = ["Dice".ljust(width) + "".join(f"  {view:>8}" for view in views)]
+    for region in regions:
+        values = (picture.scores[view].get(region, float("nan")) for view in views)
+        lines.append(region.ljust(width) + "".join(f"  {value:8.3f}" for value in values))
+    return "\n".join(lines)
+
+
+def _legend_line(view: str) -> Line2D:
+    colour, line, thickness = STYLES[view]
+    return Line2D([], [], color=colour, linestyle=line, linewidth=thickness, label=view)
+
+
+def _shortened(text: str, length: int = 28) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 + 3 :]}"

@@ -1,0 +1,204 @@
+"""The engine's observer: what happens in a run goes to its folder, to the terminal and to W&B."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, TextIO
+
+import pandas as pd
+
+from reporting.curves import draw_curves, save_curves
+from reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
+from reporting.overlays import Picture, draw_overlays, save_overlays
+from reporting.progress import Progress
+from reporting.summary import CHECKPOINTS, HEADLINE, Summary, over_sites, site_scores, summarise
+from reporting.wandb import WandbRun
+
+
+class RoundRecord(Protocol):
+    """What the engine tells at the end of a round; rows have the columns of the tables in `RunFolder`."""
+
+    @property
+    def round(self) -> int:
+        """Number of the round."""
+
+    @property
+    def rows_rounds(self) -> Sequence[Row]:
+        """Rows for rounds.csv."""
+
+    @property
+    def rows_traffic(self) -> Sequence[Row]:
+        """Rows for communication.csv."""
+
+    @property
+    def rows_events(self) -> Sequence[Row]:
+        """Rows for events.csv."""
+
+
+class Reporter:
+    """Writes tables, progress and W&B while a run goes on, and its summary and pictures at the end.
+
+    Use it as a context manager: leaving it on an exception marks the W&B run as failed and tidies the terminal.
+
+    Args:
+        folder: The run's folder.
+        wandb: The run at W&B (possibly disabled).
+        progress: The bar.
+        title: What the run is, for plots.
+    """
+
+    def __init__(
+        self, folder: RunFolder, wandb: WandbRun, *, progress: Progress | None = None, title: str = ""
+    ) -> None:
+        self.folder = folder
+        self.wandb = wandb
+        self.progress = Progress() if progress is None else progress
+        self.title = title
+        self._validation: dict[str, float] = {}  # the last known, as shown in the progress line
+        self._round: int | None = None
+        self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
+
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
+        """A round begins (see `Progress.round_started`)."""
+        self._round, self._values = round, {}
+        self.progress.round_started(round, rounds, sites)
+
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
+        """A site has answered.
+
+        Args:
+            task: "train", "evaluate", ...
+            round: Number of the round.
+            site: Name of the site.
+            scalars: What it reports, e.g. loss.
+            seconds: How long it took.
+        """
+        self.progress.site_done(task, site, scalars)
+        self._note(round, {f"{site}/{task}/{name}": value for name, value in scalars.items()})
+        self._note(round, {f"{site}/{task}/seconds": seconds})
+
+    def scores(self, rows: Sequence[Row]) -> None:
+        """New scores: appended to metrics.csv; those during training also go to W&B and to the progress line."""
+        self.folder.append_scores(rows)
+        during = [row for row in rows if row["checkpoint"] == DURING_TRAINING]
+        for round, values in validation_values(during).items():
+            self._note(round, values)
+            self._validation = {
+                f"val {view} {HEADLINE}": values[f"val/{view}/{HEADLINE}"]
+                for view in dict.fromkeys(str(row["view"]) for row in during)
+                if f"val/{view}/{HEADLINE}" in values
+            }
+
+    def round_done(self, record: RoundRecord) -> None:
+        """A round has ended: its rows go to the tables, its means to W&B and the progress line."""
+        self.folder.append_rounds(record.rows_rounds)
+        self.folder.append_traffic(record.rows_traffic)
+        self.folder.append_events(record.rows_events)
+        loss = _mean(row["loss"] for row in record.rows_rounds if row["task"] == "train" and row["loss"] is not None)
+        sizes: dict[str, float] = defaultdict(float)
+        for row in record.rows_traffic:
+            sizes[f"bytes/{row['direction']}"] += row["bytes"]
+        self._note(record.round, {"train/loss": loss, "events": len(record.rows_events), **sizes})
+        self.wandb.log_round(record.round, self._values)
+        self._round, self._values = None, {}
+        values = {"loss": loss} if loss == loss else {}
+        events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.rows_events]
+        self.progress.round_done(record.round, {**values, **self._validation}, events)
+
+    def _note(self, round: int, values: Mapping[str, float]) -> None:
+        """Keep values for the end of the round; those of a round that is not under way go to W&B at once."""
+        if round == self._round:
+            self._values.update(values)
+        else:
+            self.wandb.log_round(round, values)
+
+    def overlays(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
+        """Draw cases of one site into overlays/<site>.png and add them to W&B.
+
+        Args:
+            pictures: Worst, median, best case (see `reporting.overlays.pick_cases`); nothing is drawn if empty.
+            regions: Names of the regions.
+        """
+        if pictures:
+            path = self.folder.overlays / f"{file_name(pictures[0].site)}.png"
+            save_overlays(draw_overlays(pictures, regions), path)
+            self.wandb.log_pictures(pictures, regions)
+
+    def finish(self, stream: TextIO | None = None) -> Summary:
+        """Write summary and curves from the tables, print the summary and say where everything is.
+
+        Args:
+            stream: Where to print; standard output if None.
+        """
+        self.progress.close()
+        scores = self.folder.scores()
+        summary = write_report(self.folder, scores, title=self.title)
+        self.wandb.log_cases(scores[scores["checkpoint"].isin(CHECKPOINTS)])
+        self.wandb.summarise({**summary.values, **_sweep_values(summary)})
+        out = sys.stdout if stream is None else stream
+        print(f"\n{summary.text(out)}\nThe run's folder: {self.folder.path}", file=out)
+        return summary
+
+    def close(self, exit_code: int = 0) -> None:
+        """End the bar and the W&B run; another exit code than 0 marks the run as failed."""
+        self.progress.close()
+        self.wandb.finish(exit_code)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(exit_code=0 if kind is None else 1)
+
+
+def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") -> Summary:
+    """Write summary.csv, summary.md and plots/ of a run from its tables.
+
+    Args:
+        folder: The run's folder.
+        scores: Its metrics.csv.
+        title: What the run is, above the plots.
+    """
+    summary = summarise(scores)
+    folder.write_summary(summary.table, summary.markdown())
+    figure = draw_curves(scores, folder.rounds(), title=title)
+    if figure is not None:
+        save_curves(figure, folder.plots)
+    return summary
+
+
+def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
+    """Per round the numbers for dashboards, from scores on validation cases.
+
+    Returns:
+        Round to {"<site>/val/<view>/<metric>", "val/<view>/<metric>" (mean over seen sites) and
+        "val/worst_site/<metric>" (of the personal models where there are any, else of the global one)}.
+    """
+    table = pd.DataFrame(rows, columns=list(COLUMNS[METRICS]))
+    sites = site_scores(table[(table["split"] == "val") & table["seen"].astype(bool)])
+    values: dict[int, dict[str, float]] = defaultdict(dict)
+    for row in sites.to_dict("records"):
+        values[int(row["round"])][f"{row['site']}/val/{row['view']}/{row['metric']}"] = float(row["mean"])
+    for (round, metric), group in sites.groupby(["round", "metric"], sort=False):
+        views = {str(view): over_sites(of_view["mean"], str(metric)) for view, of_view in group.groupby("view")}
+        values[int(str(round))] |= {f"val/{view}/{metric}": means["mean"] for view, means in views.items()}
+        values[int(str(round))][f"val/worst_site/{metric}"] = views["personal" if "personal" in views else "global"][
+            "worst"
+        ]
+    return dict(values)
+
+
+def _sweep_values(summary: Summary) -> dict[str, float]:
+    """The best checkpoint's validation scores under the names that charts have too, so that a sweep optimises them."""
+    best = {k.removeprefix("best/"): value for k, value in summary.values.items() if k.startswith("best/val/")}
+    worst = best.get(f"val/personal/worst_site/{HEADLINE}", best.get(f"val/global/worst_site/{HEADLINE}"))
+    plain = {key: value for key, value in best.items() if "worst_site" not in key}
+    return plain if worst is None else {**plain, f"val/worst_site/{HEADLINE}": worst}
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known) if known else float("nan")

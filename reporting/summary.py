@@ -1,0 +1,241 @@
+"""The result of a run: sites x views, for the last round and for the round chosen on validation."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+import numpy as np
+import pandas as pd
+
+HEADLINE = "dice"
+VIEWS = ("global", "personal")
+CHECKPOINTS = ("last", "best")
+LOWER_IS_BETTER = frozenset({"hd95", "assd"})
+MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
+
+BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
+GROUP = ["checkpoint", "split", "view", "site", "seen", "metric"]
+
+
+def case_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the regions of each case: columns round, checkpoint, split, view, site, seen, case, metric, value.
+
+    Undefined scores (NaN) do not count; a case without any defined region stays undefined.
+    """
+    keys = ["round", "checkpoint", "split", "view", "site", "seen", "case", "metric"]
+    return scores.groupby(keys, sort=False)["value"].mean().reset_index()
+
+
+def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, cases."""
+    keys = ["round", *GROUP]
+    values = case_scores(scores).groupby(keys, sort=False)["value"]
+    return values.agg(["mean", "std", "median", "count"]).rename(columns={"count": "cases"}).reset_index()
+
+
+def final_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """`site_scores` of the checkpoints last and best, per region and for the mean over regions (region "mean")."""
+    final = scores[scores["checkpoint"].isin(CHECKPOINTS)]
+    together = site_scores(final).assign(region="mean")
+    if final["region"].nunique() < 2:
+        return together
+    single = [site_scores(rows).assign(region=region) for region, rows in final.groupby("region", sort=False)]
+    return pd.concat([together, *single], ignore_index=True)
+
+
+def over_sites(values: pd.Series, metric: str = HEADLINE) -> dict[str, float]:
+    """Mean over sites (each counts once) and the worst site; NaN if there is no site with a score."""
+    known = values.dropna()
+    if known.empty:
+        return {"mean": float("nan"), "worst": float("nan")}
+    worst = known.max() if metric in LOWER_IS_BETTER else known.min()
+    return {"mean": float(known.mean()), "worst": float(worst)}
+
+
+def means_over_sites(scores: pd.DataFrame, *, split: str, metric: str = HEADLINE) -> dict[str, dict[str, float]]:
+    """Per view the mean over seen sites and the worst site, e.g. {"global": {"mean": 0.8, "worst": 0.7}}."""
+    rows = site_scores(scores[scores["seen"] & (scores["split"] == split) & (scores["metric"] == metric)])
+    return {str(view): over_sites(group["mean"], metric) for view, group in rows.groupby("view", sort=False)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Attributes:
+        header: One title per column.
+        rows: Cells; an empty row is a rule.
+        note: What stands below the table.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def text(self, *, colour: bool = False) -> str:
+        """Aligned plain text, the first column to the left, the others to the right."""
+        widths = [max(len(row[i]) for row in (self.header, *self.rows) if row) for i in range(len(self.header))]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        lines = [_aligned(self.header, widths), rule, *(_aligned(row, widths) if row else rule for row in self.rows)]
+        if colour:
+            lines = [f"{DIM}{line}{RESET}" if line == rule else line for line in lines]
+            lines[0] = f"{BOLD}{lines[0]}{RESET}"
+        return "\n".join([*lines, *([self.note] if self.note else [])]) + "\n"
+
+    def markdown(self) -> str:
+        """A Markdown table."""
+        body = [row for row in self.rows if row]
+        lines = [_piped(self.header), _piped(("---", *("---:" for _ in self.header[1:]))), *(_piped(r) for r in body)]
+        return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run.
+
+    Attributes:
+        table: Tidy numbers for summary.csv (see `final_scores`).
+        sites: Seen sites x (view, checkpoint), headline metric, test cases; short enough for a terminal.
+        all_sites: The same with every site.
+        metrics: All metrics, mean over seen sites; None if only the headline metric was computed.
+        values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
+    """
+
+    table: pd.DataFrame
+    sites: Table
+    all_sites: Table
+    metrics: Table | None
+    values: dict[str, float]
+
+    def text(self, stream: TextIO) -> str:
+        """What to print on `stream`: coloured only on a terminal that wants colour (NO_COLOR unset)."""
+        colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        tables = [self.sites] if self.metrics is None else [self.sites, self.metrics]
+        return "\n".join(table.text(colour=colour) for table in tables)
+
+    def markdown(self) -> str:
+        """The text of summary.md."""
+        parts = ["# Result\n", self.all_sites.markdown()]
+        if self.metrics is not None:
+            parts += ["## All metrics, mean over the sites that took part\n", self.metrics.markdown()]
+        return "\n".join(parts)
+
+
+def summarise(scores: pd.DataFrame) -> Summary:
+    """Summarise the scores of a run's last and best checkpoint.
+
+    Args:
+        scores: metrics.csv of the run; rows of the checkpoints `last` and `best` are used.
+    """
+    table = final_scores(scores)
+    means = table[table["region"] == "mean"]
+    shown = means[(means["split"] == "test") & (means["metric"] == HEADLINE)]
+    return Summary(
+        table=table,
+        sites=_site_table(shown, limit=MANY_SITES),
+        all_sites=_site_table(shown, limit=None),
+        metrics=_metric_table(means[means["split"] == "test"]) if means["metric"].nunique() > 1 else None,
+        values=_flat_values(means),
+    )
+
+
+def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
+    """Rows: seen sites, mean and worst over them, unseen sites and their mean. Columns: view x checkpoint."""
+    columns = [(view, checkpoint) for view in VIEWS for checkpoint in CHECKPOINTS]
+    seen, unseen = shown[shown["seen"]], shown[~shown["seen"]]
+    rows, left_out = _block(seen, columns, limit)
+    rows += [(), _over("mean over sites", seen, columns, "mean"), _over("worst site", seen, columns, "worst")]
+    if len(unseen):
+        below, more = _block(unseen, columns, limit)
+        rows += [(), *((f"{name} (unseen)", *cells) for name, *cells in below)]
+        rows += [_over("mean over unseen sites", unseen, columns, "mean")] if unseen["site"].nunique() > 1 else []
+        left_out += more
+    note = _note(shown) + (f"\nThe {limit} worst sites; {left_out} more are in summary.csv." if left_out else "")
+    header = (f"test {HEADLINE}", "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
+    return Table(header, tuple(rows), note)
+
+
+def _block(
+    rows: pd.DataFrame, columns: Sequence[tuple[str, str]], limit: int | None
+) -> tuple[list[tuple[str, ...]], int]:
+    """One line per site (the `limit` worst of them, by their best view) and how many were left out."""
+    sites = sorted(rows["site"].unique())
+    left_out = 0 if limit is None else max(0, len(sites) - limit)
+    if left_out:
+        sites = list(rows.groupby("site")["mean"].max().sort_values().index[:limit])
+    lines = []
+    for site in sites:
+        own = rows[rows["site"] == site]
+        cases = str(int(own["cases"].max()))
+        lines.append((str(site), cases, *(_cell(own, rows, view, checkpoint) for view, checkpoint in columns)))
+    return lines, left_out
+
+
+def _cell(own: pd.DataFrame, block: pd.DataFrame, view: str, checkpoint: str) -> str:
+    value = own.loc[(own["view"] == view) & (own["checkpoint"] == checkpoint), "mean"]
+    if len(value):
+        return _number(float(value.iloc[0]))
+    return _absence(block, view)
+
+
+def _over(title: str, block: pd.DataFrame, columns: Sequence[tuple[str, str]], which: str) -> tuple[str, ...]:
+    cells = []
+    for view, checkpoint in columns:
+        values = block.loc[(block["view"] == view) & (block["checkpoint"] == checkpoint), "mean"]
+        cells.append(_number(over_sites(values)[which]) if len(values) else _absence(block, view))
+    return (title, "", *cells)
+
+
+def _absence(block: pd.DataFrame, view: str) -> str:
+    """Why a cell holds no number: nobody has such a model, or only this one was not scored."""
+    return "not scored" if bool((block["view"] == view).any()) else f"no {view} model"
+
+
+def _note(shown: pd.DataFrame) -> str:
+    """Which rounds `last` and `best` are."""
+    parts = []
+    for checkpoint, reason in (("last", ""), ("best", " (chosen on validation)")):
+        rounds = sorted({int(value) for value in shown.loc[shown["checkpoint"] == checkpoint, "round"]})
+        if rounds:
+            span = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}, by view or site"
+            parts.append(f"{checkpoint}: {span}{reason}")
+    return "; ".join(parts)
+
+
+def _metric_table(test: pd.DataFrame) -> Table:
+    """Rows: metrics. Columns: view x checkpoint. Cells: mean over seen sites."""
+    columns = [(view, checkpoint) for view in VIEWS for checkpoint in CHECKPOINTS]
+    seen = test[test["seen"]]
+    rows = []
+    for metric in seen["metric"].unique():
+        title, _, *cells = _over(str(metric), seen[seen["metric"] == metric], columns, "mean")
+        rows.append((title, *cells))
+    header = ("test, mean over sites", *(f"{view} {checkpoint}" for view, checkpoint in columns))
+    return Table(header, tuple(rows))
+
+
+def _flat_values(means: pd.DataFrame) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for (checkpoint, split, view, metric), group in means[means["seen"]].groupby(
+        ["checkpoint", "split", "view", "metric"], sort=False
+    ):
+        for which, value in over_sites(group["mean"], str(metric)).items():
+            name = str(view) if which == "mean" else f"{view}/worst_site"
+            values[f"{checkpoint}/{split}/{name}/{metric}"] = value
+    return values
+
+
+def _number(value: float) -> str:
+    return "undefined" if np.isnan(value) else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (
+        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([first, *others]).rstrip()
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
