@@ -1,0 +1,119 @@
+"""Networks of segmentation-models-pytorch by name."""
+
+import inspect
+from difflib import get_close_matches
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+from torch import nn
+
+from models.norm import Norm, convert_norm
+from models.weights import load_encoder
+
+# arguments of smp's constructors that create_model owns, or that other parts of the suite do
+RESERVED = {"encoder_name", "encoder_weights", "encoder_depth", "decoder_channels", "in_channels", "classes"}
+RESERVED |= {"activation", "aux_params", "kwargs", "self"}
+
+
+def create_model(
+    in_channels: int,
+    classes: int,
+    *,
+    architecture: str = "unet",
+    encoder: str = "resnet18",
+    encoder_weights: str | None = None,
+    encoder_depth: int | None = None,
+    decoder_channels: list[int] | None = None,
+    norm: Norm = "batch",
+    groups: int = 8,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a segmentation network with the parts `encoder`, `decoder` and `segmentation_head`.
+
+    Random weights come from torch's global generator; nothing is downloaded.
+
+    Args:
+        in_channels: channels of an image.
+        classes: outputs per pixel (logits).
+        architecture: smp's name in lower case: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
+            deeplabv3plus, pan, upernet, segformer, dpt.
+        encoder: smp's name (resnet18, efficientnet-b0, mobilenet_v2, mit_b0 ...) or tu-NAME for timm's networks.
+        encoder_weights: path of a local file with the encoder's weights (.pt, .pth, .safetensors), or null for random.
+        encoder_depth: number of encoder stages, or null for the architecture's own. With fewer stages timm's encoders
+            (tu-NAME) drop the deeper layers; smp's own keep them, unused.
+        decoder_channels: channels of the decoder's blocks, deep to fine, one per encoder stage (one number alone for
+            deeplabv3, deeplabv3plus, pan, upernet), or null for the architecture's own.
+        norm: replaces batch normalisation by instance or group normalisation, in encoder and decoder.
+        groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
+        options: further arguments of the architecture, by smp's names, as in {decoder_attention_type: scse}.
+
+    Returns:
+        An smp `SegmentationModel`: images (B, in_channels, H, W), normalised, to logits (B, classes, H, W).
+
+    Raises:
+        ValueError: an unknown or unfitting name or value, with the nearest known name.
+        FileNotFoundError: `encoder_weights` is no local file.
+    """
+    if min(in_channels, classes, groups) < 1:
+        raise ValueError(f"in_channels={in_channels}, classes={classes} and groups={groups} must be positive")
+    known = smp.MODEL_ARCHITECTURES_MAPPING
+    build = known[_known(architecture, list(known), "architecture")]
+    encoder = _encoder_name(encoder)
+    arguments = _checked_options(architecture, build, options or {})
+    if encoder_depth is not None:
+        arguments["encoder_depth"] = encoder_depth
+    if decoder_channels is not None:
+        arguments["decoder_channels"] = _decoder_channels(architecture, build, decoder_channels)
+    model: nn.Module = build(
+        encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **arguments
+    )
+    if encoder_weights is not None:
+        load_encoder(model.get_submodule("encoder"), encoder_weights, encoder)
+    convert_norm(model, norm, groups)
+    return model
+
+
+def _known(name: str, names: list[str], kind: str) -> str:
+    if name in names:
+        return name
+    near = get_close_matches(name.lower(), names, n=3)
+    raise ValueError(
+        f"unknown {kind} {name!r}; " + (f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names)}")
+    )
+
+
+def _encoder_name(name: str) -> str:
+    """The name under which smp builds an encoder: its own, or "tu-" and timm's."""
+    ours: list[str] = smp.encoders.get_encoder_names()
+    if name in ours:
+        return name
+    # smp dropped its copies of some timm encoders ("timm-mobilenetv3...") in favour of timm's own
+    modern = name.replace("timm-mobilenetv3", "tu-tf_mobilenetv3").replace("timm-", "tu-")
+    if modern.startswith("tu-") and timm.is_model(modern.removeprefix("tu-")):
+        return modern
+    return _known(name, ours + [f"tu-{model}" for model in timm.list_models()], "encoder")
+
+
+def _checked_options(architecture: str, build: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
+    """Copy of the options; smp itself passes unknown ones on to the encoder, or ignores them."""
+    allowed = _option_names(build)
+    return {_known(name, allowed, f"option of {architecture}"): value for name, value in options.items()}
+
+
+def _decoder_channels(architecture: str, build: type[nn.Module], channels: list[int]) -> list[int] | int:
+    parameter = inspect.signature(build.__init__).parameters.get("decoder_channels")
+    if parameter is None:
+        raise ValueError(
+            f"{architecture} has no decoder_channels; its options are {', '.join(_option_names(build))} "
+            "(model.options={name: value})"
+        )
+    if isinstance(parameter.default, int):
+        if len(channels) != 1:
+            raise ValueError(f"{architecture} has one number of decoder channels, got {channels}")
+        return channels[0]
+    return list(channels)
+
+
+def _option_names(build: type[nn.Module]) -> list[str]:
+    return sorted(inspect.signature(build.__init__).parameters.keys() - RESERVED)
