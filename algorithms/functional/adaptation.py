@@ -1,0 +1,229 @@
+"""Label-free adaptation at test time: views with exact inverses, entropy, consistency and local smoothness.
+
+The objective of IOP-FL's outside part (Jiang et al., IEEE TMI 2023), written for two classes there, in three forms that
+agree for one region: softmax over background and regions (as published, entropy over log of the number of classes,
+smoothness of the foreground channels) and sigmoid per region, where every region is a two-class problem of its own
+(p, 1 - p) and the means run over the regions too.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from algorithms.functional.routing import routed_layers
+
+Activation = Literal["sigmoid", "softmax"]
+LOG_FLOOR = 1e-6  # added inside the logarithm, as published
+
+
+@dataclass(frozen=True)
+class Views:
+    """One of the eight flips and turns of the square for every image; both directions are exact.
+
+    Attributes:
+        quarter_turns: (B,) integers 0..3, counter-clockwise, after the flip.
+        flips: (B,) booleans or 0/1: reverse the rows (up-down).
+    """
+
+    quarter_turns: Tensor
+    flips: Tensor
+
+    @staticmethod
+    def draw(images: Tensor, generator: torch.Generator) -> "Views":
+        """Draw a view per image (B, C, H, W); without odd quarter turns when the images are not square."""
+        batch, _, height, width = images.shape
+        step = 1 if height == width else 2
+        turns = step * torch.randint(0, 4 // step, (batch,), generator=generator, device=generator.device)
+        return Views(turns, torch.randint(0, 2, (batch,), generator=generator, device=generator.device))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See (B, C, H, W) images through their views.
+
+        Raises:
+            ValueError: the number of images is not that of the views, or an odd quarter turn of images that are not
+                square is asked for.
+        """
+        self._check(images)
+        seen = []
+        for image, turns, flip in zip(images, self.quarter_turns.tolist(), self.flips.tolist(), strict=True):
+            seen.append(torch.rot90(image.flip(-2) if flip else image, turns, (-2, -1)))
+        return torch.stack(seen)
+
+    def inverse(self, maps: Tensor) -> Tensor:
+        """Bring (B, C, H, W) maps from the views back to the images; raises as `forward`."""
+        self._check(maps)
+        back = []
+        for each, turns, flip in zip(maps, self.quarter_turns.tolist(), self.flips.tolist(), strict=True):
+            upright = torch.rot90(each, -turns, (-2, -1))
+            back.append(upright.flip(-2) if flip else upright)
+        return torch.stack(back)
+
+    def _check(self, images: Tensor) -> None:
+        if len(images) != len(self.quarter_turns):
+            raise ValueError(f"{len(self.quarter_turns)} views do not fit {len(images)} images")
+        if images.shape[-1] != images.shape[-2] and bool((self.quarter_turns % 2).any()):
+            raise ValueError(
+                f"images of {tuple(images.shape[-2:])} are not square: draw their views without odd quarter turns"
+            )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which terms are minimised, in which scaling, with which weights.
+
+    Attributes:
+        activation: how logits become probabilities.
+        entropy_weight: of the entropy term.
+        consistency_weight: of the mean squared difference between image and view.
+        smoothness_weight: of the local range of the mask.
+        entropy: ``per_pixel`` is the mean over images, pixels (and regions), in [0, 1]; ``released`` is that times
+            B / C, the published program's reduction, which grows with the batch.
+        smoothness: ``norm`` is the Euclidean norm of the local range over the whole batch, as published; ``mean`` its
+            mean, in [0, 1], the same for any image size and batch.
+        radius: of the window of the local range, in pixels; the window is 2 * radius + 1 wide.
+    """
+
+    activation: Activation
+    entropy_weight: float
+    consistency_weight: float
+    smoothness_weight: float
+    entropy: Literal["per_pixel", "released"]
+    smoothness: Literal["norm", "mean"]
+    radius: int
+
+    def __post_init__(self) -> None:
+        if min(self.entropy_weight, self.consistency_weight, self.smoothness_weight) < 0:
+            raise ValueError(f"the weights of the adaptation terms must not be negative: {self}")
+        if self.radius < 1:
+            raise ValueError(f"the radius of the smoothness window must be at least 1 pixel, not {self.radius}")
+
+    def terms(self, logits: Tensor, first: Tensor, second: Tensor) -> "Terms":
+        """The terms for one batch, each (B, C, H, W) logits.
+
+        Args:
+            logits: of the images; entropy and smoothness are measured on them.
+            first: of the views, brought back to the images.
+            second: of the images; the consistency compares ``first`` with it. May be ``logits`` itself.
+        """
+        entropy = normalised_entropy(logits, self.activation)
+        if self.entropy == "released":
+            classes = logits.shape[1] if self.activation == "softmax" else 2
+            entropy = entropy * logits.shape[0] / classes
+        spread = local_range(foreground(logits, self.activation), self.radius)
+        smoothness = spread.mean() if self.smoothness == "mean" else torch.linalg.vector_norm(spread)
+        return Terms(
+            entropy=self.entropy_weight * entropy,
+            consistency=self.consistency_weight * disagreement(first, second, self.activation),
+            smoothness=self.smoothness_weight * smoothness,
+        )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weighted terms of the objective, scalars."""
+
+    entropy: Tensor
+    consistency: Tensor
+    smoothness: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return self.entropy + self.consistency + self.smoothness
+
+
+def adaptation_terms(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    noise: Tensor,
+    views: Views,
+    objective: Objective,
+    *,
+    fresh_pass: bool,
+) -> Terms:
+    """Terms of the objective for one batch without labels.
+
+    Args:
+        network: images (B, C, H, W) -> logits (B, classes, H, W).
+        images: (B, C, H, W), on the scale the network was trained on.
+        noise: (B, C, H, W), added before the view is taken.
+        views: one per image.
+        objective: terms and weights.
+        fresh_pass: compare the view with a second pass on the images, as published (it differs from the first by its
+            dropout), instead of with the first one, which is a third cheaper.
+    """
+    logits = network(images)
+    first = views.inverse(network(views.forward(images + noise)))
+    return objective.terms(logits, first, network(images) if fresh_pass else logits)
+
+
+def probabilities(logits: Tensor, activation: Activation) -> Tensor:
+    """All channels of the network (B, C, H, W) as probabilities, background included if there is one.
+
+    Raises:
+        ValueError: a softmax over a single channel.
+    """
+    if activation == "sigmoid":
+        return logits.sigmoid()
+    if logits.shape[1] < 2:
+        raise ValueError("a softmax over one channel is always certain: use the sigmoid form for a single region")
+    return logits.softmax(dim=1)
+
+
+def foreground(logits: Tensor, activation: Activation) -> Tensor:
+    """Probabilities of the regions (B, R, H, W), without the background."""
+    chances = probabilities(logits, activation)
+    return chances[:, 1:] if activation == "softmax" else chances
+
+
+def normalised_entropy(logits: Tensor, activation: Activation) -> Tensor:
+    """Mean entropy over images, pixels (and regions), over its largest value: a scalar in [0, 1]."""
+    chances = probabilities(logits, activation)
+    if activation == "softmax":
+        per_pixel = -(chances * (chances + LOG_FLOOR).log()).sum(dim=1)
+        return per_pixel.mean() / math.log(logits.shape[1])
+    others = (-logits).sigmoid()
+    per_region = -(chances * (chances + LOG_FLOOR).log() + others * (others + LOG_FLOOR).log())
+    return per_region.mean() / math.log(2.0)
+
+
+def disagreement(first: Tensor, second: Tensor, activation: Activation) -> Tensor:
+    """Mean squared difference of the probabilities behind two (B, C, H, W) logits: a scalar in [0, 1]."""
+    return functional.mse_loss(probabilities(first, activation), probabilities(second, activation))
+
+
+def local_range(maps: Tensor, radius: int) -> Tensor:
+    """Largest minus smallest value in the window of ``2 * radius + 1`` pixels around each pixel of (B, C, H, W) maps.
+
+    Windows are cut off at the border. Rows and columns are pooled one after the other: the same extremes for a tenth of
+    the comparisons.
+    """
+
+    def largest(values: Tensor) -> Tensor:
+        window = 2 * radius + 1
+        vertical = functional.max_pool2d(values, (window, 1), stride=1, padding=(radius, 0))
+        return functional.max_pool2d(vertical, (1, window), stride=1, padding=(0, radius))
+
+    return largest(maps) + largest(-maps)
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Let every batch normalisation take the statistics of the batch in any mode, as IOP-FL's program does.
+
+    Changes the model in place; its running statistics are gone. Predictions then depend on the other images of a batch.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+def set_router_dropout(model: nn.Module, active: bool) -> None:
+    """Switch the dropout of all routers on or off, whatever the mode of the rest of the model."""
+    for layer in routed_layers(model).values():
+        layer.router.train(active)
