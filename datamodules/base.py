@@ -144,7 +144,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
         A subclass with its own :meth:`read` adds its settings to these.
         """
-        return {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1} | vars(self.reading)
+        rules = [[str(key), label] for key, label in (self.reading.label_values or {}).items()]  # their order counts
+        own = {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1}
+        return vars(self.reading) | own | {"label_values": rules}
 
     # --- preparing ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +215,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         _check_sample(case, sample)
         if self.channels == 1 and sample.image.shape[-1] == 3:
             sample = to_grey(sample)
-        ids = () if sample.labels is None else tuple(np.unique(sample.labels).tolist())
+        ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
         return resize(sample, self.size), ids
 
     def _common_channels(self, stores: Sequence[Store]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datamodules.cases import Case, Sample
+from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
@@ -67,7 +66,7 @@ class Store:
         """Place of a case in this store."""
         return self._number[case]
 
-    def images(self, number: int) -> NDArray[np.uint8] | NDArray[np.float32]:
+    def images(self, number: int) -> Pixels:
         """(D, h, w, C) of a case."""
         entry = self.entries[number]
         return self.blocks[entry.block][entry.row : entry.row + entry.depth]
@@ -107,7 +106,7 @@ def build_store(
     """Decodes the cases of one site, or finds them decoded.
 
     Args:
-        cases: All of one site.
+        cases: All of one site, at least one of them labelled.
         decode: Gives a case at the network's size, and the label ids of its mask.
         cache: "memory" keeps the arrays; "disk" writes them to ``folder`` once and maps them from then on.
         folder: Holds one folder per site and setting.
@@ -147,8 +146,10 @@ def _decode(
     for kind in list(planes):  # one list of pieces at a time is freed, so that the site is never in memory twice
         blocks.append(np.concatenate(planes[kind]))
         planes[kind] = []
-    size = blocks[0].shape[1:3]
-    return entries, blocks, np.concatenate(labels) if labels else np.empty((0, *size), np.uint8)
+    arrays = [*blocks, np.concatenate(labels)]
+    for array in arrays:
+        array.flags.writeable = False  # a transform that works in place fails loudly instead of spoiling the cache
+    return entries, arrays[:-1], arrays[-1]
 
 
 def _samples(
@@ -204,15 +205,9 @@ def _open(home: Path, cases: Sequence[Case]) -> Store:
         ]
         files = sorted(home.glob("images*.npy"), key=lambda file: int(file.stem.removeprefix("images")))
         blocks = [np.load(file, mmap_mode="r") for file in files]
-        return Store(cases, entries, blocks, _load_labels(home / "labels.npy"))
+        return Store(cases, entries, blocks, np.load(home / "labels.npy", mmap_mode="r"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"the cache {home} is damaged ({error}); delete that folder") from error
-
-
-def _load_labels(path: Path) -> NDArray[np.uint8]:
-    empty = os.path.getsize(path) <= 128  # noqa: PTH202  (an empty array cannot be mapped)
-    labels: NDArray[np.uint8] = np.load(path, mmap_mode=None if empty else "r")
-    return labels
 
 
 def _safe(name: str) -> str:

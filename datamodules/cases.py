@@ -17,6 +17,9 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
+Pixels = NDArray[np.uint8] | NDArray[np.float32]  # 0 to 255, or 0 to 1
+
+
 @dataclass(frozen=True)
 class Case:
     """One image or one volume of one patient.
@@ -58,7 +61,7 @@ class Sample:
         spacing: Millimetres per voxel (slice, row, column), or None when unknown: scores are then in pixels.
     """
 
-    image: NDArray[np.uint8] | NDArray[np.float32]
+    image: Pixels
     labels: NDArray[np.uint8] | None
     spacing: tuple[float, float, float] | None = None
 
@@ -78,7 +81,7 @@ def parse_split(text: str, where: str) -> Split | None:
         return None
     if word not in SPLITS:
         raise DataError(f"{where}: unknown split {text!r}; {nearest(word, SPLITS)}, or leave the cell empty")
-    return cast(Split, word)
+    return word
 
 
 def slice_order(name: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -195,9 +196,9 @@ def read_manifest(path: Path) -> list[tuple[Case, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}); save the table as CSV UTF-8") from error
-    lines = text.splitlines()
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
     for name in REQUIRED:
         if name not in reader.fieldnames:
@@ -219,6 +220,12 @@ def _row(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, str]:
         if not cell[name]:
             raise DataError(f"{where}: the cell {name!r} is empty; fill it or remove the row")
     image = folder / cell["image"]
+    for role in ("image", "mask"):
+        if cell[role] and not (folder / cell[role]).is_file():
+            raise DataError(
+                f"{where}: site {cell['site']!r}: {role} {folder / cell[role]} does not exist; correct the path "
+                "(relative to the manifest), or remove the row; an empty mask cell means not labelled"
+            )
     case = cell["case"] or stem_of(image)
     patient = cell["patient"] or cell["group"] or case
     mask = str(folder / cell["mask"]) if cell["mask"] else None

@@ -80,9 +80,9 @@ def read_case(case: Case, reading: Reading) -> Sample:
         DataError: A file is missing, unreadable, of an unknown type, or image and mask do not belong together.
     """
     parts = [_read_files(part, reading) for part in (case.slices or (case,))]
-    shapes = {part[0].shape[1:] for part in parts}
-    if len(shapes) > 1:
-        raise DataError(f"{case}: its slices differ in size ({_sizes(shapes)}); set data.stack_slices=false")
+    kinds = sorted({f"{_size(part[0].shape[1:])} {part[0].dtype}" for part in parts})
+    if len(kinds) > 1:
+        raise DataError(f"{case}: its slices differ ({', '.join(kinds)}); export them alike, or set stack_slices=false")
     try:
         image = scale(np.concatenate([part[0] for part in parts]), reading)
     except DataError as error:
@@ -131,7 +131,8 @@ def _load(case: Case, name: str, reading: Reading, role: Literal["image", "mask"
 
 
 def _picture(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # noqa: ARG001
-    with Image.open(path) as picture:
+    with Image.open(path) as file:
+        picture: Image.Image = file
         if picture.mode == "P" and (role == "image" or path.suffix.lower() == ".gif"):
             picture = picture.convert("RGB")  # a mask in PNG keeps its palette indices: they are the label ids
         elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA"):
@@ -151,11 +152,13 @@ def _tiff(path: Path, reading: Reading, role: str) -> tuple[Array, None]:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             array, axes = series.asarray(), series.axes
-            palette = file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE
+            colours = file.pages[0].photometric.name
     except (ValueError, KeyError):  # a compression that tifffile leaves to another package; Pillow knows most
         return _picture(path, reading, role)
-    if palette:
-        return _picture(path, reading, role)
+    if colours in ("PALETTE", "MINISWHITE"):
+        return _picture(path, reading, role)  # turns them into what is seen
+    if colours == "RGB" and axes == "YXS":
+        array = array[..., :3]  # without transparency
     if array.ndim == 3 and axes[-1] != "S":
         if array.shape[0] > 4:
             raise DataError(f"{array.shape[0]} pages: store a stack as NIfTI, or as one file per slice")
@@ -180,8 +183,7 @@ def _nifti(path: Path, reading: Reading, role: str) -> tuple[Array, Spacing]:  #
             nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(("L", "P", "S"))
         )
         volume = volume.as_reoriented(to_lps)
-    scaled = volume.dataobj.slope != 1 or volume.dataobj.inter != 0
-    array = np.asarray(volume.dataobj, dtype=np.float32 if scaled else None)
+    array = np.asanyarray(volume.dataobj)
     zooms = [float(zoom) for zoom in volume.header.get_zooms()[:3]]
     return _cut(array, zooms, reading)
 
@@ -242,7 +244,7 @@ def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.floa
     if image.dtype == np.uint8:
         return image
     if image.dtype == np.bool_:
-        return image.astype(np.uint8) * np.uint8(255)
+        return np.where(image, 255, 0).astype(np.uint8)
     if image.dtype.kind not in "iuf":
         raise DataError(f"the image has values of type {image.dtype}; store numbers")
     values = image.astype(np.float32)
@@ -258,7 +260,8 @@ def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.floa
     low, high = _limits(values, reading)
     if high <= low:
         return np.zeros_like(values)
-    return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)
+    unit: NDArray[np.float32] = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    return unit
 
 
 def _limits(values: NDArray[np.float32], reading: Reading) -> tuple[float, float]:
@@ -290,17 +293,16 @@ def map_labels(stored: Array, reading: Reading) -> NDArray[np.uint8]:
     """
     values = _one_channel(stored)
     if reading.label_values:
-        mapped = np.array(values)
-        todo = np.ones(values.shape, bool)
-        for key, label in reading.label_values.items():
-            fits = todo & _rule(key)(values)
-            mapped[fits] = label
-            todo &= ~fits
-        values = mapped
+        rules = [(_rule(key)(values), label) for key, label in reading.label_values.items()]
+        values = np.select([fits for fits, _ in rules], [label for _, label in rules], values)
     elif reading.binary and values.max() == 255 and set(np.unique(values).tolist()) <= {0, 255}:
         values = values == 255
+    if values.dtype in (np.uint8, np.bool_):
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError("has values that are not finite; replace them by label ids")
     whole = values.astype(np.int64)
-    if values.dtype.kind not in "iub" and not np.array_equal(whole, values):
+    if not np.array_equal(whole, values):
         raise DataError(
             "has values between the label ids (a soft map?); give thresholds, data.label_values={'>=0.5': 1, '<0.5': 0}"
         )
@@ -360,7 +362,3 @@ def _few(values: Array) -> str:
 
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(str(side) for side in shape)
-
-
-def _sizes(shapes: set[tuple[int, ...]]) -> str:
-    return ", ".join(_size(shape[:2]) for shape in sorted(shapes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -77,7 +78,8 @@ class Regions:
         Returns:
             (..., R, H, W) float32, 0 or 1.
         """
-        maps = [torch.isin(labels, torch.tensor(ids, device=labels.device)) for ids in self.labels.values()]
+        # comparisons are far faster than torch.isin, which widens the labels first
+        maps = [reduce(torch.logical_or, (labels == label for label in ids)) for ids in self.labels.values()]
         return torch.stack(maps, dim=-3).float()
 
 

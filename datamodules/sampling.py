@@ -84,8 +84,8 @@ def training_plans(
     """
     order = draw(len(items), steps * batch_size, mode, derive_seed(seed, "order"))
     picks = [
-        Pick(*(int(value) for value in items[index]), seed=derive_seed(seed, position))
-        for position, index in enumerate(order)
+        Pick(store, case, number, derive_seed(seed, position))
+        for position, (store, case, number) in enumerate(items[order].tolist())
     ]
     starts = range(0, len(picks), batch_size)
     return [Plan(tuple(picks[i : i + batch_size]), augment=True, masks=masks, views=views) for i in starts]
@@ -142,7 +142,7 @@ class Loaders:
         return turn, loader
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

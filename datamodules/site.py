@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cache import Store
-from datamodules.cases import SPLITS, Case, Split
+from datamodules.cases import SPLITS, Case, Pixels, Split
 from datamodules.errors import DataError, nearest
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, training_plans
-from datamodules.transforms import Augmentation, Pixels
+from datamodules.transforms import Augmentation
 
 
 class SliceSet(Dataset[Batch]):
@@ -74,7 +75,7 @@ class SliceSet(Dataset[Batch]):
         volume = self.stores[pick.store].images(pick.case)
         around = range(pick.slice - self.neighbours, pick.slice + self.neighbours + 1)
         planes = [self._coloured(volume[min(max(k, 0), len(volume) - 1)]) for k in around]
-        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=-1)
+        return planes[0] if len(planes) == 1 else cast(Pixels, np.concatenate(planes, axis=-1))
 
     def try_augmentation(self) -> None:
         """Runs every transform once on each kind of image there is.
@@ -91,10 +92,12 @@ class SliceSet(Dataset[Batch]):
                     self.augmentation.try_on(self.image(Pick(number, case, 0)))
 
     def _coloured(self, plane: Pixels) -> Pixels:
-        return plane if plane.shape[-1] == self.channels else np.repeat(plane, self.channels, axis=-1)
+        if plane.shape[-1] == self.channels:
+            return plane
+        return cast(Pixels, np.repeat(plane, self.channels, axis=-1))
 
     def _truth(self, pick: Pick) -> NDArray[np.uint8]:
-        return self.stores[pick.store].truth(pick.case)[pick.slice]
+        return cast("NDArray[np.uint8]", self.stores[pick.store].truth(pick.case)[pick.slice])
 
 
 def _to_tensor(views: Sequence[Pixels]) -> Tensor:

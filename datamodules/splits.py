@@ -103,10 +103,11 @@ def _carve(
     carved: dict[str, Split] = {}
     present = {split[patient] for patient in labelled}
     train = ranked((patient for patient in labelled if split[patient] == "train"), site, seed)
-    for name, fraction in (("test", fractions[2]), ("val", fractions[1])):
+    wanted: list[tuple[Split, float]] = [("test", fractions[2]), ("val", fractions[1])]
+    for name, fraction in wanted:
         if name in present or fraction == 0 or len(train) < 2:
             continue
         count = min(len(train) - 1, max(1, round(len(train) * fraction / (fractions[0] + fraction))))
-        carved |= dict.fromkeys(train[:count], name)  # type: ignore[misc]
+        carved |= dict.fromkeys(train[:count], name)
         train = train[count:]
     return carved

@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from datamodules.cases import Sample
+from datamodules.cases import Pixels, Sample
 from datamodules.errors import DataError, nearest
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
@@ -23,8 +24,6 @@ import albumentations as A  # noqa: N812
 
 FOLDER = Path(__file__).parent.parent / "configs" / "augment"
 PARTS = ("geometric", "appearance")
-
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -118,7 +117,7 @@ class Augmentation:
             DataError: A transform that cannot take such an image, or that changes its size.
         """
         labels = np.zeros(image.shape[:2], np.uint8)
-        for transform in (*self.geometric.transforms, *self.appearance.transforms):
+        for transform in (*_leaves(self.geometric), *_leaves(self.appearance)):
             name = type(transform).__name__
             always = A.Compose([copy.deepcopy(transform)])
             always.transforms[0].p = 1.0
@@ -133,6 +132,14 @@ class Augmentation:
                     f"{self.source}: {name} turns {image.shape} {image.dtype} into {result['image'].shape} "
                     f"{result['image'].dtype}; a pipeline keeps size and type (data.size is set before)"
                 )
+
+
+def _leaves(group: A.BaseCompose) -> Iterator[Any]:
+    for member in group.transforms:
+        if isinstance(member, A.BaseCompose):
+            yield from _leaves(member)
+        else:
+            yield member
 
 
 def _seed(pipeline: A.Compose, stream: random.Random) -> None:
@@ -188,8 +195,6 @@ def _build(entry: Any, part: str, path: Path) -> Any:
     elif issubclass(cls, A.ImageOnlyTransform) != (part == "appearance"):
         other = next(p for p in PARTS if p != part)
         raise DataError(f"{path}, {part}: {name} belongs under {other}")
-    else:
-        arguments["strict"] = True
     return _construct(cls, arguments, f"{path}, {part}: {name}")
 
 
@@ -208,7 +213,7 @@ def _close(name: str, known: dict[str, Any]) -> str:
 def _construct(cls: type[Any], arguments: dict[str, Any], where: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # albumentations warns of arguments that it then ignores
+            warnings.simplefilter("error", UserWarning)  # albumentations warns of arguments that it then ignores
             return cls(**arguments)
     except (ValueError, TypeError, UserWarning) as error:
         raise DataError(f"{where}: {str(error).strip()}") from error
