@@ -1,0 +1,1 @@
+"""Settings: YAML files of departures, and the code that composes and checks them."""

@@ -1,0 +1,268 @@
+"""The template of every method: a LightningModule that carries a client half and a server half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from algorithms.recipe import Recipe
+from federation.contract import Batch, Site, Task
+from federation.state import State, Tensors, Update, add, subtract
+from models.heads import probabilities
+from models.select import Selector, everything, named, nothing
+
+View = str
+
+
+class Algorithm(pl.LightningModule):
+    """Federated averaging of `self.model`, as a template.
+
+    `self.model` travels, unless `personal` names its tensors. Anything else a method hangs on itself stays at the
+    site and is kept there: a second model, a control variate, a trajectory. Subclasses say only what is new.
+
+    Args:
+        model: the network; its `state_dict` is what methods speak about.
+        recipe: normalisation, loss and optimiser.
+        personal: tensors of the model that stay at each site, instead of the method's own choice: normalisation,
+            statistics, or part:segmentation_head and the like. Null leaves the method's choice.
+    """
+
+    personal: Selector = staticmethod(nothing)
+    """Which tensors of the model stay at the site."""
+    views: tuple[View, ...] = ("global",)
+    """Which models can be evaluated at a seen site."""
+    unseen_view: View | None = "global"
+    """Which model serves a site that never took part; None where the method has none."""
+    per_site: frozenset[str] = frozenset()
+    """Groups that the server files per site instead of averaging; peers or the server see them singly."""
+    reads_updates: bool = False
+    """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
+    trains_on: Literal["sites", "pool"] = "sites"
+    """Whether every site trains, or one place that holds all training data."""
+    personalises: bool = False
+    """Whether `personalise` fits a model that exists only for evaluation at the site."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
+        super().__init__()
+        if recipe.training.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model = model
+        self.recipe = recipe
+        if personal is not None:
+            self.personal = named(personal)  # type: ignore[method-assign]
+        if self.personal is not nothing:
+            self.views = tuple(view for view in self.views if view != "global") or ("personal",)
+            self.unseen_view = None
+        self._parts = Parts(model, self.personal)
+        self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        self._pristine: State | None = None
+        self._optimizer_state: Tensors = {}
+        self._focus: Selector | None = None
+        self._reference: Tensors | None = None
+        self._losses: list[Tensor] = []
+        self.received = State()
+
+    # ---------------------------------------------------------------- what a method usually overrides
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The objective of one local step."""
+        return self.criterion(self.model, batch)
+
+    def learns(self, step: int) -> Selector:
+        """Which tensors of the model learn in a local step; the others are frozen, momentum included."""
+        return everything
+
+    def network(self, view: View) -> nn.Module:
+        """The network that answers for a view: normalised images -> logits."""
+        return self.model
+
+    # ---------------------------------------------------------------- client half
+
+    def introduce(self, site: Site) -> State:
+        """What the site tells the server once, before round 1: nothing, unless a method needs it."""
+        return State()
+
+    def receive(self, message: State, kept: State, site: Site) -> None:
+        """Load the shared tensors that came and what this site kept (its first time: what everybody starts from)."""
+        if self._pristine is None:
+            self._pristine = self.keep().clone()
+        self.received = message
+        self._reference = None
+        self._losses = []
+        self._freeze_all_but(everything)
+        stays = kept if kept.tensors else self._pristine
+        self._optimizer_state = stays.get("optimizer")
+        self._load(self.model, {**stays.get("model"), **message.get("model"), **message.get("buffers")})
+        self._load(self, stays.get("own"))
+
+    def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
+        """The images of one local fit: labelled and augmented."""
+        return site.train_batches(seed, steps)
+
+    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
+        """Fit a personal model before it is evaluated (only asked of methods that declare `personalises`)."""
+
+    def send(self, site: Site) -> State:
+        """The differences of all shared tensors, and the mean loss."""
+        state = self.model.state_dict()
+        answer = State()
+        for group, names in (("model", self._parts.parameters), ("buffers", self._parts.buffers)):
+            if names:
+                trained = {name: state[name].detach().cpu() for name in names}
+                answer.tensors[group] = {
+                    name: t.contiguous() for name, t in subtract(trained, self.received[group]).items()
+                }
+        if self._losses:
+            answer.scalars["loss"] = float(torch.stack(self._losses).mean())
+        return answer
+
+    def keep(self) -> State:
+        """Personal tensors of the model, everything else that hangs on the method, and optimiser state if declared."""
+        state = self.model.state_dict()
+        own = {name: t for name, t in self.state_dict().items() if not name.startswith("model.")}
+        kept = State({"model": {name: state[name] for name in self._parts.stays}, "own": own})
+        if self._optimizer_state:
+            kept.tensors["optimizer"] = self._optimizer_state
+        return State({g: {k: t.detach().cpu().clone() for k, t in ts.items()} for g, ts in kept.tensors.items() if ts})
+
+    # ---------------------------------------------------------------- server half: State and Update only
+
+    def init_server(self, introductions: Mapping[str, State]) -> State:
+        """The shared tensors of the freshly built model."""
+        state = self.model.state_dict()
+        groups = {"model": self._parts.parameters, "buffers": self._parts.buffers}
+        return State({g: {n: state[n].detach().cpu().clone() for n in names} for g, names in groups.items() if names})
+
+    def broadcast(self, server: State, site: str, task: Task) -> State:
+        """The shared tensors, the same for every site."""
+        return State({group: server[group] for group in ("model", "buffers") if group in server.tensors})
+
+    def weigh(self, server: State, updates: Sequence[Update]) -> list[float]:
+        """By number of labelled training images."""
+        return [float(update.examples) for update in updates]
+
+    def apply(self, server: State, mean: State) -> State:
+        """Add the mean difference to the shared tensors; other groups of the mean replace the server's."""
+        moved = {group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors}
+        others = {group: ts for group, ts in mean.tensors.items() if group not in moved}
+        return State({**server.tensors, **others, **moved}, server.scalars)
+
+    # ---------------------------------------------------------------- tools for methods
+
+    def criterion(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The recipe's loss of a network on a batch."""
+        return self.recipe.loss(network(self.normalize(batch["image"])), batch["mask"])
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [0, 1] -> the network's input, in the chosen memory layout."""
+        normalized: Tensor = self.recipe.normalize.to(images.device)(images)
+        if self.recipe.training.channels_last:
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        return normalized
+
+    @property
+    def reference(self) -> Tensors:
+        """The shared parameters as received in this turn, on the model's device."""
+        if self._reference is None:
+            self._reference = {name: t.to(self.device) for name, t in self.received["model"].items()}
+        return self._reference
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, view: View) -> Tensor:
+        """(B, C, H, W) images in [0, 1] -> (B, R, H, W) probabilities of the regions; nothing is changed."""
+        network = self.network(view)
+        training = network.training
+        network.eval()
+        logits = network(self.normalize(images))
+        network.train(training)
+        return probabilities(logits, self.recipe.activation)
+
+    # ---------------------------------------------------------------- Lightning
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One local step."""
+        self._freeze_all_but(self.learns(batch_idx))
+        loss = self.loss(batch)
+        self._losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser over all that can learn; its state is fresh or, if so declared, the site's own."""
+        learning = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        optimizer = self.recipe.training.build_optimizer(learning.values())
+        if self._optimizer_state:
+            load_optimizer(optimizer, list(learning), self._optimizer_state)
+        return optimizer
+
+    def on_train_end(self) -> None:
+        """Thaw everything, and take the optimiser's state along if it is to be kept."""
+        self._freeze_all_but(everything)
+        if self.recipe.training.optimizer_state == "keep":
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            names = [name for name, p in self.named_parameters() if p.requires_grad]
+            self._optimizer_state = pack_optimizer(optimizer, names)  # type: ignore[arg-type]
+
+    # ---------------------------------------------------------------- inside
+
+    def _freeze_all_but(self, selector: Selector) -> None:
+        if selector is self._focus:
+            return
+        self._focus = selector
+        names = selector(self.model) & self._trainable
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+
+    @staticmethod
+    @torch.no_grad()
+    def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        state = module.state_dict()
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+class Parts:
+    """A model's tensors by what becomes of them.
+
+    Integer buffers (batch counters) have no mean: they stay at the site.
+
+    Attributes:
+        parameters: shared parameters.
+        buffers: shared running statistics.
+        stays: everything else.
+    """
+
+    def __init__(self, model: nn.Module, personal: Selector) -> None:
+        state = model.state_dict()
+        stays = personal(model) | {name for name, tensor in state.items() if not tensor.is_floating_point()}
+        parameters = dict(model.named_parameters())
+        self.parameters = [name for name in state if name in parameters and name not in stays]
+        self.buffers = [name for name in state if name not in parameters and name not in stays]
+        self.stays = [name for name in state if name in stays]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Tensors:
+    """An optimiser's state as ``parameter/slot`` tensors; ``names`` in the optimiser's order of parameters."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{slot}": value.detach().cpu().clone()
+        for index, slots in state.items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], packed: Tensors) -> None:
+    """Undo `pack_optimizer`."""
+    whole = optimizer.state_dict()
+    whole["state"] = {
+        index: {
+            key.rpartition("/")[2]: value.clone() for key, value in packed.items() if key.rpartition("/")[0] == name
+        }
+        for index, name in enumerate(names)
+    }
+    whole["state"] = {index: slots for index, slots in whole["state"].items() if slots}
+    optimizer.load_state_dict(whole)

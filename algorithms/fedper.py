@@ -1,0 +1,46 @@
+"""Methods that split the network into a shared and a personal part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from algorithms.fedavg import FedAvg
+from models.select import Selector, complement, part
+
+
+class FedPer(FedAvg):
+    """FedPer (Arivazhagan et al., 2019): a shared body and a personal head, trained together.
+
+    The head is ``segmentation_head`` (two tensors of an smp network). U-Nets are sensitive to where the cut is:
+    ``algorithm.personal=part:decoder,segmentation_head`` makes the decoder personal too.
+    """
+
+    personal = staticmethod(part("segmentation_head"))
+
+
+class FedRep(FedPer):
+    """FedRep (Collins et al., ICML 2021): a personal head is fitted first, then the shared body for the fixed head.
+
+    Frozen tensors do not move, momentum included; running statistics of the frozen body still follow the images, as
+    in the authors' code.
+
+    Args:
+        head_share: share of the local steps that fit the head, in [0, 1]; the rest fits the body.
+    """
+
+    def __init__(self, *args: Any, head_share: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= head_share <= 1:
+            raise ValueError(f"algorithm.head_share={head_share} is not in [0, 1]")
+        self.head_share = head_share
+        self._body = complement(self.personal)
+
+    def learns(self, step: int) -> Selector:
+        """First the personal part, then the shared one."""
+        return self.personal if step < round(self.head_share * self.trainer.num_training_batches) else self._body
+
+
+class LGFedAvg(FedAvg):
+    """LG-FedAvg (Liang et al., 2020): personal representation (encoder), shared decoder and head."""
+
+    personal = staticmethod(part("encoder"))

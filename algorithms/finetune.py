@@ -1,0 +1,68 @@
+"""Methods whose personal model is the global one, fine-tuned at the site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+
+from algorithms.fedavg import FedAvg
+from federation.contract import Site
+from models.select import Selector, complement, everything, part
+
+
+class FineTune(FedAvg):
+    """FedAvg with local fine-tuning (baseline): before it is scored, the global model takes some local steps.
+
+    The fine-tuned model is the personal view. It is made anew from the current global model at every evaluation, with
+    a fresh optimiser, and never influences the federation.
+
+    Args:
+        finetune_steps: local optimiser steps of the fine-tuning, >= 1.
+    """
+
+    views = ("global", "personal")
+    personalises = True
+
+    def __init__(self, *args: Any, finetune_steps: int = 20, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if finetune_steps < 1:
+            raise ValueError(f"algorithm.finetune_steps={finetune_steps} must be at least 1")
+        self.finetune_steps = finetune_steps
+        self.tuned = deepcopy(self.model).requires_grad_(False)
+
+    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
+        """Fine-tune the received model, take it aside, and put the received one back."""
+        received = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        kept_optimizer, self._optimizer_state = self._optimizer_state, {}
+        fit(self.finetune_steps)
+        self.tuned.load_state_dict(self.model.state_dict())
+        self.model.load_state_dict(received)
+        self._optimizer_state = kept_optimizer
+
+    def network(self, view: str) -> nn.Module:
+        """The received model, or the fine-tuned one."""
+        return self.tuned if view == "personal" else self.model
+
+
+class FedBABU(FineTune):
+    """FedBABU (Oh et al., ICLR 2022): the head stays at its common random start; only the body is trained and averaged.
+
+    The personal view fine-tunes body and head. Because the head never moves before that, it costs a few bytes of
+    traffic and nothing else. The paper averages uniformly: ``algorithm.weighting=uniform``.
+    """
+
+    _body = staticmethod(complement(part("segmentation_head")))
+    _tuning = False
+
+    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
+        """Fine-tune everything."""
+        self._tuning = True
+        super().personalise(site, fit)
+        self._tuning = False
+
+    def learns(self, step: int) -> Selector:
+        """The body, and the head only when fine-tuning."""
+        return everything if self._tuning else self._body

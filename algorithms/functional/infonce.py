@@ -1,0 +1,267 @@
+"""Contrastive losses on feature vectors, and the bank of features they compare with.
+
+Structural contrast between sites (Wu et al., MICCAI 2021), MoCo's InfoNCE (He et al., CVPR 2020), supervised and
+positional contrast (Zeng et al., MICCAI 2021) and the model contrast of MOON (Li et al., CVPR 2021). All sums of
+exponentials are taken as log-sum-exp.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Denominator = Literal["all", "other_partitions"]
+FOREIGN = -1  # item number of a feature whose slice is not known here: it came from another site
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit feature vectors of slices.
+
+    Attributes:
+        vectors: (N, D), of length one.
+        partitions: (N,) int64, the structural partition of each slice, 0..255.
+        items: (N,) int64, which slice of this site each vector shows, `FOREIGN` when it is another site's. Two views of
+            a slice share their number. Never sent.
+    """
+
+    vectors: Tensor
+    partitions: Tensor
+    items: Tensor
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.vectors), len(self.partitions), len(self.items)}
+        if self.vectors.ndim != 2 or len(sizes) != 1:
+            shapes = [tuple(t.shape) for t in (self.vectors, self.partitions, self.items)]
+            raise ValueError(f"features need (N, D) vectors with (N,) partitions and items, not {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, index: Tensor | slice) -> "Features":
+        return Features(self.vectors[index], self.partitions[index], self.items[index])
+
+    @staticmethod
+    def join(parts: Iterable["Features"]) -> "Features":
+        """All of them, one after the other."""
+        every = list(parts)
+        return Features(
+            torch.cat([part.vectors for part in every]),
+            torch.cat([part.partitions for part in every]),
+            torch.cat([part.items for part in every]),
+        )
+
+    def sample(self, size: int, generator: torch.Generator) -> "Features":
+        """At most ``size`` of them, uniformly without replacement and in random order."""
+        order = torch.randperm(len(self), generator=generator, device=generator.device)
+        return self[order[:size].to(self.vectors.device)]
+
+    def payload(self) -> dict[str, Tensor]:
+        """What may travel: float32 vectors and uint8 partitions, 4 D + 1 bytes each; no slice numbers."""
+        return {"vectors": self.vectors.float(), "partitions": self.partitions.to(torch.uint8)}
+
+    @staticmethod
+    def received(payload: dict[str, Tensor]) -> "Features":
+        """Features of another site, from its `payload`."""
+        partitions = payload["partitions"].long()
+        return Features(payload["vectors"], partitions, torch.full_like(partitions, FOREIGN))
+
+
+class FeatureBank:
+    """The newest features of a site, first in, first out; without gradients, of unit length, float32.
+
+    Args:
+        capacity: how many are kept.
+        dimensions: length of a vector (D).
+    """
+
+    def __init__(self, capacity: int, dimensions: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a feature bank holds at least 1 vector, not {capacity}")
+        self.capacity = capacity
+        none = torch.zeros(0, dtype=torch.int64)
+        self.features = Features(torch.zeros(0, dimensions), none, none)
+
+    def push(self, vectors: Tensor, partitions: Tensor, items: Tensor) -> None:
+        """Add the newest features, in order; the oldest beyond the capacity are dropped.
+
+        Args:
+            vectors: (N, D), of any length but zero; the bank moves to their device.
+            partitions: (N,), see `Features`.
+            items: (N,), see `Features`.
+
+        Raises:
+            ValueError: shapes that do not fit, or vectors that are zero or not finite.
+        """
+        vectors = vectors.detach().float()
+        if vectors.ndim != 2 or vectors.shape[1] != self.features.vectors.shape[1]:
+            raise ValueError(
+                f"this bank takes (N, {self.features.vectors.shape[1]}) vectors, not {tuple(vectors.shape)}"
+            )
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        if not bool((lengths.isfinite() & (lengths > 0)).all()):
+            raise ValueError("a feature is zero or not finite: the encoder that made it has diverged or is dead")
+        device = vectors.device
+        new = Features(vectors / lengths, partitions.to(device, torch.int64), items.to(device, torch.int64))
+        old = self.features
+        kept = Features(old.vectors.to(device), old.partitions.to(device), old.items.to(device))
+        self.features = Features.join([kept, new])[-self.capacity :]
+
+
+def prototypes(features: Features, at_least: int) -> Features:
+    """One mean direction per partition that holds ``at_least`` features or more; smaller partitions send nothing."""
+    numbers = torch.unique(features.partitions)
+    groups = [features.vectors[features.partitions == number] for number in numbers]
+    enough = torch.tensor([len(group) >= at_least for group in groups], dtype=torch.bool, device=numbers.device)
+    means = [functional.normalize(group.mean(0), dim=0) for group in groups if len(group) >= at_least]
+    vectors = torch.stack(means) if means else features.vectors[:0]
+    return Features(vectors, numbers[enough], torch.full_like(numbers[enough], FOREIGN))
+
+
+def obfuscate(features: Features, sigma: float, generator: torch.Generator) -> Features:
+    """Add Gaussian noise of deviation ``sigma`` to every coordinate and bring the vectors back to unit length."""
+    noise = torch.randn(features.vectors.shape, generator=generator, device=generator.device)
+    noisy = functional.normalize(features.vectors + sigma * noise.to(features.vectors), dim=1)
+    return Features(noisy, features.partitions, features.items)
+
+
+def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """MoCo's loss: tell the own key from the negatives.
+
+    Args:
+        query: (B, D) unit vectors.
+        key: (B, D) unit vectors, of the other view of the same images.
+        negatives: (N, D) unit vectors; N may be 0, the loss is then 0.
+        temperature: t > 0.
+
+    Returns:
+        Scalar, mean over the batch of -log(e^(q.k/t) / (e^(q.k/t) + sum_n e^(q.n/t))).
+    """
+    own = (query * key).sum(dim=1, keepdim=True)
+    logits = torch.cat([own, query @ negatives.T], dim=1) / temperature
+    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
+
+
+def masked_contrast(
+    query: Tensor, positives: Tensor, is_positive: Tensor, negatives: Tensor, is_negative: Tensor, temperature: float
+) -> Tensor:
+    """-(1/|P|) sum_{k in P} log(e^(q.k/t) / (e^(q.k/t) + sum_{n in N} e^(q.n/t))) for every query.
+
+    Args:
+        query: (B, D).
+        positives: (M, D).
+        is_positive: (B, M) boolean, P of each query. A query without positives has loss 0 and gradient 0.
+        negatives: (N, D).
+        is_negative: (B, N) boolean, N of each query; without any, its loss is 0.
+        temperature: t > 0.
+
+    Returns:
+        (B,) losses.
+    """
+    to_negatives = (query @ negatives.T / temperature).masked_fill(~is_negative, -torch.inf)
+    background = torch.logsumexp(to_negatives, dim=1, keepdim=True)
+    to_positives = query @ positives.T / temperature
+    each = torch.logaddexp(to_positives, background) - to_positives
+    return torch.where(is_positive, each, 0.0).sum(dim=1) / is_positive.sum(dim=1).clamp(min=1)
+
+
+def structural_contrast(
+    query: Features,
+    own: Features,
+    pool: Features,
+    *,
+    temperature: float,
+    denominator: Denominator,
+    own_slice_positive: bool,
+) -> tuple[Tensor, Tensor]:
+    """The local and the remote term of federated contrastive learning.
+
+    Local: positives are the own site's features of the query's partition. Remote (global structural matching):
+    positives are the pool's features of that partition. Both are told from the features of the pool.
+
+    Args:
+        query: B features of the encoder that learns.
+        own: features of the own bank.
+        pool: the sample Q' from the union of all banks; may hold own features.
+        temperature: t > 0.
+        denominator: ``all`` counts every feature of the pool as a negative, same partition or not, as the formula is
+            written; ``other_partitions`` only those of other partitions.
+        own_slice_positive: may features of the query's own slice take part? Otherwise they are left out everywhere.
+
+    Returns:
+        (B,) local losses and (B,) remote losses; 0 where a query has no positive.
+    """
+    in_own = _same(query.partitions, own.partitions)
+    in_pool = _same(query.partitions, pool.partitions)
+    is_negative = ~in_pool if denominator == "other_partitions" else torch.ones_like(in_pool)
+    if not own_slice_positive:
+        others = ~_same(query.items, pool.items) | (pool.items == FOREIGN)
+        in_own = in_own & (~_same(query.items, own.items) | (own.items == FOREIGN))
+        in_pool, is_negative = in_pool & others, is_negative & others
+    local = masked_contrast(query.vectors, own.vectors, in_own, pool.vectors, is_negative, temperature)
+    remote = masked_contrast(query.vectors, pool.vectors, in_pool, pool.vectors, is_negative, temperature)
+    return local, remote
+
+
+def supervised_contrast(features: Tensor, is_positive: Tensor, temperature: float, base_temperature: float) -> Tensor:
+    """Contrast within a batch of V views per slice, with the positives given (positional contrastive learning).
+
+    Every view of every slice is an anchor; it is told from all other views. Cosine similarity.
+
+    Args:
+        features: (B, V, D).
+        is_positive: (B, B) boolean, symmetric: `same_item`, `same_partition` or `near_positions`.
+        temperature: t > 0.
+        base_temperature: the loss is multiplied by t over it.
+
+    Returns:
+        Scalar, mean over the B * V anchors of -(t / t_base) times the mean log-probability of the positives; an anchor
+        without positives counts as 0.
+    """
+    views = features.shape[1]
+    units = functional.normalize(features.transpose(0, 1).flatten(0, 1), dim=1)  # view-major: (V * B, D)
+    itself = torch.eye(len(units), dtype=torch.bool, device=units.device)
+    similarity = (units @ units.T / temperature).masked_fill(itself, -torch.inf)
+    log_probability = similarity - torch.logsumexp(similarity, dim=1, keepdim=True)
+    positive = is_positive.repeat(views, views) & ~itself
+    total = torch.where(positive, log_probability, 0.0).sum(dim=1)
+    return -(temperature / base_temperature) * (total / positive.sum(dim=1).clamp(min=1)).mean()
+
+
+def same_item(size: int, device: torch.device | str = "cpu") -> Tensor:
+    """(B, B) positives of plain contrast: only the other views of the same slice."""
+    return torch.eye(size, dtype=torch.bool, device=device)
+
+
+def same_partition(partitions: Tensor) -> Tensor:
+    """(B, B) positives of structural contrast: slices of the same partition."""
+    return _same(partitions, partitions)
+
+
+def near_positions(positions: Tensor, threshold: float) -> Tensor:
+    """(B, B) positives of positional contrast: slices whose positions differ by less than ``threshold``."""
+    return (positions[:, None] - positions[None, :]).abs() < threshold
+
+
+def model_contrast(features: Tensor, shared: Tensor, previous: Tensor, temperature: float) -> Tensor:
+    """MOON: the local model's features should be nearer to the global model's than to those of earlier local models.
+
+    Args:
+        features: (B, D) of the model that learns.
+        shared: (B, D) of the global model.
+        previous: (J, B, D) of earlier local models; J = 0 (first round) gives a loss of exactly 0.
+        temperature: t > 0.
+
+    Returns:
+        Scalar, mean over the batch; the method multiplies it with its mu.
+    """
+    rivals = torch.cat([shared.unsqueeze(0), previous])
+    logits = functional.cosine_similarity(features.unsqueeze(0), rivals, dim=2).T / temperature
+    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
+
+
+def _same(first: Tensor, second: Tensor) -> Tensor:
+    return first[:, None] == second[None, :]

@@ -1,0 +1,11 @@
+"""Local training: the lower line of every comparison."""
+
+from algorithms.base import Algorithm
+from models.select import everything
+
+
+class Local(Algorithm):
+    """Local-only training (baseline): every site trains its own model from the common start; nothing travels."""
+
+    personal = staticmethod(everything)
+    views = ("personal",)

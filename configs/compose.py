@@ -1,0 +1,169 @@
+"""One config from files and dotted overrides, checked before anything loads.
+
+Layers, later ones win: ``default.yaml``, ``experiment/NAME.yaml``, the files of the chosen groups
+(``data/NAME.yaml`` ...), the command line. Files state departures only; defaults live in signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from configs.knobs import unknown, validated
+
+FOLDER = Path(__file__).parent
+Owner = Callable[..., Any]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names all of them and their cures."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Who owns which settings.
+
+    Attributes:
+        groups: group -> name -> owner; chosen by ``group=NAME``, which may also be a file ``configs/group/NAME.yaml``
+            whose ``name`` says which owner it departs from (not needed where there is one).
+        sections: section -> owner.
+        top: owner of the settings without a section.
+    """
+
+    groups: Mapping[str, Mapping[str, Owner]]
+    sections: Mapping[str, Owner]
+    top: Owner
+
+
+def compose(arguments: Sequence[str], schema: Schema) -> DictConfig:
+    """The resolved, read-only config.
+
+    Args:
+        arguments: ``key=value`` with dotted keys, as a shell or ``wandb agent`` (``${args_no_hyphens}``) gives them.
+        schema: who owns which settings.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value of the wrong type; every problem is named.
+    """
+    command_line = _parse(arguments, schema)
+    default = _read(FOLDER / "default.yaml")
+    experiment = _experiment(command_line.get("experiment", default.get("experiment")))
+    merged: dict[str, Any] = {}
+    errors: list[str] = []
+    for group, owners in schema.groups.items():
+        merged[group], problems = _group(group, owners, [default, experiment, command_line])
+        errors += problems
+    for section, owner in schema.sections.items():
+        values = _merge(*(layer.get(section, {}) for layer in (default, experiment, command_line)))
+        merged[section], problems = validated(owner, values, f"{section}.")
+        errors += problems
+    parts = {*schema.groups, *schema.sections}
+    loose = {k: v for layer in (default, experiment, command_line) for k, v in layer.items() if k not in parts}
+    top, problems = validated(schema.top, loose, "")
+    errors += [_widen(problem, loose, [*parts]) for problem in problems]
+    if errors:
+        raise ConfigError("\n".join(errors))
+    config = OmegaConf.create({**top, **merged})
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def load(text: str) -> DictConfig:
+    """A config that `compose` resolved earlier, read-only again."""
+    config = OmegaConf.create(text)
+    if not isinstance(config, DictConfig):
+        raise ConfigError("the saved config is not a mapping")
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def choices(group: str, owners: Mapping[str, Owner]) -> list[str]:
+    """Names that ``group=NAME`` accepts."""
+    files = {path.stem for path in (FOLDER / group).glob("*.yaml")}
+    return [*owners, *sorted(files - owners.keys())]
+
+
+def _parse(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
+    dotted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key.startswith("-"):
+            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
+        dotted.append(f"{key}.name={value}" if key in schema.groups and not value.startswith("{") else argument)
+    try:
+        return _plain(OmegaConf.from_dotlist(dotted))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"cannot read the overrides {' '.join(arguments)}: {error}") from error
+
+
+def _experiment(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / "experiment" / f"{name}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in (FOLDER / "experiment").glob("*.yaml")]
+        raise ConfigError(unknown(name, known, "experiment") + " (or give the path of a YAML file)")
+    return _read(path)
+
+
+def _group(
+    group: str, owners: Mapping[str, Owner], layers: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """A group's settings: the last layer that names a choice decides, and drops what was said for another choice."""
+    choice, said = "", []
+    for layer in layers:
+        values = layer.get(group, {})
+        values = {"name": values} if isinstance(values, str) else dict(values)
+        named = values.pop("name", choice)
+        said = [*said, values] if named == choice else [values]
+        choice = named
+    if choice not in (known := choices(group, owners)):
+        return {}, [unknown(str(choice), known, group)]
+    path = FOLDER / group / f"{choice}.yaml"
+    departures = _read(path) if path.is_file() else {}
+    only = next(iter(owners)) if len(owners) == 1 else choice
+    owner = departures.pop("name", choice if choice in owners else only)
+    if owner not in owners:
+        return {}, [f"{path.name}: " + unknown(str(owner), owners, f"{group}.name")]
+    values, errors = validated(owners[owner], _merge(departures, *said), f"{group}.")
+    return {"name": owner, "preset": choice, **values}, errors
+
+
+def _widen(problem: str, loose: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """For an unknown top-level key, let sections take part in the search for the nearest name."""
+    for key in loose:
+        if problem.startswith(f"unknown key {key!r};"):
+            if near := get_close_matches(key, parts, 1, 0.6):
+                return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    return problem
+
+
+def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win key by key. Values are replaced whole: a mapping such as data.regions is one value."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if not isinstance(layer, Mapping):
+            raise ConfigError(f"expected settings of the form key: value, got {layer!r}")
+        merged |= layer
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return _plain(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    container = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(container, dict):
+        raise ConfigError(f"expected a mapping at the top, got {container!r}")
+    return {str(key): value for key, value in container.items()}

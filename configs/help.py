@@ -1,0 +1,88 @@
+"""The text of ``--help``: methods, data sets, models and every knob with its default, read from where they live."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs.compose import FOLDER, Schema, choices
+from configs.knobs import REQUIRED, Knob, knobs
+
+WIDTH = 110
+
+
+def help_text(schema: Schema, usage: str) -> str:
+    """Everything a user can set."""
+    parts = [usage, heading("settings without a section"), *lines(knobs(schema.top), "")]
+    for group, owners in schema.groups.items():
+        parts += [heading(f"{group}=NAME"), *_choices(group, owners)]
+        for title, settings in _shared_knobs(owners).items():
+            parts += ["", f"  {title}:", *lines(settings, f"{group}.")]
+    for section, owner in schema.sections.items():
+        parts += [heading(f"{section}: {first_line(owner)}"), *lines(knobs(owner), f"{section}.")]
+    return "\n".join(parts)
+
+
+def heading(text: str) -> str:
+    """A section's title."""
+    return f"\n{text}\n{'-' * len(text)}"
+
+
+def lines(settings: Mapping[str, Knob], prefix: str) -> list[str]:
+    """One entry a knob: name, default, type, description."""
+    entries = []
+    for name, knob in settings.items():
+        default = "(needed)" if knob.default is REQUIRED else f"= {_shown(knob.default)}"
+        entries.append(f"  {prefix}{name} {default}   [{knob.type_name}]")
+        entries += textwrap.wrap(knob.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return entries
+
+
+def first_line(owner: Callable[..., Any]) -> str:
+    """The first line of an owner's docstring, without its full stop."""
+    return (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
+
+
+def _choices(group: str, owners: Mapping[str, Callable[..., Any]]) -> list[str]:
+    entries = []
+    for name in choices(group, owners):
+        if name in owners:
+            text = first_line(owners[name])
+        else:
+            first = (FOLDER / group / f"{name}.yaml").read_text().partition("\n")[0]
+            text = first.lstrip("# ").rstrip(".") if first.startswith("#") else ""
+        wrapped = textwrap.wrap(f"{name:<14} {text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 17)
+        entries += wrapped
+    return entries
+
+
+def _shared_knobs(owners: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Knob]]:
+    """Knobs under the names of all who have them, so that each is explained once; the most common come first."""
+    users: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], tuple[str, Knob]] = {}
+    for owner_name, owner in owners.items():
+        for name, knob in knobs(owner).items():
+            users.setdefault((name, repr(knob)), []).append(owner_name)
+            found[name, repr(knob)] = (name, knob)
+    titled: dict[str, dict[str, Knob]] = {}
+    for key in sorted(users, key=lambda key: -len(users[key])):
+        name, knob = found[key]
+        titled.setdefault(_title(users[key], list(owners)), {})[name] = knob
+    return titled
+
+
+def _title(users: list[str], everyone: list[str]) -> str:
+    others = [name for name in everyone if name not in users]
+    if not others:
+        return "all"
+    return f"all but {', '.join(others)}" if len(others) < len(users) else ", ".join(users)
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_plain(value) else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

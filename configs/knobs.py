@@ -1,0 +1,144 @@
+"""Knobs are read where they live: in signatures. Names, types, defaults and descriptions have no second home."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting.
+
+    Attributes:
+        type: its annotation.
+        default: its default; `REQUIRED` when it has none.
+        description: its line in the docstring.
+    """
+
+    type: Any
+    default: Any
+    description: str
+
+    @property
+    def type_name(self) -> str:
+        """The annotation as a user would write it."""
+        if typing.get_origin(self.type) is typing.Literal:
+            return "|".join(str(value) for value in typing.get_args(self.type))
+        members = typing.get_args(self.type)
+        if type(None) in members:
+            return "|".join(Knob(m, None, "").type_name for m in members)
+        name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)
+        return name.replace("typing.", "").replace("NoneType", "null")
+
+
+def knobs(owner: Callable[..., Any]) -> dict[str, Knob]:
+    """The keyword settings of a function, a dataclass, or a class whose constructors pass ``**kwargs`` to their parent.
+
+    A subclass's own definition wins. Positional parameters of functions and constructors are not settings.
+    """
+    found: dict[str, Knob] = {}
+    for function, documentation in _layers(owner):
+        types = typing.get_type_hints(function)
+        descriptions = described(documentation)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in found or not _is_setting(parameter, owner):
+                continue
+            found[name] = Knob(types.get(name, Any), parameter.default, descriptions.get(name, ""))
+    return found
+
+
+def validated(owner: Callable[..., Any], values: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """Check values against an owner's knobs and fill in defaults.
+
+    Returns:
+        All settings with their values, and a line for each thing that is wrong.
+    """
+    settings = knobs(owner)
+    errors = [unknown(f"{prefix}{key}", [prefix + name for name in settings]) for key in values if key not in settings]
+    fields: Any = {
+        f"knob_{name}": (knob.type, Field(... if knob.default is REQUIRED else knob.default, alias=name))
+        for name, knob in settings.items()
+    }
+    schema = create_model("Settings", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
+    given = {name: _plain(value) for name, value in values.items() if name in settings}
+    try:
+        # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers
+        return schema.model_validate_json(json.dumps(given)).model_dump(by_alias=True), errors
+    except ValidationError as error:
+        return given, errors + _lines(error, settings, prefix)
+
+
+def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
+    """The line for a name that nobody knows, with the nearest one that is known."""
+    options = sorted(known)
+    leaf = name.rpartition(".")[2]
+    near = get_close_matches(name, options, 1, 0.5) or [o for o in options if o.rpartition(".")[2] == leaf]
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def described(documentation: str) -> dict[str, str]:
+    """Name -> text of the entries under ``Args:`` and ``Attributes:`` of a Google docstring."""
+    found: dict[str, str] = {}
+    for block in re.findall(
+        r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(documentation) + "\n", re.M
+    ):
+        for entry in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block, re.M):
+            found[entry[1]] = " ".join(entry[2].split())
+    return found
+
+
+def _layers(owner: Callable[..., Any]) -> list[tuple[Callable[..., Any], str]]:
+    if not isinstance(owner, type):
+        return [(owner, owner.__doc__ or "")]
+    if is_dataclass(owner):
+        return [(owner.__init__, owner.__doc__ or "")]
+    layers: list[tuple[Callable[..., Any], str]] = []
+    for cls in owner.__mro__:
+        constructor = cls.__dict__.get("__init__")
+        if constructor is None:
+            continue
+        layers.append(
+            (constructor, f"{inspect.getdoc(constructor) or ''}\n\n{cls.__doc__ and inspect.cleandoc(cls.__doc__)}")
+        )
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(constructor).parameters.values()):
+            break
+    return layers
+
+
+def _is_setting(parameter: inspect.Parameter, owner: Callable[..., Any]) -> bool:
+    if is_dataclass(owner):
+        return parameter.name != "self"
+    return parameter.kind is parameter.KEYWORD_ONLY
+
+
+def _plain(value: Any) -> Any:
+    """Undo what sweeps do to values: None arrives as the word, and 1000 may arrive as 1e3."""
+    if value == "None":
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _lines(error: ValidationError, settings: Mapping[str, Knob], prefix: str) -> list[str]:
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        name = str(problem["loc"][0]).removeprefix("knob_")
+        knob = settings[name]
+        if problem["type"] == "missing":
+            lines[name] = f"{prefix}{name} is needed ({knob.type_name}): {knob.description}"
+        elif name not in lines:
+            where = ".".join(str(part) for part in problem["loc"][1:] if isinstance(part, int))
+            inside = f" (entry {where})" if where else ""
+            lines[name] = f"{prefix}{name}={problem['input']!r}{inside} should be {knob.type_name}"
+    return list(lines.values())

@@ -1,0 +1,153 @@
+"""Checkpoints that survive a kill at any instant.
+
+State files are immutable and carry the round in their name; ``index.json`` alone says which of them count and is
+replaced atomically, after they are on disk. What the index does not name is swept away after that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from federation.state import State, from_bytes, to_bytes
+
+
+@dataclass
+class Best:
+    """The best model by validation score, and where its state lies.
+
+    Attributes:
+        score: mean validation Dice; NaN when nothing could be scored.
+        round: the round after which it was reached.
+        server: file of the server's state.
+        kept: file of what the site kept, for personal models.
+    """
+
+    score: float = math.nan
+    round: int = 0
+    server: str = ""
+    kept: str = ""
+
+
+@dataclass
+class Snapshot:
+    """Everything a run needs to go on.
+
+    Attributes:
+        round: rounds done.
+        server: the server's state.
+        kept: what each site keeps.
+    """
+
+    round: int
+    server: State
+    kept: dict[str, State] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """The checkpoint folder of one run.
+
+    Args:
+        folder: created when missing.
+
+    Raises:
+        ValueError: the folder's index is unreadable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.index: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}}
+        self._saved_kept: dict[str, State] = {}
+        path = folder / "index.json"
+        if path.exists():
+            try:
+                self.index = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not readable ({error}); start the run anew in another folder") from error
+
+    @property
+    def round(self) -> int:
+        """Rounds done when the checkpoint was written; 0 when there is none."""
+        return int(self.index["round"])
+
+    def best(self) -> dict[str, Best]:
+        """``global`` and ``personal/<site>`` -> best model so far."""
+        return {name: Best(**entry) for name, entry in self.index["best"].items()}
+
+    def save(self, round: int, server: State, kept: Mapping[str, State], scores: Mapping[str, float]) -> None:
+        """Write the state after a round, and note the models whose validation score is the best so far.
+
+        Args:
+            round: rounds done.
+            server: the server's state.
+            kept: what each site keeps; a site whose state is the same object as last time is not written again.
+            scores: ``global`` and ``personal/<site>`` -> validation score after this round; NaN never wins.
+        """
+        server_file = f"server-{round:05d}.safetensors"
+        self._write(server_file, to_bytes(server))
+        files = dict(self.index["kept"])
+        for site, state in kept.items():
+            if self._saved_kept.get(site) is not state:
+                files[site] = f"{_file_name(site)}-{round:05d}.safetensors"
+                self._write(files[site], to_bytes(state))
+                self._saved_kept[site] = state
+        best = dict(self.index["best"])
+        for name, score in scores.items():
+            before = best.get(name)
+            if before is None or score > before["score"] or (math.isnan(before["score"]) and not math.isnan(score)):
+                site_file = files.get(name.removeprefix("personal/"), "") if name.startswith("personal/") else ""
+                best[name] = vars(Best(score, round, server_file, site_file))
+        self.index = {"round": round, "server": server_file, "kept": files, "best": best}
+        self._write("index.json", json.dumps(self.index, indent=1).encode())
+        self._sweep()
+
+    def load(self) -> Snapshot | None:
+        """The state to go on from, or None when nothing was saved yet."""
+        if not self.round:
+            return None
+        kept = {site: self.read(file) for site, file in self.index["kept"].items()}
+        self._saved_kept = dict(kept)
+        return Snapshot(self.round, self.read(self.index["server"]), kept)
+
+    def read(self, file: str) -> State:
+        """Read one state file of this folder.
+
+        Raises:
+            FileNotFoundError: the file is gone.
+            ValueError: the file is damaged.
+        """
+        path = self.folder / file
+        try:
+            return from_bytes(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        temporary = self.folder / f".{name}.part"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / name)
+
+    def _sweep(self) -> None:
+        named = {"index.json", self.index["server"], *self.index["kept"].values()}
+        for entry in self.index["best"].values():
+            named |= {entry["server"], entry["kept"]}
+        for path in self.folder.iterdir():
+            if path.name not in named:
+                path.unlink()
+
+
+def _file_name(site: str) -> str:
+    """A site's name as part of a file name: readable, harmless, and different for different sites."""
+    harmless = re.sub(r"[^A-Za-z0-9._-]", "_", site).lstrip(".")[:60]
+    return f"site-{harmless}-{sha256(site.encode()).hexdigest()[:8]}"

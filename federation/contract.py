@@ -1,0 +1,160 @@
+"""The house rules on one page: who may ask whom for what.
+
+An `Algorithm` carries both halves, with a wall inside: the engine's instance and the worker's are different objects
+even in one process, and the server half reads only `State` and `Update`, never a module's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from federation.state import State, Update
+
+Batch = dict[str, Any]
+Kind = Literal["introduce", "train", "evaluate"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one site is asked to do; nobody can write notes on it.
+
+    Attributes:
+        kind: what to do.
+        round: 1 for the first round; 0 before it.
+        seed: the run's seed; a turn derives its own from (seed, kind, round, site).
+        steps: local optimiser steps; None lets `epochs` decide.
+        epochs: passes over the site's labelled training images, when `steps` is None.
+        work: share of that work to do (unequal local work), or several times it (pooled training).
+        splits: which splits to evaluate.
+        checkpoint: which model is evaluated: ``round`` while training, ``last`` or ``best`` at the end.
+        personalise: whether an evaluation first lets the method fit its personal model (fine-tuning methods).
+        views: views to evaluate; empty for all that the method has.
+    """
+
+    kind: Kind
+    round: int
+    seed: int
+    steps: int | None = None
+    epochs: float = 1.0
+    work: float = 1.0
+    splits: tuple[str, ...] = ()
+    checkpoint: str = "round"
+    personalise: bool = False
+    views: tuple[str, ...] = ()
+
+
+class Site(Protocol):
+    """The data of one site, as a worker sees it."""
+
+    name: str
+    index: int
+    seen: bool
+
+    @property
+    def examples(self) -> int: ...
+    def steps(self, epochs: float = 1.0) -> int: ...
+    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]: ...
+    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]: ...
+    def eval_batches(self, split: Any) -> Iterable[Batch]: ...
+
+
+class ClientHalf(Protocol):
+    """Runs where the data is. One instance serves any site: between turns it keeps nothing."""
+
+    @property
+    def personalises(self) -> bool:
+        """Whether `personalise` fits a model that exists only for evaluation at the site."""
+
+    def introduce(self, site: Site) -> State:
+        """What the site tells the server once, before round 1."""
+
+    def receive(self, message: State, kept: State, site: Site) -> None:
+        """Load what came and what this site kept."""
+
+    def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
+        """The images of one local fit."""
+
+    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
+        """Fit the personal model before it is evaluated; ``fit(steps)`` trains the module at this site."""
+
+    def send(self, site: Site) -> State:
+        """After the local fit: what travels."""
+
+    def keep(self) -> State:
+        """What stays at the site until its next turn."""
+
+
+class ServerHalf(Protocol):
+    """Sees `State` and `Update` only."""
+
+    @property
+    def per_site(self) -> frozenset[str]:
+        """Groups that are filed per site instead of averaged."""
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether `weigh` must see all updates of a round side by side."""
+
+    @property
+    def trains_on(self) -> Literal["sites", "pool"]:
+        """Whether every site trains, or one place that holds the union of all training data."""
+
+    def init_server(self, introductions: Mapping[str, State]) -> State:
+        """The server's state before round 1."""
+
+    def broadcast(self, server: State, site: str, task: Task) -> State:
+        """The message for one site."""
+
+    def weigh(self, server: State, updates: Sequence[Update]) -> list[float]:
+        """Weights of the updates; they need not sum to one."""
+
+    def apply(self, server: State, mean: State) -> State:
+        """The server's state after a round."""
+
+
+class Transport(Protocol):
+    """Carries tasks to sites and updates back."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Updates in the order of `tasks`; those of sites that did not answer are missing."""
+
+    def kept(self) -> Mapping[str, State]:
+        """What sites keep, as far as it lives in this process."""
+
+    def restore(self, kept: Mapping[str, State]) -> None:
+        """Give back what `kept` returned earlier."""
+
+
+class Transform(Protocol):
+    """Changes what travels, never what is learned. On the way back transforms are undone in reverse order."""
+
+    def check(self, algorithm: ServerHalf) -> None:
+        """Refuse a method that this transform cannot serve, before anything runs."""
+
+    def on_client(self, update: Update, seed: int) -> Update:
+        """Before the update leaves the site."""
+
+    def on_server(self, mean: State, updates: int, seed: int) -> State:
+        """After the mean of that many updates was taken."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round, as rows for the run's tables."""
+
+    round: int
+    seconds: float
+    rounds: list[Row] = field(default_factory=list)
+    traffic: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+
+
+class Observer(Protocol):
+    """Told what happens; it cannot change it."""
+
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None: ...
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None: ...
+    def round_done(self, record: RoundRecord) -> None: ...

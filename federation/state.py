@@ -1,0 +1,174 @@
+"""The one currency: what a server holds, a site keeps, or a message carries.
+
+One type gives one serialiser (safetensors: nothing that is loaded can run code), one byte counter and one home for
+arithmetic. Tensors live in named groups. Two names have a meaning everywhere: ``model`` holds shared parameters and
+``buffers`` shared running statistics; in an `Update` both are differences (trained minus received).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class State:
+    """Named groups of tensors and named numbers.
+
+    Attributes:
+        tensors: group -> tensor name -> tensor, on the CPU.
+        scalars: name -> number.
+    """
+
+    tensors: dict[str, Tensors] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, group: str) -> Tensors:
+        return self.tensors[group]
+
+    def get(self, group: str) -> Tensors:
+        """The tensors of a group, or none."""
+        return self.tensors.get(group, {})
+
+    def clone(self) -> State:
+        """A copy that shares no storage with this one."""
+        tensors = {group: {name: t.clone() for name, t in named.items()} for group, named in self.tensors.items()}
+        return State(tensors, dict(self.scalars))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each group, as they travel."""
+        return {group: sum(t.numel() * t.element_size() for t in ts.values()) for group, ts in self.tensors.items()}
+
+    def non_finite(self) -> list[str]:
+        """``group/name`` of every tensor that holds a NaN or an infinity."""
+        return [
+            f"{group}/{name}"
+            for group, named in self.tensors.items()
+            for name, tensor in named.items()
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        ]
+
+
+@dataclass(kw_only=True)
+class Update(State):
+    """What one site sends back.
+
+    Attributes:
+        site: who sends.
+        examples: labelled training images behind this update (its weight in FedAvg).
+        refusal: why the site itself withdraws its update; empty when it stands.
+    """
+
+    site: str
+    examples: int
+    refusal: str = ""
+
+
+def add(a: Tensors, b: Tensors, scale: float = 1.0) -> Tensors:
+    """``a + scale * b``, name by name; both must name the same tensors."""
+    _same_names(a, b)
+    return {name: torch.add(a[name], b[name], alpha=scale) for name in a}
+
+
+def subtract(a: Tensors, b: Tensors) -> Tensors:
+    """``a - b``, name by name; both must name the same tensors."""
+    _same_names(a, b)
+    return {name: a[name] - b[name] for name in a}
+
+
+def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Sum over the tensors of ``b`` of the squared Euclidean distance to their namesakes in ``a``."""
+    return torch.stack([(a[name] - b[name]).pow(2).sum() for name in b]).sum()
+
+
+class Mean:
+    """Weighted mean of updates that arrive one by one, so that only one of them is in memory.
+
+    Groups in ``per_site`` are filed as ``group/site`` instead of averaged. Weights need not sum to one.
+    """
+
+    def __init__(self, per_site: Iterable[str] = ()) -> None:
+        self.per_site = frozenset(per_site)
+        self.total = 0.0
+        self._sums: dict[str, Tensors] = {}
+        self._filed: dict[str, Tensors] = {}
+        self._scalars: dict[str, float] = {}
+
+    def add(self, update: Update, weight: float) -> None:
+        """Take one update in.
+
+        Raises:
+            ValueError: the weight is negative, or the update holds other tensors than those before it.
+        """
+        if weight < 0:
+            raise ValueError(f"site {update.site!r} has the negative weight {weight}")
+        shared = {group: ts for group, ts in update.tensors.items() if group not in self.per_site}
+        if self.total and shared.keys() != self._sums.keys():
+            raise ValueError(f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._sums)}")
+        for group, tensors in shared.items():
+            if group not in self._sums:
+                self._sums[group] = {name: tensor * weight for name, tensor in tensors.items()}
+                continue
+            _same_names(self._sums[group], tensors)
+            for name, tensor in tensors.items():
+                self._sums[group][name].add_(tensor, alpha=weight)
+        for group in self.per_site & update.tensors.keys():
+            self._filed[f"{group}/{update.site}"] = update.tensors[group]
+        for name, value in update.scalars.items():
+            self._scalars[name] = self._scalars.get(name, 0.0) + weight * value
+        self.total += weight
+
+    def result(self) -> State:
+        """The mean of what was taken in.
+
+        Raises:
+            ValueError: no update with a positive weight was taken in.
+        """
+        if not self.total:
+            raise ValueError("there is nothing to average: no update with a positive weight arrived")
+        mean = {group: {k: t / self.total for k, t in ts.items()} for group, ts in self._sums.items()}
+        return State({**mean, **self._filed}, {k: v / self.total for k, v in self._scalars.items()})
+
+
+def to_bytes(state: State) -> bytes:
+    """Serialise to safetensors; names may hold any character."""
+    groups = list(state.tensors)
+    flat = {
+        f"{index}:{name}": tensor.detach().cpu().contiguous().clone()
+        for index, group in enumerate(groups)
+        for name, tensor in state.tensors[group].items()
+    }
+    return save_tensors(flat, metadata={"groups": json.dumps(groups), "scalars": json.dumps(state.scalars)})
+
+
+def from_bytes(data: bytes) -> State:
+    """Read what `to_bytes` wrote.
+
+    Raises:
+        ValueError: the bytes are not a serialised state.
+    """
+    try:
+        header_size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + header_size])["__metadata__"]
+        groups, scalars = json.loads(metadata["groups"]), json.loads(metadata["scalars"])
+        tensors: dict[str, Tensors] = {group: {} for group in groups}
+        for key, tensor in load_tensors(data).items():
+            index, name = key.split(":", 1)
+            tensors[groups[int(index)]][name] = tensor
+    except Exception as error:
+        raise ValueError(f"these {len(data)} bytes are not a serialised state: {error}") from error
+    return State(tensors, scalars)
+
+
+def _same_names(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise ValueError(f"the two sides name different tensors, for example {odd[:3]}")

@@ -1,0 +1,62 @@
+"""Ways from the server to the sites. In process: one worker serves all sites, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from federation.client import Compute, Evaluate, turn
+from federation.contract import ClientHalf, Site, Task, Transform
+from federation.seeds import derive_seed
+from federation.state import State, Update
+
+
+class InProcess:
+    """All sites in this process. Memory is one worker and what the sites keep, whatever the number of sites.
+
+    Args:
+        worker: the client half; another object than the server's.
+        sites: name -> data.
+        compute: where local training computes.
+        evaluate: scores the worker's views at a site.
+        transforms: applied to every update before it leaves the site.
+    """
+
+    def __init__(
+        self,
+        worker: ClientHalf,
+        sites: Mapping[str, Site],
+        compute: Compute,
+        evaluate: Evaluate,
+        transforms: Sequence[Transform] = (),
+    ) -> None:
+        self.worker = worker
+        self.sites = sites
+        self.compute = compute
+        self.evaluate = evaluate
+        self.transforms = tuple(transforms)
+        self._kept: dict[str, State] = {}
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Answer the tasks one by one; an error carries site, task and round."""
+        for name, task in tasks.items():
+            kept = self._kept.get(name, State())
+            try:
+                update, self._kept[name] = turn(
+                    self.worker, self.sites[name], task, messages[name], kept, self.compute, self.evaluate
+                )
+            except Exception as error:
+                # add_note needs Python 3.11
+                error.args = (f"[site {name!r}, task {task.kind}, round {task.round}] {error}",)
+                raise
+            if task.kind == "train" and not update.refusal:
+                for index, transform in enumerate(self.transforms):
+                    update = transform.on_client(update, derive_seed(task.seed, "transform", index, task.round, name))
+            yield update
+
+    def kept(self) -> Mapping[str, State]:
+        """What every site keeps."""
+        return self._kept
+
+    def restore(self, kept: Mapping[str, State]) -> None:
+        """Continue from what sites kept earlier."""
+        self._kept = dict(kept)

@@ -1,0 +1,147 @@
+"""The laws of the house, over every entry of the table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from algorithms import ALGORITHMS
+from federation.client import turn
+from federation.contract import Task
+from federation.state import State, Update, from_bytes, to_bytes
+from federation.transport import InProcess
+from tests.world import CPU, assert_same_outcome, build, evaluate, simulate, toy_sites
+
+every_method = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@every_method
+def test_contract_two_rounds_run_and_every_number_is_finite(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path)
+    assert not outcome.server.non_finite()
+    assert not any(state.non_finite() for state in outcome.kept.values())
+    losses = [row["loss"] for row in outcome.observer.rows("rounds")]
+    assert len(losses) == 2 * len(outcome.federation.trainers)
+    assert all(0 < loss < 100 for loss in losses)
+
+
+class Forgetful(InProcess):
+    """Rebuilds the worker for every turn."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for site, task in tasks.items():
+            self.worker = self.build()  # type: ignore[attr-defined]
+            yield from super().ask({site: task}, messages)
+
+
+@every_method
+def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, tmp_path: Path) -> None:
+    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", transport=Forgetful))
+
+
+@every_method
+def test_resume_equals_never_having_stopped(name: str, tmp_path: Path) -> None:
+    whole = simulate(name, tmp_path / "whole", rounds=3)
+    simulate(name, tmp_path / "parts", rounds=1)
+    assert_same_outcome(whole, simulate(name, tmp_path / "parts", rounds=3))
+
+
+class Wire(InProcess):
+    """Sends everything through bytes, what is kept included."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        read = {site: from_bytes(to_bytes(message)) for site, message in messages.items()}
+        self._kept = {site: from_bytes(to_bytes(state)) for site, state in self._kept.items()}
+        for update in super().ask(tasks, read):
+            back = from_bytes(to_bytes(update))
+            yield Update(back.tensors, back.scalars, site=update.site, examples=update.examples, refusal=update.refusal)
+
+
+@every_method
+def test_wire_through_bytes_equals_in_process(name: str, tmp_path: Path) -> None:
+    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", transport=Wire))
+
+
+class Recording(InProcess):
+    """Remembers what travelled."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for update in super().ask(tasks, messages):
+            site = update.site
+            self.__dict__.setdefault("travelled", []).append((site, messages[site], update))
+            yield update
+
+
+@every_method
+def test_secrecy_nothing_that_is_kept_travels(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path, transport=Recording)
+    parts = build(name)._parts
+    for _, message, update in outcome.federation.transport.travelled:  # type: ignore[attr-defined]
+        for state in (message, update):
+            assert not set(state.get("model")) & set(parts.stays)
+            assert not set(state.get("buffers")) & set(parts.stays)
+        sent = [t for tensors in update.tensors.values() for t in tensors.values()]
+        kept = [t for state in outcome.kept.values() for g in ("model", "own") for t in state.get(g).values()]
+        secrets = [t for t in kept if t.is_floating_point() and t.numel() > 1 and t.std() > 0]
+        assert not any(t.shape == s.shape and torch.equal(t, s) for t in sent for s in secrets)
+
+
+@every_method
+def test_completeness_what_is_not_personal_travels_statistics_included(name: str) -> None:
+    algorithm = build(name)
+    floats = {k for k, t in algorithm.model.state_dict().items() if t.is_floating_point()}
+    server = algorithm.init_server({})
+    travels = {*server.get("model"), *server.get("buffers")}
+    assert travels == floats - algorithm.personal(algorithm.model)
+    sites = toy_sites()
+    message = algorithm.broadcast(server, "s0", Task("train", 1, 0, steps=2))
+    update, _ = turn(build(name), sites["s0"], Task("train", 1, 0, steps=2), message, State(), CPU, evaluate)
+    assert {*update.get("model"), *update.get("buffers")} == travels
+
+
+@every_method
+def test_poison_the_server_never_reads_its_modules_weights(name: str, tmp_path: Path) -> None:
+    def poison(federation: object) -> None:
+        server = federation.algorithm  # type: ignore[attr-defined]
+        original = server.init_server
+
+        def init_then_poison(introductions: Mapping[str, State]) -> State:
+            state = original(introductions)
+            with torch.no_grad():
+                for tensor in server.state_dict().values():
+                    tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+            return state
+
+        server.init_server = init_then_poison
+
+    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", before=poison))
+
+
+@every_method
+def test_purity_predicting_changes_nothing(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path)
+    federation, sites = outcome.federation, toy_sites()
+    worker = build(name)
+    message = federation.algorithm.broadcast(outcome.server, "s1", Task("evaluate", 2, 7))
+    worker.receive(message, outcome.kept.get("s1", State()), sites["s1"])
+    before = {key: tensor.clone() for key, tensor in worker.state_dict().items()}
+    for view in worker.views:
+        first = worker.predict(sites["s1"].images, view)
+        alone = torch.cat([worker.predict(image[None], view) for image in sites["s1"].images])
+        torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
+        assert ((first >= 0) & (first <= 1)).all()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in worker.state_dict().items())
+    assert all(module.training for module in worker.modules())
+
+
+@every_method
+def test_views_are_declared_truthfully(name: str) -> None:
+    algorithm = build(name)
+    assert set(algorithm.views) <= {"global", "personal"}
+    assert algorithm.views
+    has_personal_part = bool(algorithm.personal(algorithm.model))
+    assert ("global" in algorithm.views) != has_personal_part
+    assert (algorithm.unseen_view is None) == has_personal_part

@@ -1,0 +1,188 @@
+"""A world small enough to run a federation in a blink: a network of a few hundred weights, sites of a few images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from algorithms import ALGORITHMS
+from algorithms.base import Algorithm
+from algorithms.recipe import Recipe, Training
+from federation.checkpoint import Checkpoint
+from federation.client import Compute
+from federation.contract import Batch, Task
+from federation.engine import POOL, Federation, Schedule
+from federation.seeds import derive_seed
+from federation.state import State
+from federation.transport import InProcess
+
+CPU = Compute(accelerator="cpu")
+
+
+class TinyNet(nn.Module):
+    """The parts of an smp network, one convolution each."""
+
+    def __init__(self, in_channels: int = 3, classes: int = 2, width: int = 4) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.decoder = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.segmentation_head = nn.Sequential(nn.Conv2d(width, classes, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.segmentation_head(self.decoder(self.encoder(images)))
+
+
+@dataclass
+class ToySite:
+    """Bright discs on a background whose brightness is the site's own."""
+
+    name: str
+    index: int
+    images: Tensor
+    masks: Tensor
+    seen: bool = True
+    batch_size: int = 2
+
+    @classmethod
+    def make(cls, name: str, index: int, count: int = 6, size: int = 12) -> ToySite:
+        generator = torch.Generator().manual_seed(derive_seed("toy", name))
+        ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+        centre = torch.rand(count, 2, generator=generator) * size / 2 + size / 4
+        distance = ((ys - centre[:, 0, None, None]) ** 2 + (xs - centre[:, 1, None, None]) ** 2).sqrt()
+        outer, inner = (distance < size / 3).float(), (distance < size / 6).float()
+        noise = 0.1 * torch.rand(count, 3, size, size, generator=generator)
+        images = (0.1 + 0.1 * index + 0.3 * outer[:, None] + 0.2 * inner[:, None] + noise).clamp(0, 1)
+        return cls(name, index, images, torch.stack([outer, inner], dim=1))
+
+    @property
+    def examples(self) -> int:
+        return len(self.images)
+
+    def steps(self, epochs: float = 1.0) -> int:
+        return math.ceil(epochs * self.examples / self.batch_size)
+
+    def train_batches(self, seed: int, steps: int) -> Sequence[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        picks = torch.randint(self.examples, (steps, self.batch_size), generator=generator)
+        return [self._batch(pick) for pick in picks]
+
+    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Sequence[Batch]:
+        return [{k: v for k, v in batch.items() if k != "mask"} for batch in self.train_batches(seed, steps)]
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        yield self._batch(torch.arange(self.examples))
+
+    def _batch(self, pick: Tensor) -> Batch:
+        count = len(pick)
+        return {
+            "image": self.images[pick],
+            "mask": self.masks[pick],
+            "case": [f"case{int(i)}" for i in pick],
+            "slice": torch.zeros(count, dtype=torch.int64),
+            "depth": torch.ones(count, dtype=torch.int64),
+        }
+
+
+def toy_sites(count: int = 3) -> dict[str, ToySite]:
+    sites = {f"s{i}": ToySite.make(f"s{i}", i, count=4 + 2 * i) for i in range(count)}
+    union = [torch.cat([getattr(site, field) for site in sites.values()]) for field in ("images", "masks")]
+    return {**sites, POOL: ToySite(POOL, count, *union)}
+
+
+def build(name: str, training: Training | None = None, seed: int = 0, **knobs: Any) -> Algorithm:
+    torch.manual_seed(seed)
+    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3)
+    return ALGORITHMS[name](TinyNet(), recipe, **knobs)
+
+
+def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float]:
+    """Soft Dice of every view, enough to choose a best round."""
+    scores = {}
+    for view in algorithm.views if site.seen else (algorithm.unseen_view,):
+        for split in task.splits:
+            batch = next(site.eval_batches(split))
+            p = algorithm.predict(batch["image"], view)
+            scores[f"{split}/{view}/dice"] = float(2 * (p * batch["mask"]).sum() / (p + batch["mask"]).sum())
+    return scores
+
+
+class Quiet:
+    """An observer that remembers records."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None: ...
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None: ...
+    def round_done(self, record: Any) -> None:
+        self.records.append(record)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        return [row for record in self.records for row in getattr(record, table)]
+
+
+@dataclass
+class Outcome:
+    server: State
+    kept: dict[str, State]
+    observer: Quiet
+    federation: Federation
+
+
+def simulate(
+    name: str,
+    folder: Path,
+    rounds: int = 2,
+    *,
+    transport: type[InProcess] = InProcess,
+    training: Training | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    sites: Mapping[str, ToySite] | None = None,
+    before: Any = None,
+    transforms: Sequence[Any] = (),
+    **knobs: Any,
+) -> Outcome:
+    """Run a federation of toy sites; ``before(federation)`` may tamper with it first."""
+    sites = sites or toy_sites()
+    way = transport(build(name, training, **knobs), sites, CPU, evaluate, transforms)
+    way.build = lambda: build(name, training, **knobs)  # type: ignore[attr-defined]
+    observer = Quiet()
+    federation = Federation(
+        build(name, training, **knobs),
+        way,
+        [site for site in sites if site != POOL],
+        Schedule(rounds=rounds, **{"local_steps": 3, **(schedule or {})}),
+        seed=7,
+        checkpoint=Checkpoint(folder),
+        observer=observer,
+        transforms=transforms,
+    )
+    if before is not None:
+        before(federation)
+    server = federation.run()
+    return Outcome(server, dict(way.kept()), observer, federation)
+
+
+def assert_same(a: State, b: State) -> None:
+    """Bit for bit."""
+    assert a.tensors.keys() == b.tensors.keys()
+    for group, tensors in a.tensors.items():
+        assert tensors.keys() == b[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, b[group][name]), (
+                f"{group}/{name} differs by {(tensor - b[group][name]).abs().max()}"
+            )
+    assert a.scalars == b.scalars
+
+
+def assert_same_outcome(a: Outcome, b: Outcome) -> None:
+    assert_same(a.server, b.server)
+    assert a.kept.keys() == b.kept.keys()
+    for site in a.kept:
+        assert_same(a.kept[site], b.kept[site])
