@@ -20,6 +20,7 @@ REGIONS: Mapping[str, dict[str, list[int]]] = {
     "fundus": {"disc": [RIM, CUP], "cup": [CUP]},
     "organ": {"organ": [GLAND, LESION], "lesion": [LESION]},
 }
+DRAWING = 1  # raise when the pictures change, so that no disk cache keeps old ones
 FEWEST_CASES = 5  # a site with fewer could not be split
 
 
@@ -68,7 +69,7 @@ class PhantomDataModule(MultiCenterDataModule):
         amount: Dial of the number of cases (up to a factor 4).
         phantom_seed: Seed of the images. It is not the seed of the run: repeated runs see the same hospitals.
         regions: Region name to label ids; None takes all regions of the anatomy.
-        base: Arguments of MultiCenterDataModule.
+        kwargs: See MultiCenterDataModule.
 
     Raises:
         DataError: An argument is out of its range.
@@ -88,7 +89,7 @@ class PhantomDataModule(MultiCenterDataModule):
         amount: float = 0.5,
         phantom_seed: int = 0,
         regions: dict[str, list[int]] | None = None,
-        **base: Any,
+        **kwargs: Any,
     ) -> None:
         if anatomy not in REGIONS:
             raise DataError(f"phantom: unknown anatomy {anatomy!r}; choose one of {', '.join(REGIONS)}")
@@ -105,7 +106,7 @@ class PhantomDataModule(MultiCenterDataModule):
             raise DataError(
                 f"phantom: a fundus image has no slices (slices={slices}); choose anatomy=organ for volumes"
             )
-        super().__init__(regions=regions or REGIONS[anatomy], **base)
+        super().__init__(regions=regions or REGIONS[anatomy], **kwargs)
         self.anatomy: Anatomy = anatomy
         self.dials = Dials(appearance=appearance, annotation=annotation, structure=structure, amount=amount)
         self.n_sites, self.cases_per_site = n_sites, cases_per_site
@@ -118,6 +119,11 @@ class PhantomDataModule(MultiCenterDataModule):
             for site in range(self.n_sites)
             for index in range(self.amount(site))
         ]
+
+    def decoding(self) -> dict[str, Any]:
+        """Adds what the images depend on."""
+        drawing = {"dials": self.dials, "phantom_seed": self.phantom_seed, "anatomy": self.anatomy}
+        return super().decoding() | drawing | {"resolution": self.resolution, "slices": self.slices, "drawing": DRAWING}
 
     def amount(self, site: int) -> int:
         """Number of cases at a site (number from 0)."""

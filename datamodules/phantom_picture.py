@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from datamodules.cases import Sample
 from datamodules.phantom import REGIONS, Anatomy, draw_case
@@ -28,8 +29,10 @@ def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, r
 
     Solid: the site's annotation. Dotted: the true outline, where the annotators depart from it.
     """
-    figure = Figure(figsize=(1.45 * sites + 1.1, 1.45 * len(ROWS) + 0.35), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure = Figure(
+        figsize=(1.45 * sites + 1.1, 1.45 * len(ROWS) + 0.35),
+        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01),
+    )
     axes = figure.subplots(len(ROWS), sites, squeeze=False)
     for row, (name, dials) in enumerate(ROWS.items()):
         for site in range(sites):
