@@ -104,7 +104,7 @@ def mix_amplitude(
             return _mix_by_matmul(images, donor, weight)
         # On a CPU the temporary spectra of a few images at a time stay in the cache.
         size = max(1, FFT_PIXELS_IN_CACHE // images[0].numel()) if images.device.type == "cpu" else len(images)
-        parts = zip(images.split(size), donor.split(size), weight.split(size), strict=True)
+        parts = zip(*(torch.split(part, size) for part in (images, donor, weight)), strict=True)
         return torch.cat([_mix_by_fft(*part) for part in parts])
 
 
@@ -125,8 +125,8 @@ def _half_of_crop(images: Tensor, crop: Tensor, half_width: int) -> Tensor:
     fits = crop.ndim == 4 and crop.shape[:2] == images.shape[:2] and crop.shape[-2] == side and side % 2 == 1
     if not fits or side < 2 * half_width + 1:
         raise ValueError(
-            f"donor_crop of shape {tuple(crop.shape)} does not fit images of shape {tuple(images.shape)} and half_width "
-            f"{half_width}: expected (B, C, n, n) with the same B and C and an odd n >= {2 * half_width + 1}"
+            f"donor_crop of shape {tuple(crop.shape)} does not fit images of shape {tuple(images.shape)} and "
+            f"half_width {half_width}: expected (B, C, n, n) with the same B and C and an odd n >= {2 * half_width + 1}"
         )
     margin = side // 2 - half_width
     crop = crop[..., margin : side - margin, margin : side - margin].to(images)
@@ -163,9 +163,10 @@ def _restyle(window: Tensor, zero_frequency: Tensor, donor: Tensor, weight: Tens
     """In place: amplitude A of (a part of) the spectrum becomes (1 - weight) * A + weight * donor."""
     amplitude = window.abs()
     # What is no more than rounding noise has no phase to keep: it counts as 0, as that of a true zero does.
-    silent = amplitude <= zero_frequency.abs() * (2 * torch.finfo(amplitude.dtype).eps)
-    gain = (donor / amplitude).sub_(1.0).mul_(weight).add_(1.0)
-    if bool(silent.any()):
+    noise = zero_frequency.abs() * (2 * torch.finfo(amplitude.dtype).eps)
+    gain = (donor * weight).div_(amplitude).add_(1.0 - weight)
+    if bool((amplitude.amin((-2, -1), keepdim=True) <= noise).any()):
+        silent = amplitude <= noise
         window.copy_(torch.where(silent, torch.ones_like(window), window))
         gain = torch.where(silent, amplitude.lerp(donor, weight), gain)
     window.mul_(gain)
@@ -177,7 +178,7 @@ def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
     zero_frequency = spectrum[..., :1, :1].clone()
     columns = spectrum[..., : half_width + 1]
     _restyle(columns[..., : half_width + 1, :], zero_frequency, donor[..., half_width:, :], weight)
-    negative = min(half_width, height - half_width - 1)  # rows -b and b are the same at an even height's Nyquist frequency
+    negative = min(half_width, height - half_width - 1)  # at the Nyquist frequency, rows -b and b are one and the same
     if negative:
         above = donor[..., half_width - negative : half_width, :]
         _restyle(columns[..., height - negative :, :], zero_frequency, above, weight)
@@ -207,7 +208,8 @@ def _analyse(images: Tensor, half_width: int) -> Tensor:
     across = torch.view_as_real(_waves(width, 0, half_width, images.dtype, images.device))
     down = _waves(height, -half_width, half_width, images.dtype, images.device)
     rows = images.reshape(-1, width) @ across.transpose(0, 1).reshape(width, -1)
-    return down @ torch.view_as_complex(rows.view(batch, channels, height, half_width + 1, 2))
+    window: Tensor = down @ torch.view_as_complex(rows.view(batch, channels, height, half_width + 1, 2))
+    return window
 
 
 def _add_waves(images: Tensor, change: Tensor) -> Tensor:
