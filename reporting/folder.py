@@ -1,7 +1,7 @@
 """A run's folder: every file in it, and how it survives a process that is killed at any instant.
 
 Small files are replaced as a whole (`write_atomic`). Tables only ever grow, one `write` and `fsync` per batch of rows,
-so the worst that a kill can leave is a last line without its end, which readers ignore and `RunFolder.truncate` removes.
+so the worst a kill can leave is a last line without its end, which readers ignore and `RunFolder.truncate` removes.
 """
 
 import csv
@@ -67,7 +67,8 @@ training; an unseen site only tests. *Checkpoint* in `metrics.csv`: `round` for 
 `last` and `best` for the two checkpoints scored at the end; `best` is chosen on validation cases, never on test cases.
 
 In the summary a case's score is the mean over its regions, a site's score is the mean over its cases, and a mean over
-sites counts each site once. Undefined scores (empty cells or `nan`) do not count.
+sites counts each site once. Rows of `metrics.csv` with region `mean` and no case hold a site's mean itself. Undefined
+scores (empty or `nan`) do not count.
 
 A run that was stopped continues with `python train.py ... output=THIS_FOLDER resume=true`.
 """

@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, one line per round in a log."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 BAR = "{desc} {bar} {percentage:3.0f}%{postfix} [{elapsed}, {remaining} left]"
+NARROW = 79
 
 
 def duration(seconds: float) -> str:
@@ -51,10 +53,17 @@ class Progress:
         each = max(1, len(sites))
         if self._bar is None:
             self._bar = tqdm(
-                file=self.stream, initial=(round - 1) * each, dynamic_ncols=True, smoothing=0.1, bar_format=BAR
+                desc=f"round {round}/{rounds}",
+                initial=(round - 1) * each,
+                total=rounds * each,
+                file=self.stream,
+                ncols=None if self._width_known() else NARROW,
+                dynamic_ncols=self._width_known(),
+                smoothing=0.1,
+                bar_format=BAR,
             )
         self._bar.total = self._bar.n + (rounds - round + 1) * each
-        self._bar.set_description_str(f"round {round}/{rounds}", refresh=True)
+        self._bar.set_description_str(f"round {round}/{rounds}")
 
     def site_done(self, task: str, site: str, scalars: Mapping[str, float]) -> None:
         """A site has answered; only training moves the bar."""
@@ -82,6 +91,13 @@ class Progress:
             self._bar.set_postfix_str(shown)
             for event in events:
                 self.say(f"round {round}: {event}")
+
+    def _width_known(self) -> bool:
+        """Whether the terminal tells its width; some report 0 columns, in which tqdm would draw nothing."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns > 0
+        except OSError:
+            return False
 
     def say(self, text: str) -> None:
         """Write a line without tearing the bar."""

@@ -1,5 +1,6 @@
 """The engine's observer: what happens in a run goes to its folder, to the terminal and to W&B."""
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from reporting.curves import draw_curves, save_curves
 from reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
 from reporting.overlays import Picture, draw_overlays, save_overlays
 from reporting.progress import Progress
-from reporting.summary import CHECKPOINTS, HEADLINE, Summary, over_sites, site_scores, summarise
+from reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
 from reporting.wandb import WandbRun
 
 
@@ -24,15 +25,15 @@ class RoundRecord(Protocol):
         """Number of the round."""
 
     @property
-    def rows_rounds(self) -> Sequence[Row]:
+    def rounds(self) -> Sequence[Row]:
         """Rows for rounds.csv."""
 
     @property
-    def rows_traffic(self) -> Sequence[Row]:
+    def traffic(self) -> Sequence[Row]:
         """Rows for communication.csv."""
 
     @property
-    def rows_events(self) -> Sequence[Row]:
+    def events(self) -> Sequence[Row]:
         """Rows for events.csv."""
 
 
@@ -58,10 +59,11 @@ class Reporter:
         self._validation: dict[str, float] = {}  # the last known, as shown in the progress line
         self._round: int | None = None
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
+        self._means: list[Row] = []  # of the round that is under way: scores that the sites reported as means
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
-        self._round, self._values = round, {}
+        self._round, self._values, self._means = round, {}, []
         self.progress.round_started(round, rounds, sites)
 
     def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
@@ -71,47 +73,48 @@ class Reporter:
             task: "train", "evaluate", ...
             round: Number of the round.
             site: Name of the site.
-            scalars: What it reports, e.g. loss.
+            scalars: What it reports, e.g. "loss", or means over its cases as "<split>/<view>/<metric>"; these go to
+                metrics.csv (region "mean", no case) unless the round's single cases come through `scores`.
             seconds: How long it took.
         """
         self.progress.site_done(task, site, scalars)
-        self._note(round, {f"{site}/{task}/{name}": value for name, value in scalars.items()})
-        self._note(round, {f"{site}/{task}/seconds": seconds})
+        if round != self._round:
+            return  # the final scoring: its rows come through `scores`
+        self._means += _mean_rows(round, site, scalars)
+        plain = {name: value for name, value in scalars.items() if "/" not in name}
+        self._values |= {f"{site}/{task}/{name}": value for name, value in {**plain, "seconds": seconds}.items()}
 
     def scores(self, rows: Sequence[Row]) -> None:
         """New scores: appended to metrics.csv; those during training also go to W&B and to the progress line."""
         self.folder.append_scores(rows)
         during = [row for row in rows if row["checkpoint"] == DURING_TRAINING]
+        self._means = [row for row in self._means if row["round"] not in {single["round"] for single in during}]
         for round, values in validation_values(during).items():
-            self._note(round, values)
-            self._validation = {
-                f"val {view} {HEADLINE}": values[f"val/{view}/{HEADLINE}"]
-                for view in dict.fromkeys(str(row["view"]) for row in during)
-                if f"val/{view}/{HEADLINE}" in values
-            }
+            if round == self._round:
+                self._values |= values
+            else:
+                self.wandb.log_round(round, values)
+            shown = ((f"val {view} {HEADLINE}", f"val/{view}/{HEADLINE}") for view in VIEWS)
+            self._validation = {name: values[key] for name, key in shown if key in values}
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended: its rows go to the tables, its means to W&B and the progress line."""
-        self.folder.append_rounds(record.rows_rounds)
-        self.folder.append_traffic(record.rows_traffic)
-        self.folder.append_events(record.rows_events)
-        loss = _mean(row["loss"] for row in record.rows_rounds if row["task"] == "train" and row["loss"] is not None)
+        if self._means:
+            self.scores(self._means)
+        self.folder.append_rounds(record.rounds)
+        self.folder.append_traffic(record.traffic)
+        self.folder.append_events(record.events)
+        loss = _mean(row["loss"] for row in record.rounds if row["task"] == "train" and row["loss"] is not None)
         sizes: dict[str, float] = defaultdict(float)
-        for row in record.rows_traffic:
+        for row in record.traffic:
             sizes[f"bytes/{row['direction']}"] += row["bytes"]
-        self._note(record.round, {"train/loss": loss, "events": len(record.rows_events), **sizes})
-        self.wandb.log_round(record.round, self._values)
+        self.wandb.log_round(record.round, {**self._values, "train/loss": loss, "events": len(record.events), **sizes})
+        if record.round != self._round:
+            return  # the introduction, before the first round
         self._round, self._values = None, {}
-        values = {"loss": loss} if loss == loss else {}
-        events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.rows_events]
+        values = {} if math.isnan(loss) else {"loss": loss}
+        events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**values, **self._validation}, events)
-
-    def _note(self, round: int, values: Mapping[str, float]) -> None:
-        """Keep values for the end of the round; those of a round that is not under way go to W&B at once."""
-        if round == self._round:
-            self._values.update(values)
-        else:
-            self.wandb.log_round(round, values)
 
     def overlays(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
         """Draw cases of one site into overlays/<site>.png and add them to W&B.
@@ -189,6 +192,17 @@ def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
             "worst"
         ]
     return dict(values)
+
+
+def _mean_rows(round: int, site: str, scalars: Mapping[str, float]) -> list[Row]:
+    """Rows for metrics.csv from means that a seen site reports under "<split>/<view>/<metric>"."""
+    rows: list[Row] = []
+    for name, value in scalars.items():
+        if name.count("/") == 2:
+            split, view, metric = name.split("/")
+            row = {"round": round, "checkpoint": DURING_TRAINING, "site": site, "seen": True, "split": split}
+            rows.append({**row, "view": view, "region": "mean", "case": "", "metric": metric, "value": value})
+    return rows
 
 
 def _sweep_values(summary: Summary) -> dict[str, float]:

@@ -143,6 +143,9 @@ def summarise(scores: pd.DataFrame) -> Summary:
 def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
     """Rows: seen sites, mean and worst over them, unseen sites and their mean. Columns: view x checkpoint."""
     columns = [(view, checkpoint) for view in VIEWS for checkpoint in CHECKPOINTS]
+    header = (f"test {HEADLINE}", "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
+    if shown.empty:
+        return Table(header, (), "No test scores: the run has not come to its end, or no site has test cases.")
     seen, unseen = shown[shown["seen"]], shown[~shown["seen"]]
     rows, left_out = _block(seen, columns, limit)
     rows += [(), _over("mean over sites", seen, columns, "mean"), _over("worst site", seen, columns, "worst")]
@@ -152,7 +155,6 @@ def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
         rows += [_over("mean over unseen sites", unseen, columns, "mean")] if unseen["site"].nunique() > 1 else []
         left_out += more
     note = _note(shown) + (f"\nThe {limit} worst sites; {left_out} more are in summary.csv." if left_out else "")
-    header = (f"test {HEADLINE}", "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     return Table(header, tuple(rows), note)
 
 

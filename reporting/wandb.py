@@ -66,7 +66,7 @@ class WandbRun:
             self._run = wandb.init(
                 mode=mode,
                 dir=os.fspath(folder.path),
-                id=_run_id(folder),
+                id=run_id(folder),
                 resume="allow"
                 if mode == "online"
                 else None,  # offline the id alone joins the parts when they are synced
@@ -128,7 +128,7 @@ class WandbRun:
             self._run = None
 
 
-def _run_id(folder: RunFolder) -> str:
+def run_id(folder: RunFolder) -> str:
     """The agent's id, else the one in the folder, else a new one; kept in the folder."""
     kept = folder.wandb_id_path.read_text(encoding="utf-8").strip() if folder.wandb_id_path.exists() else ""
     chosen = os.environ.get("WANDB_RUN_ID") or kept or uuid.uuid4().hex[:12]

@@ -1,0 +1,28 @@
+"""`python -m reporting RUN`: write summary and curves of a run again, also of one that was killed before its end."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reporting import ReportingError
+from reporting.folder import RunFolder
+from reporting.reporter import write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 if there is no run)."""
+    parser = argparse.ArgumentParser(prog="python -m reporting", description="Write a run's summary and curves again.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    folder = RunFolder(parser.parse_args(arguments).run)
+    try:
+        folder.read_config()
+        summary = write_report(folder, folder.scores(), title=folder.path.name)
+    except ReportingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(summary.text(sys.stdout), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
