@@ -182,7 +182,8 @@ def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
     if negative:
         above = donor[..., half_width - negative : half_width, :]
         _restyle(columns[..., height - negative :, :], zero_frequency, above, weight)
-    return torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    mixed: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    return mixed
 
 
 # A window holds the row frequencies -b..b and the column frequencies 0..b, (B, C, 2b+1, b+1); the rest of the
