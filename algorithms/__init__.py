@@ -10,6 +10,8 @@ from algorithms.fedprox import FedProx
 from algorithms.finetune import FedBABU, FineTune
 from algorithms.local import Local
 
+__all__ = ["ALGORITHMS", "Algorithm"]
+
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "local": Local,
     "pooled": Pooled,

@@ -90,6 +90,8 @@ class APFL(FedAvg):
 class OutputMixture(nn.Module):
     """``alpha * own(x) + (1 - alpha) * shared(x)`` on logits."""
 
+    alpha: Tensor
+
     def __init__(self, own: nn.Module, shared: nn.Module, alpha: Tensor) -> None:
         super().__init__()
         self.own, self.shared = own, shared

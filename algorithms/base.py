@@ -53,7 +53,7 @@ class Algorithm(pl.LightningModule):
         self.model = model
         self.recipe = recipe
         if personal is not None:
-            self.personal = named(personal)  # type: ignore[method-assign]
+            self.personal = named(personal)
         if self.personal is not nothing:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_view = None
@@ -145,9 +145,11 @@ class Algorithm(pl.LightningModule):
         """By number of labelled training images."""
         return [float(update.examples) for update in updates]
 
-    def apply(self, server: State, mean: State) -> State:
+    def advance(self, server: State, mean: State) -> State:
         """Add the mean difference to the shared tensors; other groups of the mean replace the server's."""
-        moved = {group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors}
+        moved: dict[str, Tensors] = {
+            group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors
+        }
         others = {group: ts for group, ts in mean.tensors.items() if group not in moved}
         return State({**server.tensors, **others, **moved}, server.scalars)
 

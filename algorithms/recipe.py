@@ -29,7 +29,7 @@ class Training:
         channels_last: memory layout; faster for convolutions, differs from the other layout by rounding.
     """
 
-    loss: str = "auto"
+    loss: Literal["auto", "dice_bce", "dice", "bce", "focal", "dice_ce", "ce"] = "auto"
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-3

@@ -42,19 +42,20 @@ class Schema:
     top: Owner
 
 
-def compose(arguments: Sequence[str], schema: Schema) -> DictConfig:
+def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = None) -> DictConfig:
     """The resolved, read-only config.
 
     Args:
         arguments: ``key=value`` with dotted keys, as a shell or ``wandb agent`` (``${args_no_hyphens}``) gives them.
         schema: who owns which settings.
+        base: a config resolved earlier, to depart from instead of ``default.yaml``.
 
     Raises:
         ConfigError: an unknown key or name, or a value of the wrong type; every problem is named.
     """
     command_line = _parse(arguments, schema)
-    default = _read(FOLDER / "default.yaml")
-    experiment = _experiment(command_line.get("experiment", default.get("experiment")))
+    default = _read(FOLDER / "default.yaml") if base is None else _as_layer(base, schema)
+    experiment = _experiment(command_line.get("experiment"))
     merged: dict[str, Any] = {}
     errors: list[str] = []
     for group, owners in schema.groups.items():
@@ -103,6 +104,14 @@ def _parse(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
         raise ConfigError(f"cannot read the overrides {' '.join(arguments)}: {error}") from error
 
 
+def _as_layer(base: DictConfig, schema: Schema) -> dict[str, Any]:
+    """A resolved config as a layer: groups go by the choice that was asked for."""
+    layer = _plain(base)
+    for group in schema.groups:
+        layer[group]["name"] = layer[group].pop("preset")
+    return layer
+
+
 def _experiment(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
@@ -117,7 +126,8 @@ def _group(
     group: str, owners: Mapping[str, Owner], layers: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[str]]:
     """A group's settings: the last layer that names a choice decides, and drops what was said for another choice."""
-    choice, said = "", []
+    choice = ""
+    said: list[dict[str, Any]] = []
     for layer in layers:
         values = layer.get(group, {})
         values = {"name": values} if isinstance(values, str) else dict(values)

@@ -16,7 +16,7 @@ from federation.contract import Batch, ClientHalf, Site, Task
 from federation.seeds import derive_seed
 from federation.state import State, Update
 
-Evaluate = Callable[[Any, Site, Task], dict[str, float]]
+Evaluate = Callable[[Any, Any, Task], dict[str, float]]
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,20 @@ class Site(Protocol):
     seen: bool
 
     @property
-    def examples(self) -> int: ...
-    def steps(self, epochs: float = 1.0) -> int: ...
-    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]: ...
-    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]: ...
-    def eval_batches(self, split: Any) -> Iterable[Batch]: ...
+    def examples(self) -> int:
+        """Labelled training images."""
+
+    def steps(self, epochs: float = 1.0) -> int:
+        """Batches in that many passes over the labelled training images."""
+
+    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
+        """Augmented batches with masks; a pure function of the arguments."""
+
+    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
+        """Augmented batches of all training images, without masks."""
+
+    def eval_batches(self, split: Any) -> Iterable[Batch]:
+        """Batches of a split, case after case, not augmented."""
 
 
 class ClientHalf(Protocol):
@@ -111,7 +120,7 @@ class ServerHalf(Protocol):
     def weigh(self, server: State, updates: Sequence[Update]) -> list[float]:
         """Weights of the updates; they need not sum to one."""
 
-    def apply(self, server: State, mean: State) -> State:
+    def advance(self, server: State, mean: State) -> State:
         """The server's state after a round."""
 
 
@@ -155,6 +164,11 @@ class RoundRecord:
 class Observer(Protocol):
     """Told what happens; it cannot change it."""
 
-    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None: ...
-    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None: ...
-    def round_done(self, record: RoundRecord) -> None: ...
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
+        """A round begins with these sites."""
+
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
+        """A site has answered a task."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """A round has ended; record 0 is the introduction before the first round."""

@@ -167,7 +167,7 @@ class Federation:
             detail = f"{len(present)} of {len(self.trainers)} sites present, {self.schedule.min_sites} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            server = self.algorithm.apply(server, self._train(round, server, present))
+            server = self.algorithm.advance(server, self._train(round, server, present))
         last = round == self.schedule.rounds
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
@@ -231,7 +231,8 @@ class Federation:
         self.observer.round_done(self._record)
         reasons = "; ".join(f"{e['site']}: {e['detail']}" for e in self._record.events if e["event"] == "refused")
         raise RoundError(
-            f"round {round}: {usable} usable updates, federation.min_sites={self.schedule.min_sites} needed ({reasons}). "
+            f"round {round}: {usable} usable updates, federation.min_sites={self.schedule.min_sites} needed "
+            f"({reasons}). "
             "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
         )
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "models", "datamodules"},
     "reporting": {"reporting", "evaluation", "models", "datamodules"},
 }
-OURS = {*MAY_IMPORT, "train", "evaluate", "compare"}
+OURS = {*MAY_IMPORT, "launch", "train", "evaluate", "compare"}
 
 
 def imported_names(source: str) -> set[str]:

@@ -1,0 +1,45 @@
+"""Score a run's saved models again: `python evaluate.py RUN`. The numbers must equal those of the run."""
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """python evaluate.py RUN
+
+  RUN    the folder of a finished or stopped run
+
+Scores the last and the best saved models on the validation and test cases of every site, prints the summary, writes
+RUN/rescored.csv, and says by how much scores differ from those in RUN/metrics.csv (exit code 1 if they do)."""
+
+TOLERANCE = 1e-6
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    from launch.command import guarded
+
+    return guarded(run, arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Score again, and compare."""
+    from launch.rescore import difference, rescore
+    from reporting import ReportingError
+    from reporting.folder import RunFolder
+    from reporting.summary import summarise
+
+    if len(arguments) != 1 or arguments[0] in ("--help", "-h"):
+        print(USAGE)
+        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+    folder = RunFolder(arguments[0])
+    if not folder.holds_run:
+        raise ReportingError(f"{folder.path} holds no run (no config.yaml)")
+    scores = rescore(folder)
+    scores.to_csv(folder.path / "rescored.csv", index=False)
+    print(summarise(scores).text(sys.stdout))
+    gap, compared = difference(scores, folder.scores())
+    print(f"\n{compared} of {len(scores)} scores are also in metrics.csv; the largest difference is {gap:.2g}")
+    return 0 if gap <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""The objects that a config describes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms import ALGORITHMS, Algorithm
+from algorithms.recipe import Recipe, Training
+from configs.compose import ConfigError
+from datamodules import DATASETS, MultiCenterDataModule, SiteData
+from evaluation import check_metrics
+from federation.allocator import keep_freed_memory
+from federation.checkpoint import Checkpoint
+from federation.client import Compute, Evaluate
+from federation.contract import Observer
+from federation.engine import POOL, Federation, Schedule
+from federation.seeds import derive_seed
+from federation.transport import InProcess
+from launch.settings import Evaluation
+from models import create_model
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One config, and what is built from it.
+
+    Attributes:
+        config: resolved by `configs.compose.compose`.
+    """
+
+    config: DictConfig
+
+    def __post_init__(self) -> None:
+        quieten_libraries()
+        keep_freed_memory()
+        if self.compute.threads is not None:
+            torch.set_num_threads(self.compute.threads)
+
+    def check(self) -> None:
+        """Build everything that needs no image, so that a wrong setting ends the run before images are read.
+
+        Raises:
+            ConfigError: a setting that is out of range, or that does not fit another one.
+        """
+        try:
+            check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
+            _ = self.compute, self.schedule, self.data
+            self.algorithm(in_channels=3)
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+
+    @cached_property
+    def data(self) -> MultiCenterDataModule:
+        """The data module; `setup` has not been called."""
+        settings = self._section("data")
+        name = settings.pop("name")
+        if settings["split_seed"] is None:
+            settings["split_seed"] = self.config.seed
+        return DATASETS[name](**settings)
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Where training computes."""
+        return Compute(**self._section("trainer"))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """How the federation runs."""
+        return Schedule(**self._section("federation"))
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """How models are scored."""
+        return Evaluation(**self._section("evaluation"))
+
+    def algorithm(self, in_channels: int | None = None) -> Algorithm:
+        """A fresh instance of the method; the same start for every instance of a run."""
+        channels = self.data.in_channels if in_channels is None else in_channels
+        regions = self.data.regions
+        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels)
+        torch.manual_seed(derive_seed(self.config.seed, "start"))
+        network = self._section("model")
+        network.pop("name")
+        model = create_model(channels, regions.channels, **network)
+        settings = self._section("algorithm")
+        return ALGORITHMS[settings.pop("name")](model, recipe, **settings)
+
+    def sites(self) -> dict[str, SiteData]:
+        """All sites by name, and the pool of the seen ones.
+
+        Raises:
+            ConfigError: a site has the pool's name.
+        """
+        names = (*self.data.sites, *self.data.unseen_sites)
+        if POOL in names:
+            raise ConfigError(f"a site is called {POOL!r}, which is the name of pooled training; rename its folder")
+        return {**{name: self.data.site(name) for name in names}, POOL: self.data.pooled()}
+
+    def federation(self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer) -> Federation:
+        """The run in this process: one worker for all sites."""
+        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate)
+        return Federation(
+            self.algorithm(), transport, self.data.sites, self.schedule, self.config.seed, checkpoint, observer
+        )
+
+    @property
+    def title(self) -> str:
+        """Method, data and seed in a few words."""
+        return f"{self.config.algorithm.preset} on {self.config.data.preset}, seed {self.config.seed}"
+
+    def _section(self, name: str) -> dict[str, Any]:
+        section = OmegaConf.to_container(self.config[name])
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name} is not a section: {section!r}")
+        return {str(key): value for key, value in section.items() if key != "preset"}
+
+
+def quieten_libraries(loggers: Sequence[str] = ("pytorch_lightning", "lightning")) -> None:
+    """Lightning greets and advises at every fit; with a fit per site and round that is noise."""
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")

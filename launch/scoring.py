@@ -1,0 +1,200 @@
+"""Scores of a run: validation in every round, and everything at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from algorithms import Algorithm
+from datamodules import SiteData
+from evaluation import QUICK, evaluate, predict_cases
+from federation.checkpoint import Best, Checkpoint
+from federation.contract import RoundRecord, Row, Task
+from federation.engine import Federation
+from federation.state import State
+from launch.experiment import Experiment
+from reporting.overlays import Picture, pick_cases, reported_scores
+from reporting.reporter import Reporter
+
+DURING, LAST, BEST = "round", "last", "best"
+
+
+class Scorer:
+    """Scores a worker's views at a site: rows for the table, means for the server.
+
+    Args:
+        experiment: metrics and regions.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.settings = experiment.evaluation
+        self.regions = experiment.data.regions
+        self.rows: list[Row] = []
+
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
+        """Score the task's splits; the means over cases and regions go to the server."""
+        means: dict[str, float] = {}
+        for view in views(algorithm, site, task):
+            for split in task.splits:
+                rows = self._score(algorithm, site, task, view, split)
+                self.rows += rows
+                for metric in dict.fromkeys(row["metric"] for row in rows):
+                    values = [row["value"] for row in rows if row["metric"] == metric]
+                    means[f"{split}/{view}/{metric}"] = sum(values) / len(values)
+        return means
+
+    def take(self) -> list[Row]:
+        """The rows since the last call."""
+        rows, self.rows = self.rows, []
+        return rows
+
+    def _score(self, algorithm: Algorithm, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
+        scores = evaluate(
+            partial(predict, algorithm, view),
+            site,
+            split,
+            self.regions,
+            metrics=QUICK if task.checkpoint == DURING else self.settings.metrics,
+            tolerance=self.settings.tolerance,
+        )
+        common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
+        return [{**common, "split": split, "view": view, **score._asdict()} for score in scores]
+
+
+class Painter:
+    """Takes the place of a scorer: collects pictures of chosen test cases instead of scores.
+
+    Args:
+        experiment: regions.
+        scores: the run's table.
+    """
+
+    def __init__(self, experiment: Experiment, scores: pd.DataFrame) -> None:
+        self.regions = experiment.data.regions
+        self.scores = scores
+        self.masks: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
+        """Predict the chosen cases."""
+        roles = pick_cases(self.scores, site.name)
+        for view in views(algorithm, site, task):
+            for found in predict_cases(partial(predict, algorithm, view), site, "test", self.regions, only=set(roles)):
+                self.masks.setdefault((site.name, found.case.case), {"truth": found.truth})[view] = found.prediction
+        return {}
+
+    def pictures(self, site: SiteData) -> list[Picture]:
+        """The pictures of one site, worst case first."""
+        drawn = []
+        for case, role in pick_cases(self.scores, site.name).items():
+            masks = dict(self.masks[site.name, case])
+            truth = masks.pop("truth")
+            reported = reported_scores(self.scores, site.name, case)
+            drawn.append(Picture(site.name, case, site.image(case), truth, masks, reported, role))
+        return drawn
+
+
+class Notes:
+    """The engine's observer: hands a round's scores to the reporter together with its record."""
+
+    def __init__(self, reporter: Reporter, scorer: Scorer) -> None:
+        self.reporter = reporter
+        self.scorer = scorer
+        self.round_started = reporter.round_started
+        self.site_done = reporter.site_done
+
+    def round_done(self, record: RoundRecord) -> None:
+        """One write for all sites."""
+        rows = self.scorer.take()
+        if rows:
+            self.reporter.scores(rows)
+        self.reporter.round_done(record)
+
+
+def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
+    """The views of the task that exist at a site."""
+    there = algorithm.views if site.seen else [view for view in (algorithm.unseen_view,) if view is not None]
+    return [view for view in there if not task.views or view in task.views]
+
+
+def predict(algorithm: Algorithm, view: str, images: Any) -> Any:
+    """Probabilities on the device of the worker."""
+    return algorithm.predict(images.to(algorithm.device), view)
+
+
+def score_checkpoints(federation: Federation, scorer: Scorer, server: State, checkpoint: Checkpoint) -> list[Row]:
+    """Score the last model and the best ones on validation and test cases of every site.
+
+    The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
+    site's own; without validation cases the last one stands in.
+
+    Returns:
+        Rows of the scores' table.
+    """
+    score_sites(federation, server, checkpoint.round, checkpoint="last")
+    last = scorer.take()
+    rows = list(last)
+    for name, best in best_models(federation, checkpoint).items():
+        view, _, site = name.partition("/")
+        if best is None or best.round == checkpoint.round:
+            rows += [{**row, "checkpoint": BEST} for row in last if row["view"] == view and site in ("", row["site"])]
+        else:
+            show_best(federation, checkpoint, name, best)
+            rows += scorer.take()
+    return rows
+
+
+def paint_overlays(
+    federation: Federation, experiment: Experiment, checkpoint: Checkpoint, scores: pd.DataFrame
+) -> dict[str, list[Picture]]:
+    """Pictures of the best models' worst, median and best test case of every site."""
+    painter = Painter(experiment, scores)
+    transport: Any = federation.transport
+    transport.evaluate = painter
+    for name, best in best_models(federation, checkpoint).items():
+        show_best(federation, checkpoint, name, best)
+    return {name: painter.pictures(experiment.data.site(name)) for name in all_sites(federation)}
+
+
+def best_models(federation: Federation, checkpoint: Checkpoint) -> dict[str, Best | None]:
+    """``global`` and ``personal/<site>`` -> best model; None where nothing could be chosen and the last one serves."""
+    best: Mapping[str, Best] = checkpoint.best()
+    algorithm: Any = federation.algorithm
+    names = ["global"] if "global" in algorithm.views else []
+    if "personal" in algorithm.views:
+        names += [f"personal/{site}" for site in federation.sites]
+    return {name: best.get(name) for name in names}
+
+
+def show_best(federation: Federation, checkpoint: Checkpoint, name: str, best: Best | None) -> None:
+    """Evaluate one best model where it serves."""
+    view, _, site = name.partition("/")
+    index = checkpoint.index
+    server = checkpoint.read(best.server if best else index["server"])
+    kept = best.kept if best else index["kept"].get(site, "")
+    federation.transport.restore({site: checkpoint.read(kept)} if site and kept else {})
+    round = best.round if best else checkpoint.round
+    score_sites(federation, server, round, sites=[site] if site else None, views=(view,), checkpoint=BEST)
+
+
+def score_sites(
+    federation: Federation, server: State, round: int, *, sites: Sequence[str] | None = None, **options: Any
+) -> None:
+    """Ask for scores on validation and test cases of seen sites and test cases of unseen ones."""
+    seen = federation.sites if sites is None else sites
+    federation.evaluate(server, round, seen, ("val", "test"), **options)
+    if sites is None:
+        federation.evaluate(server, round, unseen_sites(federation), ("test",), **options)
+
+
+def unseen_sites(federation: Federation) -> list[str]:
+    """Sites that only test."""
+    transport: Any = federation.transport
+    return [name for name, site in transport.sites.items() if not site.seen]
+
+
+def all_sites(federation: Federation) -> list[str]:
+    """Seen and unseen sites."""
+    return [*federation.sites, *unseen_sites(federation)]

@@ -1,0 +1,82 @@
+"""Who owns which setting, and the settings that belong to a run as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from algorithms import ALGORITHMS
+from algorithms.recipe import Training
+from configs.compose import Schema
+from datamodules import DATASETS
+from evaluation import FULL
+from federation.client import Compute
+from federation.engine import Schedule
+from models import create_model
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        seed: of initial weights, splits, sampling and batches.
+        output: the run's folder; null makes runs/DATA-ALGORITHM-seedN-TIME.
+        resume: go on in the folder `output`; what it saved is the config, and only rounds, trainer and wandb may change.
+        experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, merged below the command line.
+    """
+
+    seed: int = 0
+    output: str | None = None
+    resume: bool = False
+    experiment: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How models are scored.
+
+    Attributes:
+        metrics: of the final scoring: dice, iou, hd95, hd95_pooled, assd, nsd, missed. Validation during training
+            takes dice and iou.
+        tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
+        overlays: draw the worst, median and best test case of every site.
+    """
+
+    metrics: tuple[str, ...] = FULL
+    tolerance: float = 2.0
+    overlays: bool = True
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases.
+
+    Attributes:
+        mode: online, offline (no account, no network; `wandb sync` uploads later) or disabled.
+        project: W&B project.
+        entity: W&B user or team; null is your default.
+        name: of the run; null makes one from algorithm, data and seed.
+        group: runs that differ in their seed only; null makes it from algorithm and data.
+        tags: of the run.
+    """
+
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "federated-segmentation"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+SCHEMA = Schema(
+    groups={"algorithm": ALGORITHMS, "data": DATASETS, "model": {"smp": create_model}},
+    sections={
+        "training": Training,
+        "trainer": Compute,
+        "federation": Schedule,
+        "evaluation": Evaluation,
+        "wandb": Wandb,
+    },
+    top=Run,
+)

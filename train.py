@@ -1,0 +1,42 @@
+"""Train one federated method on one data set: `python train.py algorithm=ditto data=phantom federation.rounds=20`."""
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """python train.py [key=value ...]
+
+  python train.py                                                    synthetic sites, a few minutes on two cores
+  python train.py algorithm=fedbn data=folder data.root=DIR          your own images: DIR/<site>/{images,masks}
+  python train.py output=DIR resume=true                             go on with a run that was stopped
+  python train.py algorithm=ditto algorithm.lam=0.5 --config         show the resolved settings, and stop
+
+A run leaves a folder (output=DIR) with tables, curves, overlays and checkpoints; its README.md explains every file."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    from launch.command import guarded
+
+    return guarded(run, arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train, or show help or settings."""
+    from configs.help import help_text
+    from launch.run import execute, read_settings
+    from launch.settings import SCHEMA
+
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(SCHEMA, USAGE))
+        return
+    config = read_settings([argument for argument in arguments if argument != "--config"])
+    if "--config" in arguments:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    execute(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
