@@ -37,7 +37,8 @@ def create_model(
         in_channels: channels of an image.
         classes: outputs per pixel (logits).
         architecture: smp's name in lower case: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
-            deeplabv3plus, pan, upernet, segformer, dpt.
+            deeplabv3plus, pan, upernet, segformer, dpt (the last with vision transformers of timm only, such as
+            tu-vit_tiny_patch16_224).
         encoder: smp's name (resnet18, efficientnet-b0, mobilenet_v2, mit_b0 ...) or tu-NAME for timm's networks.
         encoder_weights: path of a local file with the encoder's weights (.pt, .pth, .safetensors), or null for random.
         encoder_depth: number of encoder stages, or null for the architecture's own. With fewer stages timm's encoders
