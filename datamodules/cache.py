@@ -180,8 +180,11 @@ def _stamp(name: str) -> list[Any]:
 
 def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels: NDArray[np.uint8]) -> None:
     """Writes beside, then renames: a folder of the final name is always whole, whoever was killed when."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=home.parent))
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=home.parent))
+    except OSError as error:
+        raise _unwritable(home, error) from error
     try:
         for number, block in enumerate(blocks):
             np.save(draft / f"images{number}.npy", block)
@@ -191,9 +194,13 @@ def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels:
         draft.rename(home)
     except OSError as error:
         if not home.is_dir():  # else another process was faster, and wrote the same
-            raise DataError(f"the cache {home} cannot be written ({error}); choose another data.cache_dir") from error
+            raise _unwritable(home, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _unwritable(home: Path, error: OSError) -> DataError:
+    return DataError(f"the cache {home} cannot be written ({error}); choose another data.cache_dir")
 
 
 def _open(home: Path, cases: Sequence[Case]) -> Store:

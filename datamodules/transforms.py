@@ -116,22 +116,27 @@ class Augmentation:
         Raises:
             DataError: A transform that cannot take such an image, or that changes its size.
         """
-        labels = np.zeros(image.shape[:2], np.uint8)
         for transform in (*_leaves(self.geometric), *_leaves(self.appearance)):
-            name = type(transform).__name__
-            always = A.Compose([copy.deepcopy(transform)])
-            always.transforms[0].p = 1.0
-            try:
-                result = always(image=image, mask=labels)
-            except Exception as error:  # a transform raises what it likes
-                raise DataError(
-                    f"{self.source}: {name} fails on images of {image.shape[-1]} channels, {image.dtype}: {error}"
-                ) from error
-            if result["image"].shape != image.shape or result["image"].dtype != image.dtype:
-                raise DataError(
-                    f"{self.source}: {name} turns {image.shape} {image.dtype} into {result['image'].shape} "
-                    f"{result['image'].dtype}; a pipeline keeps size and type (data.size is set before)"
-                )
+            _try_on(transform, image, self.source)
+
+
+def _try_on(transform: Any, image: Pixels, source: str) -> None:
+    name = type(transform).__name__
+    always = A.Compose([copy.deepcopy(transform)])
+    always.transforms[0].p = 1.0
+    for seed in range(6):  # a rotation by a random quarter fits an oblong image at times
+        _seed(always, random.Random(seed))
+        try:
+            result = always(image=image, mask=np.zeros(image.shape[:2], np.uint8))["image"]
+        except Exception as error:  # a transform raises what it likes
+            raise DataError(
+                f"{source}: {name} fails on images of {image.shape[-1]} channels, {image.dtype}: {error}"
+            ) from error
+        if result.shape != image.shape or result.dtype != image.dtype:
+            raise DataError(
+                f"{source}: {name} turns {image.shape} {image.dtype} into {result.shape} {result.dtype}; a pipeline "
+                "must keep size and type (data.size sets the size before it)"
+            )
 
 
 def _leaves(group: A.BaseCompose) -> Iterator[Any]:
@@ -216,4 +221,5 @@ def _construct(cls: type[Any], arguments: dict[str, Any], where: str) -> Any:
             warnings.simplefilter("error", UserWarning)  # albumentations warns of arguments that it then ignores
             return cls(**arguments)
     except (ValueError, TypeError, UserWarning) as error:
-        raise DataError(f"{where}: {str(error).strip()}") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise DataError(f"{where}: {' '.join(line for line in lines if 'errors.pydantic.dev' not in line)}") from error
