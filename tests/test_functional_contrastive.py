@@ -30,6 +30,7 @@ from algorithms.functional.partitions import slice_partition, slice_position
 from algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
 from algorithms.functional.trajectory import follow
 
+pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
 GOLDEN = Path(__file__).parent / "golden"
 DENOMINATORS = ("all", "other_partitions")
 
