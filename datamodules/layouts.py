@@ -76,8 +76,18 @@ def paired(images: Mapping[str, Path], masks: Mapping[str, Path], site: str) -> 
     return [(name, image, masks[name]) for name, image in images.items()]
 
 
-def unexpected(root: Path, expected: str) -> DataError:
-    """The error for a root that is not laid out as expected: says what was looked for and what is there."""
-    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir() if not path.name.startswith("."))
+def unexpected(root: Path, expected: str, odd: str = "") -> DataError:
+    """The error for a folder that is not laid out as expected.
+
+    Args:
+        root: The folder.
+        expected: What was looked for.
+        odd: Name of the entry that does not fit, told first.
+    """
+    entries = sorted(
+        (path for path in root.iterdir() if not path.name.startswith(".")),
+        key=lambda path: (path.name != odd, path.name),
+    )
+    names = [path.name + "/" * path.is_dir() for path in entries]
     there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return DataError(f"data.root={root}: expected {expected}; found {there or 'an empty folder'}")
+    return DataError(f"{root}: expected {expected}; found {there or 'an empty folder'}")

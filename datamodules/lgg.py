@@ -66,7 +66,9 @@ class LGGDataModule(MultiCenterDataModule):
         for folder in folders(self.root):
             name = re.fullmatch(r"(TCGA_[A-Z0-9]+)_[A-Z0-9]+_\d+", folder.name)
             if name is None:
-                raise unexpected(self.root, "folders named TCGA_<institution>_<number>_<date>, as in kaggle_3m")
+                raise unexpected(
+                    self.root, "folders named TCGA_<institution>_<number>_<date>, as in kaggle_3m", folder.name
+                )
             if name.group(1) not in self.leave_out:
                 found.append(_stack(folder, name.group(1)))
         if not found:

@@ -68,7 +68,7 @@ class PhantomDataModule(MultiCenterDataModule):
         structure: Dial of the patients: size of the structures (radius up to a factor 1.4), prevalence of disease.
         amount: Dial of the number of cases (up to a factor 4).
         phantom_seed: Seed of the images. It is not the seed of the run: repeated runs see the same hospitals.
-        regions: Region name to label ids; None takes all regions of the anatomy.
+        regions: Region name to label ids; null: all regions of the anatomy.
         kwargs: See MultiCenterDataModule.
 
     Raises:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
 
 from datamodules.cases import Sample
 from datamodules.phantom import REGIONS, Anatomy, draw_case
@@ -24,7 +26,7 @@ ROWS = {
 }
 
 
-def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, resolution: int = 192) -> Figure:
+def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, resolution: int = 128) -> Figure:
     """Figure with the same case number of every site under each dial.
 
     Solid: the site's annotation. Dotted: the true outline, where the annotators depart from it.
@@ -60,14 +62,22 @@ def _contours(axis: Axes, sample: Sample, anatomy: Anatomy, style: str) -> None:
             axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.1, linestyles=style)
 
 
+def save(figure: Figure, file: Path) -> None:
+    """Writes a PNG of 256 colours: a quarter of the size, and it looks nearly the same."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    picture = Image.open(buffer).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
 def main() -> None:
     """Write the overview to a file."""
     parser = argparse.ArgumentParser(description="Draw an overview of the phantom's dials.")
-    parser.add_argument("file", type=Path, help="picture to write (.png, .jpg, .pdf)")
+    parser.add_argument("file", type=Path, help="picture to write (.png)")
     parser.add_argument("--anatomy", choices=sorted(REGIONS), default="fundus")
     parser.add_argument("--sites", type=int, default=6)
     arguments = parser.parse_args()
-    draw_overview(arguments.anatomy, arguments.sites).savefig(arguments.file, dpi=100)
+    save(draw_overview(arguments.anatomy, arguments.sites), arguments.file)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class PolypDataModule(MultiCenterDataModule):
 
     def _test(self, folder: Path) -> list[Case]:
         if folder.name not in TEST_FOLDERS:
-            raise unexpected(folder.parent, f"folders named {', '.join(TEST_FOLDERS)}")
+            raise unexpected(folder.parent, f"folders named {', '.join(TEST_FOLDERS)}", folder.name)
         site = TEST_FOLDERS[folder.name]
         if site == "cvc300" and not self.cvc300:
             return []

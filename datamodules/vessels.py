@@ -56,13 +56,13 @@ class VesselsDataModule(MultiCenterDataModule):
         for folder in folders(self.root):
             reader = _SETS.get(folder.name.upper())
             if reader is None:
-                raise unexpected(self.root, "folders named DRIVE, CHASE_DB1, STARE, HRF, or some of them")
+                raise unexpected(self.root, _NAMES, folder.name)
             cases = reader(folder)
             if not cases:
                 raise unexpected(folder, f"the layout of {folder.name}: {_EXPECTED[reader]}")
             found += cases
         if not found:
-            raise unexpected(self.root, "folders named DRIVE, CHASE_DB1, STARE, HRF, or some of them")
+            raise unexpected(self.root, _NAMES)
         return found
 
 
@@ -110,6 +110,7 @@ _SETS: dict[str, Callable[[Path], list[Case]]] = {
     "STARE": _stare,
     "HRF": _hrf,
 }
+_NAMES = "folders named DRIVE, CHASE_DB1, STARE, HRF, or some of them"
 _EXPECTED: dict[Callable[[Path], list[Case]], str] = {
     _drive: "{training,test}/images/*.tif with {training,test}/1st_manual/*.gif",
     _chase: "Image_01L.jpg with Image_01L_1stHO.png",
