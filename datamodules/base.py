@@ -150,7 +150,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
     # --- preparing ----------------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  (Lightning names a stage; all are prepared)
+    def setup(self, stage: str | None = None) -> None:  # Lightning names a stage; all are prepared
         """Lists, checks, splits, decodes and resizes all cases; a second call does nothing.
 
         Raises:

@@ -294,7 +294,9 @@ def map_labels(stored: Array, reading: Reading) -> NDArray[np.uint8]:
     values = _one_channel(stored)
     if reading.label_values:
         stored = values
-        for key, label in reversed(reading.label_values.items()):  # the first rule is applied last, over all others
+        for key, label in reversed(
+            list(reading.label_values.items())
+        ):  # the first rule is applied last, over all others
             values = np.where(_rule(key)(stored), np.int64(label), values)
     elif reading.binary and values.max() == 255 and set(np.unique(values).tolist()) <= {0, 255}:
         values = values == 255

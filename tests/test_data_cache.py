@@ -61,9 +61,12 @@ def test_the_disk_is_read_instead_of_the_files(root: Path, tmp_path: Path, monke
     folder(root, **knobs)
     decoded: list[str] = []
     original = FolderDataModule.read
-    monkeypatch.setattr(
-        FolderDataModule, "read", lambda self, case: (decoded.append(case.case), original(self, case))[1]
-    )
+
+    def read(self: FolderDataModule, case: Case) -> Sample:
+        decoded.append(case.case)
+        return original(self, case)
+
+    monkeypatch.setattr(FolderDataModule, "read", read)
     folder(root, **knobs, split_seed=4, unseen=["beta"], batch_size=2, augment="light", neighbours=1)
     assert decoded == [], "settings that do not change decoded images must not decode again"
     save(root / "beta" / "images" / "case_100.png", picture(999))
@@ -118,10 +121,10 @@ def test_a_damaged_cache_is_named(root: Path, tmp_path: Path) -> None:
     knobs = {"cache": "disk", "cache_dir": str(tmp_path / "cache")}
     folder(root, **knobs)
     next((tmp_path / "cache").glob("alpha-*/index.json")).write_text("{")
-    with pytest.raises(DataError, match="alpha-.* is damaged .*; delete that folder"):
+    with pytest.raises(DataError, match=r"alpha-.* is damaged .*; delete that folder"):
         folder(root, **knobs)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written .*choose another data.cache_dir"):
+    with pytest.raises(DataError, match=r"cannot be written .*choose another data.cache_dir"):
         folder(root, cache="disk", cache_dir=str(tmp_path / "file"))
 
 

@@ -208,7 +208,7 @@ def stacked_rows(root: Path, patients: int = 5, slices: int = 12) -> list[dict[s
                     "mask": f"masks/{name}.png",
                 }
             )
-    return rows  # fmt: skip
+    return rows
 
 
 def test_slices_of_a_patient_are_stacked_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_slices_of_a_patient_are_stacked_in_the_order_of_their_numbers(tmp_path:
 
 def test_stacks_from_folders_need_a_pattern(tmp_path: Path) -> None:
     stacked_rows(tmp_path / "a")
-    with pytest.raises(DataError, match="set data.patient_pattern"):
+    with pytest.raises(DataError, match=r"set data.patient_pattern"):
         folder(tmp_path, stack_slices=True)
     stacked = folder(tmp_path, stack_slices=True, patient_pattern=r"^(p\d)_")
     assert len(stacked.splits()) == 5
@@ -263,9 +263,13 @@ def test_stacks_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 
 def rows_of(root: Path) -> list[dict[str, str]]:
     return [
-        {"site": path.parts[-3], "image": str(path.relative_to(root)), "mask": str(path.relative_to(root)).replace("images", "masks")}
+        {
+            "site": path.parts[-3],
+            "image": str(path.relative_to(root)),
+            "mask": str(path.relative_to(root)).replace("images", "masks"),
+        }
         for path in sorted(root.glob("*/images/*"))
-    ]  # fmt: skip
+    ]
 
 
 def test_a_manifest_with_the_fewest_columns_equals_the_folders(root: Path) -> None:
@@ -318,19 +322,40 @@ def test_an_empty_mask_cell_is_an_unlabelled_case(root: Path) -> None:
 
 
 MANIFEST_ERRORS: list[tuple[Callable[[list[dict[str, str]]], list[dict[str, str]]], str]] = [
-    (lambda rows: [{"sites" if k == "site" else k: v for k, v in r.items()} for r in rows], "no column 'site'; did you mean 'sites'"),
+    (
+        lambda rows: [{"sites" if k == "site" else k: v for k, v in r.items()} for r in rows],
+        "no column 'site'; did you mean 'sites'",
+    ),
     (lambda rows: [rows[0] | {"site": ""}, *rows[1:]], "line 2: the cell 'site' is empty"),
-    (lambda rows: [rows[0] | {"image": "north/images/none.png"}, *rows[1:]], "line 2: site 'north': image .*none.png does not exist"),
-    (lambda rows: [rows[0] | {"mask": "north/masks/none.png"}, *rows[1:]], "mask .*none.png does not exist.*empty mask cell"),
+    (
+        lambda rows: [rows[0] | {"image": "north/images/none.png"}, *rows[1:]],
+        "line 2: site 'north': image .*none.png does not exist",
+    ),
+    (
+        lambda rows: [rows[0] | {"mask": "north/masks/none.png"}, *rows[1:]],
+        "mask .*none.png does not exist.*empty mask cell",
+    ),
     (lambda rows: [rows[0] | {"mask": rows[0]["mask"] + ",extra"}, *rows[1:]], "more cells than the header"),
     (lambda rows: [rows[0], *rows], "site 'north': case 'case_00' occurs 2 times .*case_00.png"),
     (lambda rows: [row | {"split": "trian"} for row in rows], "line 2: unknown split 'trian'; did you mean 'train'"),
-    (lambda rows: [row | {"patient": "p", "split": "train" if i else "test"} for i, row in enumerate(rows)], "patient 'p' is in two official splits"),
-    (lambda rows: [row | {"split": "test"} for row in rows], "site 'north' has no labelled training case.*data.unseen=\\[north\\]"),
-    (lambda rows: [row | {"mask": ""} if row["site"] == "west" else row for row in rows], "site 'west' has no labelled case"),
-    (lambda rows: [row | {"patient": "p"} if row["site"] == "west" else row | {"patient": ""} for row in rows], "site 'west' has a single labelled patient"),
+    (
+        lambda rows: [row | {"patient": "p", "split": "train" if i else "test"} for i, row in enumerate(rows)],
+        "patient 'p' is in two official splits",
+    ),
+    (
+        lambda rows: [row | {"split": "test"} for row in rows],
+        "site 'north' has no labelled training case.*data.unseen=\\[north\\]",
+    ),
+    (
+        lambda rows: [row | {"mask": ""} if row["site"] == "west" else row for row in rows],
+        "site 'west' has no labelled case",
+    ),
+    (
+        lambda rows: [row | {"patient": "p"} if row["site"] == "west" else row | {"patient": ""} for row in rows],
+        "site 'west' has a single labelled patient",
+    ),
     (lambda rows: [row | {"site": "a/b"} for row in rows], "a site has no slash"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spoil", "message"), MANIFEST_ERRORS)
@@ -343,7 +368,7 @@ def test_bad_manifests_are_refused_with_line_and_cure(
 
 
 def test_manifests_that_are_none(root: Path) -> None:
-    with pytest.raises(DataError, match="none.csv does not exist"):
+    with pytest.raises(DataError, match=r"none.csv does not exist"):
         folder(root, manifest=str(root / "none.csv"))
     (root / "empty.csv").write_text("site,image,mask\n")
     with pytest.raises(DataError, match="lists no case"):
@@ -379,11 +404,26 @@ FOLDER_ERRORS: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: save(root / "north/images/case_03.jpg", picture(3)), "are both case 'case_03'"),
     (lambda root: (root / "north").rename(root / "images"), "holds images without a site; move them"),
     (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "holds no site"),
-    (lambda root: save(root / "south/masks/case_103.png", square(8, 24)), "site 'south', case 'case_103': mask .* is 1 x 8 x 24"),
-    (lambda root: save(root / "south/masks/case_103.png", square(label=4)), "site 'south', case 'case_103': mask .*case_103.png has unknown label ids 4, not in"),
-    (lambda root: (root / "west/images/case_203.png").write_bytes(b"\x89PNG"), "site 'west', case 'case_203': image .* cannot be read"),
-    (lambda root: save(root / "west/images/case_203.npy", picture(3, channels=5)) and (root / "west/images/case_203.png").unlink(), "has 3 channels, but site 'west', case 'case_203' has 5"),
-]  # fmt: skip
+    (
+        lambda root: save(root / "south/masks/case_103.png", square(8, 24)),
+        "site 'south', case 'case_103': mask .* is 1 x 8 x 24",
+    ),
+    (
+        lambda root: save(root / "south/masks/case_103.png", square(label=4)),
+        "site 'south', case 'case_103': mask .*case_103.png has unknown label ids 4, not in",
+    ),
+    (
+        lambda root: (root / "west/images/case_203.png").write_bytes(b"\x89PNG"),
+        "site 'west', case 'case_203': image .* cannot be read",
+    ),
+    (
+        lambda root: (
+            save(root / "west/images/case_203.npy", picture(3, channels=5))
+            and (root / "west/images/case_203.png").unlink()
+        ),
+        "has 3 channels, but site 'west', case 'case_203' has 5",
+    ),
+]
 
 
 @pytest.mark.parametrize(("spoil", "message"), FOLDER_ERRORS)
@@ -452,5 +492,5 @@ def test_bad_settings_are_refused(root: Path, knobs: dict[str, object], message:
 
 
 def test_a_root_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder; set data.root"):
+    with pytest.raises(DataError, match=r"is no folder; set data.root"):
         folder(tmp_path / "none")

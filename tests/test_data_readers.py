@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from tests.data_files import picture, save, save_volume, square
 from PIL import Image
 
 from datamodules import Case, DataError
 from datamodules.readers import Reading, map_labels, read_case, scale
+from tests.data_files import picture, save, save_volume, square
 
 PLAIN = Reading()
 
 
-def read(image: Path, mask: Path | None = None, reading: Reading = PLAIN):  # noqa: ANN201
+def read(image: Path, mask: Path | None = None, reading: Reading = PLAIN):
     return read_case(Case("a", "c", "c", str(image), None if mask is None else str(mask)), reading)
 
 
@@ -204,7 +204,7 @@ def test_palette_masks_are_their_indices(tmp_path: Path) -> None:
     assert np.array_equal(sample.labels, square(label=2)[None])
 
 
-# --- files that do not do -----------------------------------------------------------------------------------------------
+# --- files that do not do ---------------------------------------------------------------------------------------------
 
 
 def test_bad_files_are_named_with_a_cure(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -91,7 +92,7 @@ def test_budgets_are_nested() -> None:
     patients = [f"p{i}" for i in range(9)]
     budgets = [budget(patients, "a", count, 0) for count in range(1, 12)]
     assert [len(chosen) for chosen in budgets] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9]
-    assert all(small <= large for small, large in zip(budgets, budgets[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(budgets))
     assert budget(patients, "a", None, 0) == set(patients)
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data_files import picture, square
 
 from datamodules import DataError, Sample
 from datamodules.transforms import FOLDER, load_augmentation, resize, to_grey
+from tests.data_files import picture, square
 
 
 def pipeline(tmp_path: Path, text: str) -> str:
@@ -88,7 +88,10 @@ def test_every_pipeline_takes_every_image(name: str, channels: int, kind: type) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("geometric: [{HorizontalFlop: {p: 1}}]", "mine.yaml, geometric: albumentations has no HorizontalFlop; did you mean 'HorizontalFlip'"),
+        (
+            "geometric: [{HorizontalFlop: {p: 1}}]",
+            "mine.yaml, geometric: albumentations has no HorizontalFlop; did you mean 'HorizontalFlip'",
+        ),
         ("geometric: [{Affine: {scael: 2}}]", "mine.yaml, geometric: Affine: .*scael"),
         ("geometric: [{HorizontalFlip: {prob: 1}}]", "mine.yaml, geometric: HorizontalFlip: .*prob"),
         ("geometric: [{Affine: {scale: big}}]", "mine.yaml, geometric: Affine: .*scale"),
@@ -100,14 +103,14 @@ def test_every_pipeline_takes_every_image(name: str, channels: int, kind: type) 
         ("geometric: [{A: 1, B: 2}]", "expected 'Name"),
         ("geometric: [", "is no YAML"),
     ],
-)  # fmt: skip
+)
 def test_bad_pipelines_are_refused_by_file_transform_and_argument(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_augmentation(pipeline(tmp_path, text))
 
 
 def test_unknown_pipelines_are_refused_with_the_nearest() -> None:
-    with pytest.raises(DataError, match="data.augment=flip: did you mean 'flips'"):
+    with pytest.raises(DataError, match=r"data.augment=flip: did you mean 'flips'"):
         load_augmentation("flip")
 
 
