@@ -628,7 +628,12 @@ def test_a_fresh_pass_is_a_third_one_and_what_the_view_is_compared_with() -> Non
     for fresh_pass, expected in ((True, outputs[2]), (False, outputs[0])):
         answers = iter(outputs)
         terms = adaptation_terms(
-            lambda _: next(answers), images, torch.zeros_like(images), views, objective(), fresh_pass=fresh_pass
+            lambda _, answers=answers: next(answers),
+            images,
+            torch.zeros_like(images),
+            views,
+            objective(),
+            fresh_pass=fresh_pass,
         )
         close(terms.consistency, disagreement(outputs[1], expected, "softmax"))
         close(terms.entropy, normalised_entropy(outputs[0], "softmax"))
