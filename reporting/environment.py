@@ -12,13 +12,13 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
-
 SOURCE = Path(__file__).resolve()
 
 
 def describe_process() -> dict[str, Any]:
     """This process and its machine, as plain values for JSON."""
+    import torch  # here, because readers of a run's folder do without it
+
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.argv]),
