@@ -113,9 +113,7 @@ class Algorithm(pl.LightningModule):
         for group, names in (("model", self._parts.parameters), ("buffers", self._parts.buffers)):
             if names:
                 trained = {name: state[name].detach().cpu() for name in names}
-                answer.tensors[group] = {
-                    name: t.contiguous() for name, t in subtract(trained, self.received[group]).items()
-                }
+                answer.tensors[group] = subtract(trained, self.received[group])
         if self._losses:
             answer.scalars["loss"] = float(torch.stack(self._losses).mean())
         return answer

@@ -8,6 +8,7 @@ arithmetic. Tensors live in named groups. Two names have a meaning everywhere: `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class State:
             f"{group}/{name}"
             for group, named in self.tensors.items()
             for name, tensor in named.items()
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+            if tensor.is_floating_point() and not _finite(tensor)
         ]
 
 
@@ -98,6 +99,7 @@ class Mean:
     def __init__(self, per_site: Iterable[str] = ()) -> None:
         self.per_site = frozenset(per_site)
         self.total = 0.0
+        self._groups: frozenset[str] | None = None
         self._sums: dict[str, Tensors] = {}
         self._filed: dict[str, Tensors] = {}
         self._scalars: dict[str, float] = {}
@@ -111,8 +113,10 @@ class Mean:
         if weight < 0:
             raise ValueError(f"site {update.site!r} has the negative weight {weight}")
         shared = {group: ts for group, ts in update.tensors.items() if group not in self.per_site}
-        if self.total and shared.keys() != self._sums.keys():
-            raise ValueError(f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._sums)}")
+        if self._groups is None:
+            self._groups = frozenset(shared)
+        if shared.keys() != self._groups:
+            raise ValueError(f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._groups)}")
         for group, tensors in shared.items():
             if group not in self._sums:
                 self._sums[group] = {name: tensor * weight for name, tensor in tensors.items()}
@@ -141,11 +145,14 @@ class Mean:
 def to_bytes(state: State) -> bytes:
     """Serialise to safetensors; names may hold any character."""
     groups = list(state.tensors)
-    flat = {
-        f"{index}:{name}": tensor.detach().cpu().contiguous().clone()
-        for index, group in enumerate(groups)
-        for name, tensor in state.tensors[group].items()
-    }
+    flat: Tensors = {}
+    storages: set[int] = set()
+    for index, group in enumerate(groups):
+        for name, tensor in state.tensors[group].items():
+            plain = tensor.detach().cpu().contiguous()
+            storage = plain.untyped_storage().data_ptr()
+            flat[f"{index}:{name}"] = plain.clone() if storage in storages else plain
+            storages.add(storage)
     return save_tensors(flat, metadata={"groups": json.dumps(groups), "scalars": json.dumps(state.scalars)})
 
 
@@ -166,6 +173,11 @@ def from_bytes(data: bytes) -> State:
     except Exception as error:
         raise ValueError(f"these {len(data)} bytes are not a serialised state: {error}") from error
     return State(tensors, scalars)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # a NaN or an infinity never leaves a finite sum, and a sum is ten times cheaper; large numbers may overflow it
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _same_names(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
