@@ -86,7 +86,7 @@ def _draw_panel(axis: Axes, table: pd.DataFrame, sites: Sequence[str], *, worst:
             mean.index, mean, color=MEAN_COLOUR, linewidth=2.2, marker=marker, markersize=4, label=label, zorder=5
         )
     axis.set_xlabel("round")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

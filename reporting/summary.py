@@ -15,7 +15,7 @@ LOWER_IS_BETTER = frozenset({"hd95", "assd"})
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
 
 BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
-GROUP = ["checkpoint", "split", "view", "site", "seen", "metric"]
+KEYS = ["round", "checkpoint", "split", "view", "site", "seen"]
 
 
 def case_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -23,14 +23,12 @@ def case_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
     Undefined scores (NaN) do not count; a case without any defined region stays undefined.
     """
-    keys = ["round", "checkpoint", "split", "view", "site", "seen", "case", "metric"]
-    return scores.groupby(keys, sort=False)["value"].mean().reset_index()
+    return scores.groupby([*KEYS, "case", "metric"], sort=False)["value"].mean().reset_index()
 
 
 def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, cases."""
-    keys = ["round", *GROUP]
-    values = case_scores(scores).groupby(keys, sort=False)["value"]
+    values = case_scores(scores).groupby([*KEYS, "metric"], sort=False)["value"]
     return values.agg(["mean", "std", "median", "count"]).rename(columns={"count": "cases"}).reset_index()
 
 
@@ -51,12 +49,6 @@ def over_sites(values: pd.Series, metric: str = HEADLINE) -> dict[str, float]:
         return {"mean": float("nan"), "worst": float("nan")}
     worst = known.max() if metric in LOWER_IS_BETTER else known.min()
     return {"mean": float(known.mean()), "worst": float(worst)}
-
-
-def means_over_sites(scores: pd.DataFrame, *, split: str, metric: str = HEADLINE) -> dict[str, dict[str, float]]:
-    """Per view the mean over seen sites and the worst site, e.g. {"global": {"mean": 0.8, "worst": 0.7}}."""
-    rows = site_scores(scores[scores["seen"] & (scores["split"] == split) & (scores["metric"] == metric)])
-    return {str(view): over_sites(group["mean"], metric) for view, group in rows.groupby("view", sort=False)}
 
 
 @dataclass(frozen=True)
