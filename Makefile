@@ -1,0 +1,30 @@
+# Tasks of a contributor; `make` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install train test laws lint types check bench
+
+help:      ## list the tasks
+	@grep -E '^[a-z]+: +##' $(MAKEFILE_LIST) | sed 's/: *## */\t/' | expand -t 12
+
+install:   ## install with everything a contributor needs
+	pip install -e ".[dev]"
+
+train:     ## the main job on synthetic sites
+	python train.py
+
+test:      ## all tests
+	python -m pytest -n 2
+
+laws:      ## the laws that every method obeys (quick check of a new method)
+	python -m pytest -q tests/test_laws.py
+
+lint:      ## style
+	ruff check . && ruff format --check .
+
+types:     ## types
+	mypy
+
+check:     ## what CI runs (lint, types, test)
+	$(MAKE) lint types test # what CI runs
+
+bench:     ## speed and memory against a plain loop (about half an hour)
+	python benchmarks/engine.py && python benchmarks/frequency.py

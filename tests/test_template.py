@@ -1,0 +1,29 @@
+"""The template of a new method works as it stands."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS
+from tests.world import assert_same, simulate
+
+TEMPLATE = Path(__file__).parent.parent / "docs" / "new_method.py"
+
+
+@pytest.fixture
+def template(monkeypatch: pytest.MonkeyPatch) -> str:
+    spec = importlib.util.spec_from_file_location("new_method", TEMPLATE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(ALGORITHMS, "mymethod", module.MyMethod)
+    return "mymethod"
+
+
+def test_the_template_trains_and_its_strength_matters(template: str, tmp_path: Path) -> None:
+    fedavg = simulate("fedavg", tmp_path / "fedavg")
+    assert_same(fedavg.server, simulate(template, tmp_path / "zero", strength=0.0).server)
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_same(fedavg.server, simulate(template, tmp_path / "one", strength=1.0).server)
