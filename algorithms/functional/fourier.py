@@ -5,7 +5,7 @@ An image keeps its phase; inside the window of signed integer frequencies |u| <=
 
 * ``"matmul"``: the window's few frequencies are computed, and their change is added to the image, by two thin matrix
   products each (rows, then columns). No full transform: the cheapest way for small windows.
-* ``"fft"``: the real FFT of the image and its inverse, for wide windows.
+* ``"fft"``: real FFT of all rows, then of the window's columns only, and back: for wide windows.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch import Tensor
 
 Method = Literal["auto", "matmul", "fft"]
 
-# Matrix products win up to b = min(H, W) / 12 on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py).
-SMALLEST_SIZE_PER_HALF_WIDTH = 12
+# Matrix products win up to b = min(H, W) / 16 on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py).
+SMALLEST_SIZE_PER_HALF_WIDTH = 16
 FFT_PIXELS_IN_CACHE = 2**19
 
 
@@ -104,8 +104,9 @@ def mix_amplitude(
             return _mix_by_matmul(images, donor, weight)
         # On a CPU the temporary spectra of a few images at a time stay in the cache.
         size = max(1, FFT_PIXELS_IN_CACHE // images[0].numel()) if images.device.type == "cpu" else len(images)
-        parts = zip(*(torch.split(part, size) for part in (images, donor, weight)), strict=True)
-        return torch.cat([_mix_by_fft(*part) for part in parts])
+        parts = zip(*(torch.split(tensor, size) for tensor in (images, donor, weight)), strict=True)
+        mixed = [_mix_by_fft(*part) for part in parts]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def _check_images(images: Tensor, half_width: int) -> None:
@@ -173,17 +174,30 @@ def _restyle(window: Tensor, zero_frequency: Tensor, donor: Tensor, weight: Tens
 
 
 def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
-    height, half_width = images.shape[-2], donor.shape[-1] - 1
-    spectrum = torch.fft.rfft2(images)
+    height, width = images.shape[-2:]
+    columns = donor.shape[-1]
+    if 3 * columns > width:  # most columns are in the window: nothing to save
+        spectrum = torch.fft.rfft2(images)
+        _restyle_columns(spectrum[..., :columns], donor, weight)
+        mixed: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+        return mixed
+    rows = torch.fft.rfft(images)
+    spectrum = torch.fft.fft(rows[..., :columns], dim=-2)
+    _restyle_columns(spectrum, donor, weight)
+    rows[..., :columns] = torch.fft.ifft(spectrum, dim=-2)
+    mixed = torch.fft.irfft(rows, n=width)
+    return mixed
+
+
+def _restyle_columns(spectrum: Tensor, donor: Tensor, weight: Tensor) -> None:
+    """In place: re-style the window inside of its columns of the spectrum, (B, C, H, b+1)."""
+    height, half_width = spectrum.shape[-2], donor.shape[-1] - 1
     zero_frequency = spectrum[..., :1, :1].clone()
-    columns = spectrum[..., : half_width + 1]
-    _restyle(columns[..., : half_width + 1, :], zero_frequency, donor[..., half_width:, :], weight)
+    _restyle(spectrum[..., : half_width + 1, :], zero_frequency, donor[..., half_width:, :], weight)
     negative = min(half_width, height - half_width - 1)  # at the Nyquist frequency, rows -b and b are one and the same
     if negative:
         above = donor[..., half_width - negative : half_width, :]
-        _restyle(columns[..., height - negative :, :], zero_frequency, above, weight)
-    mixed: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
-    return mixed
+        _restyle(spectrum[..., height - negative :, :], zero_frequency, above, weight)
 
 
 # A window holds the row frequencies -b..b and the column frequencies 0..b, (B, C, 2b+1, b+1); the rest of the
