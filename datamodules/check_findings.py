@@ -1,0 +1,98 @@
+"""What a check of the data finds: a fixed list of kinds, each with its severity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from datamodules.cases import Case
+from datamodules.errors import DataError
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+# error: a run stops before training; warning: it runs, but its scores may mislead; note: good to know
+KINDS: Mapping[str, Severity] = {
+    "layout": "error",
+    "missing image": "error",
+    "missing mask": "error",
+    "foreign file": "error",
+    "ambiguous name": "error",
+    "manifest": "error",
+    "patient in two splits": "error",
+    "unreadable file": "error",
+    "size mismatch": "error",
+    "image values": "error",
+    "mask values": "error",
+    "unknown label ids": "error",
+    "slices differ": "error",
+    "channels differ": "error",
+    "split impossible": "error",
+    "duplicate image": "warning",
+    "near duplicate": "warning",
+    "patient at two sites": "warning",
+    "patients unknown": "warning",
+    "empty split": "warning",
+    "region never occurs": "warning",
+    "blank image": "warning",
+    "lossy mask": "warning",
+    "mask among images": "warning",
+    "empty mask": "note",
+    "identical masks": "note",
+    "not labelled": "note",
+    "not in the manifest": "note",
+    "suspicious name": "note",
+    "grey and colour": "note",
+    "sites differ": "note",
+    "not searched": "note",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a user should know.
+
+    Attributes:
+        kind: A key of ``KINDS``, which gives its severity.
+        what: What is the matter, in half a sentence.
+        cure: What to do about it.
+        site: Where; empty when it concerns all sites.
+        case: Which case, if one.
+        file: Which file, if one.
+    """
+
+    kind: str
+    what: str
+    cure: str
+    site: str = ""
+    case: str = ""
+    file: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return KINDS[self.kind]
+
+    @classmethod
+    def of_error(cls, kind: str, error: DataError, *, site: str = "", case: str = "", file: str = "") -> Finding:
+        """A finding from an error, whose message reads ``where: what; cure``."""
+        message = str(error)
+        for prefix in (f"{Case(site, case, case)}: ", f"site {site!r}: "):
+            message = message.removeprefix(prefix)
+        if file:
+            for role in ("image ", "mask "):
+                message = message.removeprefix(f"{role}{file}").removeprefix(": ").lstrip()
+        what, _, cure = message.partition("; ")
+        return cls(kind, what, cure, site, case, file)
+
+
+def counts(findings: list[Finding]) -> dict[Severity, int]:
+    """How many findings there are of each severity."""
+    return {severity: sum(finding.severity == severity for finding in findings) for severity in SEVERITIES}
+
+
+def few(names: list[str], most: int = 4) -> str:
+    """The first names and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

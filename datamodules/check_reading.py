@@ -1,0 +1,138 @@
+"""Decodes a case for a check: each file once, and as much as can be read of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.base import MultiCenterDataModule
+from datamodules.cases import Case, Pixels, Sample
+from datamodules.check_findings import Finding
+from datamodules.errors import DataError
+from datamodules.readers import Spacing, _load, map_labels, scale
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one image file of a case holds; a case is one part, or the slices of a stack.
+
+    Attributes:
+        case: The case, or the slice.
+        image: (D, H, W, C) as stored.
+        labels: (D, H, W) label ids; None without a readable mask.
+        spacing: Millimetres per voxel, or None.
+    """
+
+    case: Case
+    image: Array
+    labels: NDArray[np.uint8] | None
+    spacing: Spacing | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded case.
+
+    Attributes:
+        case: The case.
+        parts: What could be read, in order.
+        image: (D, H, W, C) as a network would get it: uint8, or float32 in [0, 1]; None when the parts do not fit.
+        labels: (D, H, W) label ids; None unless every part has them.
+    """
+
+    case: Case
+    parts: tuple[Part, ...]
+    image: Pixels | None
+    labels: NDArray[np.uint8] | None
+
+
+def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Opened:
+    """Decodes a case and reports what is wrong with it."""
+    if type(data).read is not MultiCenterDataModule.read:
+        return _by_module(data, case, findings)
+    parts = tuple(part for place in case.slices or (case,) if (part := _part(data, place, findings)) is not None)
+    kinds = sorted({f"{_sides(part.image)} {part.image.dtype}" for part in parts})
+    if len(kinds) > 1:
+        what, cure = f"slices of {', '.join(kinds)}", "export them alike, or set data.stack_slices=false"
+        findings.append(Finding("slices differ", what, cure, case.site, case.case))
+        return Opened(case, parts, None, None)
+    if not parts:
+        return Opened(case, parts, None, None)
+    try:
+        image = scale(np.concatenate([part.image for part in parts]), data.reading)
+    except DataError as error:
+        findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
+        return Opened(case, parts, None, None)
+    return Opened(case, parts, image, _joined(parts))
+
+
+def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Opened:
+    """For data sets that decode in their own way: all of a case or nothing."""
+    try:
+        sample = data.read(case)
+    except DataError as error:
+        findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=case.image))
+        return Opened(case, (), None, None)
+    return Opened(case, _sliced(case, sample), sample.image, sample.labels)
+
+
+def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
+    if not case.slices:
+        return (Part(case, sample.image, sample.labels, sample.spacing),)
+    labels = sample.labels
+    return tuple(
+        Part(place, sample.image[k : k + 1], None if labels is None else labels[k : k + 1], sample.spacing)
+        for k, place in enumerate(case.slices)
+    )
+
+
+def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Part | None:
+    opened = _open(data, case, "image", findings)
+    labels = _labels(data, case, None if opened is None else opened[0], findings)
+    return None if opened is None else Part(case, opened[0], labels, opened[1])
+
+
+def _open(
+    data: MultiCenterDataModule, case: Case, role: Literal["image", "mask"], findings: list[Finding]
+) -> tuple[Array, Spacing | None] | None:
+    file = case.image if role == "image" else case.mask or ""
+    try:
+        return _load(case, file, data.reading, role)
+    except DataError as error:
+        findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=file))
+        return None
+
+
+def _labels(
+    data: MultiCenterDataModule, case: Case, image: Array | None, findings: list[Finding]
+) -> NDArray[np.uint8] | None:
+    if case.mask is None or (opened := _open(data, case, "mask", findings)) is None:
+        return None
+    stored = opened[0]
+    where = {"site": case.site, "case": case.case, "file": case.mask}
+    if image is not None and stored.shape[:3] != image.shape[:3]:
+        what = f"the mask is {_sides(stored)}, its image {Path(case.image).name} {_sides(image)}"
+        findings.append(Finding("size mismatch", what, "export both on one grid, or correct the pairing", **where))
+        return None
+    try:
+        return map_labels(stored, data.reading)
+    except DataError as error:
+        findings.append(Finding.of_error("mask values", error, **where))
+        return None
+
+
+def _joined(parts: tuple[Part, ...]) -> NDArray[np.uint8] | None:
+    labels = [part.labels for part in parts if part.labels is not None]
+    return np.concatenate(labels) if len(labels) == len(parts) else None
+
+
+def _sides(array: Array) -> str:
+    """Slices (if any), height, width."""
+    sides = array.shape[:3] if array.shape[0] > 1 else array.shape[1:3]
+    return " x ".join(str(side) for side in sides)

@@ -1,0 +1,247 @@
+"""The report of a check: tables per site, then findings by severity; as text, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from datamodules.cases import SPLITS
+from datamodules.check_findings import KINDS, SEVERITIES, Finding, counts
+from datamodules.check_statistics import SiteStatistics, distances, moments, percentiles
+from datamodules.regions import Regions
+
+T = TypeVar("T")
+SHOWN = 5  # findings of one kind in the report; the table has all
+WIDEST_MATRIX = 12  # sites
+HEADINGS = {
+    "error": "Errors: a run would stop",
+    "warning": "Warnings: a run would work, but its scores may mislead",
+    "note": "Notes",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        title: Above it.
+        columns: Their names.
+        rows: Their cells: names first, then numbers or short texts.
+        note: How to read it.
+        names: Columns that are names, aligned left.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+    names: int = 1
+
+    def text(self) -> str:
+        """Aligned columns."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        body = ["  ".join(self._aligned(line, widths)).rstrip() for line in lines]
+        body.insert(1, "-" * max(len(line) for line in body))
+        notes = [self.note] if self.note else []
+        return "\n".join([self.title, *(f"  {line}" for line in (*body, *notes))])
+
+    def _aligned(self, line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+        for number, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            yield cell.ljust(width) if number < self.names else cell.rjust(width)
+
+    def markdown(self) -> str:
+        """A pipe table."""
+        rule = ["---"] * self.names + ["---:"] * (len(self.columns) - self.names)
+        lines = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+            for line in (self.columns, rule, *self.rows)
+        ]
+        return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
+
+
+def tables(sites: Sequence[SiteStatistics], regions: Regions, findings: Sequence[Finding]) -> list[Table]:
+    """All tables."""
+    found = [_cases(sites, findings), _images(sites), _regions(sites, regions), _intensities(sites)]
+    far = _distances(sites)
+    return [*found, far] if far is not None else found
+
+
+def _cases(sites: Sequence[SiteStatistics], findings: Sequence[Finding]) -> Table:
+    rows = []
+    for site in sites:
+        own = counts([finding for finding in findings if finding.site == site.site])
+        planned = (str(site.planned.get(split, 0)) for split in SPLITS)
+        patients = str(len({case.patient for case in site.cases}))
+        labelled = str(sum(case.labelled for case in site.cases))
+        numbers = (str(len(site.cases)), patients, labelled, str(site.official), *planned)
+        rows.append((site.site, *numbers, *(str(own[severity]) for severity in SEVERITIES)))
+    columns = ("site", "cases", "patients", "labelled", "official split", *SPLITS, "errors", "warnings", "notes")
+    return Table("Cases", columns, rows, "train, val, test: cases as a run with these settings would split them.")
+
+
+def _images(sites: Sequence[SiteStatistics]) -> Table:
+    rows = []
+    for site in sites:
+        stored = f"{site.lowest:g} to {site.highest:g}" if site.sizes else "-"
+        rows.append(
+            (
+                site.site,
+                str(site.sizes.total()),
+                _most(site.sizes, lambda size: f"{size[0]} x {size[1]}"),
+                _range(site.depths),
+                _most(site.channels, str),
+                _most(site.types, str),
+                stored,
+                _most(site.spacings, lambda sides: " x ".join(f"{side:g}" for side in sides)) if site.spacings else "?",
+                ", ".join(str(label) for label in sorted(site.labels)) or "-",
+            )
+        )
+    columns = ("site", "images", "height x width", "slices", "channels", "values", "from to", "spacing mm", "label ids")
+    return Table("Images and masks", columns, rows, "The most frequent value, and how many others there are.")
+
+
+def _regions(sites: Sequence[SiteStatistics], regions: Regions) -> Table:
+    rows = []
+    for site in sites:
+        for name in regions.names:
+            counted = site.regions[name]
+            size = (_percent(value) for value in (np.quantile(counted.shares, [0.5, 0, 1]) if counted.shares else ()))
+            cells = (str(len(counted.shares)), str(site.with_labels - len(counted.shares)))
+            slices = _percent(counted.slices / site.slices) if site.slices else "-"
+            rows.append((site.site, name, *cells, slices, *(tuple(size) or ("-", "-", "-"))))
+    columns = ("site", "region", "cases with", "without", "slices with", "size (median)", "smallest", "largest")
+    return Table("Regions", columns, rows, "Size: share of the image or volume, over cases that show the region.", 2)
+
+
+def _intensities(sites: Sequence[SiteStatistics]) -> Table:
+    rows = []
+    for site in sites:
+        for channels, histogram in sorted(site.histograms.items()):
+            for channel in range(channels):
+                mean, sd = moments(histogram[channel])
+                values = (mean, sd, *percentiles(histogram[channel], (1, 25, 50, 75, 99)))
+                names = (site.site, _channel(channel, channels))
+                rows.append((*names, *(f"{value:.3f}" for value in values)))
+    columns = ("site", "channel", "mean", "sd", "1 %", "25 %", "50 %", "75 %", "99 %")
+    return Table("Intensities", columns, rows, "Of pixels as a network gets them, 0 to 1, before any normalisation.", 2)
+
+
+def _distances(sites: Sequence[SiteStatistics]) -> Table | None:
+    measured = distances(sites)
+    if measured is None:
+        return None
+    names, matrix = measured
+    note = "Difference of mean brightness (channel that differs most) in units of the sd between images of one site."
+    if len(names) <= WIDEST_MATRIX:
+        rows = [(name, *(f"{value:.1f}" for value in row)) for name, row in zip(names, matrix, strict=True)]
+        return Table("Distance between sites", ("site", *names), rows, note)
+    rows = []
+    for number, name in enumerate(names):
+        others = np.delete(matrix[number], number)
+        farthest = names[int(matrix[number].argmax())]
+        rows.append((name, f"{np.median(others):.1f}", f"{others.max():.1f}", farthest))
+    return Table("Distance between sites", ("site", "median", "largest", "from"), rows, note)
+
+
+def headline(sites: Sequence[SiteStatistics], findings: list[Finding]) -> str:
+    """The check in one line."""
+    cases = sum(len(site.cases) for site in sites)
+    number = counts(findings)
+    told = ", ".join(_plural(number[severity], severity) for severity in SEVERITIES)
+    verdict = "not ready" if number["error"] else "ready, with warnings" if number["warning"] else "ready"
+    return f"{_plural(len(sites), 'site')}, {_plural(cases, 'case')}: {told} - {verdict}"
+
+
+def grouped(findings: Sequence[Finding]) -> Iterator[tuple[str, str, list[str]]]:
+    """Severity's heading, the kind with its count and cure, and the first few places of each kind."""
+    for kind, severity in KINDS.items():
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        if not of_kind:
+            continue
+        cure = Counter(finding.cure for finding in of_kind).most_common(1)[0][0]
+        lines = [f"{_where(finding)}{finding.what}" for finding in of_kind[:SHOWN]]
+        if len(of_kind) > SHOWN:
+            by_site = Counter(finding.site for finding in of_kind if finding.site)
+            told = ", ".join(f"{site} {count}" for site, count in by_site.most_common(SHOWN))
+            lines.append(f"... and {len(of_kind) - SHOWN} more, all in findings.csv (by site: {told})")
+        yield (
+            HEADINGS[severity],
+            f"{kind} ({len(of_kind)}). Cure: {cure}" if cure else f"{kind} ({len(of_kind)})",
+            lines,
+        )
+
+
+def as_text(title: str, line: str, all_tables: Sequence[Table], findings: Sequence[Finding]) -> str:
+    """The report for a terminal."""
+    parts = [title, *(table.text() for table in all_tables)]
+    heading = ""
+    for severity, kind, lines in grouped(findings):
+        if severity != heading:
+            heading = severity
+            parts.append(heading)
+        parts.append("\n".join([f"  {kind}", *(f"    {entry}" for entry in lines)]))
+    return "\n\n".join([*parts, line])
+
+
+def as_markdown(title: str, line: str, all_tables: Sequence[Table], findings: Sequence[Finding]) -> str:
+    """The report as a file."""
+    parts = [f"# {title}", line, "![Cases of every site](contact_sheet.png)"]
+    heading = ""
+    for severity, kind, lines in grouped(findings):
+        if severity != heading:
+            heading = severity
+            parts.append(f"## {heading}")
+        parts.append("\n".join([f"**{kind}**", "", *(f"- {entry}" for entry in lines)]))
+    return "\n\n".join([*parts, *(table.markdown() for table in all_tables)]) + "\n"
+
+
+def write_findings(findings: Sequence[Finding], path: Path) -> None:
+    """All findings as a table."""
+    names = [field.name for field in fields(Finding)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["severity", *names])
+        for severity in SEVERITIES:
+            for finding in findings:
+                if finding.severity == severity:
+                    writer.writerow([severity, *(getattr(finding, name) for name in names)])
+
+
+def _where(finding: Finding) -> str:
+    name = Path(finding.file).name if finding.file else finding.case
+    place = ", ".join(part for part in (finding.site, name) if part)
+    return f"{place}: " if place else ""
+
+
+def _most(counter: Counter[T], show: Callable[[T], str]) -> str:
+    if not counter:
+        return "-"
+    others = len(counter) - 1
+    return show(counter.most_common(1)[0][0]) + (f" (+{others})" if others else "")
+
+
+def _range(counter: Counter[int]) -> str:
+    low, high = min(counter, default=0), max(counter, default=0)
+    return f"{low} to {high}" if low < high else str(high)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def _channel(channel: int, channels: int) -> str:
+    if channels in (1, 3):
+        return {1: ("grey",), 3: ("red", "green", "blue")}[channels][channel]
+    return f"channel {channel + 1}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

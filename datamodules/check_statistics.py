@@ -1,0 +1,216 @@
+"""What is counted and measured at a site, one case at a time."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.cases import Case, Pixels
+from datamodules.check_findings import Finding
+from datamodules.check_reading import Opened, Part
+from datamodules.readers import unknown_labels
+from datamodules.regions import Regions
+
+LEVELS = 256
+FAR = 2.0  # sds between images: beyond this, sites hardly overlap
+
+
+@dataclass
+class RegionCounts:
+    """Where a region occurs, and how large it is.
+
+    Attributes:
+        shares: Of each labelled case that shows it: its part of all pixels.
+        slices: Slices that show it.
+    """
+
+    shares: list[float] = field(default_factory=list)
+    slices: int = 0
+
+
+@dataclass
+class SiteStatistics:
+    """Numbers of one site; they do not grow with the size of its images.
+
+    Attributes:
+        site: Its name.
+        cases: All cases that were listed.
+        official: How many have an official split.
+        planned: Split to number of cases, as a run would split them.
+        read: Cases whose image could be read.
+        with_labels: Cases whose mask could be read.
+        slices: Slices of labelled cases.
+        sizes: (height, width) of images.
+        depths: Slices of cases.
+        channels: Channels of images.
+        types: Stored types of values.
+        spacings: Millimetres (slice, row, column), rounded.
+        labels: Label id to pixels.
+        lowest: Smallest stored value.
+        highest: Largest stored value.
+        regions: Per region.
+        histograms: Channels of an image to (channels, 256) pixels per value, 0 to 1.
+        means: Channels of an image to the mean values of each image.
+    """
+
+    site: str
+    cases: Sequence[Case]
+    planned: Mapping[str, int]
+    read: int = 0
+    with_labels: int = 0
+    slices: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    depths: Counter[int] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    spacings: Counter[tuple[float, ...]] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    lowest: float = np.inf
+    highest: float = -np.inf
+    regions: dict[str, RegionCounts] = field(default_factory=lambda: defaultdict(RegionCounts))
+    histograms: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    means: dict[int, list[NDArray[np.float64]]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def official(self) -> int:
+        """Cases with an official split."""
+        return sum(case.split is not None for case in self.cases)
+
+    def add(self, opened: Opened, regions: Regions, known: frozenset[int]) -> Iterator[Finding]:
+        """Takes a decoded case; ``known`` are the label ids that may occur."""
+        for part in opened.parts:
+            yield from self._add_part(part, known)
+        if opened.image is not None:
+            self.read += 1
+            self.depths[len(opened.image)] += 1
+            self.channels[opened.image.shape[-1]] += 1
+            self._add_values(opened.image)
+        if opened.labels is not None:
+            self.with_labels += 1
+            self.slices += len(opened.labels)
+            self._add_regions(opened.labels, regions)
+            if not opened.labels.any():
+                case, cure = opened.case, "none needed if this is so"
+                yield Finding("empty mask", "nothing is outlined", cure, case.site, case.case, case.mask or "")
+
+    def _add_part(self, part: Part, known: frozenset[int]) -> Iterator[Finding]:
+        case, image = part.case, part.image
+        where = {"site": case.site, "case": case.case}
+        self.sizes[image.shape[1], image.shape[2]] += 1
+        self.types[_type_name(image.dtype)] += 1
+        if part.spacing is not None:
+            self.spacings[tuple(round(side, 3) for side in part.spacing)] += 1
+        low, high = float(image.min()), float(image.max())
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        if low == high:
+            what, cure = f"every value is {low:g}", "replace the image or leave it out"
+            yield Finding("blank image", what, cure, file=case.image, **where)
+        if part.labels is None:
+            return
+        found = {int(i): int(n) for i, n in enumerate(np.bincount(part.labels.ravel(), minlength=LEVELS)) if n}
+        self.labels.update(found)
+        if unknown := found.keys() - known:
+            what, _, cure = unknown_labels(set(unknown)).partition("; ")
+            pixels = sum(found[label] for label in unknown)
+            yield Finding("unknown label ids", f"{what} ({pixels} pixels)", cure, file=case.mask or "", **where)
+
+    def _add_values(self, image: Pixels) -> None:
+        channels = image.shape[-1]
+        levels = image if image.dtype == np.uint8 else np.round(image * (LEVELS - 1)).astype(np.uint8)
+        found = np.stack([np.bincount(levels[..., c].ravel(), minlength=LEVELS) for c in range(channels)])
+        self.histograms[channels] = self.histograms.get(channels, np.zeros_like(found)) + found
+        self.means[channels].append(found @ np.linspace(0, 1, LEVELS) / found.sum(axis=1))
+
+    def _add_regions(self, labels: NDArray[np.uint8], regions: Regions) -> None:
+        for name, ids in regions.labels.items():
+            inside = np.isin(labels, ids)
+            counted = self.regions[name]
+            if inside.any():
+                counted.shares.append(float(inside.mean()))
+                counted.slices += int(inside.any(axis=(1, 2)).sum())
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    kinds = {"u": "unsigned", "i": "signed", "f": "float", "b": "1 bit"}
+    return kinds["b"] if dtype.kind == "b" else f"{8 * dtype.itemsize} bit {kinds.get(dtype.kind, dtype.kind)}"
+
+
+def moments(histogram: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and sd of values in [0, 1] from their 256 counts."""
+    values = np.linspace(0, 1, LEVELS)
+    weights = histogram / histogram.sum()
+    mean = float(weights @ values)
+    return mean, float(np.sqrt(weights @ (values - mean) ** 2))
+
+
+def percentiles(histogram: NDArray[np.int64], wanted: Sequence[float]) -> list[float]:
+    """Percentiles of values in [0, 1] from their 256 counts."""
+    cumulative = np.cumsum(histogram) / histogram.sum()
+    return [float(np.searchsorted(cumulative, percent / 100)) / (LEVELS - 1) for percent in wanted]
+
+
+def distances(sites: Sequence[SiteStatistics]) -> tuple[list[str], NDArray[np.float64]] | None:
+    """How far sites lie apart in brightness.
+
+    The difference of two sites' mean values, in units of the sd between images of one site (pooled over sites), of the
+    channel where it is largest. 1 means that sites differ as much as images of one site do.
+
+    Returns:
+        Names and a (S, S) matrix over the sites with the most frequent number of channels; None where it says nothing:
+        fewer than two sites, or no spread within any.
+    """
+    frequent = Counter(c for site in sites for c, means in site.means.items() for _ in means).most_common(1)
+    usable = [site for site in sites if frequent and site.means.get(frequent[0][0])]
+    if len(usable) < 2:
+        return None
+    means = [np.stack(site.means[frequent[0][0]]) for site in usable]
+    freedom = sum(len(values) - 1 for values in means)
+    spread = sum(((values - values.mean(axis=0)) ** 2).sum(axis=0) for values in means)
+    if freedom < 1 or not np.all(spread > 0):
+        return None
+    pooled = np.sqrt(spread / freedom)
+    centres = np.stack([values.mean(axis=0) for values in means])
+    matrix = (np.abs(centres[:, None] - centres[None]) / pooled).max(axis=-1)
+    return [site.site for site in usable], matrix
+
+
+def site_findings(sites: Sequence[SiteStatistics], regions: Regions, channels: int | str) -> Iterator[Finding]:
+    """What can be told only after all cases were read."""
+    yield from _channel_findings(sites, channels)
+    for name, ids in regions.labels.items():
+        without = [site.site for site in sites if site.with_labels and not site.regions[name].shares]
+        cure = f"check data.regions ({name}: {list(ids)}) and the masks' label ids"
+        if without and len(without) == sum(site.with_labels > 0 for site in sites):
+            yield Finding("region never occurs", f"no mask of any site shows {name!r}", cure)
+        else:
+            for site in without:
+                yield Finding("region never occurs", f"no mask shows {name!r}", cure, site)
+    measured = distances(sites)
+    if measured is not None:
+        names, matrix = measured
+        i, j = np.unravel_index(int(matrix.argmax()), matrix.shape)
+        if matrix[i, j] > FAR:
+            what = f"brightness of {names[i]} and {names[j]} lies {matrix[i, j]:.1f} sd apart, the most of all sites"
+            yield Finding("sites differ", what, "none needed: this is what federated methods are compared on")
+
+
+def _channel_findings(sites: Sequence[SiteStatistics], wanted: int | str) -> Iterator[Finding]:
+    found = Counter[int]()
+    for site in sites:
+        found.update(site.channels)
+    if not found:
+        return
+    target = max(found) if wanted == "auto" else int(wanted)
+    for site in sites:
+        for channels, count in site.channels.items():
+            told = f"{count} case(s) have {channels} channels, data.channels={wanted} makes {target}"
+            if channels != target and {channels, target} != {1, 3}:
+                yield Finding("channels differ", told, "export all images with the same channels", site.site)
+            elif channels != target and wanted == "auto":
+                cure = "none needed: grey is repeated; data.channels=1 makes all images grey instead"
+                yield Finding("grey and colour", told, cure, site.site)
