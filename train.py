@@ -7,6 +7,7 @@ USAGE = """python train.py [key=value ...]
 
   python train.py                                                    synthetic sites, a few minutes on two cores
   python train.py algorithm=fedbn data=folder data.root=DIR          your own images: DIR/<site>/{images,masks}
+  python train.py algorithm=fedavg protocol=leave_one_site_out       each site in turn as a site never seen
   python train.py output=DIR resume=true                             go on with a run that was stopped
   python train.py algorithm=ditto algorithm.lam=0.5 --config         show the resolved settings, and stop
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(arguments: Sequence[str]) -> None:
     """Train, or show help or settings."""
     from configs.help import help_text
+    from launch.folds import execute_folds
     from launch.run import execute, read_settings
     from launch.settings import SCHEMA
 
@@ -35,7 +37,11 @@ def run(arguments: Sequence[str]) -> None:
 
         print(OmegaConf.to_yaml(config), end="")
         return
-    execute(config)
+    if config.protocol == "leave_one_site_out":
+        summary = execute_folds(config)
+        print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
+    else:
+        execute(config)
 
 
 if __name__ == "__main__":

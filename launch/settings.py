@@ -22,13 +22,16 @@ class Run:
     Attributes:
         seed: of initial weights, splits, sampling and batches.
         output: the run's folder; null makes runs/DATA-ALGORITHM-seedN-TIME.
-        resume: go on in the folder `output`; what it saved is the config, and only rounds, trainer and wandb may change.
+        resume: go on in the folder `output`; what it saved is the config; only rounds, trainer and wandb may change.
+        protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
+            site takes no part in training and all its cases are the test.
         experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, merged below the command line.
     """
 
     seed: int = 0
     output: str | None = None
     resume: bool = False
+    protocol: Literal["personalised", "leave_one_site_out"] = "personalised"
     experiment: str | None = None
 
 
