@@ -19,7 +19,7 @@ class APFL(FedAvg):
 
     The paper mixes weights, alpha v + (1 - alpha) w; the authors' code mixes the outputs of both networks, which
     suits networks with running statistics better, and adapts alpha at the first step of a round only. The shared
-    model w takes no gradient from the mixture, so the global model is FedAvg's. A local step costs about twice FedAvg's.
+    model w takes no gradient from the mixture, so the global model is FedAvg's. A local step costs about twice as much.
 
     Args:
         alpha: weight of the own model at the start, in [0, 1].

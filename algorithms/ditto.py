@@ -27,6 +27,8 @@ class Ditto(FedAvg):
 
     def __init__(self, *args: Any, lam: float = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not lam >= 0:
+            raise ValueError(f"algorithm.lam={lam} must not be negative")
         self.lam = lam
         self.twin = deepcopy(self.model)
 

@@ -21,6 +21,8 @@ class FedProx(FedAvg):
 
     def __init__(self, *args: Any, mu: float = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not mu >= 0:
+            raise ValueError(f"algorithm.mu={mu} must not be negative")
         self.mu = mu
 
     def loss(self, batch: Batch) -> Tensor:

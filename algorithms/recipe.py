@@ -38,6 +38,12 @@ class Training:
     optimizer_state: Literal["reset", "keep"] = "reset"
     channels_last: bool = True
 
+    def __post_init__(self) -> None:
+        limits = {"lr": self.lr > 0, "weight_decay": self.weight_decay >= 0, "momentum": 0 <= self.momentum < 1}
+        for name, fine in limits.items():
+            if not fine:
+                raise ValueError(f"training.{name}={getattr(self, name)} is out of range; see train.py --help")
+
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over these parameters, in PyTorch's fused form."""
         chosen = list(parameters)

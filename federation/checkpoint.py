@@ -18,6 +18,13 @@ from typing import Any
 
 from federation.state import State, from_bytes, to_bytes
 
+STATE_FILE = re.compile(r"(server|site-.*)-\d{5,}\.safetensors|\..*\.part")
+"""Names that this module gives: nothing else in the folder is ever swept away."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read; the message names the file."""
+
 
 @dataclass
 class Best:
@@ -58,7 +65,7 @@ class Checkpoint:
         folder: created when missing.
 
     Raises:
-        ValueError: the folder's index is unreadable.
+        CheckpointError: the folder's index is unreadable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,9 +76,10 @@ class Checkpoint:
         path = folder / "index.json"
         if path.exists():
             try:
-                self.index = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is not readable ({error}); start the run anew in another folder") from error
+                self.index = _read_index(path)
+            except (ValueError, TypeError) as error:
+                cure = "start the run anew in another folder"
+                raise CheckpointError(f"{path} is damaged ({error}); {cure}") from error
 
     @property
     def round(self) -> int:
@@ -121,14 +129,15 @@ class Checkpoint:
         """Read one state file of this folder.
 
         Raises:
-            FileNotFoundError: the file is gone.
-            ValueError: the file is damaged.
+            CheckpointError: the file is gone or damaged.
         """
         path = self.folder / file
         try:
             return from_bytes(path.read_bytes())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is missing, although {self.folder / 'index.json'} names it") from error
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise CheckpointError(f"{path} is damaged: {error}") from error
 
     def _write(self, name: str, data: bytes) -> None:
         temporary = self.folder / f".{name}.part"
@@ -143,8 +152,18 @@ class Checkpoint:
         for entry in self.index["best"].values():
             named |= {entry["server"], entry["kept"]}
         for path in self.folder.iterdir():
-            if path.name not in named:
+            if STATE_FILE.fullmatch(path.name) and path.name not in named:
                 path.unlink()
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    index = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {"round": int, "server": str, "kept": dict, "best": dict}
+    if not isinstance(index, dict) or any(not isinstance(index.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"it should hold {', '.join(kinds)}")
+    for entry in index["best"].values():
+        Best(**entry)
+    return index
 
 
 def _file_name(site: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from federation.contract import Batch, ClientHalf, Site, Task
 from federation.seeds import derive_seed
@@ -37,6 +39,14 @@ class Compute:
     deterministic: bool = False
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be positive; null does not clip")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"trainer.threads={self.threads} must be at least 1; null leaves PyTorch's choice")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator=gpu, but PyTorch finds no CUDA device; take cpu or auto")
+
     @property
     def device(self) -> torch.device:
         """The device that this choice of accelerator leads to."""
@@ -62,7 +72,30 @@ class Compute:
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, train_dataloaders=_Plain(batches))
+        interruptible = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, train_dataloaders=_Plain(batches))
+        except SystemExit as error:
+            # Lightning ends the process when interrupted, and from then on ignores interrupts; callers decide here
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, interruptible)
+            raise KeyboardInterrupt from error
+
+
+class Images:
+    """All that an adaptation is given of a site: the images of a split, batch by batch, anew in every pass.
+
+    Args:
+        site: whose images.
+        split: which of them.
+    """
+
+    def __init__(self, site: Site, split: str) -> None:
+        self._batches = lambda: (cast(Tensor, batch["image"]) for batch in site.eval_batches(split))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._batches()
 
 
 class _Plain:
@@ -95,6 +128,8 @@ def turn(
         answer = worker.introduce(site)
     elif task.kind == "train":
         answer = _train(worker, site, task, compute)
+    elif task.kind == "publish":
+        answer = worker.publish(site)
     else:
         answer = _evaluate(worker, site, task, compute, evaluate)
     update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=site.examples)
@@ -134,8 +169,12 @@ def _evaluate(worker: ClientHalf, site: Site, task: Task, compute: Compute, eval
 
     if task.personalise and worker.personalises and site.examples:
         worker.personalise(site, fit)
+        if worker.keep().non_finite():
+            return State()  # the turn refuses it; a diverged model has no scores
     module = cast(pl.LightningModule, worker)
     module.to(compute.device)
+    if task.adapt:
+        worker.adapt(Images(site, "test"))
     scalars = evaluate(worker, site, task)
     module.cpu()
     return State(scalars=scalars)

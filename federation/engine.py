@@ -65,6 +65,20 @@ class Schedule:
             if not fine:
                 raise ValueError(f"federation.{name}={getattr(self, name)} is out of range; see train.py --help")
 
+    def asked(self, sites: int) -> int:
+        """How many of so many sites are asked in a round.
+
+        Raises:
+            ValueError: fewer than `min_sites`, so that no round could ever take place.
+        """
+        asked = max(1, round_half_up(self.fraction * sites))
+        if asked < self.min_sites:
+            raise ValueError(
+                f"federation.min_sites={self.min_sites}, but a round asks {asked} of {sites} sites "
+                f"(federation.fraction={self.fraction}); no round could take place"
+            )
+        return asked
+
 
 class Algorithm(ServerHalf, Protocol):
     """The server half, as the engine needs it."""
@@ -96,13 +110,23 @@ class Federation:
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
+        self.schedule.asked(len(self.sites))
         for transform in self.transforms:
             transform.check(self.algorithm)
 
     @property
     def trainers(self) -> Sequence[str]:
         """Who trains: every site, or the pool."""
-        return (POOL,) if self.algorithm.trains_on == "pool" else self.sites
+        return (POOL,) if self._pools else self.sites
+
+    @property
+    def _pools(self) -> bool:
+        return self.algorithm.trains_on == "pool"
+
+    @property
+    def _needed(self) -> int:
+        """Usable updates that a round needs; the pool is one, whatever is asked of sites."""
+        return 1 if self._pools else self.schedule.min_sites
 
     def run(self) -> State:
         """Train until all rounds are done, going on from the checkpoint if there is one.
@@ -124,17 +148,37 @@ class Federation:
     def sample(self, round: int) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
         rng = random.Random(derive_seed(self.seed, "sample", round))
-        wanted = max(1, round_half_up(self.schedule.fraction * len(self.trainers)))
+        wanted = 1 if self._pools else self.schedule.asked(len(self.trainers))
         asked = set(rng.sample(list(self.trainers), wanted))
         absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked
         return [s for s in self.trainers if s in asked - absent], [s for s in self.trainers if s in absent]
 
     def evaluate(
-        self, server: State, round: int, sites: Sequence[str], splits: tuple[str, ...], **options: object
+        self,
+        server: State,
+        round: int,
+        sites: Sequence[str],
+        splits: tuple[str, ...],
+        published: State | None = None,
+        **options: object,
     ) -> dict[str, dict[str, float]]:
-        """Scores of the algorithm's views at some sites: site -> name -> value. ``options`` go into the task."""
-        task = replace(Task("evaluate", round, self.seed, splits=splits), **options)  # type: ignore[arg-type]
+        """Scores of the algorithm's views at some sites: site -> name -> value.
+
+        Args:
+            server: the server's state.
+            round: rounds done.
+            sites: which sites.
+            splits: which of their cases.
+            published: what `publish` returned, for sites that never took part: they adapt it before they are scored.
+            options: go into the task.
+        """
+        task = replace(
+            Task("evaluate", round, self.seed, splits=splits, adapt=published is not None),
+            **options,  # type: ignore[arg-type]
+        )
         messages = {site: self.algorithm.broadcast(server, site, task) for site in sites}
+        if published is not None:
+            messages = {site: State({**m.tensors, **published.tensors}, m.scalars) for site, m in messages.items()}
         scores = {}
         for update in self.transport.ask(dict.fromkeys(sites, task), messages):
             if update.refusal:
@@ -143,6 +187,33 @@ class Federation:
             scores[update.site] = update.scalars
             self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars["seconds"])
         return scores
+
+    def publish(self, round: int) -> State:
+        """What seen sites give, after training, to sites that never took part: groups ``group/site``.
+
+        Raises:
+            RoundError: no site has anything to give, since none has trained.
+        """
+        task = Task("publish", round, self.seed)
+        answers = self.transport.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
+        published = State()
+        for update in answers:
+            if not update.refusal:
+                published.tensors |= {f"{group}/{update.site}": ts for group, ts in update.tensors.items()}
+        if not published.tensors:
+            raise RoundError("no site has a personal model to publish: none of them has trained yet")
+        return published
+
+    def record_publication(self, server: State, round: int, published: State, receivers: Sequence[str]) -> None:
+        """Tell the observer, after the last round, what travels when it is published to these sites."""
+        record = RoundRecord(round + 1, 0.0)
+        for group, size in published.sizes().items():
+            row = {"round": round + 1, "site": group.partition("/")[2], "direction": "up"}
+            record.traffic.append({**row, "group": group, "bytes": size})
+        for site in receivers:
+            message = self.algorithm.broadcast(server, site, Task("evaluate", round, self.seed, adapt=True))
+            record.traffic.extend(_traffic(round + 1, site, "down", State({**message.tensors, **published.tensors})))
+        self.observer.round_done(record)
 
     def _introduce(self) -> dict[str, State]:
         task = Task("introduce", 0, self.seed)
@@ -163,11 +234,12 @@ class Federation:
         self._record = RoundRecord(round, 0.0)
         self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
         self.observer.round_started(round, self.schedule.rounds, present)
-        if len(present) < self.schedule.min_sites:
-            detail = f"{len(present)} of {len(self.trainers)} sites present, {self.schedule.min_sites} needed"
+        if len(present) < self._needed:
+            detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            server = self.algorithm.advance(server, self._train(round, server, present))
+            mean = self._train(round, server, present)
+            server = server if mean is None else self.algorithm.advance(server, mean)
         last = round == self.schedule.rounds
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
@@ -178,7 +250,8 @@ class Federation:
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
 
-    def _train(self, round: int, server: State, present: Sequence[str]) -> State:
+    def _train(self, round: int, server: State, present: Sequence[str]) -> State | None:
+        """The mean of a round's updates, after the transforms; None when no update has any weight."""
         tasks = {site: self._task(round, site) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         for site, message in messages.items():
@@ -198,6 +271,10 @@ class Federation:
         if waiting:
             for update, weight in zip(waiting, self.algorithm.weigh(server, waiting), strict=True):
                 mean.add(update, weight)
+        if not mean.total:
+            detail = "none of the sites present has labelled training images"
+            self._record.events.append(_event(round, "", "skipped", detail))
+            return None
         result = mean.result()
         for index, transform in reversed(list(enumerate(self.transforms))):
             result = transform.on_server(result, usable, derive_seed(self.seed, "server", index, round))
@@ -226,12 +303,12 @@ class Federation:
         return True
 
     def _require(self, round: int, usable: int) -> None:
-        if usable >= self.schedule.min_sites:
+        if usable >= self._needed:
             return
         self.observer.round_done(self._record)
         reasons = "; ".join(f"{e['site']}: {e['detail']}" for e in self._record.events if e["event"] == "refused")
         raise RoundError(
-            f"round {round}: {usable} usable updates, federation.min_sites={self.schedule.min_sites} needed "
+            f"round {round}: {usable} usable updates, federation.min_sites={self._needed} needed "
             f"({reasons}). "
             "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
         )

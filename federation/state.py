@@ -116,7 +116,9 @@ class Mean:
         if self._groups is None:
             self._groups = frozenset(shared)
         if shared.keys() != self._groups:
-            raise ValueError(f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._groups)}")
+            raise ValueError(
+                f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._groups)}"
+            )
         for group, tensors in shared.items():
             if group not in self._sums:
                 self._sums[group] = {name: tensor * weight for name, tensor in tensors.items()}

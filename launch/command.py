@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from configs.compose import ConfigError
 from datamodules.errors import DataError
+from federation.checkpoint import CheckpointError
 from federation.engine import RoundError
 from reporting import ReportingError
 
@@ -17,11 +18,12 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
     """Run a command.
 
     Returns:
-        What the command returns, or 0; 2 after a mistake in settings or data or a federation that cannot go on; 130 when interrupted.
+        What the command returns, or 0; 2 after a mistake in settings or data, a damaged folder or a federation that
+        cannot go on; 130 when interrupted.
     """
     try:
         return command(arguments) or 0
-    except (ConfigError, DataError, ReportingError, RoundError) as error:
+    except (ConfigError, DataError, ReportingError, CheckpointError, RoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:

@@ -41,8 +41,12 @@ class Experiment:
     def __post_init__(self) -> None:
         quieten_libraries()
         keep_freed_memory()
-        if self.compute.threads is not None:
-            torch.set_num_threads(self.compute.threads)
+        try:
+            threads = self.compute.threads
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def check(self) -> None:
         """Build everything that needs no image, so that a wrong setting ends the run before images are read.
@@ -52,9 +56,22 @@ class Experiment:
         """
         try:
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
-            _ = self.compute, self.schedule, self.data
+            _ = self.schedule, self.data
             self.algorithm(in_channels=3)
         except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+
+    def check_sites(self) -> None:
+        """Check what only the sites can tell, before the run's folder is written.
+
+        Raises:
+            ConfigError: a setting that does not fit the data.
+        """
+        try:
+            self.sites()
+            self.schedule.asked(len(self.data.sites))
+            self.algorithm()
+        except ValueError as error:
             raise ConfigError(str(error)) from error
 
     @cached_property

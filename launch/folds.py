@@ -64,7 +64,8 @@ def _open(output: Path, config: DictConfig) -> None:
 
 
 def _fold(config: DictConfig, site: str, folder: RunFolder) -> DictConfig:
-    fold = OmegaConf.create(OmegaConf.to_container(config))
+    fold: DictConfig = config.copy()
+    OmegaConf.set_readonly(fold, False)
     fold.data.unseen = [site]
     fold.protocol = "personalised"
     fold.output = str(folder.path)

@@ -56,6 +56,7 @@ def execute(config: DictConfig) -> Summary:
     experiment.check()
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
     experiment.data.setup()
+    experiment.check_sites()
     folder.write_config(OmegaConf.to_yaml(config))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())

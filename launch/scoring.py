@@ -115,7 +115,7 @@ class Notes:
 
 def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
     """The views of the task that exist at a site."""
-    there = algorithm.views if site.seen else [view for view in (algorithm.unseen_view,) if view is not None]
+    there = algorithm.views if site.seen else algorithm.unseen_views
     return [view for view in there if not task.views or view in task.views]
 
 
