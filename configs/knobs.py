@@ -74,7 +74,8 @@ def validated(owner: Callable[..., Any], values: Mapping[str, Any], prefix: str)
     given = {name: _plain(value) for name, value in values.items() if name in settings}
     try:
         # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers
-        return schema.model_validate_json(json.dumps(given)).model_dump(by_alias=True), errors
+        values = schema.model_validate_json(json.dumps(given)).model_dump(by_alias=True)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}, errors  # as YAML reads it
     except ValidationError as error:
         return given, errors + _lines(error, settings, prefix)
 
