@@ -149,9 +149,8 @@ def _group(
 def _widen(problem: str, loose: Mapping[str, Any], parts: Sequence[str]) -> str:
     """For an unknown top-level key, let sections take part in the search for the nearest name."""
     for key in loose:
-        if problem.startswith(f"unknown key {key!r};"):
-            if near := get_close_matches(key, parts, 1, 0.6):
-                return f"unknown key {key!r}; did you mean {near[0]!r}?"
+        if problem.startswith(f"unknown key {key!r};") and (near := get_close_matches(key, parts, 1, 0.6)):
+            return f"unknown key {key!r}; did you mean {near[0]!r}?"
     return problem
 
 
