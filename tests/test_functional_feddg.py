@@ -149,6 +149,14 @@ def test_an_image_without_amplitude_takes_the_donors_with_phase_zero(
     close(mixed, torch.from_numpy(np.fft.ifft2(window).real), 1e-10 if dtype == torch.float64 else 2e-3)
 
 
+def test_large_batches_are_transformed_piece_by_piece_to_the_same_result() -> None:
+    images, donors = noise(15, 3, 220, 230), noise(15, 3, 220, 230, seed=1)
+    crop, weight = low_frequency_amplitude(donors, 100), noise(15, seed=2)
+    mixed = mix_amplitude(images, crop, weight, method="fft")
+    for i in (0, 7, 14):
+        close(mixed[i : i + 1], mix_amplitude(images[[i]], crop[[i]], weight[[i]], method="fft"), 1e-12)
+
+
 def test_both_ways_agree_in_float32_at_full_size() -> None:
     images, donors = noise(1, 3, 384, 384, dtype=torch.float32) * 255, noise(1, 3, 384, 384, seed=1) * 255
     crop = low_frequency_amplitude(donors.float(), 3)

@@ -19,7 +19,8 @@ Method = Literal["auto", "matmul", "fft"]
 
 # Matrix products win up to b = min(H, W) / 16 on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py).
 SMALLEST_SIZE_PER_HALF_WIDTH = 16
-FFT_PIXELS_IN_CACHE = 2**19
+# A CPU transforms larger batches piece by piece, so that the spectra stay in its cache (numbers of pixels and channels).
+LARGE_BATCH, FFT_PIECE = 2**21, 2**19
 
 
 def window_half_width(fraction: float, height: int, width: int) -> int:
@@ -102,8 +103,7 @@ def mix_amplitude(
     with torch.autocast(images.device.type, enabled=False):
         if _by_matmul(images, half_width, method):
             return _mix_by_matmul(images, donor, weight)
-        # On a CPU the temporary spectra of a few images at a time stay in the cache.
-        size = max(1, FFT_PIXELS_IN_CACHE // images[0].numel()) if images.device.type == "cpu" else len(images)
+        size = _images_at_a_time(images)
         parts = zip(*(torch.split(tensor, size) for tensor in (images, donor, weight)), strict=True)
         mixed = [_mix_by_fft(*part) for part in parts]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
@@ -160,6 +160,12 @@ def _products_are_exact(dtype: torch.dtype) -> bool:
         return False
 
 
+def _images_at_a_time(images: Tensor) -> int:
+    if images.device.type != "cpu" or images.numel() <= LARGE_BATCH:
+        return max(1, len(images))
+    return max(1, FFT_PIECE // images[0].numel())
+
+
 def _restyle(window: Tensor, zero_frequency: Tensor, donor: Tensor, weight: Tensor) -> None:
     """In place: amplitude A of (a part of) the spectrum becomes (1 - weight) * A + weight * donor."""
     amplitude = window.abs()
@@ -177,15 +183,15 @@ def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     columns = donor.shape[-1]
     if 3 * columns > width:  # most columns are in the window: nothing to save
-        spectrum = torch.fft.rfft2(images)
-        _restyle_columns(spectrum[..., :columns], donor, weight)
-        mixed: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
-        return mixed
-    rows = torch.fft.rfft(images)
-    spectrum = torch.fft.fft(rows[..., :columns], dim=-2)
-    _restyle_columns(spectrum, donor, weight)
-    rows[..., :columns] = torch.fft.ifft(spectrum, dim=-2)
-    mixed = torch.fft.irfft(rows, n=width)
+        rows = torch.fft.rfft2(images)
+        _restyle_columns(rows[..., :columns], donor, weight)
+        mixed: Tensor = torch.fft.irfft2(rows, s=(height, width))
+    else:
+        rows = torch.fft.rfft(images)
+        spectrum = torch.fft.fft(rows[..., :columns], dim=-2)
+        _restyle_columns(spectrum, donor, weight)
+        rows[..., :columns] = torch.fft.ifft(spectrum, dim=-2)
+        mixed = torch.fft.irfft(rows, n=width)
     return mixed
 
 
