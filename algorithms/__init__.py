@@ -8,6 +8,7 @@ from algorithms.fedbn import FedBN, SiloBN
 from algorithms.fedper import FedPer, FedRep, LGFedAvg
 from algorithms.fedprox import FedProx
 from algorithms.finetune import FedBABU, FineTune
+from algorithms.iopfl import IOPFL
 from algorithms.local import Local
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -26,4 +27,5 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "lgfedavg": LGFedAvg,
     "ditto": Ditto,
     "apfl": APFL,
+    "iopfl": IOPFL,
 }

@@ -45,7 +45,7 @@ class APFL(FedAvg):
             raise ValueError(f"algorithm.alpha={alpha} is not in [0, 1]")
         self.alpha_lr = self.recipe.training.lr if alpha_lr is None else alpha_lr
         self.mix = mix
-        self.adapt = adapt
+        self.alpha_adapts = adapt
         self.twin = deepcopy(self.model)
         self.register_buffer("alpha", torch.tensor(alpha))
 
@@ -61,7 +61,7 @@ class APFL(FedAvg):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt alpha from the gradients of both models."""
-        if self.adapt == "never" or (self.adapt == "round" and self.trainer.global_step > 0):
+        if self.alpha_adapts == "never" or (self.alpha_adapts == "round" and self.trainer.global_step > 0):
             return
         pairs = [(v, w) for v, w in zip(self.twin.parameters(), self.model.parameters(), strict=True)]
         pairs = [(v, w) for v, w in pairs if v.grad is not None and w.grad is not None]

@@ -35,8 +35,8 @@ class Algorithm(pl.LightningModule):
     """Which tensors of the model stay at the site."""
     views: tuple[View, ...] = ("global",)
     """Which models can be evaluated at a seen site."""
-    unseen_view: View | None = "global"
-    """Which model serves a site that never took part; None where the method has none."""
+    unseen_views: tuple[View, ...] = ("global",)
+    """Which models serve a site that never took part; none where nothing is shared as a whole."""
     per_site: frozenset[str] = frozenset()
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
     reads_updates: bool = False
@@ -45,6 +45,8 @@ class Algorithm(pl.LightningModule):
     """Whether every site trains, or one place that holds all training data."""
     personalises: bool = False
     """Whether `personalise` fits a model that exists only for evaluation at the site."""
+    adapts: bool = False
+    """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class Algorithm(pl.LightningModule):
             self.personal = named(personal)
         if self.personal is not nothing:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
-            self.unseen_view = None
+            self.unseen_views, self.adapts = (), False
         self._parts = Parts(model, self.personal)
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None
@@ -105,6 +107,13 @@ class Algorithm(pl.LightningModule):
 
     def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
         """Fit a personal model before it is evaluated (only asked of methods that declare `personalises`)."""
+
+    def publish(self, site: Site) -> State:
+        """What the site gives to sites that never took part (only asked of methods that declare `adapts`)."""
+        return State()
+
+    def adapt(self, images: Iterable[Tensor]) -> None:
+        """Fit a model for an unseen site from its images (only asked of methods that declare `adapts`)."""
 
     def send(self, site: Site) -> State:
         """The differences of all shared tensors, and the mean loss."""

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from federation.state import State, Update
 
 Batch = dict[str, Any]
-Kind = Literal["introduce", "train", "evaluate"]
+Kind = Literal["introduce", "train", "evaluate", "publish"]
 Row = dict[str, Any]
 
 
@@ -31,6 +33,8 @@ class Task:
         splits: which splits to evaluate.
         checkpoint: which model is evaluated: ``round`` while training, ``last`` or ``best`` at the end.
         personalise: whether an evaluation first lets the method fit its personal model (fine-tuning methods).
+        adapt: whether an evaluation first lets the method adapt what was published, to the images of a site that never
+            took part.
         views: views to evaluate; empty for all that the method has.
     """
 
@@ -43,6 +47,7 @@ class Task:
     splits: tuple[str, ...] = ()
     checkpoint: str = "round"
     personalise: bool = False
+    adapt: bool = False
     views: tuple[str, ...] = ()
 
 
@@ -92,6 +97,12 @@ class ClientHalf(Protocol):
     def send(self, site: Site) -> State:
         """After the local fit: what travels."""
 
+    def publish(self, site: Site) -> State:
+        """After training: what this site gives to sites that never took part; nothing if it has nothing to give."""
+
+    def adapt(self, images: Iterable[Tensor]) -> None:
+        """At a site that never took part: fit a model for its images, which can be read again and carry no labels."""
+
     def keep(self) -> State:
         """What stays at the site until its next turn."""
 
@@ -106,6 +117,10 @@ class ServerHalf(Protocol):
     @property
     def reads_updates(self) -> bool:
         """Whether `weigh` must see all updates of a round side by side."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether sites publish models after training, which sites that never took part adapt without labels."""
 
     @property
     def trains_on(self) -> Literal["sites", "pool"]:
@@ -171,4 +186,4 @@ class Observer(Protocol):
         """A site has answered a task."""
 
     def round_done(self, record: RoundRecord) -> None:
-        """A round has ended; record 0 is the introduction before the first round."""
+        """A round has ended; record 0 is the introduction, and one after the last round may be a publication."""

@@ -144,4 +144,6 @@ def test_views_are_declared_truthfully(name: str) -> None:
     assert algorithm.views
     has_personal_part = bool(algorithm.personal(algorithm.model))
     assert ("global" in algorithm.views) != has_personal_part
-    assert (algorithm.unseen_view is None) == has_personal_part
+    assert ("global" in algorithm.unseen_views) != has_personal_part
+    assert ("adapted" in algorithm.unseen_views) == algorithm.adapts
+    assert set(algorithm.unseen_views) <= {"global", "adapted"}

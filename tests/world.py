@@ -104,7 +104,7 @@ def build(name: str, training: Training | None = None, seed: int = 0, **knobs: A
 def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float]:
     """Soft Dice of every view, enough to choose a best round."""
     scores = {}
-    for view in algorithm.views if site.seen else (algorithm.unseen_view,):
+    for view in algorithm.views if site.seen else algorithm.unseen_views:
         for split in task.splits:
             batch = next(site.eval_batches(split))
             p = algorithm.predict(batch["image"], view)

@@ -1,0 +1,146 @@
+"""IOP-FL outside the federation: build the mixture of published models, and adapt it to images without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from algorithms.functional.adaptation import (
+    Objective,
+    Terms,
+    Views,
+    adaptation_terms,
+    set_router_dropout,
+    use_batch_statistics,
+)
+from algorithms.functional.routing import Squash, adaptable, route
+from models.select import normalisation
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How models are mixed.
+
+    Attributes:
+        expansion: width of a router's hidden layer over the channels of its layer, > 0.
+        dropout: on a router's hidden layer, in [0, 1).
+        squash: softmax or logistic mixture.
+        statistics: of batch normalisation: running ones of the global model, or those of the batch.
+        linear: route linear layers too.
+    """
+
+    expansion: float
+    dropout: float
+    squash: Squash
+    statistics: Literal["running", "batch"]
+    linear: bool
+
+    def __post_init__(self) -> None:
+        if not self.expansion > 0:
+            raise ValueError(f"algorithm.expansion={self.expansion} must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"algorithm.dropout={self.dropout} is not in [0, 1)")
+
+    def build(self, model: nn.Module, personal: Sequence[Mapping[str, Tensor]]) -> nn.Module:
+        """A routed copy of the global ``model`` and K personal states, in evaluation mode; routers start at random."""
+        routed = route(
+            model,
+            personal,
+            model.state_dict(),
+            expansion=self.expansion,
+            dropout=self.dropout,
+            squash=self.squash,
+            linear=self.linear,
+        )
+        if self.statistics == "batch":
+            use_batch_statistics(routed)
+        return routed.eval()
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a mixture learns from images alone.
+
+    Attributes:
+        objective: what is minimised.
+        passes: over the images, >= 0.
+        lr: of Adam, > 0.
+        noise: deviation of the view's noise on normalised images, >= 0.
+        fresh_pass: see `adaptation_terms`.
+        same_draws: the same noise, views and dropout in every step.
+    """
+
+    objective: Objective
+    passes: int
+    lr: float
+    noise: float
+    fresh_pass: bool
+    same_draws: bool
+
+    def __post_init__(self) -> None:
+        limits = {"adapt_passes": self.passes >= 0, "adapt_lr": self.lr > 0, "noise": self.noise >= 0}
+        values = {"adapt_passes": self.passes, "adapt_lr": self.lr, "noise": self.noise}
+        for name, fine in limits.items():
+            if not fine:
+                raise ValueError(f"algorithm.{name}={values[name]} is out of range; see train.py --help")
+
+    @torch.enable_grad()
+    def run(self, routed: nn.Module, batches: Iterable[Tensor], normalize: Callable[[Tensor], Tensor]) -> list[Terms]:
+        """Fit routers, and scale and shift of normalisation layers, in place; a function of torch's global seed.
+
+        The model is in evaluation mode but for the routers' dropout: running statistics never move.
+
+        Args:
+            routed: what `Mixing.build` returned.
+            batches: images (B, C, H, W) in [0, 1]; read anew in every pass.
+            normalize: images in [0, 1] -> what the network takes.
+
+        Returns:
+            The terms of every step, without gradients.
+        """
+        seed = torch.initial_seed()
+        optimizer = torch.optim.Adam(adaptable(routed, normalisation(routed)), lr=self.lr)
+        set_router_dropout(routed, True)
+        history = []
+        for _ in range(self.passes):
+            for batch in batches:
+                if self.same_draws:
+                    torch.manual_seed(seed)
+                terms = self._terms(routed, normalize(batch))
+                optimizer.zero_grad()
+                terms.total.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
+        set_router_dropout(routed, False)
+        return history
+
+    def _terms(self, routed: nn.Module, images: Tensor) -> Terms:
+        noise = self.noise * torch.randn(images.shape).to(images)  # drawn on the CPU: the same on every device
+        views = Views.draw(images, torch.default_generator)
+        return adaptation_terms(routed, images, noise, views, self.objective, fresh_pass=self.fresh_pass)
+
+
+class Dropping(nn.Module):
+    """A mixture whose routers drop out while it predicts, as in the release; every batch meets the same draw.
+
+    Args:
+        routed: what was adapted.
+        seed: of the draw.
+    """
+
+    def __init__(self, routed: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.routed = routed
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits."""
+        set_router_dropout(self.routed, True)
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            torch.manual_seed(self.seed)
+            logits: Tensor = self.routed(images)
+        return logits
