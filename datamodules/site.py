@@ -167,9 +167,15 @@ class SiteData:
     def __repr__(self) -> str:
         return f"SiteData({self.name!r}, examples={self.examples})"
 
-    def steps(self, epochs: float = 1.0) -> int:
-        """Batches in that many local epochs."""
-        return ceil(epochs * self.examples / self._shared.batch_size - 1e-9)
+    @property
+    def training_images(self) -> int:
+        """Training images (slices of volumes), labelled or not."""
+        return len(self._images)
+
+    def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
+        """Batches in that many local epochs over the labelled training images, or over all of them."""
+        count = self.examples if labelled else self.training_images
+        return ceil(epochs * count / self._shared.batch_size - 1e-9)
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
         """Augmented labelled batches: a pure function of seed and steps, whatever the number of workers.

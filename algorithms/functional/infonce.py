@@ -176,6 +176,7 @@ def structural_contrast(
     temperature: float,
     denominator: Denominator,
     own_slice_positive: bool,
+    reach: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The local and the remote term of federated contrastive learning.
 
@@ -190,12 +191,14 @@ def structural_contrast(
         denominator: ``all`` counts every feature of the pool as a negative, same partition or not, as the formula is
             written; ``other_partitions`` only those of other partitions.
         own_slice_positive: may features of the query's own slice take part? Otherwise they are left out everywhere.
+        reach: how far partition numbers may differ and still count as the same; above 0 for positional contrast,
+            where the numbers are fine positions.
 
     Returns:
         (B,) local losses and (B,) remote losses; 0 where a query has no positive.
     """
-    in_own = _same(query.partitions, own.partitions)
-    in_pool = _same(query.partitions, pool.partitions)
+    in_own = _near(query.partitions, own.partitions, reach)
+    in_pool = _near(query.partitions, pool.partitions, reach)
     is_negative = ~in_pool if denominator == "other_partitions" else torch.ones_like(in_pool)
     if not own_slice_positive:
         others = ~_same(query.items, pool.items) | (pool.items == FOREIGN)
@@ -265,3 +268,7 @@ def model_contrast(features: Tensor, shared: Tensor, previous: Tensor, temperatu
 
 def _same(first: Tensor, second: Tensor) -> Tensor:
     return first[:, None] == second[None, :]
+
+
+def _near(first: Tensor, second: Tensor, reach: int) -> Tensor:
+    return (first[:, None] - second[None, :]).abs() <= reach
