@@ -2,6 +2,7 @@
 
 from algorithms.apfl import APFL
 from algorithms.base import Algorithm
+from algorithms.contrastive import Contrastive
 from algorithms.ditto import Ditto
 from algorithms.fedavg import FedAvg, Pooled
 from algorithms.fedbn import FedBN, SiloBN
@@ -28,4 +29,5 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ditto": Ditto,
     "apfl": APFL,
     "iopfl": IOPFL,
+    "contrastive": Contrastive,
 }

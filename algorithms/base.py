@@ -45,6 +45,8 @@ class Algorithm(pl.LightningModule):
     """Whether every site trains, or one place that holds all training data."""
     personalises: bool = False
     """Whether `personalise` fits a model that exists only for evaluation at the site."""
+    labelled: bool = True
+    """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
@@ -56,7 +58,7 @@ class Algorithm(pl.LightningModule):
         self.recipe = recipe
         if personal is not None:
             self.personal = named(personal)
-        if self.personal is not nothing:
+        if self.personal is not nothing and self.views:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
         self._parts = Parts(model, self.personal)
@@ -82,7 +84,18 @@ class Algorithm(pl.LightningModule):
         """The network that answers for a view: normalised images -> logits."""
         return self.model
 
+    def probe(self, site: Site, split: str) -> dict[str, float]:
+        """What the method says of itself at a site without any label, name -> value; nothing is changed."""
+        return {}
+
     # ---------------------------------------------------------------- client half
+
+    def check_site(self, site: Site) -> None:
+        """Refuse data that the method cannot serve, before anything runs.
+
+        Raises:
+            ValueError: with the site's name and the cure.
+        """
 
     def introduce(self, site: Site) -> State:
         """What the site tells the server once, before round 1: nothing, unless a method needs it."""
@@ -265,13 +278,18 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Te
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], packed: Tensors) -> None:
-    """Undo `pack_optimizer`."""
-    whole = optimizer.state_dict()
-    whole["state"] = {
-        index: {
-            key.rpartition("/")[2]: value.clone() for key, value in packed.items() if key.rpartition("/")[0] == name
-        }
-        for index, name in enumerate(names)
-    }
-    whole["state"] = {index: slots for index, slots in whole["state"].items() if slots}
-    optimizer.load_state_dict(whole)
+    """Undo `pack_optimizer`.
+
+    Fused steps pair a parameter with its state by place in memory, so the state takes the parameter's memory layout,
+    which is lost on disk.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+        slots = {key.rpartition("/")[2]: value for key, value in packed.items() if key.rpartition("/")[0] == name}
+        if slots:
+            state[index] = {
+                slot: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()
+                for slot, value in slots.items()
+            }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

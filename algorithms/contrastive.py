@@ -45,23 +45,23 @@ class Contrastive(FedAvg):
     - ``none``: nothing; each site contrasts with its own features only (federated SimCLR or MoCo).
     - ``moments``: mean and deviation per partition, P (8 D + 1) bytes. Statistics of at least ``at_least`` slices;
       others draw virtual features from them.
-    - ``prototypes``: one mean direction per partition, P (4 D + 1) bytes. Averages of at least ``at_least`` slices, which
-      may be of one patient.
+    - ``prototypes``: one mean direction per partition, P (4 D + 1) bytes. Averages of at least ``at_least`` slices,
+      which may be of one patient.
     - ``features``: one vector per slice, M (4 D + 1) bytes, shown to every other site. A vector is a function of one
       patient's slice: whoever holds the encoder may try to invert it or to tell whether a patient took part, and
       partitions say how slices spread over levels. Secure aggregation cannot hide it, as peers read single vectors.
 
     No slice number, case or patient is ever sent. ``noise`` blurs what is sent; it is not a proof of privacy.
 
-    The paper's code is not public. Not known and chosen here: temperature, momentum, sizes, what becomes of the momentum
-    encoder between rounds, and whether slices of the query's own level count as its negatives (``denominator``).
-    FedMoCo's moments are those of projected features. A step costs about one and a half of FedAvg's encoder steps on two
-    views; there is no decoder.
+    The paper's code is not public. Not known and chosen here: temperature, momentum, sizes, what becomes of the
+    momentum encoder between rounds, and whether slices of the query's own level count as its negatives
+    (``denominator``). FedMoCo's moments are those of projected features. A step takes the encoder forward twice and back
+    once; there is no decoder.
 
     Args:
         pairing: what is pulled together. partition: slices of the same partition of any volume. position: slices whose
-            relative positions differ by less than ``position_threshold``. instance: the two views of a slice only, other
-            features are negatives; the choice for 2-D images.
+            relative positions differ by less than ``position_threshold``. instance: the two views of a slice only,
+            other features are negatives; the choice for 2-D images.
         partitions: structural partitions of a volume.
         partition_rule: equal cuts volumes into equal parts; official is the rule of positional contrast (Zeng et al.,
             MICCAI 2021), uneven for short volumes.
@@ -429,7 +429,7 @@ def _add_projector(model: nn.Module, dimensions: int) -> None:
     encoder = model.get_submodule("encoder")
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ValueError("the encoder is frozen (model.freeze_encoder=true): there is nothing to pre-train")
-    channels = int(encoder.out_channels[-1])  # type: ignore[index, arg-type]
+    channels = int(encoder.out_channels[-1])  # type: ignore[index]
     model.requires_grad_(False)
     encoder.requires_grad_(True)
     model.add_module("projector", Projector(channels, dimensions))

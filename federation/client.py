@@ -92,10 +92,11 @@ class Images:
     """
 
     def __init__(self, site: Site, split: str) -> None:
-        self._batches = lambda: (cast(Tensor, batch["image"]) for batch in site.eval_batches(split))
+        self._site = site
+        self._split = split
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._batches()
+        return (batch["image"] for batch in self._site.eval_batches(self._split))
 
 
 class _Plain:
@@ -121,6 +122,7 @@ def turn(
         update carries a refusal, and the site keeps what it had before.
     """
     start = time.perf_counter()
+    examples = site.examples if worker.labelled else site.training_images
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
     worker.receive(message, kept, site)
     answer: State
@@ -132,7 +134,7 @@ def turn(
         answer = worker.publish(site)
     else:
         answer = _evaluate(worker, site, task, compute, evaluate)
-    update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=site.examples)
+    update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=examples)
     update.scalars["seconds"] = time.perf_counter() - start
     trained = task.kind == "train" or (task.personalise and worker.personalises)
     now_kept = worker.keep() if trained else kept
@@ -140,7 +142,7 @@ def turn(
     if broken:
         refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
         scalars = {"seconds": update.scalars["seconds"]}
-        return Update(site=site.name, examples=site.examples, refusal=refusal, scalars=scalars), kept
+        return Update(site=site.name, examples=examples, refusal=refusal, scalars=scalars), kept
     return update, now_kept
 
 
@@ -152,8 +154,9 @@ def seed_everything(seed: int) -> None:
 
 
 def _train(worker: ClientHalf, site: Site, task: Task, compute: Compute) -> State:
-    full = task.steps if task.steps is not None else site.steps(task.epochs)
-    steps = max(1, round(full * task.work)) if full and site.examples else 0
+    full = task.steps if task.steps is not None else site.steps(task.epochs, worker.labelled)
+    can = site.examples if worker.labelled else site.training_images
+    steps = max(1, round(full * task.work)) if full and can else 0
     if steps:
         seed = derive_seed(task.seed, "batches", task.round, site.name)
         compute.fit(cast(pl.LightningModule, worker), worker.batches(site, seed, steps))

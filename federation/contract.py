@@ -62,8 +62,12 @@ class Site(Protocol):
     def examples(self) -> int:
         """Labelled training images."""
 
-    def steps(self, epochs: float = 1.0) -> int:
-        """Batches in that many passes over the labelled training images."""
+    @property
+    def training_images(self) -> int:
+        """Training images, labelled or not."""
+
+    def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
+        """Batches in that many passes over the labelled training images, or over all of them."""
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
         """Augmented batches with masks; a pure function of the arguments."""
@@ -77,6 +81,10 @@ class Site(Protocol):
 
 class ClientHalf(Protocol):
     """Runs where the data is. One instance serves any site: between turns it keeps nothing."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it learns from masks; if not, sites without any take part, and all training images count."""
 
     @property
     def personalises(self) -> bool:

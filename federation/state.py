@@ -64,7 +64,7 @@ class Update(State):
 
     Attributes:
         site: who sends.
-        examples: labelled training images behind this update (its weight in FedAvg).
+        examples: training images behind this update (its weight in FedAvg): the labelled ones, where labels are learnt.
         refusal: why the site itself withdraws its update; empty when it stands.
     """
 

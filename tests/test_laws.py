@@ -133,6 +133,7 @@ def test_purity_predicting_changes_nothing(name: str, tmp_path: Path) -> None:
         alone = torch.cat([worker.predict(image[None], view) for image in sites["s1"].images])
         torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
         assert ((first >= 0) & (first <= 1)).all()
+    worker.probe(sites["s1"], "val")
     assert all(torch.equal(tensor, before[key]) for key, tensor in worker.state_dict().items())
     assert all(module.training for module in worker.modules())
 
@@ -141,7 +142,7 @@ def test_purity_predicting_changes_nothing(name: str, tmp_path: Path) -> None:
 def test_views_are_declared_truthfully(name: str) -> None:
     algorithm = build(name)
     assert set(algorithm.views) <= {"global", "personal"}
-    assert algorithm.views
+    assert bool(algorithm.views) == algorithm.labelled
     has_personal_part = bool(algorithm.personal(algorithm.model))
     assert ("global" in algorithm.views) != has_personal_part
     assert ("global" in algorithm.unseen_views) != has_personal_part

@@ -25,22 +25,31 @@ from federation.transport import InProcess
 CPU = Compute(accelerator="cpu")
 
 
+class TinyEncoder(nn.Sequential):
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images, super().forward(images)]
+
+
 class TinyNet(nn.Module):
-    """The parts of an smp network, one convolution each."""
+    """The parts of an smp network, one convolution each; the encoder answers with a list of maps, as smp's do."""
 
     def __init__(self, in_channels: int = 3, classes: int = 2, width: int = 4) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.encoder = TinyEncoder(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.encoder.out_channels = [in_channels, width]
         self.decoder = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, classes, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.segmentation_head(self.decoder(self.encoder(images)))
+        return self.segmentation_head(self.decoder(self.encoder(images)[-1]))
 
 
 @dataclass
 class ToySite:
-    """Bright discs on a background whose brightness is the site's own."""
+    """Bright discs on a background whose brightness is the site's own; two images make a volume.
+
+    Without labels (`labelled` false) a site still has training images.
+    """
 
     name: str
     index: int
@@ -48,6 +57,7 @@ class ToySite:
     masks: Tensor
     seen: bool = True
     batch_size: int = 2
+    labelled: bool = True
 
     @classmethod
     def make(cls, name: str, index: int, count: int = 6, size: int = 12) -> ToySite:
@@ -62,30 +72,39 @@ class ToySite:
 
     @property
     def examples(self) -> int:
+        return len(self.images) if self.labelled else 0
+
+    @property
+    def training_images(self) -> int:
         return len(self.images)
 
-    def steps(self, epochs: float = 1.0) -> int:
-        return math.ceil(epochs * self.examples / self.batch_size)
+    def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
+        return math.ceil(epochs * (self.examples if labelled else self.training_images) / self.batch_size)
 
     def train_batches(self, seed: int, steps: int) -> Sequence[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        picks = torch.randint(self.examples, (steps, self.batch_size), generator=generator)
+        picks = torch.randint(self.training_images, (steps, self.batch_size), generator=generator)
         return [self._batch(pick) for pick in picks]
 
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Sequence[Batch]:
-        return [{k: v for k, v in batch.items() if k != "mask"} for batch in self.train_batches(seed, steps)]
+        batches = self.train_batches(seed, steps)
+        for batch in batches:
+            del batch["mask"]
+            if views > 1:
+                shades = [batch["image"] * (1.0 - 0.1 * view) for view in range(views)]
+                batch["image"] = torch.stack(shades, dim=1)
+        return batches
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
-        yield self._batch(torch.arange(self.examples))
+        yield self._batch(torch.arange(len(self.images)))
 
     def _batch(self, pick: Tensor) -> Batch:
-        count = len(pick)
         return {
             "image": self.images[pick],
             "mask": self.masks[pick],
-            "case": [f"case{int(i)}" for i in pick],
-            "slice": torch.zeros(count, dtype=torch.int64),
-            "depth": torch.ones(count, dtype=torch.int64),
+            "case": [f"case{int(i) // 2}" for i in pick],
+            "slice": pick % 2,
+            "depth": torch.full_like(pick, 2),
         }
 
 
