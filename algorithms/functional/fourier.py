@@ -19,7 +19,7 @@ Method = Literal["auto", "matmul", "fft"]
 
 # Matrix products win up to b = min(H, W) / 16 on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py).
 SMALLEST_SIZE_PER_HALF_WIDTH = 16
-# A CPU transforms larger batches piece by piece, so that the spectra stay in its cache (numbers of pixels and channels).
+# A CPU transforms larger batches piece by piece, so that the spectra stay in its cache (numbers of values).
 LARGE_BATCH, FFT_PIECE = 2**21, 2**19
 
 
