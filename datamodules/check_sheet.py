@@ -26,6 +26,7 @@ HEAD, ROOM, FOOT = 0.35, 0.45, 0.4
 COLOURS = ("#F0E442", "#56B4E9", "#FFFFFF", "#E69F00", "#CC79A7", "#009E73")
 CHANNELS = (("#D55E00", "-"), ("#009E73", "--"), ("#0072B2", ":"), ("#000000", "-."))
 BINS = 64
+NEARLY_BLACK = 5  # bins
 
 
 @dataclass
@@ -130,7 +131,7 @@ def draw_sheet(sheet: Sheet, sites: Sequence[SiteStatistics], title: str) -> Fig
 
 def save_sheet(figure: Figure, path: Path) -> None:
     """Writes the picture."""
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs={"compress_level": 3})
 
 
 def _tallest(sheet: Sheet, site: SiteStatistics) -> int:
@@ -158,15 +159,18 @@ def _show_row(axis: Axes, sheet: Sheet, site: SiteStatistics) -> None:
 
 def _show_intensities(axis: Axes, site: SiteStatistics, everywhere: NDArray[np.float64] | None) -> None:
     values = (np.arange(BINS) + 0.5) / BINS
+    curves = [] if everywhere is None else [everywhere]
     if everywhere is not None:
         axis.fill_between(values, everywhere, color="#BBBBBB", alpha=0.6, linewidth=0)
     for channels, histogram in site.histograms.items():
         styles = (("#000000", "-"),) if channels == 1 else CHANNELS
         for channel in range(channels):
             colour, line = styles[channel % len(styles)]
-            axis.plot(values, _curve(histogram[channel]), color=colour, linestyle=line, linewidth=1.2)
+            curves.append(_curve(histogram[channel]))
+            axis.plot(values, curves[-1], color=colour, linestyle=line, linewidth=1.2)
     axis.set(xlim=(0, 1), yticks=[], xticks=[0, 0.5, 1])
-    axis.set_ylim(bottom=0)
+    highest = max((float(curve[NEARLY_BLACK:].max()) for curve in curves), default=1.0)
+    axis.set_ylim(0, 1.1 * highest or 1.0)  # the peak of a dark background runs out of the panel
     axis.tick_params(labelsize=7, length=2, pad=1)
     axis.spines[["top", "right", "left"]].set_visible(False)
 

@@ -205,12 +205,13 @@ def _channel_findings(sites: Sequence[SiteStatistics], wanted: int | str) -> Ite
         found.update(site.channels)
     if not found:
         return
-    target = max(found) if wanted == "auto" else int(wanted)
+    colour = set(found) <= {1, 3}
+    target = int(wanted) if wanted != "auto" else 3 if colour else found.most_common(1)[0][0]
     for site in sites:
         for channels, count in site.channels.items():
-            told = f"{count} case(s) have {channels} channels, data.channels={wanted} makes {target}"
+            told = f"{count} case(s) have {channels} channels, others {target}"
             if channels != target and {channels, target} != {1, 3}:
                 yield Finding("channels differ", told, "export all images with the same channels", site.site)
-            elif channels != target and wanted == "auto":
+            elif channels < target and wanted == "auto" and len(found) > 1:
                 cure = "none needed: grey is repeated; data.channels=1 makes all images grey instead"
                 yield Finding("grey and colour", told, cure, site.site)
