@@ -80,12 +80,10 @@ class Fingerprints:
         patients: dict[tuple[str, str], int] = {}
         patient = np.array([patients.setdefault((case.site, case.patient), len(patients)) for case, _ in self.owners])
         stacked = np.stack(self.outlines)
-        norms = np.linalg.norm(stacked.astype(np.float32), axis=1)
         for start in range(0, len(stacked), BLOCK):
-            block = stacked[start : start + BLOCK].astype(np.float32) / norms[start : start + BLOCK, None]
+            block = _unit(stacked[start : start + BLOCK])
             for later in range(start, len(stacked), BLOCK):
-                other = stacked[later : later + BLOCK].astype(np.float32) / norms[later : later + BLOCK, None]
-                alike = block @ other.T
+                alike = block @ _unit(stacked[later : later + BLOCK]).T
                 for row, column in np.argwhere(alike > ALIKE):
                     i, j = start + int(row), later + int(column)
                     if i < j and patient[i] != patient[j] and self.owners[i][1] != self.owners[j][1]:
@@ -114,6 +112,13 @@ def outlines_of(plane: Pixels) -> NDArray[np.int8] | None:
     rooted = np.sign(steps) * np.sqrt(np.abs(steps))
     largest = np.abs(rooted).max()
     return np.round(rooted * (127 / largest)).astype(np.int8) if largest > 0 else None
+
+
+def _unit(outlines: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Rows of length 1."""
+    rows = outlines.astype(np.float32)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def _duplicate(copies: list[tuple[Case, bytes]]) -> Finding:
