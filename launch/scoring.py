@@ -18,8 +18,10 @@ from federation.state import State
 from launch.experiment import Experiment
 from reporting.overlays import Picture, pick_cases, reported_scores
 from reporting.reporter import Reporter
+from reporting.summary import ENCODER
 
 DURING, LAST, BEST = "round", "last", "best"
+ADAPTED = "adapted"
 
 
 class Scorer:
@@ -44,12 +46,25 @@ class Scorer:
                 for metric in dict.fromkeys(row["metric"] for row in rows):
                     values = [row["value"] for row in rows if row["metric"] == metric]
                     means[f"{split}/{view}/{metric}"] = sum(values) / len(values)
+        if not task.views:
+            means |= self._probe(algorithm, site, task)
         return means
 
     def take(self) -> list[Row]:
         """The rows since the last call."""
         rows, self.rows = self.rows, []
         return rows
+
+    def _probe(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
+        """What a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
+        common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
+        common |= {"view": ENCODER, "region": "mean", "case": ""}
+        found: dict[str, float] = {}
+        for split in task.splits:
+            numbers = algorithm.probe(site, split)
+            self.rows += [{**common, "split": split, "metric": name, "value": v} for name, v in numbers.items()]
+            found |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
+        return found
 
     def _score(self, algorithm: Algorithm, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
         scores = evaluate(
@@ -128,17 +143,18 @@ def score_checkpoints(federation: Federation, scorer: Scorer, server: State, che
     """Score the last model and the best ones on validation and test cases of every site.
 
     The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
-    site's own; without validation cases the last one stands in.
+    site's own; without validation cases the last one stands in. What unseen sites adapt is, accordingly, the last
+    models of all sites or the best ones: never is anything chosen by an unseen site's scores.
 
     Returns:
         Rows of the scores' table.
     """
-    score_sites(federation, server, checkpoint.round, checkpoint="last")
+    score_sites(federation, server, checkpoint.round, checkpoint=LAST)
     last = scorer.take()
     rows = list(last)
     for name, best in best_models(federation, checkpoint).items():
         view, _, site = name.partition("/")
-        if best is None or best.round == checkpoint.round:
+        if best is None:
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] == view and site in ("", row["site"])]
         else:
             show_best(federation, checkpoint, name, best)
@@ -159,17 +175,27 @@ def paint_overlays(
 
 
 def best_models(federation: Federation, checkpoint: Checkpoint) -> dict[str, Best | None]:
-    """``global`` and ``personal/<site>`` -> best model; None where nothing could be chosen and the last one serves."""
+    """``global``, ``personal/<site>`` and ``adapted`` -> best model; None where the last one serves.
+
+    The last one serves where it is the best, or where nothing could be chosen. An adapted model is a mixture of others:
+    it comes with an earlier one among them.
+    """
     best: Mapping[str, Best] = checkpoint.best()
     algorithm: Any = federation.algorithm
     names = ["global"] if "global" in algorithm.views else []
     if "personal" in algorithm.views:
         names += [f"personal/{site}" for site in federation.sites]
-    return {name: best.get(name) for name in names}
+    found = {name: best.get(name) for name in names}
+    chosen = {name: None if it is None or it.round == checkpoint.round else it for name, it in found.items()}
+    if algorithm.adapts and unseen_sites(federation):
+        chosen[ADAPTED] = next((it for it in chosen.values() if it is not None), None)
+    return chosen
 
 
 def show_best(federation: Federation, checkpoint: Checkpoint, name: str, best: Best | None) -> None:
     """Evaluate one best model where it serves."""
+    if name == ADAPTED:
+        return show_best_adapted(federation, checkpoint)
     view, _, site = name.partition("/")
     index = checkpoint.index
     server = checkpoint.read(best.server if best else index["server"])
@@ -177,6 +203,19 @@ def show_best(federation: Federation, checkpoint: Checkpoint, name: str, best: B
     federation.transport.restore({site: checkpoint.read(kept)} if site and kept else {})
     round = best.round if best else checkpoint.round
     score_sites(federation, server, round, sites=[site] if site else None, views=(view,), checkpoint=BEST)
+    return None
+
+
+def show_best_adapted(federation: Federation, checkpoint: Checkpoint) -> None:
+    """Evaluate, at unseen sites, what they adapt from the best global model and every site's best personal one."""
+    best, index = checkpoint.best(), checkpoint.index
+    shared = best.get("global")
+    kept = {site: index["kept"].get(site, "") for site in federation.sites}
+    kept |= {site: best[f"personal/{site}"].kept for site in kept if f"personal/{site}" in best}
+    federation.transport.restore({site: checkpoint.read(file) for site, file in kept.items() if file})
+    server = checkpoint.read(shared.server if shared else index["server"])
+    round = shared.round if shared else checkpoint.round
+    score_unseen(federation, server, round, views=(ADAPTED,), checkpoint=BEST)
 
 
 def score_sites(
@@ -184,9 +223,21 @@ def score_sites(
 ) -> None:
     """Ask for scores on validation and test cases of seen sites and test cases of unseen ones."""
     seen = federation.sites if sites is None else sites
-    federation.evaluate(server, round, seen, ("val", "test"), **options)
     if sites is None:
-        federation.evaluate(server, round, unseen_sites(federation), ("test",), **options)
+        # first: what is published counts as traffic of the run, and must not be taken for the end of a scored round
+        score_unseen(federation, server, round, **options)
+    federation.evaluate(server, round, seen, ("val", "test"), **options)
+
+
+def score_unseen(federation: Federation, server: State, round: int, **options: Any) -> None:
+    """Ask unseen sites for scores on test cases; where the method adapts, the seen sites publish their models first."""
+    outside = unseen_sites(federation)
+    published = None
+    if outside and federation.algorithm.adapts and ADAPTED in options.get("views", (ADAPTED,)):
+        published = federation.publish(round)
+        if options["checkpoint"] == LAST:
+            federation.record_publication(server, round, published, outside)
+    federation.evaluate(server, round, outside, ("test",), published, **options)
 
 
 def unseen_sites(federation: Federation) -> list[str]:

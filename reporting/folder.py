@@ -62,9 +62,10 @@ README = """# The folder of one training run
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
 
-*View*: which model answers: `global` is shared by all sites, `personal` is a site's own. *Seen*: the site took part in
-training; an unseen site only tests. *Checkpoint* in `metrics.csv`: `round` for scores during training (validation);
-`last` and `best` for the two checkpoints scored at the end; `best` is chosen on validation cases, never on test cases.
+*View*: which model answers: `global` is shared by all sites, `personal` is a site's own, `adapted` was fitted to an
+unseen site's images without labels. *Seen*: the site took part in training; an unseen site only tests. *Checkpoint* in
+`metrics.csv`: `round` for scores during training (validation); `last` and `best` for the two checkpoints scored at the
+end; `best` is chosen on validation cases, never on test cases.
 
 In the summary a case's score is the mean over its regions, a site's score is the mean over its cases, and a mean over
 sites counts each site once. Rows of `metrics.csv` with region `mean` and no case hold a site's mean itself. Undefined

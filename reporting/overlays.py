@@ -22,6 +22,7 @@ STYLES: Mapping[str, tuple[str, str, float]] = {
     TRUTH: ("#FFFFFF", "-", 2.6),
     "global": ("#3FA9F5", "--", 2.2),
     "personal": ("#FFD800", "-", 1.5),
+    "adapted": ("#FFD800", "-", 1.5),  # of unseen sites, which have no personal model
 }
 SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show pixels, not anatomy
 
@@ -52,7 +53,8 @@ class Picture:
 def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> dict[str, str]:
     """The worst, median and best case of a site by mean Dice over regions.
 
-    Judged by the personal model where there is one, else by the global one; ties go by case id.
+    Judged by the personal model where there is one, at an unseen site by the adapted one, else by the global one; ties
+    go by case id.
 
     Returns:
         Case id to role, worst first; with fewer than three cases one case has several roles ("worst, median").
@@ -63,7 +65,7 @@ def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", spl
         & (scores["split"] == split)
         & (scores["metric"] == HEADLINE)
     ]
-    view = "personal" if (rows["view"] == "personal").any() else "global"
+    view = next((own for own in ("personal", "adapted") if (rows["view"] == own).any()), "global")
     cases = case_scores(rows[rows["view"] == view]).dropna(subset=["value"]).sort_values(["value", "case"])["case"]
     names = [str(case) for case in cases]
     if not names:

@@ -10,6 +10,8 @@ import pandas as pd
 
 HEADLINE = "dice"
 VIEWS = ("global", "personal")
+UNSEEN_ONLY = ("adapted",)  # views of sites that never took part; shown where there are any
+ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
 CHECKPOINTS = ("last", "best")
 LOWER_IS_BETTER = frozenset({"hd95", "assd"})
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
@@ -122,6 +124,8 @@ def summarise(scores: pd.DataFrame) -> Summary:
     """
     table = final_scores(scores)
     means = table[table["region"] == "mean"]
+    if len(means) and (means["view"] == ENCODER).all():
+        return _pretraining_summary(table, means)
     shown = means[(means["split"] == "test") & (means["metric"] == HEADLINE)]
     return Summary(
         table=table,
@@ -132,9 +136,33 @@ def summarise(scores: pd.DataFrame) -> Summary:
     )
 
 
+def _pretraining_summary(table: pd.DataFrame, means: pd.DataFrame) -> Summary:
+    """A run without labels has no Dice and chooses no round: its probes at the end, by site."""
+    shown = means[(means["split"] == "test") & (means["checkpoint"] == "last")]
+    values = _flat_values(means)
+    return Summary(table, _probe_table(shown, MANY_SITES), _probe_table(shown, None), None, values)
+
+
+def _probe_table(shown: pd.DataFrame, limit: int | None) -> Table:
+    """Rows: sites, and the mean over those that trained. Columns: probes."""
+    metrics = [str(metric) for metric in shown["metric"].unique()]
+    rows = []
+    for site in sorted(shown["site"].unique())[:limit]:
+        own = shown[shown["site"] == site]
+        name = str(site) if bool(own["seen"].all()) else f"{site} (unseen)"
+        found = dict(zip(own["metric"], own["mean"], strict=True))
+        rows.append((name, *(_number(float(found[m])) if m in found else "not measured" for m in metrics)))
+    seen = shown[shown["seen"]]
+    averages = (seen.loc[seen["metric"] == metric, "mean"].mean() for metric in metrics)
+    rows += [(), ("mean over sites", *(_number(float(value)) for value in averages))]
+    note = "The last round; no labels were used, hence there is no Dice and no best round. To go on from this encoder:\n"
+    return Table(("probes, test cases", *metrics), tuple(rows), note + "python train.py pretrained=THIS_FOLDER ...")
+
+
 def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
     """Rows: seen sites, mean and worst over them, unseen sites and their mean. Columns: view x checkpoint."""
-    columns = [(view, checkpoint) for view in VIEWS for checkpoint in CHECKPOINTS]
+    views = (*VIEWS, *(view for view in UNSEEN_ONLY if (shown["view"] == view).any()))
+    columns = [(view, checkpoint) for view in views for checkpoint in CHECKPOINTS]
     header = (f"test {HEADLINE}", "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     if shown.empty:
         return Table(header, (), "No test scores: the run has not come to its end, or no site has test cases.")
