@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +40,11 @@ class Training:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
-        limits = {"lr": self.lr > 0, "weight_decay": self.weight_decay >= 0, "momentum": 0 <= self.momentum < 1}
+        limits = {
+            "lr": 0 < self.lr < math.inf,
+            "weight_decay": self.weight_decay >= 0,
+            "momentum": 0 <= self.momentum < 1,
+        }
         for name, fine in limits.items():
             if not fine:
                 raise ValueError(f"training.{name}={getattr(self, name)} is out of range; see train.py --help")

@@ -1,7 +1,8 @@
 """One config from files and dotted overrides, checked before anything loads.
 
-Layers, later ones win: ``default.yaml``, ``experiment/NAME.yaml``, the files of the chosen groups
-(``data/NAME.yaml`` ...), the command line. Files state departures only; defaults live in signatures.
+Layers, later ones win: the files of the chosen groups (``data/NAME.yaml`` ...), ``default.yaml``,
+``experiment/NAME.yaml``, the command line. A layer that chooses another name for a group drops what earlier layers
+said about that group. Files state departures only; defaults live in signatures.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     Raises:
         ConfigError: an unknown key or name, or a value of the wrong type; every problem is named.
     """
-    command_line = _parse(arguments, schema)
+    command_line = parsed(arguments, schema)
     default = _read(FOLDER / "default.yaml") if base is None else _as_layer(base, schema)
     experiment = _experiment(command_line.get("experiment"))
     merged: dict[str, Any] = {}
@@ -91,7 +92,12 @@ def choices(group: str, owners: Mapping[str, Owner]) -> list[str]:
     return [*owners, *sorted(files - owners.keys())]
 
 
-def _parse(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
+def parsed(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
+    """What the command line says, not yet checked against any owner.
+
+    Raises:
+        ConfigError: an argument that is not of the form key=value, or cannot be read.
+    """
     dotted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, compose, load
+from configs.compose import ConfigError, compose, load, parsed
 from federation.checkpoint import Checkpoint
 from launch.experiment import Experiment
 from launch.scoring import Notes, Scorer, paint_overlays, score_checkpoints
@@ -29,12 +29,15 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
         ConfigError: settings that cannot be used, or that would make a resumed run another one.
         ReportingError: there is no run to resume.
     """
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("resume", "false").lower() != "true":
-        return compose(arguments, SCHEMA)
-    if "output" not in given:
+    given = parsed(arguments, SCHEMA)
+    if given.get("resume") is not True:
+        config = compose(arguments, SCHEMA)
+        if config.resume:
+            raise ConfigError("resume=true belongs on the command line, beside output=DIR")
+        return config
+    if given.get("output") is None:
         raise ConfigError("resume=true needs output=DIR, the folder of the run to go on with")
-    saved = load(RunFolder(given["output"]).read_config())
+    saved = load(RunFolder(str(given["output"])).read_config())
     config = compose(arguments, SCHEMA, base=saved)
     before, now = flat(saved), flat(config)
     changed = sorted(

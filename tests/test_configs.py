@@ -1,0 +1,435 @@
+"""From files and overrides to one checked, read-only config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ReadonlyConfigError
+
+import train
+from algorithms import ALGORITHMS
+from configs import compose as module
+from configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
+from configs.knobs import REQUIRED, described, knobs, unknown
+from datamodules import DATASETS, DataError
+from launch.experiment import Experiment
+from launch.run import read_settings
+from launch.settings import SCHEMA
+
+NEEDED = {"folder": ["data.root=DIR"]}
+
+
+def made(*arguments: str) -> DictConfig:
+    return compose(arguments, SCHEMA)
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(arguments, SCHEMA)
+    return str(caught.value)
+
+
+def needed(owner: Any, group: str) -> list[str]:
+    return [f"{group}.{name}=X" for name, knob in knobs(owner).items() if knob.default is REQUIRED]
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def test_the_default_is_the_main_job() -> None:
+    config = made()
+    assert (config.algorithm.name, config.data.name, config.model.preset) == ("ditto", "phantom", "tiny")
+    assert (config.seed, config.resume, config.output, config.wandb.mode) == (0, False, None, "disabled")
+
+
+CHOICES = [(group, name) for group, owners in SCHEMA.groups.items() for name in choices(group, owners)]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_survives_saving(group: str, name: str) -> None:
+    owners = SCHEMA.groups[group]
+    config = made(f"{group}={name}", *needed(owners.get(name, next(iter(owners.values()))), group))
+    assert config[group].preset == name
+    assert config[group].name in owners
+    assert set(config[group]) == {"name", "preset", *knobs(owners[config[group].name])}
+    again = load(OmegaConf.to_yaml(config))
+    assert again == config
+    with pytest.raises(ReadonlyConfigError):
+        again.seed = 3
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "algorithm"])
+def test_every_algorithm_can_be_built_from_the_config(name: str) -> None:
+    experiment = Experiment(made(f"algorithm={name}", "model=tiny"))
+    experiment.check()
+    algorithm = experiment.algorithm(in_channels=3)
+    assert type(algorithm) is ALGORITHMS[experiment.config.algorithm.name]
+
+
+def test_every_file_belongs_to_a_group_or_a_known_folder() -> None:
+    folders = {path.parent.name for path in FOLDER.rglob("*.yaml")} - {"configs"}
+    assert folders <= {*SCHEMA.groups, "augment", "experiment", "sweep"}
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path: Path) -> None:
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(settings, dict)
+    data = settings.get("data", {})
+    name = data if isinstance(data, str) else data.get("name", "phantom")
+    given = {} if isinstance(data, str) else data
+    extra = [a for a in needed(DATASETS.get(name, DATASETS["phantom"]), "data") if a.split(".")[1][:-2] not in given]
+    made(f"experiment={path.stem}", *extra)
+
+
+# ------------------------------------------------------------------------------------------------------ overrides
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("federation.rounds=7", 7),
+        ("federation.rounds=1e3", 1000),
+        ("federation.rounds=5.0", 5),
+        ("federation.local_steps=None", None),
+        ("federation.local_steps=null", None),
+        ("training.lr=1e-05", 1e-5),
+        ("training.lr=1", 1.0),
+        ("training.optimizer=sgd", "sgd"),
+        ("trainer.gradient_clip=0.5", 0.5),
+        ("training.channels_last=False", False),
+        ("evaluation.overlays=True", True),
+        ("output=runs/a=b", "runs/a=b"),
+        ("data.size=[64, 32]", [64, 32]),
+        ("data.size=64", 64),
+        ("data.unseen=['site_01', 'site_02']", ["site_01", "site_02"]),
+        ("data.unseen=[]", []),
+        ("data.split=[0.5, 0.25, 0.25]", [0.5, 0.25, 0.25]),
+        ("data.regions={'all': [1, 2], 'cup': [2]}", {"all": [1, 2], "cup": [2]}),
+        ("model.decoder_channels=[32, 16, 8, 8]", [32, 16, 8, 8]),
+        ("wandb.tags=['first try', 'b']", ["first try", "b"]),
+        ("data.channels=auto", "auto"),
+        ("data.channels=1", 1),
+        ("algorithm.personal=part:decoder,segmentation_head", "part:decoder,segmentation_head"),
+    ],
+)
+def test_overrides_of_every_type(argument: str, value: object) -> None:
+    found = OmegaConf.select(made(argument), argument.partition("=")[0])
+    plain = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    assert plain == value
+    assert type(plain) is type(value)
+
+
+def test_what_a_wandb_agent_writes_is_read_as_meant() -> None:
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep: dict[str, Any] = {
+        "algorithm": "ditto",
+        "algorithm.lam": 1e-05,
+        "seed": 3,
+        "federation.local_steps": None,
+        "federation.rounds": 1e3,
+        "training.channels_last": True,
+        "model.decoder_channels": [64, 32, 16, 16],
+        "data.regions": {"all": [1, 2]},
+        "data.unseen": ["site_01"],
+        "data": {"name": "phantom", "n_sites": 3, "cache_dir": None},
+    }
+    command = {"args": {key: {"value": value} for key, value in sweep.items()}}
+    config = made(*utils.create_sweep_command_args(command)["args_no_hyphens"])
+    assert (config.algorithm.name, config.algorithm.lam, config.seed) == ("ditto", 1e-5, 3)
+    assert (config.federation.local_steps, config.federation.rounds) == (None, 1000)
+    assert config.training.channels_last is True
+    assert config.model.decoder_channels == [64, 32, 16, 16]
+    assert (config.data.regions, config.data.unseen) == ({"all": [1, 2]}, ["site_01"])
+    assert (config.data.n_sites, config.data.cache_dir) == (3, None)
+
+
+def test_a_choice_and_its_knobs_may_come_in_any_order() -> None:
+    assert made("algorithm.mu=0.5", "algorithm=fedprox") == made("algorithm=fedprox", "algorithm.mu=0.5")
+
+
+def test_the_last_of_equal_keys_counts() -> None:
+    assert made("seed=1", "seed=2").seed == 2
+
+
+# ------------------------------------------------------------------------------------------------------ precedence
+
+
+def experiment(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return f"experiment={path}"
+
+
+def test_command_line_over_experiment_over_group_file_over_signature(tmp_path: Path) -> None:
+    preset = OmegaConf.load(FOLDER / "model" / "tiny.yaml")
+    signature = knobs(SCHEMA.groups["model"]["smp"])
+    assert preset.encoder != signature["encoder"].default
+    assert made().model.encoder == preset.encoder
+    assert made("model=unet").model.encoder == signature["encoder"].default
+    mine = experiment(tmp_path, "model: {encoder: resnet34}\nseed: 4\nfederation: {rounds: 9}")
+    assert (made(mine).model.encoder, made(mine).seed, made(mine).federation.rounds) == ("resnet34", 4, 9)
+    assert made(mine).model.decoder_channels == preset.decoder_channels
+    over = made(mine, "model.encoder=resnet50", "seed=5", "federation.rounds=2")
+    assert (over.model.encoder, over.seed, over.federation.rounds) == ("resnet50", 5, 2)
+
+
+def test_an_experiment_may_choose_by_word_or_with_knobs(tmp_path: Path) -> None:
+    assert made(experiment(tmp_path, "algorithm: fedprox")).algorithm.mu == 0.01
+    assert made(experiment(tmp_path, "algorithm: {name: fedprox, mu: 0.3}")).algorithm.mu == 0.3
+
+
+def test_another_method_on_the_command_line_drops_the_experiments_knobs(tmp_path: Path) -> None:
+    mine = experiment(tmp_path, "algorithm: {name: fedprox, mu: 0.3, weighting: uniform}")
+    config = made(mine, "algorithm=ditto")
+    assert config.algorithm.name == "ditto"
+    assert "mu" not in config.algorithm
+    assert made(mine, "algorithm=fedprox", "algorithm.mu=0.7").algorithm.weighting == "uniform"
+
+
+def test_mappings_are_replaced_not_merged(tmp_path: Path) -> None:
+    mine = experiment(tmp_path, "data: {regions: {disc: [1, 2], cup: [2]}}")
+    assert made(mine, "data.regions={all: [1, 2]}").data.regions == {"all": [1, 2]}
+
+
+# ------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["federation.round=3"], "unknown key 'federation.round'; did you mean 'federation.rounds'?"),
+        (["fedration.rounds=3"], "unknown key 'fedration'; did you mean 'federation'?"),
+        (["sed=1"], "unknown key 'sed'; did you mean 'seed'?"),
+        (["algorithm=dito"], "unknown algorithm 'dito'; did you mean 'ditto'?"),
+        (["algorithm=Ditto"], "did you mean 'ditto'?"),
+        (["data=fundos"], "unknown data 'fundos'; did you mean 'fundus'?"),
+        (["model=unnet"], "unknown model 'unnet'; did you mean 'unet'?"),
+        (["algorithm=ditto", "algorithm.mu=1"], "unknown key 'algorithm.mu'"),
+        (["algorithm=ditto", "algorithm.lamb=1"], "did you mean 'algorithm.lam'?"),
+        (["federation.rounds=many"], "federation.rounds='many' should be int"),
+        (["federation.rounds=1.5"], "federation.rounds=1.5 should be int"),
+        (["federation.rounds=True"], "federation.rounds=True should be int"),
+        (["training.lr=fast"], "training.lr='fast' should be float"),
+        (["training.optimizer=rmsprop"], "training.optimizer='rmsprop' should be adam|adamw|sgd"),
+        (["evaluation.overlays=1"], "evaluation.overlays=1 should be bool"),
+        (["data.split=[0.5, half, 0.25]"], "data.split='half' (entry 1) should be list[float]"),
+        (["data.unseen=site_01"], "data.unseen='site_01' should be list[str]"),
+        (["output=123"], "output=123 should be str|null"),
+        (["data=folder"], "data.root is needed"),
+        (["experiment=nope"], "unknown experiment 'nope'"),
+        (["federation"], "'federation' is not of the form key=value"),
+        (["--seed=3"], "'--seed=3' is not of the form key=value"),
+        (["output=[1"], "cannot read the overrides output=[1"),
+        (["output=${oc.env:SURELY_NOT_SET}"], "SURELY_NOT_SET"),
+        (["federation=3"], "expected settings of the form key: value, got 3"),
+        (["algorithm.lam.x=1"], "algorithm.lam={'x': 1} should be float"),
+        (["algorithm="], "unknown algorithm"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_known_name(arguments: Sequence[str], expected: str) -> None:
+    assert expected in refused(*arguments)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    told = refused("algorithm.lm=1", "federation.rounds=x", "trainer.thread=2", "sed=1", "data.n_site=3", "model=u")
+    assert len(told.splitlines()) == 6
+    for word in ("algorithm.lm", "federation.rounds", "trainer.threads", "'seed'", "data.n_sites", "unknown model 'u'"):
+        assert word in told
+
+
+def test_a_broken_experiment_file_is_named(tmp_path: Path) -> None:
+    assert "mine.yaml" in refused(experiment(tmp_path, "a: [1"))
+    assert "mapping" in refused(experiment(tmp_path, "- 1\n- 2"))
+    assert "unknown key 'federation.rond'" in refused(experiment(tmp_path, "federation: {rond: 3}"))
+    assert "missing.yaml" in refused(f"experiment={tmp_path / 'missing.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("federation.fraction=2", "federation.fraction=2.0 is out of range"),
+        ("training.lr=-1", "training.lr=-1.0 is out of range"),
+        ("algorithm.lam=-1", "algorithm.lam=-1.0 must not be negative"),
+        ("trainer.threads=0", "trainer.threads=0 must be at least 1"),
+        ("model.encoder=resnet19", "resnet19"),
+        ("algorithm.personal=part:head", "no part 'head'"),
+        ("training.loss=dice_ce", "dice_ce"),
+        ("evaluation.metrics=[dise]", "dise"),
+        ("data.split=[0.5, 0.5, 0.5]", "split"),
+    ],
+)
+def test_values_out_of_range_end_the_run_before_images_are_read(argument: str, expected: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        Experiment(made(argument)).check()
+    assert expected in str(caught.value)
+
+
+def test_the_config_is_read_only() -> None:
+    config = made()
+    with pytest.raises(ReadonlyConfigError):
+        config.seed = 1
+    with pytest.raises(ReadonlyConfigError):
+        config.data.n_sites = 1
+    with pytest.raises(ReadonlyConfigError):
+        config.new = 1
+
+
+# ------------------------------------------------------------------------------------------------------ resume
+
+
+def saved(folder: Path, *arguments: str) -> DictConfig:
+    config = made(f"output={folder}", *arguments)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    return config
+
+
+def test_resume_takes_the_folders_settings(tmp_path: Path) -> None:
+    before = saved(tmp_path, "algorithm=fedprox_bn", "algorithm.mu=0.3", "data.size=64", "seed=3", "model=unet")
+    for word in ("true", "True", "yes"):
+        config = read_settings([f"output={tmp_path}", f"resume={word}"])
+        assert config.resume is True
+        assert {**config, "resume": False} == {**before}
+
+
+def test_resume_may_change_rounds_machine_and_reporting(tmp_path: Path) -> None:
+    saved(tmp_path)
+    changes = ["federation.rounds=99", "trainer.threads=1", "wandb.mode=offline", "evaluation.overlays=false"]
+    config = read_settings([f"output={tmp_path}", "resume=true", *changes])
+    assert (config.federation.rounds, config.trainer.threads, config.wandb.mode) == (99, 1, "offline")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("seed=9", "seed: 0 in the folder, 9 now"),
+        ("algorithm.lam=9", "algorithm.lam: 0.1 in the folder, 9.0 now"),
+        ("algorithm=fedavg", "algorithm.name: 'ditto' in the folder, 'fedavg' now"),
+        ("data.size=32", "data.size: 128 in the folder, 32 now"),
+        ("federation.local_steps=1", "federation.local_steps: 10 in the folder, 1 now"),
+    ],
+)
+def test_resume_with_another_setting_is_refused(tmp_path: Path, change: str, told: str) -> None:
+    saved(tmp_path)
+    with pytest.raises(ConfigError, match="goes on with the run as it was started") as caught:
+        read_settings([f"output={tmp_path}", "resume=true", change])
+    assert told in str(caught.value)
+
+
+def test_resume_without_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs output=DIR"):
+        read_settings(["resume=true"])
+    with pytest.raises(ConfigError, match="command line"):
+        read_settings([experiment(tmp_path, "resume: true")])
+
+
+# ------------------------------------------------------------------------------------------------------ knobs
+
+
+class Base:
+    """A parent.
+
+    Args:
+        size: of the thing,
+            told over two lines.
+        name: of it.
+    """
+
+    def __init__(self, positional: int, *, size: int = 3, name: str = "a", **rest: Any) -> None: ...
+
+
+class Child(Base):
+    """A child.
+
+    Args:
+        name: another default.
+    """
+
+    def __init__(self, *args: Any, name: str = "b", extra: float | None = None, **kwargs: Any) -> None: ...
+
+
+def test_knobs_are_the_keyword_settings_of_all_constructors() -> None:
+    found = knobs(Child)
+    assert {name: knob.default for name, knob in found.items()} == {"name": "b", "extra": None, "size": 3}
+    assert found["size"].description == "of the thing, told over two lines."
+    assert found["name"].description == "another default."
+    assert found["extra"].type_name == "float|null"
+
+
+def test_unknown_names_get_the_nearest_or_the_whole_list() -> None:
+    assert unknown("rond", ["round", "seed"]) == "unknown key 'rond'; did you mean 'round'?"
+    assert unknown("zzz", ["round", "seed"]) == "unknown key 'zzz'; known: round, seed"
+
+
+def test_entries_of_docstrings_are_read() -> None:
+    assert described("Title.\n\nArgs:\n    a: one\n        more.\n    b: two.\n\nReturns:\n    c: not one.\n") == {
+        "a": "one more.",
+        "b": "two.",
+    }
+
+
+ALL_KNOBS = [
+    (prefix, name, knob)
+    for prefix, owner in [
+        ("", SCHEMA.top),
+        *((f"{section}.", owner) for section, owner in SCHEMA.sections.items()),
+        *((f"{group}.", owner) for group, owners in SCHEMA.groups.items() for owner in owners.values()),
+    ]
+    for name, knob in knobs(owner).items()
+]
+
+
+def test_every_knob_is_explained() -> None:
+    assert not {prefix + name for prefix, name, knob in ALL_KNOBS if not knob.description}
+
+
+def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    flat = " ".join(text.split())
+    for owners in SCHEMA.groups.values():
+        for name, owner in owners.items():
+            if len(owners) > 1:
+                first = (inspect.getdoc(owner) or "").partition("\n")[0].rstrip(".")
+                assert first
+                assert f"{name} {first}" in flat
+    names = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.strip()}
+    assert {name for _, name in CHOICES} <= names
+    words = {None: "null", True: "true", False: "false"}
+    for prefix, name, knob in ALL_KNOBS:
+        default = words[knob.default] if knob.default is None or isinstance(knob.default, bool) else knob.default
+        assert (f"{prefix}{name} (needed)" if knob.default is REQUIRED else f"{prefix}{name} = {default}") in text
+        assert " ".join(knob.description.split()) in flat
+    assert max(map(len, text.splitlines())) < 130
+
+
+def test_config_prints_what_would_run_and_stops(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["algorithm=fedprox", "algorithm.mu=0.25", "--config"]) == 0
+    assert load(capsys.readouterr().out) == made("algorithm=fedprox", "algorithm.mu=0.25")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_file_that_names_no_owner_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fruit").mkdir()
+    (tmp_path / "default.yaml").write_text("fruit: apple\n")
+    (tmp_path / "fruit" / "odd.yaml").write_text("name: aple\nsize: 3\n")
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+
+    def apple(*, size: int = 1) -> None:
+        """An apple."""
+
+    def pear(*, size: int = 1) -> None:
+        """A pear."""
+
+    schema = Schema({"fruit": {"apple": apple, "pear": pear}}, {}, apple)
+    assert compose([], schema).fruit == {"name": "apple", "preset": "apple", "size": 1}
+    with pytest.raises(ConfigError, match=r"odd\.yaml: unknown fruit\.name 'aple'; did you mean 'apple'"):
+        compose(["fruit=odd"], schema)
