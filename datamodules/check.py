@@ -7,7 +7,7 @@ import json
 import sys
 import typing
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         site: SiteStatistics(site, of_site, _planned(data, site, of_site, findings))
         for site, of_site in by_site.items()
     }
-    findings += _held_out(data, by_site)
+    if not any(finding.severity == "error" for finding in findings):
+        findings += _site_settings(data)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
     known = data.regions.ids | data.ignore_labels | {0}
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
@@ -88,12 +89,12 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     return Checked(measured, findings, sheet)
 
 
-def _held_out(data: MultiCenterDataModule, sites: Collection[str]) -> Iterator[Finding]:
-    for site in data._held_out:
-        if site not in sites:
-            yield Finding("layout", f"data.unseen names no site {site!r}", nearest(site, sites))
-    if sites and set(sites) <= set(data._held_out):
-        yield Finding("layout", "data.unseen holds every site out", "leave at least one to train")
+def _site_settings(data: MultiCenterDataModule) -> Iterator[Finding]:
+    """What is wrong with settings that name sites, such as data.unseen."""
+    try:
+        data._listed()
+    except DataError as error:
+        yield Finding.of_error("layout", error)
 
 
 def _planned(

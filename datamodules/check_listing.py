@@ -34,7 +34,9 @@ def list_cases(data: MultiCenterDataModule) -> tuple[list[Case], list[Finding]]:
         if not any(finding.severity == "error" for finding in findings):  # a problem that only the strict way knows
             findings.append(Finding.of_error("layout", error))
     cases = sorted(cases, key=lambda case: (case.site, case.case))
-    findings += [*_not_labelled(cases), *_patients(cases), *_names(cases)]
+    missing = {(finding.site, finding.case) for finding in findings if finding.kind == "missing mask"}
+    unlabelled = _not_labelled(case for case in cases if (case.site, case.case) not in missing)
+    findings += [*unlabelled, *_patients(cases), *_names(cases)]
     if isinstance(data, FolderDataModule):
         findings += _not_listed(data, cases)
     return cases, findings
