@@ -6,10 +6,12 @@ from algorithms.contrastive import Contrastive
 from algorithms.ditto import Ditto
 from algorithms.fedavg import FedAvg, Pooled
 from algorithms.fedbn import FedBN, SiloBN
+from algorithms.feddg import FedDG
 from algorithms.fedper import FedPer, FedRep, LGFedAvg
 from algorithms.fedprox import FedProx
 from algorithms.finetune import FedBABU, FineTune
 from algorithms.iopfl import IOPFL
+from algorithms.lcfed import LCFed
 from algorithms.local import Local
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -28,6 +30,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "lgfedavg": LGFedAvg,
     "ditto": Ditto,
     "apfl": APFL,
+    "feddg": FedDG,
     "iopfl": IOPFL,
+    "lcfed": LCFed,
     "contrastive": Contrastive,
 }

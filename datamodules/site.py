@@ -214,6 +214,19 @@ class SiteData:
         plans = training_plans(items, steps, shared.batch_size, shared.sampling, seed, masks=masks, views=views)
         return Feed(shared.loaders, plans)
 
+    def plain_batches(self) -> Iterable[Batch]:
+        """All training images once, labelled or not, neither augmented nor with masks; the last batch may be shorter.
+
+        Raises:
+            DataError: The site does not train.
+        """
+        if not len(self._images):
+            raise DataError(f"site {self.name!r} has no training images: it is held out by data.unseen")
+        picks = [Pick(*row) for row in self._images.tolist()]
+        size = self._shared.batch_size
+        plans = [Plan(tuple(picks[i : i + size]), masks=False) for i in range(0, len(picks), size)]
+        return Feed(self._shared.loaders, plans)
+
     def eval_batches(self, split: Split) -> Iterable[Batch]:
         """Batches of the labelled cases of a split, not augmented: case after case, slices in order.
 

@@ -75,6 +75,9 @@ class Site(Protocol):
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
         """Augmented batches of all training images, without masks."""
 
+    def plain_batches(self) -> Iterable[Batch]:
+        """All training images once, labelled or not, neither augmented nor with masks."""
+
     def eval_batches(self, split: Any) -> Iterable[Batch]:
         """Batches of a split, case after case, not augmented."""
 

@@ -30,18 +30,24 @@ class TinyEncoder(nn.Sequential):
         return [images, super().forward(images)]
 
 
+class TinyDecoder(nn.Sequential):
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return super().forward(features[-1])
+
+
 class TinyNet(nn.Module):
-    """The parts of an smp network, one convolution each; the encoder answers with a list of maps, as smp's do."""
+    """The parts of an smp network, one convolution each; the encoder answers with a list of maps, as smp's do, and
+    the decoder takes it."""
 
     def __init__(self, in_channels: int = 3, classes: int = 2, width: int = 4) -> None:
         super().__init__()
         self.encoder = TinyEncoder(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
         self.encoder.out_channels = [in_channels, width]
-        self.decoder = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.decoder = TinyDecoder(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, classes, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.segmentation_head(self.decoder(self.encoder(images)[-1]))
+        return self.segmentation_head(self.decoder(self.encoder(images)))
 
 
 @dataclass
@@ -94,6 +100,12 @@ class ToySite:
                 shades = [batch["image"] * (1.0 - 0.1 * view) for view in range(views)]
                 batch["image"] = torch.stack(shades, dim=1)
         return batches
+
+    def plain_batches(self) -> Iterator[Batch]:
+        for pick in torch.arange(len(self.images)).split(self.batch_size):
+            batch = self._batch(pick)
+            del batch["mask"]
+            yield batch
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
         yield self._batch(torch.arange(len(self.images)))
