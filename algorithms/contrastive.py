@@ -55,8 +55,8 @@ class Contrastive(FedAvg):
 
     The paper's code is not public. Not known and chosen here: temperature, momentum, sizes, what becomes of the
     momentum encoder between rounds, and whether slices of the query's own level count as its negatives
-    (``denominator``). FedMoCo's moments are those of projected features. A step takes the encoder forward twice and back
-    once; there is no decoder.
+    (``denominator``). FedMoCo's moments are those of projected features. A step takes the encoder forward twice and
+    back once; there is no decoder.
 
     Args:
         pairing: what is pulled together. partition: slices of the same partition of any volume. position: slices whose

@@ -39,6 +39,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         split: Fractions of each site's patients for train, val and test; official splits come first.
         split_seed: Seed of split and label budget; null: the run's seed (0 without a run).
         unseen: Sites that do not train; all their cases are test cases.
+        unlabelled: Sites that train without labels: they take part in pre-training only. A site without any mask must
+            be named here; of a site with masks, those of validation and test cases still serve for scoring.
         labelled_patients: At most so many training patients per site keep their labels; null: all.
         sampling: "shuffle": every image once before any comes again; "replacement": every draw anew.
         augment: Pipeline for training batches: a file of configs/augment, or the path of a YAML file.
@@ -74,6 +76,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         split: list[float] = [0.6, 0.15, 0.25],  # noqa: B006  (never changed)
         split_seed: int | None = None,
         unseen: list[str] = [],  # noqa: B006
+        unlabelled: list[str] = [],  # noqa: B006
         labelled_patients: int | None = None,
         sampling: Sampling = "shuffle",
         augment: str = "flips",
@@ -116,6 +119,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             canonical=canonical,
         )
         self._held_out = tuple(sorted(set(unseen)))
+        self._without_labels = tuple(sorted(set(unlabelled)))
         self._sites: dict[str, SiteData] = {}
         self._rows: list[dict[str, Any]] = []
         check_fractions(self.split)
@@ -179,21 +183,29 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         by_site: dict[str, list[Case]] = {}
         for case in cases:
             by_site.setdefault(case.site, []).append(case)
-        for site in self._held_out:
-            if site not in by_site:
-                raise DataError(f"data.unseen: no site {site!r}; {nearest(site, by_site)}")
+        for knob, named in (("unseen", self._held_out), ("unlabelled", self._without_labels)):
+            for site in named:
+                if site not in by_site:
+                    raise DataError(f"data.{knob}: no site {site!r}; {nearest(site, by_site)}")
+        if both := set(self._held_out) & set(self._without_labels):
+            raise DataError(
+                f"data.unseen and data.unlabelled both name {sorted(both)[0]!r}: an unseen site never trains"
+            )
         if len(self._held_out) == len(by_site):
             raise DataError("data.unseen holds every site out; leave at least one to train")
         return by_site
 
     def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
         labelled = {case.case for case in cases if case.labelled}
-        if not labelled:
-            raise DataError(f"site {site!r} has no labelled case; add masks or leave the site out")
+        if not labelled and site not in self._without_labels:
+            raise DataError(
+                f"site {site!r} has no labelled case; add masks, leave the site out, or let it take part in "
+                f"pre-training only, with data.unlabelled=[{site}]"
+            )
         if site in self._held_out:
             return {case.case: "test" if case.labelled else "unused" for case in cases}
         split = assign(cases, self.split, self.split_seed)
-        if not any(split[case] == "train" for case in labelled):
+        if site not in self._without_labels and not any(split[case] == "train" for case in labelled):
             raise DataError(
                 f"site {site!r} has no labelled training case left after its split; correct its official split, change "
                 f"data.split, or hold the site out with data.unseen=[{site}]"
@@ -238,9 +250,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         paid = budget(
             {store.cases[number].patient for number in with_labels}, site, self.labelled_patients, self.split_seed
         )
+        if site in self._without_labels:
+            paid = frozenset()
         taught = [number for number in with_labels if store.cases[number].patient in paid]
         labelled = self._slices(index, store, taught, self.foreground_slices_only)
-        if site not in self._held_out and not len(labelled):
+        if site not in (*self._held_out, *self._without_labels) and not len(labelled):
             raise DataError(
                 f"site {site!r}: no training slice shows any region; set data.foreground_slices_only=false, or check "
                 "data.regions and the masks"

@@ -207,7 +207,8 @@ class SiteData:
 
     def _training(self, items: NDArray[np.int64], seed: int, steps: int, *, masks: bool, views: int) -> Feed:
         if not len(items):
-            raise DataError(f"site {self.name!r} has no training images: it is held out by data.unseen")
+            kind, cause = ("labelled training images", "unlabelled") if self.seen else ("training images", "unseen")
+            raise DataError(f"site {self.name!r} has no {kind}: see data.{cause}")
         if views < 1:
             raise DataError(f"views={views}: at least one view per image")
         shared = self._shared

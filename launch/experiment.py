@@ -24,6 +24,7 @@ from federation.contract import Observer
 from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.transport import InProcess
+from launch.pretrained import PretrainedEncoder
 from launch.settings import Evaluation
 from models import create_model
 
@@ -57,6 +58,8 @@ class Experiment:
         try:
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
             _ = self.schedule, self.data
+            if self.pretrained is not None:
+                self.pretrained.check(self.config.model)
             self.algorithm(in_channels=3)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
@@ -70,7 +73,13 @@ class Experiment:
         try:
             self.sites()
             self.schedule.asked(len(self.data.sites))
-            self.algorithm()
+            if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
+                self.pretrained.check_splits(self.data.splits())
+            algorithm = self.algorithm()
+            for site in self.data.sites:
+                algorithm.check_site(self.data.site(site))
+            if algorithm.labelled and not any(self.data.site(site).examples for site in self.data.sites):
+                raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -82,6 +91,11 @@ class Experiment:
         if settings["split_seed"] is None:
             settings["split_seed"] = self.config.seed
         return DATASETS[name](**settings)
+
+    @cached_property
+    def pretrained(self) -> PretrainedEncoder | None:
+        """The encoder to start from."""
+        return PretrainedEncoder.read(self.config.pretrained) if self.config.pretrained else None
 
     @cached_property
     def compute(self) -> Compute:
@@ -99,7 +113,10 @@ class Experiment:
         return Evaluation(**self._section("evaluation"))
 
     def algorithm(self, in_channels: int | None = None) -> Algorithm:
-        """A fresh instance of the method; the same start for every instance of a run."""
+        """A fresh instance of the method; the same start for every instance of a run.
+
+        A pre-trained encoder is loaded once the images' channels are known, that is without ``in_channels``.
+        """
         channels = self.data.in_channels if in_channels is None else in_channels
         regions = self.data.regions
         recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels)
@@ -107,6 +124,8 @@ class Experiment:
         network = self._section("model")
         network.pop("name")
         model = create_model(channels, regions.channels, **network)
+        if self.pretrained is not None and in_channels is None:
+            self.pretrained.load_into(model)
         settings = self._section("algorithm")
         return ALGORITHMS[settings.pop("name")](model, recipe, **settings)
 

@@ -65,6 +65,8 @@ def execute(config: DictConfig) -> Summary:
     folder.write_splits(experiment.data.splits())
     checkpoint = Checkpoint(folder.checkpoints)
     folder.truncate(checkpoint.round if checkpoint.round else -1)
+    if experiment.pretrained is not None:
+        print(f"starts from the {experiment.pretrained.told()}", flush=True)
     with Reporter(folder, open_wandb(config, folder), title=experiment.title) as reporter:
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))

@@ -25,6 +25,7 @@ class Run:
         resume: go on in the folder `output`; what it saved is the config; only rounds, trainer and wandb may change.
         protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
             site takes no part in training and all its cases are the test.
+        pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.
         experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, merged below the command line.
     """
 
@@ -32,6 +33,7 @@ class Run:
     output: str | None = None
     resume: bool = False
     protocol: Literal["personalised", "leave_one_site_out"] = "personalised"
+    pretrained: str | None = None
     experiment: str | None = None
 
 

@@ -8,6 +8,7 @@ import segmentation_models_pytorch as smp
 import timm
 from torch import nn
 
+from models.freeze import freeze
 from models.norm import Norm, convert_norm
 from models.weights import load_encoder
 
@@ -27,6 +28,7 @@ def create_model(
     decoder_channels: list[int] | None = None,
     norm: Norm = "batch",
     groups: int = 8,
+    freeze_encoder: bool = False,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Build a segmentation network with the parts `encoder`, `decoder` and `segmentation_head`.
@@ -47,6 +49,8 @@ def create_model(
             deeplabv3, deeplabv3plus, pan, upernet), or null for the architecture's own.
         norm: replaces batch normalisation by instance or group normalisation, in encoder and decoder.
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
+        freeze_encoder: the encoder does not learn, and its normalisation uses the running statistics it came with; for
+            probing a pre-trained encoder.
         options: further arguments of the architecture, by smp's names, as in {decoder_attention_type: scse}.
 
     Returns:
@@ -72,6 +76,8 @@ def create_model(
     if encoder_weights is not None:
         load_encoder(model.get_submodule("encoder"), encoder_weights, encoder)
     convert_norm(model, norm, groups)
+    if freeze_encoder:
+        freeze(model.get_submodule("encoder"))
     return model
 
 

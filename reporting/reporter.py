@@ -188,9 +188,9 @@ def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
     for (round, metric), group in sites.groupby(["round", "metric"], sort=False):
         views = {str(view): over_sites(of_view["mean"], str(metric)) for view, of_view in group.groupby("view")}
         values[int(str(round))] |= {f"val/{view}/{metric}": means["mean"] for view, means in views.items()}
-        values[int(str(round))][f"val/worst_site/{metric}"] = views["personal" if "personal" in views else "global"][
-            "worst"
-        ]
+        answering = next((view for view in ("personal", "global") if view in views), None)
+        if answering is not None:
+            values[int(str(round))][f"val/worst_site/{metric}"] = views[answering]["worst"]
     return dict(values)
 
 

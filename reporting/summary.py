@@ -155,8 +155,9 @@ def _probe_table(shown: pd.DataFrame, limit: int | None) -> Table:
     seen = shown[shown["seen"]]
     averages = (seen.loc[seen["metric"] == metric, "mean"].mean() for metric in metrics)
     rows += [(), ("mean over sites", *(_number(float(value)) for value in averages))]
-    note = "The last round; no labels were used, hence there is no Dice and no best round. To go on from this encoder:\n"
-    return Table(("probes, test cases", *metrics), tuple(rows), note + "python train.py pretrained=THIS_FOLDER ...")
+    note = "The last round; no labels were used, hence there is no Dice and no best round.\n"
+    note += "To go on from this encoder: python train.py pretrained=THIS_FOLDER ..."
+    return Table(("probes, test cases", *metrics), tuple(rows), note)
 
 
 def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
