@@ -11,6 +11,7 @@ from algorithms.fedper import FedPer, FedRep, LGFedAvg
 from algorithms.fedprox import FedProx
 from algorithms.finetune import FedBABU, FineTune
 from algorithms.iopfl import IOPFL
+from algorithms.lcfed import LCFed
 from algorithms.local import Local
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -31,5 +32,6 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "apfl": APFL,
     "feddg": FedDG,
     "iopfl": IOPFL,
+    "lcfed": LCFed,
     "contrastive": Contrastive,
 }
