@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from algorithms import ALGORITHMS
-from federation.client import turn
+from federation.client import Images, turn
 from federation.contract import Task
 from federation.state import State, Update, from_bytes, to_bytes
 from federation.transport import InProcess
-from tests.world import CPU, assert_same_outcome, build, evaluate, simulate, toy_sites
+from tests.world import CPU, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 every_method = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -143,6 +144,28 @@ def test_purity_predicting_changes_nothing(name: str, tmp_path: Path) -> None:
     worker.probe(sites["s1"], "val")
     assert all(torch.equal(tensor, before[key]) for key, tensor in worker.state_dict().items())
     assert all(module.training for module in worker.modules())
+
+
+@pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if method.adapts])
+def test_purity_adapting_changes_neither_the_site_nor_what_was_published(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path)
+    federation, site = outcome.federation, replace(toy_sites()["s1"], seen=False)
+    message = federation.algorithm.broadcast(outcome.server, "out", Task("evaluate", 2, 7, adapt=True))
+    message = State({**message.tensors, **federation.publish(2).tensors}, message.scalars)
+    before = message.clone()
+    worker = build(name)
+    worker.receive(message, State(), site)
+    state = {key: tensor.clone() for key, tensor in worker.state_dict().items()}
+    learning = [parameter.requires_grad for parameter in worker.parameters()]
+    shared = worker.predict(site.images, "global")
+    worker.adapt(Images(site, "test"))
+    assert not torch.equal(worker.predict(site.images, "adapted"), shared)
+    assert torch.equal(worker.predict(site.images, "global"), shared)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in worker.state_dict().items())
+    assert [parameter.requires_grad for parameter in worker.parameters()] == learning
+    assert all(parameter.grad is None for parameter in worker.parameters())
+    assert all(module.training for module in worker.modules())
+    assert_same(message, before)
 
 
 @every_method
