@@ -36,7 +36,9 @@ def lines(settings: Mapping[str, Knob], prefix: str) -> list[str]:
     for name, knob in settings.items():
         default = "(needed)" if knob.default is REQUIRED else f"= {_shown(knob.default)}"
         entries.append(f"  {prefix}{name} {default}   [{knob.type_name}]")
-        entries += textwrap.wrap(knob.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        entries += textwrap.wrap(
+            knob.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+        )
     return entries
 
 
@@ -53,7 +55,9 @@ def _choices(group: str, owners: Mapping[str, Callable[..., Any]]) -> list[str]:
         else:
             first = (FOLDER / group / f"{name}.yaml").read_text().partition("\n")[0]
             text = first.lstrip("# ").rstrip(".") if first.startswith("#") else ""
-        wrapped = textwrap.wrap(f"{name:<14} {text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 17)
+        wrapped = textwrap.wrap(
+            f"{name:<14} {text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 17, break_on_hyphens=False
+        )
         entries += wrapped
     return entries
 

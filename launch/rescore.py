@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from configs.compose import load
@@ -48,7 +50,11 @@ def rescore(folder: RunFolder) -> pd.DataFrame:
 
 
 def difference(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[float, int]:
-    """Largest absolute difference between two tables of scores, and how many scores both have."""
+    """Largest absolute difference between two tables of scores, and how many scores both have.
+
+    Scores that are undefined in one table only differ infinitely.
+    """
     both = scores.merge(before, on=KEYS, suffixes=("", "_before"))
-    gap = (both["value"] - both["value_before"]).abs().max() if len(both) else 0.0
-    return float(gap), len(both)
+    now, then = both["value"], both["value_before"]
+    gaps = (now - then).abs().where(now.notna() & then.notna(), math.inf).where(now.notna() | then.notna(), 0.0)
+    return float(gaps.max()) if len(gaps) else 0.0, len(both)

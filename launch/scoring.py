@@ -13,7 +13,7 @@ from datamodules import SiteData
 from evaluation import QUICK, evaluate, predict_cases
 from federation.checkpoint import Best, Checkpoint
 from federation.contract import RoundRecord, Row, Task
-from federation.engine import Federation
+from federation.engine import Federation, RoundError
 from federation.state import State
 from launch.experiment import Experiment
 from reporting.overlays import Picture, pick_cases, reported_scores
@@ -67,14 +67,18 @@ class Scorer:
         return found
 
     def _score(self, algorithm: Algorithm, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
-        scores = evaluate(
-            partial(predict, algorithm, view),
-            site,
-            split,
-            self.regions,
-            metrics=QUICK if task.checkpoint == DURING else self.settings.metrics,
-            tolerance=self.settings.tolerance,
-        )
+        try:
+            scores = evaluate(
+                partial(predict, algorithm, view),
+                site,
+                split,
+                self.regions,
+                metrics=QUICK if task.checkpoint == DURING else self.settings.metrics,
+                tolerance=self.settings.tolerance,
+            )
+        except ValueError as error:
+            cure = "lower the learning rate or clip gradients (trainer.gradient_clip)"
+            raise RoundError(f"the {view} model cannot be scored: {error}; {cure}") from error
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
         return [{**common, "split": split, "view": view, **score._asdict()} for score in scores]
 
