@@ -144,6 +144,19 @@ class LCFed(FedRep):
             loss = loss + self.recipe.loss(site.calibrate(features, logits), batch["mask"])
         return loss
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """As ever, with the calibration in a group of its own: it learns before the body does.
+
+        PyTorch's fused SGD needs all weights of a group to start their momentum in the same step.
+        """
+        optimizer = super().configure_optimizers()
+        if self.calibration is not None:
+            (group,) = optimizer.param_groups
+            last = len(list(self.calibration.parameters()))
+            group["params"], own = group["params"][:-last], group["params"][-last:]
+            optimizer.add_param_group({**group, "params": own})
+        return optimizer
+
     def network(self, view: str) -> SiteNetwork:
         """The whole chain of this site, with the heads of the others as they came.
 
