@@ -27,6 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     from launch.folds import execute_folds
     from launch.run import execute, read_settings
     from launch.settings import SCHEMA
+    from launch.stages import execute_stages
 
     if {"--help", "-h"} & set(arguments):
         print(help_text(SCHEMA, USAGE))
@@ -37,7 +38,9 @@ def run(arguments: Sequence[str]) -> None:
 
         print(OmegaConf.to_yaml(config), end="")
         return
-    if config.protocol == "leave_one_site_out":
+    if config.stages:
+        execute_stages(arguments, config)
+    elif config.protocol == "leave_one_site_out":
         summary = execute_folds(config)
         print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
     else:

@@ -26,6 +26,8 @@ class Run:
         protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
             site takes no part in training and all its cases are the test.
         pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.
+        stages: runs in a row, each given by its settings in one string ("algorithm=contrastive federation.rounds=40",
+            "algorithm=ditto data.labelled_patients=2") and starting from the encoder of the one before.
         experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, merged below the command line.
     """
 
@@ -34,6 +36,7 @@ class Run:
     resume: bool = False
     protocol: Literal["personalised", "leave_one_site_out"] = "personalised"
     pretrained: str | None = None
+    stages: tuple[str, ...] = ()
     experiment: str | None = None
 
 

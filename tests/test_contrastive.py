@@ -17,7 +17,7 @@ from algorithms.functional.crops import random_crops
 from algorithms.functional.exchange import pack, unpack
 from algorithms.functional.infonce import FOREIGN, Features
 from algorithms.functional.partitions import slice_partition
-from configs.compose import ConfigError, compose
+from configs.compose import ConfigError, compose, load
 from datamodules import DataError
 from federation.checkpoint import Checkpoint
 from federation.contract import Task
@@ -25,6 +25,7 @@ from federation.engine import POOL
 from federation.state import State, Update
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
+from launch.stages import execute_stages
 from models import create_model
 from reporting.folder import RunFolder
 from reporting.summary import summarise
@@ -470,3 +471,36 @@ def test_a_frozen_encoder_neither_learns_nor_follows_the_images() -> None:
     head = network.get_submodule("segmentation_head")
     assert isinstance(head, nn.Module)
     assert any(not torch.equal(t, before[f"segmentation_head.{n}"]) for n, t in head.state_dict().items())
+
+
+def test_stages_start_from_each_other_and_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    brief = [
+        "federation.rounds=1",
+        "federation.local_steps=1",
+        "evaluation.overlays=false",
+        "evaluation.metrics=[dice]",
+    ]
+    stages = 'stages=["algorithm=contrastive algorithm.pairing=instance", "algorithm=local data.labelled_patients=1"]'
+    arguments = [*TINY, *brief, stages, f"output={tmp_path / 'run'}"]
+    execute_stages(arguments, compose(arguments, SCHEMA))
+    first, second = (RunFolder(tmp_path / "run" / name) for name in ("1", "2"))
+    assert load(second.read_config()).pretrained == str(first.path)
+    assert "starts from the encoder of" in capsys.readouterr().out
+    assert set(first.scores()["view"]) == {"encoder"}
+    assert set(second.scores()["view"]) == {"personal"}
+    written = (first.path / "metrics.csv").stat().st_mtime_ns
+    execute_stages(arguments, compose(arguments, SCHEMA))
+    assert (first.path / "metrics.csv").stat().st_mtime_ns == written
+
+
+def test_every_stage_is_checked_before_the_first_one_runs(tmp_path: Path) -> None:
+    arguments = [
+        *TINY,
+        'stages=["algorithm=contrastive", "algorithm=ditto algorithm.lam=-1"]',
+        f"output={tmp_path / 'x'}",
+    ]
+    with pytest.raises(ConfigError, match=r"stage 2: algorithm.lam"):
+        execute_stages(arguments, compose(arguments, SCHEMA))
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ConfigError, match="stages start from each other"):
+        execute_stages([], compose([*arguments, "pretrained=somewhere"], SCHEMA))
