@@ -107,11 +107,11 @@ class Fold:
         )
         return mean(score.value for score in scores)
 
-    def adapted(self, weights: dict[str, float], passes: int) -> float:
-        """Dice after adapting with these weights."""
+    def adapted(self, weights: dict[str, float], passes: int, lr: float | None = None) -> float:
+        """Dice after adapting with these weights, and another learning rate if one is given."""
         before = self.worker.adaptation
         objective = replace(before.objective, **{f"{term}_weight": weights[term] for term in TERMS})
-        self.worker.adaptation = replace(before, objective=objective, passes=passes)
+        self.worker.adaptation = replace(before, objective=objective, passes=passes, lr=lr or before.lr)
         torch.manual_seed(1)
         self.worker.adapt(Images(self.site, "test"))
         self.worker.adaptation = before
@@ -131,7 +131,10 @@ def main() -> None:
     """Train the folds, print gradient norms and one row per candidate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one fold")
-    parser.add_argument("--passes", type=int, nargs="+", default=[5], help="passes over the images")
+    parser.add_argument(
+        "--passes", type=int, nargs="*", default=[5], help="passes over the images, per table of weights"
+    )
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 3e-4, 1e-4], help="learning rates to compare")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folds = [Fold.train(f"site_{i:02d}") for i in range(1, 2 if options.quick else 4)]
@@ -144,6 +147,11 @@ def main() -> None:
     for passes in options.passes:
         for name, weights in candidates(equal):
             table_row(name, str(passes), [fold.adapted(weights, passes) for fold in folds])
+    objective = folds[0].worker.adaptation.objective
+    default = {term: getattr(objective, f"{term}_weight") for term in TERMS}
+    for rate in options.rates:
+        values = [fold.adapted(default, folds[0].worker.adaptation.passes, rate) for fold in folds]
+        table_row(f"default weights, lr {rate:g}", str(folds[0].worker.adaptation.passes), values)
 
 
 def table_row(name: str, passes: str, values: list[float]) -> None:
