@@ -40,7 +40,7 @@ class FedDG(FedAvg):
     The server averages as FedAvg does. Defaults follow the paper; ``algorithm=feddg_released`` follows the authors'
     program, in which only the mean colour is swapped. Corrected in both: one initial model for all, running statistics
     averaged, empty structures leave the contrast instead of making it NaN, one window that works on crops. A local step
-    has two forward passes and three backward ones: about two and a half of FedAvg's.
+    has two forward passes and three backward ones: 2.7 times FedAvg's.
 
     Args:
         half_width: b of the window of low frequencies |u|, |v| <= b that is exchanged and mixed, in cycles per image.

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
 from datamodules.phantom import draw_case
-from datamodules.phantom_picture import save
 from datamodules.phantom_style import Dials
 
 SITES, RESOLUTION, CASE = 5, 128, 1
@@ -57,4 +56,4 @@ def draw() -> Figure:
 
 
 if __name__ == "__main__":
-    save(draw(), Path(sys.argv[1]) if len(sys.argv) > 1 else OUT)
+    draw().savefig(sys.argv[1] if len(sys.argv) > 1 else OUT, dpi=70)
