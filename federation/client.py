@@ -75,6 +75,8 @@ class Compute:
         interruptible = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, train_dataloaders=_Plain(batches))
+            # module and Trainer refer to each other, so optimiser state would wait for the garbage collector
+            trainer.strategy.optimizers = []
         except SystemExit as error:
             # Lightning ends the process when interrupted, and from then on ignores interrupts; callers decide here
             if not isinstance(error.__context__, KeyboardInterrupt):
