@@ -2,8 +2,8 @@
 
     python benchmarks/dials.py OUT [--seeds 0 1]      prints the table, writes OUT/dials.csv and OUT/dials.png
 
-Every setting is a run of FedAvg with local fine-tuning (both views in one run), at 64 px with the tiny network. Runs that
-are in OUT already are not repeated, and a stopped one goes on.
+Every setting is a run of FedAvg with local fine-tuning (both views in one run), at 64 px with the tiny network. Runs
+that are in OUT already are not repeated, and a stopped one goes on.
 """
 
 from __future__ import annotations

@@ -4,14 +4,14 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Sample
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
-from datamodules.fundus import FundusDataModule
-from datamodules.lgg import LGGDataModule
-from datamodules.phantom import PhantomDataModule
-from datamodules.polyp import PolypDataModule
-from datamodules.prostate import ProstateDataModule
+from datamodules.layouts.fundus import FundusDataModule
+from datamodules.layouts.lgg import LGGDataModule
+from datamodules.layouts.polyp import PolypDataModule
+from datamodules.layouts.prostate import ProstateDataModule
+from datamodules.layouts.vessels import VesselsDataModule
+from datamodules.phantom.data import PhantomDataModule
 from datamodules.regions import Regions
 from datamodules.site import SiteData
-from datamodules.vessels import VesselsDataModule
 
 DATASETS: dict[str, type[MultiCenterDataModule]] = {
     "phantom": PhantomDataModule,

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from datamodules import FolderDataModule, PhantomDataModule
-from datamodules.check import FAULTY, MISTAKE, READY, check, main
-from datamodules.check_duplicates import ALIKE, digest, outlines_of
-from datamodules.check_findings import KINDS, Finding
-from datamodules.check_sheet import Sheet
-from datamodules.check_statistics import SiteStatistics, distances, moments, percentiles
+from datamodules.check.command import FAULTY, MISTAKE, READY, check, main
+from datamodules.check.duplicates import ALIKE, digest, outlines_of
+from datamodules.check.findings import KINDS, Finding
+from datamodules.check.sheet import Sheet
+from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
 from tests.data_files import make_site, make_sites, picture, save, save_volume, square, write_manifest
 
 Damage = Callable[[Path], None]
@@ -366,7 +366,7 @@ def test_data_sets_that_draw_their_images() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.check_duplicates.BLOCK", 8)  # the search's own memory, full from the start
+    monkeypatch.setattr("datamodules.check.duplicates.BLOCK", 8)  # the search's own memory, full from the start
 
     def peak(count: int) -> int:
         make_site(tmp_path / str(count), "a", count, size=(200, 200), mask=lambda number: square(200, 200))

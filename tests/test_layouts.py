@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules import DATASETS, DataError, MultiCenterDataModule
-from datamodules.fundus import FundusDataModule
-from datamodules.lgg import LGGDataModule
-from datamodules.polyp import PolypDataModule
-from datamodules.prostate import ProstateDataModule
-from datamodules.vessels import VesselsDataModule
+from datamodules.layouts.fundus import FundusDataModule
+from datamodules.layouts.lgg import LGGDataModule
+from datamodules.layouts.polyp import PolypDataModule
+from datamodules.layouts.prostate import ProstateDataModule
+from datamodules.layouts.vessels import VesselsDataModule
 
 SIDE = 24
 

@@ -10,10 +10,10 @@ import pytest
 
 from datamodules.cases import Sample
 from datamodules.errors import DataError
-from datamodules.phantom import FEWEST_CASES, REGIONS, Anatomy, PhantomDataModule, draw_case
-from datamodules.phantom_fundus import CUP, RIM
-from datamodules.phantom_organ import FIELD_OF_VIEW, LENGTH, LESION
-from datamodules.phantom_style import Dials, site_style
+from datamodules.phantom.data import FEWEST_CASES, REGIONS, Anatomy, PhantomDataModule, draw_case
+from datamodules.phantom.fundus import CUP, RIM
+from datamodules.phantom.organ import FIELD_OF_VIEW, LENGTH, LESION
+from datamodules.phantom.style import Dials, site_style
 
 ANATOMIES: tuple[Anatomy, ...] = ("fundus", "organ")
 NONE = Dials(0, 0, 0, 0)

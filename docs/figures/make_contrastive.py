@@ -23,7 +23,7 @@ from algorithms.functional.probes import alignment, cross_site_accuracy, uniform
 from configs.compose import compose
 from datamodules import DATASETS
 from datamodules.cases import Case, Sample
-from datamodules.phantom import PhantomDataModule
+from datamodules.phantom.data import PhantomDataModule
 from federation.checkpoint import Checkpoint
 from federation.contract import Task
 from federation.state import State

@@ -14,8 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
-from datamodules.phantom import draw_case
-from datamodules.phantom_style import Dials
+from datamodules.phantom.data import draw_case
+from datamodules.phantom.style import Dials
 
 SITES, RESOLUTION, CASE = 5, 128, 1
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -21,13 +21,13 @@ from tqdm import tqdm
 from datamodules import DATASETS
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case
-from datamodules.check_duplicates import Fingerprints
-from datamodules.check_findings import Finding
-from datamodules.check_listing import list_cases
-from datamodules.check_reading import open_case
-from datamodules.check_report import as_markdown, as_text, headline, tables, write_findings
-from datamodules.check_sheet import Sheet, draw_sheet, save_sheet
-from datamodules.check_statistics import SiteStatistics, site_findings
+from datamodules.check.duplicates import Fingerprints
+from datamodules.check.findings import Finding
+from datamodules.check.listing import list_cases
+from datamodules.check.reading import open_case
+from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
+from datamodules.check.sheet import Sheet, draw_sheet, save_sheet
+from datamodules.check.statistics import SiteStatistics, site_findings
 from datamodules.errors import DataError, nearest
 
 USAGE = """python -m datamodules.check DIR [KNOB=VALUE ...] [output=FOLDER]
@@ -41,7 +41,7 @@ as regions='{disc: [1, 2], cup: [2]}'. Leaves report.md, findings.csv and contac
 Exit code: 0 ready (warnings may remain), 1 errors found, 2 wrong usage."""
 
 READY, FAULTY, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-PRESETS = Path(__file__).parent.parent / "configs" / "data"
+PRESETS = Path(__file__).parent.parent.parent / "configs" / "data"
 OUTPUT = "data-check"
 
 
@@ -224,7 +224,3 @@ def _knobs(owner: type) -> dict[str, tuple[Any, Any]]:
                 if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                     found.setdefault(name, (types[name], parameter.default))
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
-from datamodules.check_findings import Finding
-from datamodules.check_reading import Opened, Part
+from datamodules.check.findings import Finding
+from datamodules.check.reading import Opened, Part
 from datamodules.readers import unknown_labels
 from datamodules.regions import Regions
 

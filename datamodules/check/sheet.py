@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
-from datamodules.check_reading import Opened
-from datamodules.check_statistics import LEVELS, SiteStatistics
+from datamodules.check.reading import Opened
+from datamodules.check.statistics import LEVELS, SiteStatistics
 from datamodules.regions import Regions
 
 PER_SITE = 6

@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Split
 from datamodules.errors import DataError
-from datamodules.layouts import PICTURES, by_stem, files, folders, one_of, paired, unexpected
+from datamodules.layouts.common import PICTURES, by_stem, files, folders, one_of, paired, unexpected
 
 TEST_FOLDERS = {
     "Kvasir": "kvasir",

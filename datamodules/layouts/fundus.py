@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Sample, Split
 from datamodules.errors import DataError
-from datamodules.layouts import PICTURES, by_stem, files, folders, paired, unexpected
+from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")
 

@@ -1,6 +1,6 @@
 """Synthetic images of several sites, with one dial for each way in which real sites differ.
 
-`python -m datamodules.phantom_picture FILE` draws an overview of the dials.
+`python -m datamodules.phantom.picture FILE` draws an overview of the dials.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Literal
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Sample
 from datamodules.errors import DataError
-from datamodules.phantom_fundus import CUP, RIM, draw_fundus
-from datamodules.phantom_organ import GLAND, LESION, draw_organ, spacing
-from datamodules.phantom_style import Dials, site_style
+from datamodules.phantom.fundus import CUP, RIM, draw_fundus
+from datamodules.phantom.organ import GLAND, LESION, draw_organ, spacing
+from datamodules.phantom.style import Dials, site_style
 
 Anatomy = Literal["fundus", "organ"]
 REGIONS: Mapping[str, dict[str, list[int]]] = {

@@ -1,4 +1,4 @@
-"""Overview of the phantom: sites in columns, dials in rows. Run: python -m datamodules.phantom_picture FILE."""
+"""Overview of the phantom: sites in columns, dials in rows. Run: python -m datamodules.phantom.picture FILE."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from datamodules.cases import Sample
-from datamodules.phantom import REGIONS, Anatomy, draw_case
-from datamodules.phantom_style import Dials
+from datamodules.phantom.data import REGIONS, Anatomy, draw_case
+from datamodules.phantom.style import Dials
 
 COLOURS = ("#00e676", "#40c4ff")
 ROWS = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Sample, stack_slices
 from datamodules.errors import DataError, nearest
-from datamodules.layouts import PICTURES, by_stem, files, folders, paired, unexpected
+from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
 from datamodules.readers import stem_of
 
 SEQUENCES = {"pre": slice(0, 1), "flair": slice(1, 2), "post": slice(2, 3), "all": slice(0, 3)}

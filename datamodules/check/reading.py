@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
-from datamodules.check_findings import Finding
+from datamodules.check.findings import Finding
 from datamodules.errors import DataError
 from datamodules.readers import Spacing, _load, map_labels, scale
 

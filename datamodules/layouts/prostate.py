@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Split, stack_slices
-from datamodules.layouts import PICTURES, by_stem, files, folders, paired, unexpected
+from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
 from datamodules.readers import VOLUMES, stem_of
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")

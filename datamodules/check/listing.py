@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import SPLITS, Case, Split, check_cases, stack_slices
-from datamodules.check_findings import Finding, few
+from datamodules.check.findings import Finding, few
 from datamodules.errors import DataError
 from datamodules.folder import NO_CASES, REQUIRED, FolderDataModule
 from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
