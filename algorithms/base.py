@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from algorithms.optimizer_state import load_optimizer, pack_optimizer
+from algorithms.parts import Parts
 from algorithms.recipe import Recipe
 from federation.contract import Batch, Site, Task
 from federation.state import State, Tensors, Update, add, subtract
@@ -61,7 +63,7 @@ class Algorithm(pl.LightningModule):
         if self.personal is not nothing and self.views:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
-        self._parts = Parts(model, self.personal)
+        self.parts = Parts(model, self.personal)
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None
         self._optimizer_state: Tensors = {}
@@ -132,7 +134,7 @@ class Algorithm(pl.LightningModule):
         """The differences of all shared tensors, and the mean loss."""
         state = self.model.state_dict()
         answer = State()
-        for group, names in (("model", self._parts.parameters), ("buffers", self._parts.buffers)):
+        for group, names in (("model", self.parts.parameters), ("buffers", self.parts.buffers)):
             if names:
                 trained = {name: state[name].detach().cpu() for name in names}
                 answer.tensors[group] = subtract(trained, self.received[group])
@@ -144,7 +146,7 @@ class Algorithm(pl.LightningModule):
         """Personal tensors of the model, everything else that hangs on the method, and optimiser state if declared."""
         state = self.model.state_dict()
         own = {name: t for name, t in self.state_dict().items() if not name.startswith("model.")}
-        kept = State({"model": {name: state[name] for name in self._parts.stays}, "own": own})
+        kept = State({"model": {name: state[name] for name in self.parts.stays}, "own": own})
         if self._optimizer_state:
             kept.tensors["optimizer"] = self._optimizer_state
         return State({g: {k: t.detach().cpu().clone() for k, t in ts.items()} for g, ts in kept.tensors.items() if ts})
@@ -154,7 +156,7 @@ class Algorithm(pl.LightningModule):
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The shared tensors of the freshly built model."""
         state = self.model.state_dict()
-        groups = {"model": self._parts.parameters, "buffers": self._parts.buffers}
+        groups = {"model": self.parts.parameters, "buffers": self.parts.buffers}
         return State({g: {n: state[n].detach().cpu().clone() for n in names} for g, names in groups.items() if names})
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
@@ -244,52 +246,3 @@ class Algorithm(pl.LightningModule):
         state = module.state_dict()
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
-
-
-class Parts:
-    """A model's tensors by what becomes of them.
-
-    Integer buffers (batch counters) have no mean: they stay at the site.
-
-    Attributes:
-        parameters: shared parameters.
-        buffers: shared running statistics.
-        stays: everything else.
-    """
-
-    def __init__(self, model: nn.Module, personal: Selector) -> None:
-        state = model.state_dict()
-        stays = personal(model) | {name for name, tensor in state.items() if not tensor.is_floating_point()}
-        parameters = dict(model.named_parameters())
-        self.parameters = [name for name in state if name in parameters and name not in stays]
-        self.buffers = [name for name in state if name not in parameters and name not in stays]
-        self.stays = [name for name in state if name in stays]
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Tensors:
-    """An optimiser's state as ``parameter/slot`` tensors; ``names`` in the optimiser's order of parameters."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}/{slot}": value.detach().cpu().clone()
-        for index, slots in state.items()
-        for slot, value in slots.items()
-        if value is not None
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], packed: Tensors) -> None:
-    """Undo `pack_optimizer`.
-
-    Fused steps pair a parameter with its state by place in memory, so the state takes the parameter's memory layout,
-    which is lost on disk.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
-        slots = {key.rpartition("/")[2]: value for key, value in packed.items() if key.rpartition("/")[0] == name}
-        if slots:
-            state[index] = {
-                slot: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()
-                for slot, value in slots.items()
-            }
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -70,6 +70,8 @@ def execute(config: DictConfig) -> Summary:
     with Reporter(folder, open_wandb(config, folder), title=experiment.title) as reporter:
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
+        method: Any = federation.algorithm
+        folder.write_tensors(method.parts.rows(method.model))
         server = federation.run()
         reporter.progress.say("scoring the last and the best models on validation and test cases")
         reporter.scores(score_checkpoints(federation, scorer, server, checkpoint))

@@ -24,6 +24,7 @@ ROUNDS = "rounds.csv"
 TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
 SPLITS = "splits.csv"
+TENSORS = "tensors.csv"
 
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ README = """# The folder of one training run
 | `config.yaml` | every setting of the run, resolved; `python train.py` with these settings repeats it |
 | `environment.json` | seeds; for each process that worked on the run: command, versions, machine, git revision |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
+| `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
 | `rounds.csv` | training loss, optimiser steps, examples and seconds per round and site |
@@ -184,6 +186,11 @@ class RunFolder:
         """Save the split of every case; all rows have the columns of the first."""
         columns = tuple(rows[0]) if rows else ("site", "case", "patient", "split", "labelled", "seen")
         write_atomic(self.path / SPLITS, _header(columns) + _lines(rows, columns, SPLITS))
+
+    def write_tensors(self, rows: Sequence[Row]) -> None:
+        """Save what becomes of every tensor of the network, averaged or kept at the site (tensors.csv)."""
+        columns = tuple(rows[0]) if rows else ()
+        write_atomic(self.path / TENSORS, _header(columns) + _lines(rows, columns, TENSORS))
 
     def append_scores(self, rows: Iterable[Row]) -> None:
         """Append scores to metrics.csv.

@@ -80,7 +80,7 @@ class Recording(InProcess):
 def test_secrecy_nothing_that_is_kept_travels(name: str, tmp_path: Path) -> None:
     """Personal tensors travel only in groups that the method declares `per_site`; what hangs on it never does."""
     outcome = simulate(name, tmp_path, transport=Recording)
-    parts, shown = build(name)._parts, build(name).per_site
+    parts, shown = build(name).parts, build(name).per_site
     kept = {
         group: [t for state in outcome.kept.values() for t in state.get(group).values()] for group in ("model", "own")
     }

@@ -41,7 +41,7 @@ def twin_of(kept: State, module: str = "twin") -> dict[str, Tensor]:
 
 def one_turn(algorithm: Algorithm, steps: int = 3, kept: State | None = None, round: int = 1) -> tuple[Update, State]:
     message = build("fedavg").init_server({})
-    parts = algorithm._parts
+    parts = algorithm.parts
     shared = {"model": parts.parameters, "buffers": parts.buffers}
     sent = State({g: {n: message[g][n] for n in names} for g, names in shared.items() if names})
     task = Task("train", round, 7, steps=steps)
@@ -387,7 +387,7 @@ def test_real_networks_are_split_at_exactly_the_right_tensors(unet: nn.Module, n
     personal = expected_personal(name, list(state), norms)
     assert personal
     counters = {key for key, tensor in state.items() if not tensor.is_floating_point()}
-    assert set(worker._parts.stays) == personal | counters
+    assert set(worker.parts.stays) == personal | counters
     server = worker.init_server({})
     assert {*server.get("model"), *server.get("buffers")} == set(state) - personal - counters
     assert set(server.get("model")) == {name for name, _ in unet.named_parameters()} - personal
