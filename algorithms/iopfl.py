@@ -67,7 +67,7 @@ class IOPFL(FedAvg):
         *args: Any,
         alpha: float = 0.1,
         adapt_passes: int = 5,
-        adapt_lr: float = 1e-3,
+        adapt_lr: float = 3e-4,
         entropy_weight: float = 0.07,
         consistency_weight: float = 1.0,
         smoothness_weight: float = 0.03,

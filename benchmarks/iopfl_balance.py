@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--passes", type=int, nargs="*", default=[5], help="passes over the images, per table of weights"
     )
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the table of weights")
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 3e-4, 1e-4], help="learning rates to compare")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,7 +147,7 @@ def main() -> None:
     table_row("mixture, not adapted", "0", [fold.adapted(equal, 0) for fold in folds])
     for passes in options.passes:
         for name, weights in candidates(equal):
-            table_row(name, str(passes), [fold.adapted(weights, passes) for fold in folds])
+            table_row(name, str(passes), [fold.adapted(weights, passes, options.lr) for fold in folds])
     objective = folds[0].worker.adaptation.objective
     default = {term: getattr(objective, f"{term}_weight") for term in TERMS}
     for rate in options.rates:
