@@ -310,7 +310,7 @@ def test_resume_may_change_rounds_machine_and_reporting(tmp_path: Path) -> None:
         ("seed=9", "seed: 0 in the folder, 9 now"),
         ("algorithm.lam=9", "algorithm.lam: 0.1 in the folder, 9.0 now"),
         ("algorithm=fedavg", "algorithm.name: 'ditto' in the folder, 'fedavg' now"),
-        ("data.size=32", "data.size: 128 in the folder, 32 now"),
+        ("data.size=32", "data.size: 96 in the folder, 32 now"),
         ("federation.local_steps=1", "federation.local_steps: 10 in the folder, 1 now"),
     ],
 )

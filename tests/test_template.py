@@ -4,9 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from algorithms import ALGORITHMS
-from tests.world import assert_same, simulate
+from tests.world import simulate
 
 TEMPLATE = Path(__file__).parent.parent / "docs" / "new_method.py"
 
@@ -24,6 +25,8 @@ def template(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_template_trains_and_its_strength_matters(template: str, tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "fedavg")
-    assert_same(fedavg.server, simulate(template, tmp_path / "zero", strength=0.0).server)
-    with pytest.raises(AssertionError, match="differs by"):
-        assert_same(fedavg.server, simulate(template, tmp_path / "one", strength=1.0).server)
+    zero = simulate(template, tmp_path / "zero", strength=0.0)
+    one = simulate(template, tmp_path / "one", strength=1.0)
+    # a term of weight zero may still change the order in which gradients are added
+    torch.testing.assert_close(zero.server.tensors, fedavg.server.tensors, rtol=0, atol=1e-6)
+    assert (one.server["model"]["segmentation_head.0.bias"] != fedavg.server["model"]["segmentation_head.0.bias"]).all()
