@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS
+from algorithms.recipe import Training
 from tests.world import simulate
 
 TEMPLATE = Path(__file__).parent.parent / "docs" / "new_method.py"
@@ -24,9 +25,10 @@ def template(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_template_trains_and_its_strength_matters(template: str, tmp_path: Path) -> None:
-    fedavg = simulate("fedavg", tmp_path / "fedavg")
-    zero = simulate(template, tmp_path / "zero", strength=0.0)
-    one = simulate(template, tmp_path / "one", strength=1.0)
+    sgd = Training(optimizer="sgd", lr=0.1)
+    fedavg = simulate("fedavg", tmp_path / "fedavg", training=sgd)
+    zero = simulate(template, tmp_path / "zero", training=sgd, strength=0.0)
+    one = simulate(template, tmp_path / "one", training=sgd, strength=1.0)
     # a term of weight zero may still change the order in which gradients are added
     torch.testing.assert_close(zero.server.tensors, fedavg.server.tensors, rtol=0, atol=1e-6)
     assert (one.server["model"]["segmentation_head.0.bias"] != fedavg.server["model"]["segmentation_head.0.bias"]).all()
