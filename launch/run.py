@@ -68,6 +68,7 @@ def execute(config: DictConfig) -> Summary:
     if experiment.pretrained is not None:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
     with Reporter(folder, open_wandb(config, folder), title=experiment.title) as reporter:
+        reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
         method: Any = federation.algorithm
