@@ -45,6 +45,8 @@ class Algorithm(pl.LightningModule):
     """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
     trains_on: Literal["sites", "pool"] = "sites"
     """Whether every site trains, or one place that holds all training data."""
+    splits_itself: bool = False
+    """Whether what stays at a site is the method's whole point, so that the setting `personal` has no meaning."""
     personalises: bool = False
     """Whether `personalise` fits a model that exists only for evaluation at the site."""
     labelled: bool = True
@@ -59,11 +61,15 @@ class Algorithm(pl.LightningModule):
         self.model = model
         self.recipe = recipe
         if personal is not None:
+            if self.splits_itself:
+                raise ValueError(f"algorithm.personal has no meaning for {type(self).__name__}; leave it null")
             self.personal = named(personal)
         if self.personal is not nothing and self.views:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
         self.parts = Parts(model, self.personal)
+        if personal is not None and not self.parts.parameters:
+            raise ValueError(f"algorithm.personal={personal} leaves nothing to share; take algorithm=local")
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None
         self._optimizer_state: Tensors = {}

@@ -39,3 +39,4 @@ class Pooled(FedAvg):
     """
 
     trains_on = "pool"
+    splits_itself = True

@@ -9,3 +9,4 @@ class Local(Algorithm):
 
     personal = staticmethod(everything)
     views = ("personal",)
+    splits_itself = True

@@ -53,14 +53,16 @@ def time_table(work: dict[str, int], repetitions: int) -> None:
         for name in names:
             cells[name].append(cell(name, **work))
     print(f"\n{work['sites']} sites x {work['steps']} steps a round, Unet/resnet18, 128 px, batch 4, one thread")
-    print(f"{'':8}{'CPU s a round':>16}{'of plain':>10}{'before round 1':>16}{'peak MiB':>10}{'loss, last round':>18}")
+    print(
+        f"{'':8}{'CPU s a round':>16}{'of plain':>10}{'before round 1':>16}{'peak MiB':>10}{'loss, round 1':>16}{'last round':>12}"
+    )
     medians = {n: statistics.median(s for c in cells[n] for s in c["seconds"][1:]) for n in names}
     for name in names:
         fixed = statistics.median(c["fixed"] for c in cells[name])
         peak = max(c["peak"] for c in cells[name])
-        loss = cells[name][0]["losses"][-1]
+        losses = cells[name][0]["losses"]
         ratio = medians[name] / medians["plain"]
-        print(f"{name:8}{medians[name]:16.2f}{ratio:10.3f}{fixed:16.1f}{peak:10.0f}{loss:18.4f}")
+        print(f"{name:8}{medians[name]:16.2f}{ratio:10.3f}{fixed:16.1f}{peak:10.0f}{losses[0]:16.4f}{losses[-1]:12.4f}")
 
 
 def memory_table(works: list[dict[str, int]]) -> None:

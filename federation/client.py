@@ -34,7 +34,7 @@ class Compute:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     gradient_clip: float | None = None
     deterministic: bool = False
     threads: int | None = None
@@ -42,6 +42,8 @@ class Compute:
     def __post_init__(self) -> None:
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be positive; null does not clip")
+        if self.gradient_clip is not None and self.precision != "32-true":
+            raise ValueError("trainer.gradient_clip needs trainer.precision=32-true: the optimisers are fused")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"trainer.threads={self.threads} must be at least 1; null leaves PyTorch's choice")
         if self.accelerator == "gpu" and not torch.cuda.is_available():

@@ -147,8 +147,10 @@ class Federation:
 
     def sample(self, round: int) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
+        if self._pools:
+            return [POOL], []
         rng = random.Random(derive_seed(self.seed, "sample", round))
-        wanted = 1 if self._pools else self.schedule.asked(len(self.trainers))
+        wanted = self.schedule.asked(len(self.trainers))
         asked = set(rng.sample(list(self.trainers), wanted))
         absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked
         return [s for s in self.trainers if s in asked - absent], [s for s in self.trainers if s in absent]

@@ -10,6 +10,7 @@ from configs.compose import load
 from federation.checkpoint import Checkpoint
 from federation.contract import RoundRecord
 from launch.experiment import Experiment
+from launch.run import check_splits
 from launch.scoring import Scorer, score_checkpoints
 from reporting import ReportingError
 from reporting.folder import COLUMNS, METRICS, RunFolder
@@ -43,6 +44,7 @@ def rescore(folder: RunFolder) -> pd.DataFrame:
     if snapshot is None:
         raise ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
     experiment.data.setup()
+    check_splits(folder, experiment.data.splits())
     scorer = Scorer(experiment)
     federation = experiment.federation(checkpoint, scorer, Silent())
     federation.transport.restore(snapshot.kept)

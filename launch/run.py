@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,23 @@ from federation.checkpoint import Checkpoint
 from launch.experiment import Experiment
 from launch.scoring import Notes, Scorer, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
+from reporting import ReportingError
 from reporting.folder import RunFolder
 from reporting.reporter import Reporter
 from reporting.summary import Summary
 from reporting.wandb import WandbRun
 
-MAY_CHANGE = ("federation.rounds", "trainer.", "wandb.", "output", "resume", "experiment", "evaluation.overlays")
+MAY_CHANGE = (
+    "federation.rounds",
+    "trainer.accelerator",
+    "trainer.threads",
+    "trainer.deterministic",
+    "wandb.",
+    "output",
+    "resume",
+    "experiment",
+    "evaluation.overlays",
+)
 
 
 def read_settings(arguments: Sequence[str]) -> DictConfig:
@@ -60,10 +71,14 @@ def execute(config: DictConfig) -> Summary:
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
     experiment.data.setup()
     experiment.check_sites()
+    checkpoint = Checkpoint(folder.checkpoints)
+    if checkpoint.round > config.federation.rounds:
+        raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
+    if checkpoint.round:
+        check_splits(folder, experiment.data.splits())
     folder.write_config(OmegaConf.to_yaml(config))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
-    checkpoint = Checkpoint(folder.checkpoints)
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
@@ -81,6 +96,22 @@ def execute(config: DictConfig) -> Summary:
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
         return reporter.finish()
+
+
+def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the cases and their splits with those that a run began with.
+
+    Raises:
+        ReportingError: the data changed, so that a case may have moved from test to training.
+    """
+    now = {(r["site"], r["case"]): (r["split"], bool(r["labelled"]), bool(r["seen"])) for r in rows}
+    before = {(r.site, r.case): (r.split, bool(r.labelled), bool(r.seen)) for r in folder.splits().itertuples()}
+    moved = sorted(case for case in now.keys() | before.keys() if now.get(case) != before.get(case))
+    if moved:
+        raise ReportingError(
+            f"{folder.path}: the data changed since this run began: {len(moved)} cases, the first is {moved[0]} "
+            f"({before.get(moved[0])} then, {now.get(moved[0])} now); restore the data, or start another run"
+        )
 
 
 def default_folder(config: DictConfig) -> Path:

@@ -133,8 +133,10 @@ class Notes:
 
 
 def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
-    """The views of the task that exist at a site."""
+    """The views of the task that exist at a site; one that never trained has no personal model."""
     there = algorithm.views if site.seen else algorithm.unseen_views
+    if site.seen and not site.examples:
+        there = tuple(view for view in there if view != "personal")
     return [view for view in there if not task.views or view in task.views]
 
 

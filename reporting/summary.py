@@ -8,12 +8,13 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from evaluation import LOWER_IS_BETTER
+
 HEADLINE = "dice"
 VIEWS = ("global", "personal")
 UNSEEN_ONLY = ("adapted",)  # views of sites that never took part; shown where there are any
 ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
 CHECKPOINTS = ("last", "best")
-LOWER_IS_BETTER = frozenset({"hd95", "assd"})
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
 
 BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
