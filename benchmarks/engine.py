@@ -53,9 +53,8 @@ def time_table(work: dict[str, int], repetitions: int) -> None:
         for name in names:
             cells[name].append(cell(name, **work))
     print(f"\n{work['sites']} sites x {work['steps']} steps a round, Unet/resnet18, 128 px, batch 4, one thread")
-    print(
-        f"{'':8}{'CPU s a round':>16}{'of plain':>10}{'before round 1':>16}{'peak MiB':>10}{'loss, round 1':>16}{'last round':>12}"
-    )
+    head = ("CPU s a round", 16), ("of plain", 10), ("before round 1", 16), ("peak MiB", 10), ("loss, round 1", 16)
+    print(" " * 8 + "".join(f"{title:>{width}}" for title, width in (*head, ("last round", 12))))
     medians = {n: statistics.median(s for c in cells[n] for s in c["seconds"][1:]) for n in names}
     for name in names:
         fixed = statistics.median(c["fixed"] for c in cells[name])
