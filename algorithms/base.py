@@ -68,8 +68,6 @@ class Algorithm(pl.LightningModule):
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
         self.parts = Parts(model, self.personal)
-        if personal is not None and not self.parts.parameters:
-            raise ValueError(f"algorithm.personal={personal} leaves nothing to share; take algorithm=local")
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None
         self._optimizer_state: Tensors = {}
@@ -198,7 +196,7 @@ class Algorithm(pl.LightningModule):
     def reference(self) -> Tensors:
         """The shared parameters as received in this turn, on the model's device."""
         if self._reference is None:
-            self._reference = {name: t.to(self.device) for name, t in self.received["model"].items()}
+            self._reference = {name: t.to(self.device) for name, t in self.received.get("model").items()}
         return self._reference
 
     @torch.no_grad()

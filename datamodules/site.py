@@ -207,8 +207,12 @@ class SiteData:
 
     def _training(self, items: NDArray[np.int64], seed: int, steps: int, *, masks: bool, views: int) -> Feed:
         if not len(items):
-            kind, cause = ("labelled training images", "unlabelled") if self.seen else ("training images", "unseen")
-            raise DataError(f"site {self.name!r} has no {kind}: see data.{cause}")
+            kind, cause = (
+                ("labelled training images", "listed in data.unlabelled")
+                if self.seen
+                else ("training images", "held out by data.unseen")
+            )
+            raise DataError(f"site {self.name!r} has no {kind}: it is {cause}")
         if views < 1:
             raise DataError(f"views={views}: at least one view per image")
         shared = self._shared

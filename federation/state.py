@@ -86,7 +86,9 @@ def subtract(a: Tensors, b: Tensors) -> Tensors:
 
 
 def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """Sum over the tensors of ``b`` of the squared Euclidean distance to their namesakes in ``a``."""
+    """Sum over the tensors of ``b`` of the squared Euclidean distance to their namesakes in ``a``; 0 of none."""
+    if not b:
+        return torch.zeros(())
     return torch.stack([(a[name] - b[name]).pow(2).sum() for name in b]).sum()
 
 

@@ -527,3 +527,16 @@ def test_what_was_frozen_before_is_frozen_still() -> None:
     update, _ = one_turn(ALGORITHMS["fedavg"](plain.model, plain.recipe))
     assert not update["model"]["encoder.0.weight"].any()
     assert update["model"]["decoder.0.weight"].any()
+
+
+@pytest.mark.parametrize("name", ["local", "pooled"])
+def test_a_split_has_no_meaning_where_nothing_or_everything_is_shared(name: str) -> None:
+    with pytest.raises(ValueError, match="has no meaning"):
+        build(name, personal="normalisation")
+
+
+@pytest.mark.parametrize("name", ["fedprox", "ditto"])
+def test_with_nothing_shared_there_is_nothing_to_be_pulled_to(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path, personal="everything")
+    assert not outcome.server.tensors
+    assert len(outcome.observer.rows("rounds")) == 6
