@@ -440,7 +440,7 @@ def test_a_site_without_labels_must_be_named_and_then_trains_only_without_them()
     training = [row for row in silent.data.splits() if row["site"] == "site_01" and row["split"] == "train"]
     assert site.training_images == len(training) > 0
     assert site.cases("test")  # still scored
-    with pytest.raises(DataError, match=r"no labelled training images: see data.unlabelled"):
+    with pytest.raises(DataError, match=r"no labelled training images: it is listed in data.unlabelled"):
         site.train_batches(0, 1)
     assert next(iter(site.unlabelled_batches(0, 1, views=2)))["image"].shape[1] == 2
     silent.check_sites()
