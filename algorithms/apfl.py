@@ -66,8 +66,9 @@ class APFL(FedAvg):
         pairs = [(v, w) for v, w in zip(self.twin.parameters(), self.model.parameters(), strict=True)]
         pairs = [(v, w) for v, w in pairs if v.grad is not None and w.grad is not None]
         own, shared = [v for v, _ in pairs], [w for _, w in pairs]
-        own_grad, shared_grad = [v.grad for v in own], [w.grad for w in shared]
-        alpha = alpha_step(float(self.alpha), own, shared, own_grad, shared_grad, self.alpha_lr)  # type: ignore[arg-type]
+        own_grad = [v.grad for v in own if v.grad is not None]
+        shared_grad = [w.grad for w in shared if w.grad is not None]
+        alpha = alpha_step(float(self.alpha), own, shared, own_grad, shared_grad, self.alpha_lr)
         self.alpha.fill_(alpha)
 
     def network(self, view: str) -> nn.Module:

@@ -231,8 +231,10 @@ class Algorithm(pl.LightningModule):
         self._freeze_all_but(everything)
         if self.recipe.training.optimizer_state == "keep":
             optimizer = self.optimizers(use_pl_optimizer=False)
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"{type(self).__name__} trains with one optimiser, found {optimizer}")
             names = [name for name, p in self.named_parameters() if p.requires_grad]
-            self._optimizer_state = pack_optimizer(optimizer, names)  # type: ignore[arg-type]
+            self._optimizer_state = pack_optimizer(optimizer, names)
 
     # ---------------------------------------------------------------- inside
 

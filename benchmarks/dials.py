@@ -1,6 +1,6 @@
 """When does personalising pay? Personal minus global Dice on the phantom, dial by dial.
 
-    python benchmarks/dials.py OUT [--seeds 0 1]      prints the table, writes OUT/dials.csv and OUT/dials.png
+    python -m benchmarks.dials OUT [--seeds 0 1]      prints the table, writes OUT/dials.csv and OUT/dials.png
 
 Every setting is a run of FedAvg with local fine-tuning (both views in one run), at 64 px with the tiny network. Runs
 that are in OUT already are not repeated, and a stopped one goes on.
@@ -9,16 +9,12 @@ that are in OUT already are not repeated, and a stopped one goes on.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import pandas as pd
+from matplotlib.figure import Figure
 
-import pandas as pd  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from launch.run import execute, read_settings  # noqa: E402
+from launch.run import execute, read_settings
 
 DIALS = ("appearance", "annotation", "structure", "amount")
 SETTINGS = {

@@ -1,7 +1,7 @@
 """How IOP-FL's adaptation terms are balanced: on seen sites held out in turn, never on an unseen site's labels.
 
-    python benchmarks/iopfl_balance.py            about ten CPU minutes
-    python benchmarks/iopfl_balance.py --quick    one site held out, for a first look
+    python -m benchmarks.iopfl_balance            about ten CPU minutes
+    python -m benchmarks.iopfl_balance --quick    one site held out, for a first look
 
 Each of the first sites of the phantom is held out in turn; the others train a federation, publish their models, and the
 held-out site adapts them to its images. Weights start from those that give the three terms the same gradient norm in
@@ -12,7 +12,6 @@ result: in a real federation it is a seen site, whose labels may be used to choo
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,23 +20,20 @@ from statistics import mean
 
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from algorithms.functional.adaptation import Views, adaptation_terms, set_router_dropout  # noqa: E402
-from algorithms.functional.routing import adaptable  # noqa: E402
-from algorithms.iopfl import IOPFL  # noqa: E402
-from configs.compose import compose  # noqa: E402
-from datamodules import SiteData  # noqa: E402
-from evaluation import evaluate  # noqa: E402
-from federation.checkpoint import Checkpoint  # noqa: E402
-from federation.client import Images  # noqa: E402
-from federation.contract import Task  # noqa: E402
-from federation.state import State  # noqa: E402
-from launch.experiment import Experiment  # noqa: E402
-from launch.rescore import Silent  # noqa: E402
-from launch.settings import SCHEMA  # noqa: E402
-from models.select import normalisation  # noqa: E402
+from algorithms.functional.adaptation import Views, adaptation_terms, set_router_dropout
+from algorithms.functional.routing import adaptable
+from algorithms.iopfl import IOPFL
+from configs.compose import compose
+from datamodules import SiteData
+from evaluation import evaluate
+from federation.checkpoint import Checkpoint
+from federation.client import Images
+from federation.contract import Task
+from federation.state import State
+from launch.experiment import Experiment
+from launch.rescore import Silent
+from launch.settings import SCHEMA
+from models.select import normalisation
 
 TERMS = ("entropy", "consistency", "smoothness")
 SETTINGS = (

@@ -1,13 +1,12 @@
 """Draw iopfl_routing.png: which model an unseen site's images are answered by, before and after the adaptation.
 
-    python docs/figures/make_iopfl.py
+    python -m docs.figures.make_iopfl
 
 Three sites of the phantom train; the fourth adapts what they publish. About two CPU minutes.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -18,13 +17,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 matplotlib.use("Agg")
+from algorithms.functional.routing import mixtures
+from benchmarks.iopfl_balance import Fold
+from federation.client import Images
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent))
-
-from algorithms.functional.routing import mixtures  # noqa: E402
-from benchmarks.iopfl_balance import Fold  # noqa: E402
-from federation.client import Images  # noqa: E402
-
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#555555")
 SHOWN = 8
 
