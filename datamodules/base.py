@@ -143,6 +143,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """Decodes one case at its own size."""
         return read_case(case, self.reading)
 
+    def read_new(self, case: Case) -> Sample:
+        """Decodes an image that is none of :meth:`cases`, as :meth:`read` would."""
+        return self.read(case)
+
     def decoding(self) -> dict[str, Any]:
         """What decoded cases depend on besides their files: part of the disk cache's key.
 
@@ -225,10 +229,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """A case at the network's size, and the label ids that it had at its own size."""
         sample = self.read(case)
         _check_sample(case, sample)
+        ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
+        return self.fitted(sample), ids
+
+    def fitted(self, sample: Sample) -> Sample:
+        """A sample as the network takes it: grey if so asked, at the network's size."""
         if self.channels == 1 and sample.image.shape[-1] == 3:
             sample = to_grey(sample)
-        ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
-        return resize(sample, self.size), ids
+        return resize(sample, self.size)
 
     def _common_channels(self, stores: Sequence[Store]) -> int:
         """Channels of every image: as asked for, or as found, where grey may join colour."""

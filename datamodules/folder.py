@@ -158,20 +158,32 @@ def _files(site: Path, kind: str) -> dict[str, Path]:
     folder = site / kind
     if not folder.is_dir():
         raise DataError(f"site {site.name!r}: {folder} does not exist; every folder in data.root is a site with images")
+    files = image_files(folder, f"site {site.name!r}")
+    if not files and kind == "images":
+        raise DataError(f"site {site.name!r}: {folder} is empty; add images or remove the site's folder")
+    return files
+
+
+def image_files(folder: Path, where: str) -> dict[str, Path]:
+    """Files of a folder by stem; whatever is no image is refused rather than left out in silence.
+
+    Args:
+        folder: Not searched deeper.
+        where: Begins an error.
+
+    Raises:
+        DataError: A file of another type, a folder, or two files of one stem.
+    """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.lower() in NO_CASES:
             continue
         if path.is_dir() or suffix_of(path) not in (*FLAT, *VOLUMES):
-            raise DataError(f"site {site.name!r}: {path} is none of {', '.join((*FLAT, *VOLUMES))}; move or convert it")
+            raise DataError(f"{where}: {path} is none of {', '.join((*FLAT, *VOLUMES))}; move or convert it")
         stem = stem_of(path)
         if stem in files:
-            raise DataError(
-                f"site {site.name!r}: {files[stem]} and {path} are both case {stem!r}; rename or remove one"
-            )
+            raise DataError(f"{where}: {files[stem]} and {path} are both case {stem!r}; rename or remove one")
         files[stem] = path
-    if not files and kind == "images":
-        raise DataError(f"site {site.name!r}: {folder} is empty; add images or remove the site's folder")
     return files
 
 

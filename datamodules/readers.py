@@ -173,19 +173,65 @@ def _numpy(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # no
 def _nifti(path: Path, reading: Reading, role: str) -> tuple[Array, Spacing]:  # noqa: ARG001
     import nibabel
 
+    volume = _volume(path)
+    if reading.canonical:
+        to_lps = nibabel.orientations.ornt_transform(nibabel.io_orientation(volume.affine), _lps())
+        volume = volume.as_reoriented(to_lps)
+    array = np.asanyarray(volume.dataobj)
+    zooms = [float(zoom) for zoom in volume.header.get_zooms()[:3]]
+    return _cut(array, zooms, reading)
+
+
+def _volume(path: Path) -> Any:
+    """A NIfTI image of three dimensions, not decoded yet."""
+    import nibabel
+
     volume: Any = nibabel.load(path)
     if len(volume.shape) == 4 and volume.shape[3] == 1:
         volume = volume.slicer[..., 0]
     if len(volume.shape) != 3:
         raise DataError(f"has {len(volume.shape)} dimensions; write one 3-D file per frame or modality")
+    return volume
+
+
+def _lps() -> Array:
+    """The common orientation: to the patient's left, back and head."""
+    import nibabel
+
+    orientation: Array = nibabel.orientations.axcodes2ornt(("L", "P", "S"))
+    return orientation
+
+
+def put_back(slices: Array, path: Path, reading: Reading) -> Any:
+    """Slices put together again on the grid of the NIfTI file that they were read from: the inverse of reading.
+
+    Args:
+        slices: (D, H, W), as `read_case` cuts the file.
+        path: The file; its affine and header are kept, but for the type and range of values.
+        reading: As it was read.
+
+    Returns:
+        A nibabel image of three dimensions.
+    """
+    import nibabel
+
+    original = _volume(path)
+    if reading.canonical and reading.axis != 2:
+        slices = slices[:, ::-1]
+    array = slices.transpose(np.argsort(_order(reading)))
     if reading.canonical:
-        to_lps = nibabel.orientations.ornt_transform(
-            nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(("L", "P", "S"))
-        )
-        volume = volume.as_reoriented(to_lps)
-    array = np.asanyarray(volume.dataobj)
-    zooms = [float(zoom) for zoom in volume.header.get_zooms()[:3]]
-    return _cut(array, zooms, reading)
+        back = nibabel.orientations.ornt_transform(_lps(), nibabel.io_orientation(original.affine))
+        array = nibabel.apply_orientation(array, back)
+    header = original.header.copy()
+    header.set_data_dtype(array.dtype)
+    header["cal_min"] = header["cal_max"] = 0
+    return type(original)(np.ascontiguousarray(array), original.affine, header)
+
+
+def _order(reading: Reading) -> list[int]:
+    """Axes of a volume (x, y, z) as slice, row, column."""
+    rest = [axis for axis in (2, 1, 0) if axis != reading.axis]  # rows: the later axis, columns: the earlier one
+    return [reading.axis, *rest] if reading.canonical else [reading.axis, *reversed(rest)]
 
 
 def _cut(volume: Array, zooms: Sequence[float], reading: Reading) -> tuple[Array, Spacing]:
@@ -194,8 +240,7 @@ def _cut(volume: Array, zooms: Sequence[float], reading: Reading) -> tuple[Array
     In the common orientation x runs to the patient's left, y to the back, z to the head. Rows and columns are as a
     radiologist sees them: axial rows run front to back, others head to foot; slices keep their order along the axis.
     """
-    rest = [axis for axis in (2, 1, 0) if axis != reading.axis]  # rows: the later axis, columns: the earlier one
-    order = [reading.axis, *rest] if reading.canonical else [reading.axis, *reversed(rest)]
+    order = _order(reading)
     array = volume.transpose(order)
     if reading.canonical and reading.axis != 2:
         array = array[:, ::-1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from launch.reopen import Reopened
 from launch.scoring import Painter, paint_best
 from reporting import ReportingError
 from reporting.folder import RunFolder, file_name
-from reporting.overlays import Picture, draw_case, save_overlays
+from reporting.overlays import TRUTH, Picture, draw_case, save_overlays
 
 Place = tuple[str, str]
 """Site and case."""
@@ -80,7 +82,7 @@ def _names(run: Reopened) -> tuple[str, ...]:
 def _check_alike(place: Place, pictures: Mapping[str, Picture]) -> None:
     (first, expected), *others = pictures.items()
     for name, picture in others:
-        if picture.truth.shape != expected.truth.shape or (picture.truth != expected.truth).any():
+        if not np.array_equal(picture.masks[TRUTH], expected.masks[TRUTH]):
             raise ReportingError(
                 f"site {place[0]!r}, case {place[1]!r}: the truth of {name} is another one than that of {first} "
                 "(another data.size, other regions or other masks); draw them apart"

@@ -79,6 +79,7 @@ def execute(config: DictConfig) -> Summary:
     folder.write_config(OmegaConf.to_yaml(config))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
+    folder.write_inputs(inputs(experiment))
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
@@ -96,6 +97,13 @@ def execute(config: DictConfig) -> Summary:
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
         return reporter.finish()
+
+
+def inputs(experiment: Experiment) -> dict[str, Any]:
+    """What the network takes and answers; the data is prepared."""
+    height, width = experiment.data.size
+    regions = list(experiment.data.regions.names)
+    return {"channels": experiment.data.in_channels, "height": height, "width": width, "regions": regions}
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:

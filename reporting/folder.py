@@ -6,6 +6,7 @@ so the worst a kill can leave is a last line without its end, which readers igno
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
 SPLITS = "splits.csv"
 TENSORS = "tensors.csv"
+INPUTS = "inputs.json"
 
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -58,6 +60,7 @@ README = """# The folder of one training run
 | `config.yaml` | every setting of the run, resolved; `python train.py` with these settings repeats it |
 | `environment.json` | seeds; for each process that worked on the run: command, versions, machine, git revision |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
+| `inputs.json` | what the network takes and answers: channels, height, width, regions |
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
@@ -197,6 +200,25 @@ class RunFolder:
         """Save what becomes of every tensor of the network, averaged or kept at the site (tensors.csv)."""
         columns = tuple(rows[0]) if rows else ()
         write_atomic(self.path / TENSORS, _header(columns) + _lines(rows, columns, TENSORS))
+
+    def write_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Save what the network takes, so that it can be built without the data (inputs.json)."""
+        write_atomic(self.path / INPUTS, json.dumps(dict(inputs), indent=2) + "\n")
+
+    def read_inputs(self) -> dict[str, Any]:
+        """What the network takes.
+
+        Raises:
+            ReportingError: if the file is missing or damaged.
+        """
+        path = self.path / INPUTS
+        try:
+            inputs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ReportingError(
+                f"{path} cannot be read ({error}); train.py output={self.path} resume=true writes it again"
+            ) from error
+        return inputs
 
     def append_scores(self, rows: Iterable[Row]) -> None:
         """Append scores to metrics.csv.

@@ -36,7 +36,7 @@ class Picture:
         site: The case's site.
         case: Its id.
         image: (D, H, W, C) uint8, or float in [0, 1].
-        truth: (R, D, H, W) bool.
+        truth: (R, D, H, W) bool, or None where it is not known.
         predictions: View to (R, D, H, W) bool.
         scores: View to region to Dice of the whole case, as reported.
         role: "worst", "median", "best" (or a path between them such as "worst, median" if there are few cases).
@@ -45,10 +45,15 @@ class Picture:
     site: str
     case: str
     image: NDArray[np.generic]
-    truth: NDArray[np.bool_]
+    truth: NDArray[np.bool_] | None
     predictions: Mapping[str, NDArray[np.bool_]]
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     role: str = ""
+
+    @property
+    def masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The truth, if it is known, and all predictions."""
+        return {**({} if self.truth is None else {TRUTH: self.truth}), **self.predictions}
 
 
 def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> dict[str, str]:
@@ -96,18 +101,18 @@ def reported_scores(
 
 def best_slice(picture: Picture) -> int:
     """The slice with the largest true area; if the truth is empty, the largest predicted area; else the middle."""
-    masks = [picture.truth, *picture.predictions.values()]
-    areas = picture.truth.any(axis=0).sum(axis=(1, 2))
+    areas = np.zeros(len(picture.image), np.int64)
+    if picture.truth is not None:
+        areas = picture.truth.any(axis=0).sum(axis=(1, 2))
     if not areas.any():
-        areas = np.sum([mask.any(axis=0).sum(axis=(1, 2)) for mask in masks], axis=0)
+        areas = areas + sum(mask.any(axis=0).sum(axis=(1, 2)) for mask in picture.masks.values())
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def window(picture: Picture, index: int) -> tuple[int, int, int]:
     """Left, top and side (pixels) of the square that holds all contours of a slice with a margin, within the image."""
-    height, width = picture.truth.shape[-2:]
-    masks = [picture.truth, *picture.predictions.values()]
-    rows, columns = np.nonzero(np.any([mask[:, index].any(axis=0) for mask in masks], axis=0))
+    height, width = picture.image.shape[1:3]
+    rows, columns = np.nonzero(np.any([mask[:, index].any(axis=0) for mask in picture.masks.values()], axis=0))
     shorter = min(height, width)
     if len(rows) == 0:
         return (width - shorter) // 2, (height - shorter) // 2, shorter
@@ -207,7 +212,7 @@ def _place(picture: Picture, index: int) -> str:
 
 
 def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
-    views = [TRUTH, *(view for view in STYLES if any(view in picture.predictions for picture in pictures))]
+    views = [view for view in STYLES if any(view in picture.masks for picture in pictures)]
     figure.legend(handles=[_legend_line(v) for v in views], loc="outside lower center", ncols=len(views), frameon=True,
                   facecolor="#777777", labelcolor="white", fontsize=10)  # fmt: skip
 
@@ -219,8 +224,8 @@ def save_overlays(figure: Figure, path: Path) -> None:
 
 
 def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
-    height, width = picture.truth.shape[-2:]
-    for view, masks in {TRUTH: picture.truth, **picture.predictions}.items():
+    height, width = picture.image.shape[1:3]
+    for view, masks in picture.masks.items():
         colour, line, thickness = STYLES[view]
         outline = [patheffects.Stroke(linewidth=thickness + 1.4, foreground="black", alpha=0.7), patheffects.Normal()]
         for mask in masks[:, index]:
@@ -231,13 +236,13 @@ def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: 
                     *places, padded, levels=[0.5], colors=colour, linewidths=thickness, linestyles=line
                 )
                 drawn.set_path_effects(outline)
-    if len(regions) > 1:
-        _name_regions(axis, picture.truth[:, index], regions)
+    if len(regions) > 1 and picture.masks:
+        _name_regions(axis, next(iter(picture.masks.values()))[:, index], regions)
 
 
-def _name_regions(axis: Axes, truth: NDArray[np.bool_], regions: Sequence[str]) -> None:
-    """Write each region's name at the top of its true contour."""
-    for name, mask in zip(regions, truth, strict=True):
+def _name_regions(axis: Axes, masks: NDArray[np.bool_], regions: Sequence[str]) -> None:
+    """Write each region's name at the top of its true contour, or of the predicted one where no truth is known."""
+    for name, mask in zip(regions, masks, strict=True):
         rows, columns = np.nonzero(mask)
         if len(rows):
             top = int(rows.argmin())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reporting import ReportingError
 from reporting.folder import RunFolder, write_atomic
-from reporting.overlays import TRUTH, Picture, best_slice, displayed
+from reporting.overlays import Picture, best_slice, displayed
 
 if TYPE_CHECKING:
     from wandb import Image, Run
@@ -150,7 +150,7 @@ def _wandb_image(picture: Picture, regions: Sequence[str]) -> "Image":
 
     index = best_slice(picture)
     names = {number + 1: name for number, name in enumerate(regions)}
-    layers = {TRUTH: picture.truth, **picture.predictions}
+    layers = picture.masks
     masks = {view: {"mask_data": label_map(mask[:, index]), "class_labels": names} for view, mask in layers.items()}
     pixels = np.round(displayed(picture.image, index) * 255).astype(np.uint8)
     return wandb.Image(pixels, caption=f"{picture.role}: {picture.case}", masks=masks)

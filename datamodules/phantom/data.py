@@ -136,3 +136,7 @@ class PhantomDataModule(MultiCenterDataModule):
         return draw_case(
             self.anatomy, self.phantom_seed, site, index, self.dials, resolution=self.resolution, slices=self.slices
         )
+
+    def read_new(self, case: Case) -> Sample:
+        """Read a file: what is none of the phantom's cases cannot be drawn."""
+        return super().read(case)

@@ -1,0 +1,172 @@
+"""The models that a run saved, one by one and without its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from algorithms import Algorithm
+from datamodules.errors import nearest
+from federation.checkpoint import Best
+from federation.client import seed_everything
+from federation.contract import Batch, Task
+from federation.seeds import derive_seed
+from federation.state import State
+from launch.reopen import Reopened
+from launch.scoring import ADAPTED, LAST
+from reporting import ReportingError
+
+NEW = "new images"
+"""In place of a site's name for images from elsewhere."""
+Chosen = Literal["best", "last"]
+
+
+@dataclass
+class NamedSite:
+    """A site of which nothing but the name is here: enough to load its model, not to train."""
+
+    name: str
+    index: int = -1
+    seen: bool = True
+    examples: int = 0
+    training_images: int = 0
+
+    def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
+        """None."""
+        return 0
+
+    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
+        """None."""
+        return ()
+
+    def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
+        """None."""
+        return ()
+
+    def plain_batches(self) -> Iterable[Batch]:
+        """None."""
+        return ()
+
+    def eval_batches(self, split: str) -> Iterable[Batch]:
+        """None."""
+        return ()
+
+
+class SavedModels:
+    """What a run's folder can predict with.
+
+    Args:
+        run: its data need not be there.
+
+    Raises:
+        ReportingError: the folder does not say what the network takes.
+    """
+
+    def __init__(self, run: Reopened) -> None:
+        self.run = run
+        self.channels = int(run.folder.read_inputs()["channels"])
+        self.method = run.experiment.algorithm(self.channels)
+        splits = run.folder.splits()
+        seen = splits.groupby("site", sort=True)["seen"].first()
+        self.seen = [str(site) for site in seen.index[seen]]
+        self.unseen = [str(site) for site in seen.index[~seen]]
+        self.trained = set(splits[(splits["split"] == "train") & splits["labelled"]]["site"])
+
+    @property
+    def title(self) -> str:
+        """The run's folder and method."""
+        return f"{self.run.folder.path} (algorithm={self.run.experiment.config.algorithm.preset})"
+
+    def views(self, site: str | None) -> tuple[str, ...]:
+        """Views of a site's images; None is a place that took no part in the run.
+
+        Raises:
+            ReportingError: no such site.
+        """
+        if site is None or site in self.unseen:
+            return self.method.unseen_views
+        if site not in self.seen:
+            raise ReportingError(f"{self.title}: no site {site!r}; {nearest(site, [*self.seen, *self.unseen])}")
+        return tuple(view for view in self.method.views if view != "personal" or site in self.trained)
+
+    def choose(self, site: str | None, view: str | None) -> str:
+        """The view to take: as asked, else the site's own model where there is one; without a site the global one.
+
+        Raises:
+            ReportingError: it does not exist; says which do.
+        """
+        there = self.views(site)
+        if not there:
+            cure = f"name one of its sites: {', '.join(self.seen)}" if self.method.views else "it pre-trains an encoder"
+            raise ReportingError(f"{self.title} has no model for images of {site or 'a new site'}; {cure}")
+        own = ("personal", "global") if site in self.seen else (ADAPTED, "global") if site else ("global", ADAPTED)
+        wanted = view or next(name for name in own if name in there)
+        if wanted not in there:
+            whose = f"site {site!r}" if site else "a site that took no part (name one of the run's with --site)"
+            raise ReportingError(f"{self.title}: no {wanted} model for {whose}; there is: {', '.join(there)}")
+        return wanted
+
+    def round(self, view: str, site: str | None, chosen: Chosen) -> int:
+        """After which round the model was saved."""
+        best = self._best(view, site, chosen)
+        return best.round if best else self.run.snapshot.round
+
+    def load(
+        self, view: str, site: str | None, chosen: Chosen = "best", images: Iterable[Tensor] | None = None
+    ) -> Algorithm:
+        """A worker whose `predict` and `network` answer for a view, on the run's device.
+
+        Args:
+            view: what `choose` returned.
+            site: whose images; None for a place that took no part.
+            chosen: the best saved model by validation Dice, or the last one.
+            images: (B, C, h, w) in [0, 1], read again in every pass; needed by the view "adapted".
+
+        Raises:
+            ReportingError: the view needs images.
+            CheckpointError: a saved model is damaged or gone.
+        """
+        name, best = site or NEW, self._best(view, site, chosen)
+        server = self._state(best.server) if best else self.run.snapshot.server
+        kept = self._kept(name, chosen) if view == "personal" else State()
+        round, seed = self.round(view, site, chosen), self.run.experiment.config.seed
+        message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(view,)))
+        worker = self.run.experiment.algorithm(self.channels)
+        if view == ADAPTED:
+            if images is None:
+                raise ReportingError("the adapted model is made from the images that it is for; there are none")
+            message = State({**message.tensors, **self._published(worker, chosen).tensors}, message.scalars)
+        seed_everything(derive_seed(seed, "evaluate", round, name))
+        worker.receive(message, kept, NamedSite(name, seen=name in self.seen))
+        worker.to(self.run.experiment.compute.device)
+        if view == ADAPTED and images is not None:
+            worker.adapt(images)
+        return worker
+
+    def _best(self, view: str, site: str | None, chosen: Chosen) -> Best | None:
+        """The best saved model; None where the last one serves."""
+        name = f"personal/{site}" if view == "personal" else "global"
+        return None if chosen == LAST else self.run.checkpoint.best().get(name)
+
+    def _kept(self, site: str, chosen: Chosen) -> State:
+        """What a site kept with its personal model."""
+        best = self._best("personal", site, chosen)
+        if best is None:
+            return self.run.snapshot.kept.get(site, State())
+        return self._state(best.kept) if best.kept else State()
+
+    def _state(self, file: str) -> State:
+        return self.run.checkpoint.read(file)
+
+    def _published(self, worker: Algorithm, chosen: Chosen) -> State:
+        """What all sites give to one that never took part."""
+        published = State()
+        for name in self.seen:
+            site = NamedSite(name)
+            worker.receive(State(), self._kept(name, chosen), site)
+            given = worker.publish(site)
+            published.tensors |= {f"{group}/{name}": tensors for group, tensors in given.tensors.items()}
+        return published
