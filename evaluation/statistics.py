@@ -129,7 +129,6 @@ class PairedTest:
         pairs: cases, ties included.
         better: cases with a positive difference.
         worse: cases with a negative one.
-        mean: of the differences.
         median: of the differences.
         p: of the test, not corrected; 1 where all cases tie.
         smallest_p: that so many cases can give at all, 2 / 2^pairs.
@@ -139,7 +138,6 @@ class PairedTest:
     pairs: int
     better: int
     worse: int
-    mean: float
     median: float
     p: float
     smallest_p: float
@@ -165,7 +163,6 @@ def paired(differences: Scores) -> PairedTest:
         pairs=len(rounded),
         better=int((rounded > 0).sum()),
         worse=int((rounded < 0).sum()),
-        mean=float(differences.mean()),
         median=float(np.median(differences)),
         p=float(stats.wilcoxon(voting).pvalue) if len(voting) else 1.0,
         smallest_p=min(1.0, 2.0 ** (1 - len(rounded))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.statistics import (
+    DECIMALS,
     Bootstrap,
     PairedTest,
     Ranking,
@@ -27,7 +28,7 @@ from evaluation.statistics import (
     site_mean,
     wins,
 )
-from reporting.compare.gather import Gathered, Method
+from reporting.compare.gather import Gathered
 from reporting.compare.options import Options
 from reporting.compare.runs import Run
 from reporting.summary import CHECKPOINTS
@@ -81,9 +82,23 @@ class Analysis:
         return {model: _same_seeds(sites) for model, sites in found.items()}
 
     @cached_property
-    def test(self) -> dict[Model, Sites]:
-        """Test scores of the chosen checkpoint at seen sites."""
+    def _all_test(self) -> dict[Model, Sites]:
         return self.scores(self.options.checkpoint, "test", seen=True)
+
+    @cached_property
+    def twins(self) -> dict[Model, Model]:
+        """Model -> the first model with the same scores everywhere, such as Ditto's global model and FedAvg's.
+
+        One model under several names would tie with itself in ranks and be tested several times; it takes part once.
+        """
+        prints: dict[Any, Model] = {}
+        order = sorted(self._all_test, key=lambda m: (self.name(m) != REFERENCE, m))
+        return {model: prints.setdefault(_fingerprint(self._all_test[model]), model) for model in order}
+
+    @cached_property
+    def test(self) -> dict[Model, Sites]:
+        """Test scores of the chosen checkpoint at seen sites; of models that are the same, the first."""
+        return {model: sites for model, sites in self._all_test.items() if self.twins[model] == model}
 
     @cached_property
     def validation(self) -> dict[Model, dict[str, float]]:
@@ -123,6 +138,7 @@ class Analysis:
             for seen in (True, False)
             for checkpoint in CHECKPOINTS
             for model, sites in self.scores(checkpoint, "test", seen=seen).items()
+            if not seen or model in self.test
         )
         return pd.DataFrame(rows)
 
@@ -169,8 +185,8 @@ class Analysis:
 
     def counterpart(self, model: Model) -> Model | None:
         """What a personal model is held against: its method's own global model, else FedAvg's."""
-        own = Model(model.method, GLOBAL)
-        return own if own in self.test else self.peer(model, REFERENCE, GLOBAL)
+        own = self.twins.get(Model(model.method, GLOBAL))
+        return own if own is not None else self.peer(model, REFERENCE, GLOBAL)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -200,7 +216,6 @@ class Analysis:
         test: PairedTest = paired(over_seeds(gain.to_numpy()))
         interval = self.resample({site: gain}).sites[site]
         pair = {"model": model.label, "against": against.label, "site": site, "seeds": len(gain)}
-        # mean: every seed counts once; the test's mean: every case counts once
         return {**pair, "gain": interval.mean, "low": interval.low, "high": interval.high, **test.__dict__}
 
     def _personalised(self, model: Model) -> bool:
@@ -345,6 +360,9 @@ def _same_seeds(sites: Sites) -> Sites:
     return {site: values.reindex(seeds) for site, values in sites.items()}
 
 
-def methods_of(names: Sequence[str], methods: Mapping[str, Method]) -> list[str]:
-    """Labels of the methods of some algorithms."""
-    return [label for label, method in methods.items() if method.name in names]
+def _fingerprint(sites: Sites) -> tuple[Any, ...]:
+    """Equal for models whose scores are equal, seed by seed and case by case."""
+    return tuple(
+        (site, tuple(values.index), tuple(values.columns), np.round(values.to_numpy(), DECIMALS).tobytes())
+        for site, values in sorted(sites.items())
+    )
