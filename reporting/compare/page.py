@@ -112,11 +112,15 @@ def headline(verdicts: Sequence[Verdict]) -> str:
         }  # fmt: skip
         return every[only]
     told = {
-        "personal": "better with the personal model", "global": "better with the global one", "mixed": "mixed",
-        "no difference shown": "no difference shown", "too few cases": "too few cases to tell", "not compared": "not compared",
+        "personal": ("gains from its personal model", "gain from their personal model"),
+        "global": ("is better served by the global one", "are better served by the global one"),
+        "mixed": ("has cases and mean that disagree", "have cases and means that disagree"),
+        "no difference shown": ("shows no difference", "show no difference"),
+        "too few cases": ("has too few cases to tell", "have too few cases to tell"),
+        "not compared": ("cannot be compared", "cannot be compared"),
     }  # fmt: skip
-    parts = [f"{counts[answer]} {words}" for answer, words in told.items() if counts[answer]]
-    return f"Of {len(verdicts)} sites: {', '.join(parts)}"
+    parts = [f"{counts[answer]} {words[counts[answer] > 1]}" for answer, words in told.items() if counts[answer]]
+    return f"Of {len(verdicts)} sites, {', '.join(parts)}"
 
 
 def facts(analysis: Analysis) -> list[str]:

@@ -81,7 +81,7 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
         low, mean, high = (verdict.test[key] * scale for key in ("low", "gain", "high"))
         axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
         axes.plot(mean, row, "o", color=colour, markersize=8, markeredgecolor=theme.ink, markeredgewidth=0.8)
-    labels = [f"{v.site}\n{_short(v.personal)} vs {_short(v.shared)}" for v in shown]
+    labels = [f"{v.site}\n{_pair(v)}" for v in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel(f"gain in {analysis.options.title} ({analysis.options.unit})\nglobal better ←  → personal better")
@@ -338,8 +338,10 @@ def _chosen(analysis: Analysis) -> pd.DataFrame:
     return table[table["seen"] & (table["checkpoint"] == analysis.options.checkpoint)]
 
 
-def _short(model: Model | None) -> str:
-    return "" if model is None else model.method
+def _pair(verdict: Verdict) -> str:
+    """Which methods' models are held against each other."""
+    names = dict.fromkeys(model.method for model in (verdict.personal, verdict.shared) if model is not None)
+    return " vs ".join(names)
 
 
 PLOTS: dict[str, Draw] = {

@@ -141,7 +141,7 @@ def _sections(
     sections = [
         Section("Scores", pictures=drawn("scores"), grids=[score_grid(analysis, checkpoint)], folded=[
             score_grid(analysis, other), metric_grid(analysis), region_grid(analysis)]),
-        Section("Personal against global", pictures=drawn("personal_gains"), grids=[_personal_grid(analysis)]),
+        Section("Personal against global", pictures=drawn("personal_gains"), folded=[_personal_grid(analysis)]),
         Section("Fairness and local training", _transfer_text(analysis), drawn("transfer"), [fairness_grid(analysis)],
             folded=[test_grid(analysis, "against local training", "against_local", "Every model against local training")]),
         Section("Ranks", _rank_text(analysis), drawn("critical_difference", "ranks", "win_tie_loss")),

@@ -150,9 +150,12 @@ def _sentence(verdict: Verdict, options: Options) -> str:
     size = f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
     p, cases = probability(test["p_holm"]), test["pairs"]
     better, worse = f"{test['better']} of {cases} cases better", f"{test['worse']} of {cases} cases worse"
+    unsure = " The mean is less sure than the ranks: look at the cases that go the other way." if test["low"] <= 0 <= test["high"] else ""
     return {
-        "personal": f"{site} should use its personal model ({personal}): {size} against the global one ({shared}), {better}, {p}.",
-        "global": f"{site} should use the global model ({shared}): its personal one ({personal}) makes {size}, {worse}, {p}.",
+        "personal": f"{site} should use its personal model ({personal}): {size} against the global one ({shared}), {better}, "
+        f"{p}.{unsure}",
+        "global": f"{site} should use the global model ({shared}): its personal one ({personal}) makes {size}, {worse}, "
+        f"{p}.{unsure}",
         "mixed": f"{site}: cases and mean disagree about the personal model ({personal}) against the global one ({shared}): "
         f"{size}, yet {better} and {worse}, {p}; look at the cases.",
         "no difference shown": f"{site}: no difference shown between its personal model ({personal}) and the global one "
