@@ -166,6 +166,9 @@ class Transport(Protocol):
 class Transform(Protocol):
     """Changes what travels, never what is learned. On the way back transforms are undone in reverse order."""
 
+    hides_updates: bool
+    """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
+
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse a method that this transform cannot serve, before anything runs."""
 
@@ -185,6 +188,7 @@ class RoundRecord:
     rounds: list[Row] = field(default_factory=list)
     traffic: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    updates: list[Row] = field(default_factory=list)
 
 
 class Observer(Protocol):

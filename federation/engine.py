@@ -11,6 +11,7 @@ from typing import Protocol
 from federation.checkpoint import Checkpoint
 from federation.contract import Observer, RoundRecord, Row, ServerHalf, Task, Transform, Transport
 from federation.seeds import derive_seed
+from federation.sketch import SketchedMean
 from federation.state import Mean, State, Update
 
 POOL = "pooled"
@@ -258,7 +259,7 @@ class Federation:
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
-        mean = Mean(self.algorithm.per_site)
+        mean = self._mean()
         waiting: list[Update] = []
         usable = 0
         for update in self.transport.ask(tasks, messages):
@@ -277,12 +278,19 @@ class Federation:
             detail = "none of the sites present has labelled training images"
             self._record.events.append(_event(round, "", "skipped", detail))
             return None
+        self._record.updates.extend(mean.differences(round))
         result = mean.result()
         for index, transform in reversed(list(enumerate(self.transforms))):
             result = transform.on_server(result, usable, derive_seed(self.seed, "server", index, round))
         if self.schedule.server_lr != 1.0 and "model" in result.tensors:
             result.tensors["model"] = {k: t * self.schedule.server_lr for k, t in result["model"].items()}
         return result
+
+    def _mean(self) -> Mean:
+        """What averages a round; unless a transform forbids it, it also notes how far updates are apart."""
+        if any(transform.hides_updates for transform in self.transforms):
+            return Mean(self.algorithm.per_site)
+        return SketchedMean(self.algorithm.per_site, derive_seed(self.seed, "sketch"))
 
     def _task(self, round: int, site: str) -> Task:
         rng = random.Random(derive_seed(self.seed, "work", round, site))

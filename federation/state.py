@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -133,6 +134,10 @@ class Mean:
         for name, value in update.scalars.items():
             self._scalars[name] = self._scalars.get(name, 0.0) + weight * value
         self.total += weight
+
+    def differences(self, round: int) -> list[dict[str, Any]]:
+        """What is known of how far the updates are apart, as rows: nothing, as none of them is looked at."""
+        return []
 
     def result(self) -> State:
         """The mean of what was taken in.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
 
 from algorithms import Algorithm
-from datamodules import SiteData
+from datamodules import Regions, SiteData
 from evaluation import QUICK, evaluate, predict_cases
 from federation.checkpoint import Best, Checkpoint
 from federation.contract import RoundRecord, Row, Task
@@ -84,35 +85,32 @@ class Scorer:
 
 
 class Painter:
-    """Takes the place of a scorer: collects pictures of chosen test cases instead of scores.
+    """Takes the place of a scorer: collects the masks of chosen test cases instead of scores.
 
     Args:
-        experiment: regions.
-        scores: the run's table.
+        regions: what the networks outline.
+        cases: site -> the cases to predict there; no other site is looked at.
     """
 
-    def __init__(self, experiment: Experiment, scores: pd.DataFrame) -> None:
-        self.regions = experiment.data.regions
-        self.scores = scores
+    def __init__(self, regions: Regions, cases: Mapping[str, Collection[str]]) -> None:
+        self.regions = regions
+        self.cases = cases
         self.masks: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
         """Predict the chosen cases."""
-        roles = pick_cases(self.scores, site.name)
+        if not (only := self.cases.get(site.name)):
+            return {}
         for view in views(algorithm, site, task):
-            for found in predict_cases(partial(predict, algorithm, view), site, "test", self.regions, only=set(roles)):
-                self.masks.setdefault((site.name, found.case.case), {"truth": found.truth})[view] = found.prediction
+            for found in predict_cases(partial(predict, algorithm, view), site, "test", self.regions, only=only):
+                self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction
         return {}
 
-    def pictures(self, site: SiteData) -> list[Picture]:
-        """The pictures of one site, worst case first."""
-        drawn = []
-        for case, role in pick_cases(self.scores, site.name).items():
-            masks = dict(self.masks[site.name, case])
-            truth = masks.pop("truth")
-            reported = reported_scores(self.scores, site.name, case)
-            drawn.append(Picture(site.name, case, site.image(case), truth, masks, reported, role))
-        return drawn
+    def picture(self, site: SiteData, case: str, scores: pd.DataFrame, role: str = "") -> Picture:
+        """What is to be drawn of one case, with its Dice as the run's table has it."""
+        truth = self.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool).swapaxes(0, 1)
+        masks = self.masks.get((site.name, case), {})  # none where the method has no model for the site
+        return Picture(site.name, case, site.image(case), truth, masks, reported_scores(scores, site.name, case), role)
 
 
 class Notes:
@@ -171,13 +169,22 @@ def score_checkpoints(federation: Federation, scorer: Scorer, server: State, che
 def paint_overlays(
     federation: Federation, experiment: Experiment, checkpoint: Checkpoint, scores: pd.DataFrame
 ) -> dict[str, list[Picture]]:
-    """Pictures of the best models' worst, median and best test case of every site."""
-    painter = Painter(experiment, scores)
+    """Pictures of the best models' worst, median and best test case of every site, worst case first."""
+    roles = {name: pick_cases(scores, name) for name in all_sites(federation)}
+    painter = paint_best(federation, checkpoint, Painter(experiment.data.regions, roles))
+    return {
+        name: [painter.picture(experiment.data.site(name), case, scores, role) for case, role in chosen.items()]
+        for name, chosen in roles.items()
+    }
+
+
+def paint_best(federation: Federation, checkpoint: Checkpoint, painter: Painter) -> Painter:
+    """Let the best models predict the painter's cases."""
     transport: Any = federation.transport
     transport.evaluate = painter
     for name, best in best_models(federation, checkpoint).items():
         show_best(federation, checkpoint, name, best)
-    return {name: painter.pictures(experiment.data.site(name)) for name in all_sites(federation)}
+    return painter
 
 
 def best_models(federation: Federation, checkpoint: Checkpoint) -> dict[str, Best | None]:

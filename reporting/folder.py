@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 
 METRICS = "metrics.csv"
 ROUNDS = "rounds.csv"
+UPDATES = "updates.csv"
 TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
 SPLITS = "splits.csv"
@@ -32,6 +33,7 @@ DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
     METRICS: ("round", "checkpoint", "site", "seen", "split", "view", "region", "case", "metric", "value"),
     ROUNDS: ("round", "site", "task", "loss", "steps", "examples", "seconds"),
+    UPDATES: ("round", "site", "norm", "cosine", "cosine_others"),
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
     EVENTS: ("round", "site", "event", "detail"),
 }
@@ -43,6 +45,9 @@ TYPES = {
     "value": "float64",
     "loss": "float64",
     "seconds": "float64",
+    "norm": "float64",
+    "cosine": "float64",
+    "cosine_others": "float64",
     "steps": "float64",
     "examples": "float64",
     "bytes": "int64",
@@ -60,6 +65,7 @@ README = """# The folder of one training run
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
 | `rounds.csv` | training loss, optimiser steps, examples and seconds per round and site |
+| `updates.csv` | how long each site's update was and where it pointed, in every round; absent if updates are hidden |
 | `communication.csv` | bytes down (server to site) and up (site to server) per round, site and group of tensors |
 | `events.csv` | what was unusual: sites that were absent or whose update was refused |
 | `plots/` | learning curves |
@@ -245,6 +251,10 @@ class RunFolder:
         """Append to rounds.csv: round, site, task, loss, steps, examples, seconds (None where there is no number)."""
         self._append(ROUNDS, rows)
 
+    def append_updates(self, rows: Iterable[Row]) -> None:
+        """Append to updates.csv: round, site, norm, cosine, cosine_others (None where there is no number)."""
+        self._append(UPDATES, rows)
+
     def append_traffic(self, rows: Iterable[Row]) -> None:
         """Append to communication.csv: round, site, direction (`down` | `up`), group, bytes."""
         self._append(TRAFFIC, rows)
@@ -260,6 +270,10 @@ class RunFolder:
     def rounds(self) -> pd.DataFrame:
         """rounds.csv as a table."""
         return self._read(ROUNDS)
+
+    def updates(self) -> pd.DataFrame:
+        """updates.csv as a table (empty where nothing is shared, or updates are hidden)."""
+        return self._read(UPDATES)
 
     def traffic(self) -> pd.DataFrame:
         """communication.csv as a table."""

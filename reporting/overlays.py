@@ -1,7 +1,7 @@
 """Pictures of the worst, median and best case of a site, with the contours of truth and predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ STYLES: Mapping[str, tuple[str, str, float]] = {
     "adapted": ("#FFD800", "-", 1.5),  # of unseen sites, which have no personal model
 }
 SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show pixels, not anatomy
+MOST_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -142,23 +143,73 @@ def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure
     grid = figure.subplots(2, len(pictures), squeeze=False)
     for column, picture in enumerate(pictures):
         index = best_slice(picture)
-        shown = displayed(picture.image, index)
-        place = f", slice {index + 1} of {len(picture.image)}" if len(picture.image) > 1 else ""
-        for axis in grid[:, column]:
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_axis_off()
-        grid[0, column].set_title(f"{picture.role or 'case'}: {_shortened(picture.case)}{place}", fontsize=11)
-        grid[1, column].set_title(_score_lines(picture, regions), fontsize=9, family="monospace", loc="left")
-        _draw_contours(grid[1, column], picture, regions, index)
-        left, top, side = window(picture, index)
-        grid[1, column].set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
-        frame = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8, alpha=0.8)
-        grid[0, column].add_patch(frame)
+        frame = window(picture, index)
+        _draw_bare(grid[0, column], picture, index, frame)
+        grid[0, column].set_title(f"{picture.role or 'case'}: {_place(picture, index)}", fontsize=11)
+        _draw_framed(grid[1, column], picture, regions, index, frame)
     figure.suptitle(f"Site {pictures[0].site}: {', '.join(regions)}", fontsize=13, fontweight="bold")
+    _add_legend(figure, pictures)
+    return figure
+
+
+def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure:
+    """Draw one case as several runs predict it: the bare image, and its framed part once per run.
+
+    Args:
+        pictures: Name of a run to the case with its predictions, at least one; image and truth are the same in all.
+        regions: Names of the R regions.
+    """
+    first = next(iter(pictures.values()))
+    everything = {f"{run}/{view}": mask for run, p in pictures.items() for view, mask in p.predictions.items()}
+    together = replace(first, predictions=everything)  # all runs are shown in one slice and one frame
+    index = best_slice(together)
+    frame = window(together, index)
+    columns = min(len(pictures) + 1, MOST_COLUMNS)
+    rows = -(-(len(pictures) + 1) // columns)
+    figure = Figure(figsize=(3.5 * columns, 4.3 * rows + 0.7), dpi=130, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(pictures) + 1 :]:
+        axis.set_axis_off()
+    _draw_bare(axes[0], first, index, frame)
+    for axis, (name, picture) in zip(axes[1:], pictures.items(), strict=False):
+        _draw_framed(axis, picture, regions, index, frame, heading=_shortened(name))
+    figure.suptitle(f"Site {first.site}, case {_place(first, index)}: {', '.join(regions)}", fontweight="bold")
+    _add_legend(figure, list(pictures.values()))
+    return figure
+
+
+def _draw_bare(axis: Axes, picture: Picture, index: int, frame: tuple[int, int, int]) -> None:
+    """The image, and the frame of what is shown larger."""
+    left, top, side = frame
+    axis.imshow(displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_axis_off()
+    outline = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8, alpha=0.8)
+    axis.add_patch(outline)
+
+
+def _draw_framed(
+    axis: Axes, picture: Picture, regions: Sequence[str], index: int, frame: tuple[int, int, int], heading: str = ""
+) -> None:
+    """The framed part of the image with the contours, and the scores above."""
+    left, top, side = frame
+    axis.imshow(displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_axis_off()
+    told = _score_lines(picture, regions) if picture.predictions else "no model for this site"
+    title = "\n".join(filter(None, (heading, told)))
+    axis.set_title(title, fontsize=9, family="monospace", loc="left")
+    _draw_contours(axis, picture, regions, index)
+    axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+
+
+def _place(picture: Picture, index: int) -> str:
+    slices = len(picture.image)
+    return _shortened(picture.case) + (f", slice {index + 1} of {slices}" if slices > 1 else "")
+
+
+def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
     views = [TRUTH, *(view for view in STYLES if any(view in picture.predictions for picture in pictures))]
     figure.legend(handles=[_legend_line(v) for v in views], loc="outside lower center", ncols=len(views), frameon=True,
                   facecolor="#777777", labelcolor="white", fontsize=10)  # fmt: skip
-    return figure
 
 
 def save_overlays(figure: Figure, path: Path) -> None:

@@ -29,6 +29,10 @@ class RoundRecord(Protocol):
         """Rows for rounds.csv."""
 
     @property
+    def updates(self) -> Sequence[Row]:
+        """Rows for updates.csv."""
+
+    @property
     def traffic(self) -> Sequence[Row]:
         """Rows for communication.csv."""
 
@@ -102,6 +106,7 @@ class Reporter:
         if self._means:
             self.scores(self._means)
         self.folder.append_rounds(record.rounds)
+        self.folder.append_updates(record.updates)
         self.folder.append_traffic(record.traffic)
         self.folder.append_events(record.events)
         loss = _mean(row["loss"] for row in record.rounds if row["task"] == "train" and row["loss"] is not None)

@@ -426,6 +426,7 @@ class Step:
     out: Any
     back: Any
     seeds: list[int] = field(default_factory=list)
+    hides_updates: bool = False
 
     def check(self, algorithm: Any) -> None:
         self.log.append(f"{self.name} checks")

@@ -57,6 +57,7 @@ class Record:
     rounds: Sequence[Row] = ()
     traffic: Sequence[Row] = ()
     events: Sequence[Row] = field(default_factory=list)
+    updates: Sequence[Row] = ()
 
 
 @pytest.fixture

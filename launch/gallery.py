@@ -1,0 +1,87 @@
+"""Chosen cases as several runs predict them, one picture per case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launch.reopen import Reopened
+from launch.scoring import Painter, paint_best
+from reporting import ReportingError
+from reporting.folder import RunFolder, file_name
+from reporting.overlays import Picture, draw_case, save_overlays
+
+Place = tuple[str, str]
+"""Site and case."""
+
+
+def draw_cases(runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str]], out: Path) -> dict[Place, Path]:
+    """Draw test cases with the contours of the truth and of what every run's best models predict.
+
+    The runs' data is read again, one run at a time, and the best checkpoints predict anew.
+
+    Args:
+        runs: the name to show -> a run; all over the same data at the same size.
+        choices: site -> names of test cases.
+        out: a picture goes to OUT/SITE/CASE.png.
+
+    Returns:
+        (site, case) -> its picture.
+
+    Raises:
+        ReportingError: no run is named, a run's data changed or can no longer be read, a site or case is none of the
+            run's test cases, or runs disagree about the truth or the image's size.
+        CheckpointError: a saved model is damaged or gone.
+    """
+    if not runs:
+        raise ReportingError("no run is named whose cases could be drawn")
+    found: dict[Place, dict[str, Picture]] = {(site, case): {} for site, cases in choices.items() for case in cases}
+    regions: Sequence[str] = ()
+    for name, folder in runs.items():
+        run = Reopened.read(folder)
+        run.prepare_data()
+        regions = run.experiment.data.regions.names
+        for place, picture in predict_choices(run, choices).items():
+            found[place][name] = picture
+            _check_alike(place, found[place])
+    drawn = {}
+    for (site, case), pictures in found.items():
+        drawn[site, case] = out / file_name(site) / f"{file_name(case)}.png"
+        save_overlays(draw_case(pictures, regions), drawn[site, case])
+    return drawn
+
+
+def predict_choices(run: Reopened, choices: Mapping[str, Sequence[str]]) -> dict[Place, Picture]:
+    """Predict test cases of a run, whose data is prepared, with its best models.
+
+    Raises:
+        ReportingError: a site or case is none of the run's test cases.
+    """
+    data = run.experiment.data
+    for site, cases in choices.items():
+        known = {case.case for case in data.site(site).cases("test")} if site in _names(run) else set()
+        unknown = [case for case in cases if case not in known]
+        if unknown:
+            raise ReportingError(
+                f"{run.folder.path}: {unknown[0]!r} is no test case of site {site!r}; "
+                f"sites: {', '.join(_names(run))}; test cases there: {', '.join(sorted(known)) or 'none'}"
+            )
+    painter = Painter(data.regions, choices)
+    paint_best(run.federation(painter), run.checkpoint, painter)
+    scores = run.folder.scores()
+    places = [(site, case) for site, cases in choices.items() for case in cases]
+    return {(site, case): painter.picture(data.site(site), case, scores) for site, case in places}
+
+
+def _names(run: Reopened) -> tuple[str, ...]:
+    return (*run.experiment.data.sites, *run.experiment.data.unseen_sites)
+
+
+def _check_alike(place: Place, pictures: Mapping[str, Picture]) -> None:
+    (first, expected), *others = pictures.items()
+    for name, picture in others:
+        if picture.truth.shape != expected.truth.shape or (picture.truth != expected.truth).any():
+            raise ReportingError(
+                f"site {place[0]!r}, case {place[1]!r}: the truth of {name} is another one than that of {first} "
+                "(another data.size, other regions or other masks); draw them apart"
+            )

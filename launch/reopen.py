@@ -1,0 +1,86 @@
+"""A run's folder, opened again: its settings, its saved models and, if asked, its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.compose import load
+from datamodules import DataError
+from federation.checkpoint import Checkpoint, Snapshot
+from federation.client import Evaluate
+from federation.contract import RoundRecord
+from federation.engine import Federation
+from launch.experiment import Experiment
+from launch.run import check_splits
+from reporting import ReportingError
+from reporting.folder import RunFolder
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def round_started(self, round: int, rounds: int, sites: object) -> None:
+        """Nothing."""
+
+    def site_done(self, task: str, round: int, site: str, scalars: object, seconds: float) -> None:
+        """Nothing."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A run that has come to a checkpoint.
+
+    Attributes:
+        folder: where it lies.
+        experiment: its settings.
+        checkpoint: its saved models.
+        snapshot: where it stood last.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    checkpoint: Checkpoint
+    snapshot: Snapshot
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Reopened:
+        """Open a folder; no data is read.
+
+        Raises:
+            ReportingError: it holds no run, or no checkpoint.
+            CheckpointError: its checkpoint is damaged.
+        """
+        experiment = Experiment(load(folder.read_config()))
+        none = ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
+        if not (folder.checkpoints / "index.json").is_file():
+            raise none
+        checkpoint = Checkpoint(folder.checkpoints)
+        snapshot = checkpoint.load()
+        if snapshot is None:
+            raise none
+        return cls(folder, experiment, checkpoint, snapshot)
+
+    def prepare_data(self) -> None:
+        """Read the run's data again.
+
+        Raises:
+            ReportingError: it cannot be read any more, or it changed since the run began.
+            ConfigError: a setting of the run can no longer be used.
+        """
+        self.experiment.check()
+        try:
+            self.experiment.data.setup()
+        except DataError as error:
+            raise ReportingError(
+                f"{self.folder.path}: the data of this run can no longer be read ({error}); put it back where it was"
+            ) from error
+        check_splits(self.folder, self.experiment.data.splits())
+
+    def federation(self, evaluate: Evaluate) -> Federation:
+        """The federation as it stood last, its data prepared before; ``evaluate`` is given every view at a site."""
+        federation = self.experiment.federation(self.checkpoint, evaluate, Silent())
+        federation.transport.restore(self.snapshot.kept)
+        return federation

@@ -1,0 +1,216 @@
+"""When does personalising pay? Personal minus global Dice against each dial of the phantom.
+
+`python -m reporting.dials FOLDER...` reads runs on the phantom (folders of runs, or folders that hold such folders, as
+a sweep leaves them) and writes dials.csv, dials.png and dials.svg. A run counts where one dial is turned and the others
+stand at 0; runs with all dials at 0 are where every curve begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reporting import ReportingError
+from reporting.curves import COLOURS
+from reporting.folder import RunFolder, write_atomic
+from reporting.summary import HEADLINE, Table, site_scores
+
+DIALS = {
+    "appearance": "device",
+    "annotation": "outlines",
+    "structure": "patients",
+    "amount": "number of cases",
+}
+"""Dial of the phantom to what differs between its hospitals."""
+POINT = ["method", "dial", "level"]
+MAY_DIFFER = ("name", "preset", *DIALS, "split_seed", "cache", "cache_dir", "workers")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: where its dials stand.
+
+    Attributes:
+        folder: of the run.
+        method: of its algorithm.
+        seed: of the run.
+        levels: dials that are not at 0.
+        settings: what all runs must have in common.
+    """
+
+    folder: RunFolder
+    method: str
+    seed: int
+    levels: Mapping[str, float]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Point | None:
+        """Read a run's settings; None if it is no run on the phantom."""
+        config = yaml.safe_load(folder.read_config())
+        data = config.get("data", {})
+        if data.get("name") != "phantom":
+            return None
+        settings = {f"data.{key}": value for key, value in data.items() if key not in MAY_DIFFER}
+        settings |= {f"federation.{key}": value for key, value in config["federation"].items()}
+        levels = {dial: float(data[dial]) for dial in DIALS if data[dial]}
+        return cls(folder, config["algorithm"]["preset"], config["seed"], levels, settings)
+
+
+def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
+    """The runs in some folders, which may be runs themselves.
+
+    Raises:
+        ReportingError: a folder holds none.
+    """
+    found: list[RunFolder] = []
+    for path in paths:
+        here = sorted(file.parent for file in path.rglob("config.yaml"))
+        if not here:
+            raise ReportingError(f"{path} holds no run (no config.yaml in it or below it)")
+        found += [RunFolder(folder) for folder in here]
+    return found
+
+
+def gains(runs: Sequence[RunFolder]) -> tuple[pd.DataFrame, list[str]]:
+    """Test Dice of both models at every site, by dial.
+
+    Args:
+        runs: finished or not.
+
+    Returns:
+        Columns method, dial, level, seed, site, global, personal, gain; and what was left out, and why.
+
+    Raises:
+        ReportingError: no run can be used, or runs differ in more than method, seed and dials.
+    """
+    points: list[Point] = []
+    left_out: list[str] = []
+    tables: list[pd.DataFrame] = []
+    for folder in runs:
+        point = Point.read(folder)
+        table = None if point is None else _scores(point)
+        if point is None or table is None:
+            reason = "it is no run on the phantom" if point is None else "it has no final scores of both models"
+            left_out.append(f"{folder.path}: {reason}")
+        elif len(point.levels) > 1:
+            left_out.append(f"{folder.path}: more than one dial is turned ({', '.join(point.levels)})")
+        else:
+            points.append(point)
+            tables += [table.assign(dial=dial, level=level) for dial, level in (point.levels or _origin()).items()]
+    if not tables:
+        raise ReportingError("none of these runs can be used:\n" + "\n".join(left_out))
+    _check_alike(points)
+    columns = [*POINT, "seed", "site", "global", "personal", "gain"]
+    return pd.concat(tables, ignore_index=True)[columns], left_out
+
+
+def _origin() -> dict[str, float]:
+    return dict.fromkeys(DIALS, 0.0)
+
+
+def _scores(point: Point) -> pd.DataFrame | None:
+    """Site, global, personal, gain of one run; None where a model is missing."""
+    scores = point.folder.scores()
+    final = scores[
+        (scores["checkpoint"] == "best") & (scores["split"] == "test") & (scores["metric"] == HEADLINE) & scores["seen"]
+    ]
+    table = site_scores(final).pivot_table(index="site", columns="view", values="mean").reset_index()
+    if not {"global", "personal"} <= set(table.columns):
+        return None
+    gain = table["personal"] - table["global"]
+    return table[["site", "global", "personal"]].assign(gain=gain, method=point.method, seed=point.seed)
+
+
+def _check_alike(points: Sequence[Point]) -> None:
+    first = points[0]
+    for point in points[1:]:
+        for key in sorted(first.settings.keys() | point.settings.keys()):
+            here, there = first.settings.get(key), point.settings.get(key)
+            if here != there:
+                raise ReportingError(
+                    f"runs that differ in more than method, seed and dials make no curve: {key} is {here} in "
+                    f"{first.folder.path}, {there} in {point.folder.path}"
+                )
+
+
+def summary_table(table: pd.DataFrame) -> Table:
+    """One row per method, dial and level: means over sites and seeds, and the least and the most gain of a site."""
+    header = ("method", "dial", "level", "runs", "global", "personal", "gain", "least gain", "most gain")
+    rows = []
+    for (method, dial, level), group in table.groupby(POINT, sort=False):
+        by_site = group.groupby("site")["gain"].mean()
+        means = (f"{group[column].mean():.4f}" for column in ("global", "personal"))
+        signed = (f"{value:+.4f}" for value in (group["gain"].mean(), by_site.min(), by_site.max()))
+        rows.append((str(method), str(dial), f"{level:g}", str(group["seed"].nunique()), *means, *signed))
+    order = {dial: place for place, dial in enumerate(DIALS)}
+    rows.sort(key=lambda row: (row[0], order[row[1]], float(row[2])))
+    note = "test Dice of the best models; gain: personal minus global; least and most: of a site, mean over seeds"
+    return Table(header, tuple(rows), note)
+
+
+def draw_gains(table: pd.DataFrame) -> Figure:
+    """One panel per dial: a dot per site and seed, a line through the means of each method."""
+    dials = [dial for dial in DIALS if (table.loc[table["dial"] == dial, "level"] > 0).any()] or list(DIALS)
+    figure = Figure(figsize=(3.1 * len(dials) + 1.2, 3.8), dpi=130, layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, len(dials), sharey=True, squeeze=False)[0])
+    methods = sorted(set(table["method"]))
+    for axis, dial in zip(axes, dials, strict=True):
+        axis.axhline(0, color="black", linewidth=0.8)
+        for number, method in enumerate(methods):
+            rows = table[(table["dial"] == dial) & (table["method"] == method)]
+            colour = COLOURS[number % len(COLOURS)]
+            axis.plot(rows["level"], rows["gain"], "o", color=colour, markersize=3.5, alpha=0.4, markeredgewidth=0)
+            means = rows.groupby("level")["gain"].mean()
+            axis.plot(means.index, means, color=colour, linewidth=2, marker="D", markersize=5, label=method)
+        axis.set(title=f"{dial}\n({DIALS[dial]})", xlabel="dial: 0 alike, 1 strongly different")
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("personal minus global\n(test Dice)")
+    if len(methods) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    runs = table.groupby(POINT)["seed"].nunique()
+    seeds = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
+    method = f"{methods[0]}: " if len(methods) == 1 else ""
+    figure.suptitle(
+        f"When does personalising pay? {method}dots are sites, lines are means, {seeds} seed(s)", fontsize=11
+    )
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 if there is nothing to draw)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reporting.dials", description="Personal minus global Dice against each dial of the phantom."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
+    parser.add_argument("--out", type=Path, help="where to write; the first folder by default")
+    options = parser.parse_args(arguments)
+    out: Path = options.out or options.runs[0]
+    try:
+        table, left_out = gains(find_runs(options.runs))
+    except ReportingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    write_atomic(out / "dials.csv", table.to_csv(index=False))
+    figure = draw_gains(table)
+    for ending in ("png", "svg"):
+        figure.savefig(out / f"dials.{ending}")
+    print(summary_table(table).text(colour=sys.stdout.isatty()), end="")
+    print(f"\n{out / 'dials.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
