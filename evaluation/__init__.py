@@ -1,7 +1,14 @@
-"""Scores of cases: what the metrics mean, and how predictions are gathered."""
+"""Scores of cases: what the metrics mean, and how predictions are gathered.
 
-from evaluation.cases import CaseMasks, CaseScore, Predict, ScoredSite, evaluate, predict_cases
+Predicting needs torch, reading a finished run's scores does not: what predicts is imported when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from evaluation.metrics import FULL, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
+
+if TYPE_CHECKING:
+    from evaluation.cases import CaseMasks, CaseScore, Predict, ScoredSite, evaluate, predict_cases
 
 __all__ = [
     "FULL",
@@ -18,3 +25,11 @@ __all__ = [
     "predict_cases",
     "score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from evaluation import cases
+
+    return getattr(cases, name)

@@ -5,12 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from configs.compose import ConfigError
-from datamodules.errors import DataError
-from federation.checkpoint import CheckpointError
-from federation.engine import RoundError
-from reporting import ReportingError
-
 MISTAKE, INTERRUPTED = 2, 130
 
 
@@ -23,9 +17,22 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
     """
     try:
         return command(arguments) or 0
-    except (ConfigError, DataError, ReportingError, CheckpointError, RoundError) as error:
+    except Exception as error:
+        if not isinstance(error, mistakes()):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("\nstopped; go on with: python train.py output=THE_RUN'S_FOLDER resume=true", file=sys.stderr)
         return INTERRUPTED
+
+
+def mistakes() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user; imported when there is one, since some come with torch."""
+    from configs.compose import ConfigError
+    from datamodules.errors import DataError
+    from federation.checkpoint import CheckpointError
+    from federation.engine import RoundError
+    from reporting import ReportingError
+
+    return ConfigError, DataError, ReportingError, CheckpointError, RoundError

@@ -15,7 +15,8 @@ from launch.experiment import Experiment
 from launch.scoring import Notes, Scorer, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
 from reporting import ReportingError
-from reporting.folder import RunFolder
+from reporting.environment import Meter
+from reporting.folder import RunFolder, flattened
 from reporting.reporter import Reporter
 from reporting.summary import Summary
 from reporting.wandb import WandbRun
@@ -66,6 +67,7 @@ def execute(config: DictConfig) -> Summary:
     Raises:
         ConfigError, DataError, ReportingError, RoundError: with a message for the user.
     """
+    meter = Meter()
     experiment = Experiment(config)
     experiment.check()
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
@@ -96,6 +98,7 @@ def execute(config: DictConfig) -> Summary:
             regions = experiment.data.regions.names
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
+        folder.write_cost(meter)
         return reporter.finish()
 
 
@@ -148,10 +151,4 @@ def open_wandb(config: DictConfig, folder: RunFolder) -> WandbRun:
 def flat(config: DictConfig) -> dict[str, Any]:
     """Dotted key -> value; a mapping that is a value (regions) is not taken apart."""
     plain: Any = OmegaConf.to_container(config)
-    rows: dict[str, Any] = {}
-    for key, value in plain.items():
-        if key in SCHEMA.groups or key in SCHEMA.sections:
-            rows |= {f"{key}.{name}": entry for name, entry in value.items()}
-        else:
-            rows[key] = value
-    return rows
+    return flattened(plain)

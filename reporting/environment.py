@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import distributions
@@ -31,6 +32,47 @@ def describe_process() -> dict[str, Any]:
         "git": git_state(SOURCE),
         "packages": dict(sorted({d.name: d.version for d in distributions()}.items(), key=lambda p: p[0].lower())),
     }
+
+
+class Meter:
+    """What this process uses from now on: wall and CPU time, memory at its peak."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), _cpu_seconds()
+
+    def read(self) -> dict[str, float | None]:
+        """Seconds since the meter was made; bytes of memory (of the whole process) and of the GPU at their peak.
+
+        None where the system does not tell, or there is no GPU.
+        """
+        import torch
+
+        gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return {
+            "wall_seconds": round(time.monotonic() - self._wall, 3),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
+            "peak_memory_bytes": peak_memory(),
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+        }
+
+
+def peak_memory() -> int | None:
+    """Resident bytes of this process at their peak; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: getrusage there counts the parent's memory at the fork, too
+        found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(found[0].split()[1]) * 1024 if found else None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _cpu_seconds() -> float:
+    """Of this process and its children that have ended (workers that load images)."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from reporting import ReportingError
-from reporting.environment import describe_process, extend_environment
+from reporting.environment import Meter, describe_process, extend_environment
 
 Row = Mapping[str, Any]
 
@@ -59,6 +60,7 @@ README = """# The folder of one training run
 |---|---|
 | `config.yaml` | every setting of the run, resolved; `python train.py` with these settings repeats it |
 | `environment.json` | seeds; for each process that worked on the run: command, versions, machine, git revision |
+| `cost.json` | for each of them, when it ended: wall and CPU seconds, peak memory |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions |
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
@@ -107,6 +109,14 @@ def write_atomic(path: Path, text: str) -> None:
     _sync_directory(path.parent)
 
 
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections taken apart: dotted key -> value; a mapping that is a value (regions) stays one."""
+    rows: dict[str, Any] = {}
+    for key, value in settings.items():
+        rows |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, Mapping) else {key: value}
+    return rows
+
+
 def complete_lines(path: Path) -> list[str]:
     """The lines of a table with their ends, [] if there is no file. A half-written last line is left out."""
     if not path.exists():
@@ -127,6 +137,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_path = self.path / "config.yaml"
         self.environment_path = self.path / "environment.json"
+        self.cost_path = self.path / "cost.json"
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.overlays = self.path / "overlays"
@@ -190,6 +201,31 @@ class RunFolder:
         """Record seeds and this process: versions, machine, git revision, command; a resumed run lists each."""
         before = self.environment_path.read_text(encoding="utf-8") if self.environment_path.exists() else None
         write_atomic(self.environment_path, extend_environment(before, seeds, describe_process()))
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration, one level deep: dotted key to value.
+
+        Raises:
+            ReportingError: If the folder holds no run, or its configuration cannot be read.
+        """
+        try:
+            return flattened(yaml.safe_load(self.read_config()))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise ReportingError(f"{self.config_path} cannot be read as settings: {error}") from error
+
+    def write_cost(self, meter: Meter) -> None:
+        """Add what this process used to those that worked on the run before."""
+        write_atomic(self.cost_path, json.dumps([*self.costs(), meter.read()], indent=2) + "\n")
+
+    def costs(self) -> list[dict[str, Any]]:
+        """cost.json: one entry per process that came to its end; empty if there is none."""
+        return json.loads(self.cost_path.read_text(encoding="utf-8")) if self.cost_path.is_file() else []
+
+    def processes(self) -> int:
+        """How many processes worked on the run."""
+        if not self.environment_path.is_file():
+            return 0
+        return len(json.loads(self.environment_path.read_text(encoding="utf-8"))["processes"])
 
     def write_splits(self, rows: Sequence[Row]) -> None:
         """Save the split of every case; all rows have the columns of the first."""

@@ -1,0 +1,138 @@
+"""A comparison from its command line to its folder.
+
+Reading runs needs neither torch nor images; what does (pictures of cases, differences between sites) is imported when asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.compose import ConfigError
+from configs.knobs import Knob, knobs, validated
+from reporting import ReportingError
+from reporting.compare.analysis import Analysis
+from reporting.compare.gather import gather
+from reporting.compare.options import Options
+from reporting.compare.report import PAGE, Extras, Report, write
+from reporting.compare.runs import LeftOut, Run, find_runs, read_run
+from reporting.compare.verdicts import Verdict
+from reporting.folder import RunFolder
+
+USAGE = """python compare.py RUN... [key=value ...]
+
+  python compare.py runs/compare_phantom                     every run in a folder, at any depth (a sweep's folder)
+  python compare.py runs/fedavg-0 runs/ditto-0               folders of runs
+  python compare.py 'runs/*-seed[012]' output=report         a pattern, in quotes
+
+Runs that differ in their seed only are one method. Runs whose scores do not mean the same (data, splits, regions, grid,
+metric definitions) are refused; unfinished ones are left out. docs/comparison.md explains every number and test.
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the report goes, and what it takes.
+
+    Attributes:
+        output: folder of the report; null makes RUN/report for a folder of runs, else comparison here. An earlier report
+            there is replaced.
+        pictures: also read images again: how sites differ, and the cases with the largest gain and loss; takes longer.
+        cases: pictures per site of the largest gain, and as many of the largest loss.
+    """
+
+    output: str | None = None
+    pictures: bool = True
+    cases: int = 2
+
+
+def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place]:
+    """The command line read: where runs are, how to compare them, where to write.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, or no run.
+    """
+    places, values = [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not Path(argument).exists() and "/" not in key:
+            values[key] = _read(argument, value)
+        else:
+            places.append(argument)
+    known = {name: owner for owner in (Options, Place) for name in knobs(owner)}
+    settings, errors = [], []
+    for owner in (Options, Place):
+        own = {key: value for key, value in values.items() if known.get(key, Options) is owner}
+        valid, problems = validated(owner, own, "")
+        settings.append(valid)
+        errors += [f"{problem} (see compare.py --help)" for problem in problems]
+    if errors:
+        raise ConfigError("\n".join(errors))
+    if not places:
+        raise ConfigError("no run is named: python compare.py RUN... (see compare.py --help)")
+    try:
+        return places, Options(**settings[0]), Place(**settings[1])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def help_text() -> str:
+    """Usage and every knob."""
+    every: dict[str, Knob] = {**knobs(Options), **knobs(Place)}
+    lines = [f"  {name}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
+    return "\n".join([USAGE, *lines])
+
+
+def compare(places: Sequence[str], options: Options, place: Place) -> Report:
+    """Gather runs, compare them, write the report.
+
+    Raises:
+        ReportingError: there is no run, runs cannot be compared, or the output folder holds something else.
+    """
+    output = destination(places, place)
+    read = [read_run(path, options.metric) for path in find_runs(places)]
+    for one in read:
+        if isinstance(one, LeftOut):
+            print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
+    analysis = Analysis(gather(read), options)
+    return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output))
+
+
+def destination(places: Sequence[str], place: Place) -> Path:
+    """The report's folder.
+
+    Raises:
+        ReportingError: it holds something that is no report.
+    """
+    only = Path(places[0])
+    inside = len(places) == 1 and only.is_dir() and not RunFolder(only).holds_run
+    output = Path(place.output) if place.output is not None else only / "report" if inside else Path("comparison")
+    if output.is_file():
+        raise ReportingError(f"output={output} is a file; choose a folder")
+    if output.is_dir() and os.listdir(output) and not (output / PAGE).is_file():
+        raise ReportingError(f"output={output} holds something that is no report (no {PAGE}); choose another folder")
+    return output
+
+
+def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path) -> Extras:
+    return Extras()
+
+
+def _read(argument: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read {argument!r}: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+__all__ = ["Place", "Run", "compare", "help_text", "requested"]

@@ -1,0 +1,368 @@
+"""Numbers of a comparison: scores with intervals, tests, fairness, ranks and cost, as tidy tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from evaluation.statistics import (
+    DECIMALS,
+    Bootstrap,
+    PairedTest,
+    Ranking,
+    block_ranks,
+    bootstrap,
+    fairness,
+    holm,
+    over_seeds,
+    paired,
+    rank_stability,
+    ranking,
+    seed_means,
+    site_mean,
+    wins,
+)
+from reporting.compare.gather import Gathered
+from reporting.compare.options import Options
+from reporting.compare.runs import Run
+from reporting.summary import CHECKPOINTS
+
+GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
+LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
+BASELINES = (LOCAL, POOLED)
+OVERALL = "mean over sites"
+Sites = dict[str, pd.DataFrame]  # site -> seeds x cases, NaN where a seed did not test a case
+
+
+class Model(NamedTuple):
+    """One model that answers: a method's view."""
+
+    method: str
+    view: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.method} {self.view}"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A comparison's numbers, each computed when it is first asked for.
+
+    Attributes:
+        gathered: the runs.
+        options: what is asked.
+    """
+
+    gathered: Gathered
+    options: Options
+
+    # --- scores -------------------------------------------------------------------------------------------------------
+
+    def scores(self, checkpoint: str, split: str, *, seen: bool) -> dict[Model, Sites]:
+        """Every model's scores at every site."""
+        cases = self.gathered.cases
+        rows = cases[
+            (cases["checkpoint"] == checkpoint)
+            & (cases["split"] == split)
+            & (cases["seen"] == seen)
+            & (cases["metric"] == self.options.metric)
+        ]
+        found: dict[Model, Sites] = {}
+        for (method, view, site), own in rows.groupby(["method", "view", "site"], observed=True, sort=True):
+            table = own.pivot(index="seed", columns="case", values="value")
+            found.setdefault(Model(str(method), str(view)), {})[str(site)] = table
+        return {model: _same_seeds(sites) for model, sites in found.items()}
+
+    @cached_property
+    def _all_test(self) -> dict[Model, Sites]:
+        return self.scores(self.options.checkpoint, "test", seen=True)
+
+    @cached_property
+    def twins(self) -> dict[Model, Model]:
+        """Model -> the first model with the same scores everywhere, such as Ditto's global model and FedAvg's.
+
+        One model under several names would tie with itself in ranks and be tested several times; it takes part once.
+        """
+        prints: dict[Any, Model] = {}
+        order = sorted(self._all_test, key=lambda m: (self.name(m) != REFERENCE, m))
+        return {model: prints.setdefault(_fingerprint(self._all_test[model]), model) for model in order}
+
+    @cached_property
+    def test(self) -> dict[Model, Sites]:
+        """Test scores of the chosen checkpoint at seen sites; of models that are the same, the first."""
+        return {model: sites for model, sites in self._all_test.items() if self.twins[model] == model}
+
+    @cached_property
+    def validation(self) -> dict[Model, dict[str, float]]:
+        """Mean validation scores of the chosen checkpoint: model -> site -> mean."""
+        scores = self.scores(self.options.checkpoint, "val", seen=True)
+        return {m: {site: site_mean(v.to_numpy()) for site, v in sites.items()} for m, sites in scores.items()}
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """Models of seen sites, the best mean first."""
+        means = {model: self.means(model) for model in self.test}
+        sign = -1 if self.options.higher_is_better else 1
+        return sorted(means, key=lambda model: (sign * float(np.mean(list(means[model].values()))), model))
+
+    @cached_property
+    def sites(self) -> list[str]:
+        """Seen sites."""
+        return sorted({site for sites in self.test.values() for site in sites})
+
+    def means(self, model: Model) -> dict[str, float]:
+        """Test mean of a model at each site."""
+        return {site: site_mean(values.to_numpy()) for site, values in self.test[model].items()}
+
+    def name(self, model: Model) -> str:
+        """Of the algorithm."""
+        return self.gathered.methods[model.method].name
+
+    def is_baseline(self, model: Model) -> bool:
+        """Local and pooled training are lines to compare with, not candidates."""
+        return self.name(model) in BASELINES
+
+    @cached_property
+    def overview(self) -> pd.DataFrame:
+        """Every model, site and checkpoint: columns of `_overview_rows`; seen sites and, apart, unseen ones."""
+        rows = chain.from_iterable(
+            self._overview_rows(model, sites, checkpoint, seen)
+            for seen in (True, False)
+            for checkpoint in CHECKPOINTS
+            for model, sites in self.scores(checkpoint, "test", seen=seen).items()
+            if not seen or model in self.test
+        )
+        return pd.DataFrame(rows)
+
+    def _overview_rows(self, model: Model, sites: Sites, checkpoint: str, seen: bool) -> Iterable[dict[str, Any]]:
+        found = self.resample(sites)
+        common = {"method": model.method, "view": model.view, "checkpoint": checkpoint, "seen": seen}
+        per_seed = np.stack([seed_means(values.to_numpy()) for values in sites.values()])
+        parts = [(OVERALL, found.overall, np.nanmean(per_seed, axis=0), sum(v.shape[1] for v in sites.values()))]
+        parts += [
+            (site, found.sites[site], per_seed[i], values.shape[1]) for i, (site, values) in enumerate(sites.items())
+        ]
+        for site, interval, by_seed, cases in parts:
+            spread = float(np.nanstd(by_seed, ddof=1)) if np.isfinite(by_seed).sum() > 1 else float("nan")
+            row = {"site": site, **interval._asdict(), "seed_spread": spread}
+            yield {**common, **row, "seeds": int(np.isfinite(by_seed).sum()), "cases": cases}
+
+    def resample(self, sites: Mapping[str, pd.DataFrame]) -> Bootstrap:
+        """Means with intervals."""
+        arrays = {site: values.to_numpy() for site, values in sites.items()}
+        return bootstrap(arrays, draws=self.options.draws, confidence=self.options.confidence)
+
+    # --- pairs --------------------------------------------------------------------------------------------------------
+
+    def gain(self, model: Model, other: Model, site: str) -> pd.DataFrame | None:
+        """By how much a model is better than another, seeds x cases, on seeds and cases that both have.
+
+        None where they share none. Positive is better, whichever way the metric points.
+        """
+        mine, theirs = self.test.get(model, {}).get(site), self.test.get(other, {}).get(site)
+        if mine is None or theirs is None:
+            return None
+        seeds, cases = mine.index.intersection(theirs.index), mine.columns.intersection(theirs.columns)
+        apart = mine.loc[seeds, cases] - theirs.loc[seeds, cases]
+        apart = (apart if self.options.higher_is_better else -apart).dropna(axis=1, how="all")
+        return apart if apart.size else None
+
+    def peer(self, model: Model, algorithm: str, view: str) -> Model | None:
+        """The model of another algorithm that was trained under the most similar settings; None if there is none."""
+        methods = self.gathered.methods
+        found = [m for m in self.test if m.view == view and methods[m.method].name == algorithm]
+        own = methods[model.method]
+        shared = [m for m in found if set(methods[m.method].seeds) & set(own.seeds)]
+        return min(shared, key=lambda m: (own.distance(methods[m.method]), m), default=None)
+
+    def counterpart(self, model: Model) -> Model | None:
+        """What a personal model is held against: its method's own global model, else FedAvg's."""
+        own = self.twins.get(Model(model.method, GLOBAL))
+        return own if own is not None else self.peer(model, REFERENCE, GLOBAL)
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        """All questions at all sites: each personal model against its global one, each model against local training.
+
+        One family for Holm's correction. Columns: question, model, against, site, gain and its interval, cases and
+        the fields of `PairedTest`, p_holm.
+        """
+        asked = [(m, self.counterpart(m), "personal against global") for m in self.models if self._personalised(m)]
+        asked += [
+            (m, self.peer(m, LOCAL, PERSONAL), "against local training") for m in self.models if not self.is_baseline(m)
+        ]
+        rows = []
+        for model, against, question in asked:
+            for site in self.sites if against is not None else ():
+                row = self.compare(model, against, site)
+                if row is not None:
+                    rows.append({"question": question, **row})
+        table = pd.DataFrame(rows)
+        return table.assign(p_holm=holm(table["p"].to_list())) if rows else table
+
+    def compare(self, model: Model, against: Model | None, site: str) -> dict[str, Any] | None:
+        """One test at one site; None where nothing is shared."""
+        gain = None if against is None else self.gain(model, against, site)
+        if gain is None or against is None:
+            return None
+        test: PairedTest = paired(over_seeds(gain.to_numpy()))
+        interval = self.resample({site: gain}).sites[site]
+        pair = {"model": model.label, "against": against.label, "site": site, "seeds": len(gain)}
+        return {**pair, "gain": interval.mean, "low": interval.low, "high": interval.high, **test.__dict__}
+
+    def _personalised(self, model: Model) -> bool:
+        return model.view == PERSONAL and not self.is_baseline(model)
+
+    # --- fairness -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fairness(self) -> pd.DataFrame:
+        """How evenly each model serves sites; see `evaluation.statistics.Fairness`."""
+        rows = []
+        for model in self.models:
+            arrays = {site: values.to_numpy() for site, values in self.test[model].items()}
+            found = fairness(arrays, higher_is_better=self.options.higher_is_better)
+            rows.append({"method": model.method, "view": model.view, **found.__dict__})
+        return pd.DataFrame(rows)
+
+    # --- ranks --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def shared_seeds(self) -> list[int]:
+        """Seeds that every model has; ranks need all models side by side."""
+        sets = [set(values.index) for sites in self.test.values() for values in sites.values()]
+        return sorted(set.intersection(*sets)) if sets else []
+
+    @cached_property
+    def case_table(self) -> pd.DataFrame:
+        """(site, case) x model: scores averaged over the shared seeds; cases that some model lacks are left out."""
+        columns = {}
+        for model in self.models:
+            means = {site: v.reindex(self.shared_seeds).mean() for site, v in self.test[model].items()}
+            columns[model] = pd.concat(means)
+        table = pd.DataFrame({model.label: column for model, column in columns.items()})
+        return table.dropna()
+
+    @cached_property
+    def ranks(self) -> Ranking:
+        """Of all models, over cases."""
+        return ranking(
+            self.case_table.to_numpy(), alpha=self.options.alpha, higher_is_better=self.options.higher_is_better
+        )
+
+    @cached_property
+    def block_means(self) -> pd.DataFrame:
+        """(seed, site) x model: means over cases, where all models have one."""
+        columns = {}
+        for model in self.models:
+            sites = {site: v.reindex(self.shared_seeds).mean(axis=1) for site, v in self.test[model].items()}
+            columns[model.label] = pd.concat(sites).swaplevel()
+        return pd.DataFrame(columns).dropna().rename_axis(["seed", "site"]).sort_index()
+
+    @cached_property
+    def rank_table(self) -> pd.DataFrame:
+        """(seed, site) x model: ranks, 1 is best."""
+        means = self.block_means
+        ranks = block_ranks(means.to_numpy(), higher_is_better=self.options.higher_is_better)
+        return pd.DataFrame(ranks, index=means.index, columns=means.columns)
+
+    @cached_property
+    def stability(self) -> dict[str, float]:
+        """Mean Kendall's tau between the rankings of two seeds, and of two sites."""
+        means = self.block_means
+        return {level: rank_stability(means.groupby(level).mean().to_numpy()) for level in ("seed", "site")}
+
+    @cached_property
+    def wins(self) -> pd.DataFrame:
+        """On how many cases the model of the row beats that of the column."""
+        table = self.case_table
+        counts = wins(table.to_numpy(), higher_is_better=self.options.higher_is_better)
+        return pd.DataFrame(counts, index=table.columns, columns=table.columns)
+
+    # --- cost ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Validation Dice over rounds and traffic: method, view, seed, round, value, bytes (both ways, so far)."""
+        parts = []
+        for method, run in self.gathered.ordinary:
+            so_far = run.traffic.set_index("round")[["down", "up"]].sum(axis=1).sort_index().cumsum()
+            spent = [float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]]
+            parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=spent))
+        empty = pd.DataFrame(columns=["round", "view", "value", "method", "seed", "bytes"])
+        return pd.concat(parts, ignore_index=True) if parts else empty
+
+    @cached_property
+    def target(self) -> tuple[float, str]:
+        """Validation Dice that counts as reached, and where it comes from."""
+        best = self.curves.groupby(["method", "view", "seed"])["value"].max().groupby(["method", "view"]).mean()
+        if best.empty:
+            return float("nan"), "no validation curve"
+        reference = [key for key in best.index if self.gathered.methods[key[0]].name == REFERENCE and key[1] == GLOBAL]
+        of = best[reference] if reference else best
+        key = of.idxmax()
+        return self.options.target * float(of.max()), f"{self.options.target:.0%} of the best of {Model(*key).label}"
+
+    @cached_property
+    def cost(self) -> pd.DataFrame:
+        """Per model, mean over seeds: bytes, steps, seconds, memory, rounds until the target."""
+        spent = pd.DataFrame([{"method": m.label, **run_cost(run)} for m, run in self.gathered.ordinary])
+        if spent.empty:
+            return spent
+        per_method = spent.groupby("method").mean(numeric_only=True)
+        rows = []
+        for model in self.models:
+            if model.method not in per_method.index:
+                continue
+            rows.append({**model._asdict(), **self._reached(model), **per_method.loc[model.method].to_dict()})
+        return pd.DataFrame(rows)
+
+    def _reached(self, model: Model) -> dict[str, Any]:
+        """When a model's validation score first passes the target: mean over the seeds that reach it."""
+        own = self.curves[(self.curves["method"] == model.method) & (self.curves["view"] == model.view)]
+        first = own[own["value"] >= self.target[0]].groupby("seed")[["round", "bytes"]].min()
+        seeds = own["seed"].nunique()
+        return {
+            "rounds_to_target": float(first["round"].mean()),
+            "bytes_to_target": float(first["bytes"].mean()),
+            "reached": f"{len(first)} of {seeds}",
+        }
+
+
+def run_cost(run: Run) -> dict[str, float]:
+    """What one run used; NaN for what its folder does not tell."""
+    processes = run.folder.costs()
+    complete = bool(processes) and len(processes) == run.folder.processes()
+    told: dict[str, float] = {}
+    for name, together in (("wall_seconds", sum), ("cpu_seconds", sum), ("peak_memory_bytes", max), ("peak_gpu_bytes", max)):
+        values = [process.get(name) for process in processes]
+        known = [float(value) for value in values if value is not None]
+        told[name] = float(together(known)) if complete and len(known) == len(values) else float("nan")
+    return {
+        "bytes_down": float(run.traffic["down"].sum()),
+        "bytes_up": float(run.traffic["up"].sum()),
+        "steps": float(run.rounds["steps"].sum()),
+        "training_seconds": float(run.rounds["seconds"].sum()),
+        **told,
+    }
+
+
+def _same_seeds(sites: Sites) -> Sites:
+    seeds = sorted({seed for values in sites.values() for seed in values.index})
+    return {site: values.reindex(seeds) for site, values in sites.items()}
+
+
+def _fingerprint(sites: Sites) -> tuple[Any, ...]:
+    """Equal for models whose scores are equal, seed by seed and case by case."""
+    return tuple(
+        (site, tuple(values.index), tuple(values.columns), np.round(values.to_numpy(), DECIMALS).tobytes())
+        for site, values in sorted(sites.items())
+    )

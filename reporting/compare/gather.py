@@ -1,0 +1,266 @@
+"""Runs that may be compared: refused where they may not, named by method, and joined into one table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from reporting import ReportingError
+from reporting.compare.runs import LeftOut, Run
+from reporting.folder import RunFolder
+
+# What may differ between runs of one method: where, how fast and under which name a run computed.
+CIRCUMSTANCE = ("seed", "output", "resume", "experiment", "protocol", "stages", "wandb.", "evaluation.", "trainer.threads",
+    "trainer.accelerator", "trainer.deterministic", "data.cache", "data.workers", "data.root", "data.split_seed",
+    "data.unseen", "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
+# What a method may do with the data: part of the method. Every other setting of the data must be the same.
+TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
+    "data.neighbours", "data.channels")  # fmt: skip
+SHARED = ("evaluation.tolerance",)
+SHOWN_FOLDERS = 2
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        label: algorithm, and the settings that tell it from other methods of the same name.
+        name: of the algorithm.
+        settings: without circumstances.
+        seeds: of its ordinary runs.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+
+    def distance(self, other: Method) -> int:
+        """In how many settings beside the algorithm's own two methods differ."""
+        keys = {key for key in (*self.settings, *other.settings) if not key.startswith("algorithm.")}
+        return sum(self.settings.get(key) != other.settings.get(key) for key in keys)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything that is compared.
+
+    Attributes:
+        methods: by label.
+        runs: label of the method -> its runs.
+        cases: method, seed, checkpoint, split, view, site, seen, case, metric, value.
+        regions: the same by region instead of case, cases averaged.
+        left_out: folders that take no part.
+        notes: what a reader should know before comparing.
+    """
+
+    methods: dict[str, Method]
+    runs: dict[str, list[Run]]
+    cases: pd.DataFrame
+    regions: pd.DataFrame
+    left_out: list[LeftOut]
+    notes: list[str]
+
+    @property
+    def ordinary(self) -> list[tuple[Method, Run]]:
+        """Runs in which sites were scored by a federation that they took part in."""
+        return [(self.methods[label], run) for label, runs in self.runs.items() for run in runs if not run.held_out]
+
+
+def gather(found: Iterable[Run | LeftOut]) -> Gathered:
+    """Join runs.
+
+    Raises:
+        ReportingError: no run is left, two runs have the same settings and seed, or runs cannot be compared; the message
+            names the fields that differ, and in which folders.
+    """
+    runs, left_out = [], []
+    for one in found:
+        if isinstance(one, LeftOut):
+            left_out.append(one)
+        else:
+            runs.append(one)
+    if not runs:
+        told = "\n".join(f"  {one.path}: {one.reason}" for one in left_out)
+        raise ReportingError(f"no run is left to compare\n{told}")
+    check_comparable(runs)
+    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        grouped[run.settings["algorithm.name"], _signature(own_settings(run))].append(run)
+    _check_repeats(grouped.values())
+    labels = _labels(list(grouped.values()))
+    by_label = {label: sorted(group, key=lambda run: run.seed) for label, group in zip(labels, grouped.values(), strict=True)}
+    by_label = dict(sorted(by_label.items()))
+    methods = {label: _method(label, group) for label, group in by_label.items()}
+    return Gathered(
+        methods,
+        by_label,
+        _joined(by_label, "cases"),
+        _joined(by_label, "regions"),
+        left_out,
+        _notes(methods, by_label),
+    )
+
+
+def own_settings(run: Run) -> dict[str, Any]:
+    """What makes a run's method: all settings but circumstances."""
+    own = {key: value for key, value in run.settings.items() if not key.startswith(CIRCUMSTANCE)}
+    if own.get("pretrained"):
+        own["pretrained"] = _pretraining(str(own["pretrained"]))
+    return own
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs whose scores do not mean the same.
+
+    Raises:
+        ReportingError: settings of the data or of the metrics differ, or cases or splits do.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.settings if _must_agree(key))
+    problems = [told for key in keys if (told := _disagreement(key, [(run.settings.get(key), run) for run in runs]))]
+    ordinary = [run for run in runs if not run.held_out]
+    if told := _disagreement("data.unseen", [(sorted(run.settings.get("data.unseen") or ()), run) for run in ordinary]):
+        problems.append(told)
+    if not problems:
+        problems = _split_problems(runs)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ReportingError(f"these runs cannot be compared:\n{listed}\ncompare runs that agree, one group at a time")
+
+
+def _must_agree(key: str) -> bool:
+    if key in SHARED:
+        return True
+    return key.startswith("data.") and key not in TRAINING_DATA and not key.startswith(CIRCUMSTANCE)
+
+
+def _disagreement(key: str, values: Sequence[tuple[Any, Run]]) -> str:
+    """Which value stands in which folder; empty if there is one value only."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for value, run in values:
+        where[_signature(value)].append(str(run.path))
+    if len(where) < 2:
+        return ""
+    return f"{key} is " + ", but ".join(f"{value} in {_folders(paths)}" for value, paths in where.items())
+
+
+def _folders(paths: Sequence[str]) -> str:
+    shown = ", ".join(paths[:SHOWN_FOLDERS])
+    return shown if len(paths) <= SHOWN_FOLDERS else f"{shown} and {len(paths) - SHOWN_FOLDERS} more"
+
+
+def _split_problems(runs: Sequence[Run]) -> list[str]:
+    """Runs of one split seed have the same splits, and all runs the same cases."""
+    problems = []
+    first: dict[tuple[bool, int], Run] = {}
+    for run in runs:
+        other = first.setdefault((run.held_out, run.split_seed), run)
+        if told := _difference(other, run, [c for c in run.splits.columns]):
+            problems.append(f"splits (splits.csv) of the same split seed {run.split_seed}: {told}")
+        elif told := _difference(runs[0], run, ["site", "case", "patient"]):
+            problems.append(f"cases (splits.csv): {told}")
+    return problems
+
+
+def _difference(a: Run, b: Run, columns: list[str]) -> str:
+    if a is b:
+        return ""
+    rows = [{tuple(map(str, row)) for row in run.splits[columns].itertuples(index=False)} for run in (a, b)]
+    apart = sorted(rows[0] ^ rows[1])
+    if not apart:
+        return ""
+    one = apart[0]
+    here, there = (a, b) if one in rows[0] else (b, a)
+    told = ", ".join(f"{column} {value}" for column, value in zip(columns, one, strict=True))
+    return f"{len(apart)} rows differ; the first ({told}) stands in {here.path}, not in {there.path}"
+
+
+def _check_repeats(groups: Iterable[Sequence[Run]]) -> None:
+    for group in groups:
+        first: dict[tuple[int, int, bool], Run] = {}
+        for run in group:
+            other = first.setdefault((run.seed, run.split_seed, run.held_out), run)
+            if other is not run:
+                raise ReportingError(
+                    f"{other.path} and {run.path} have the same settings and seed {run.seed}; a run would count twice: "
+                    "leave one of them out"
+                )
+        seeds: dict[tuple[int, bool], Run] = {}
+        for run in group:
+            other = seeds.setdefault((run.seed, run.held_out), run)
+            if other is not run:
+                raise ReportingError(
+                    f"{other.path} and {run.path} differ in data.split_seed only ({other.split_seed}, {run.split_seed}); "
+                    "give them different seeds, or leave data.split_seed empty: the split follows the seed"
+                )
+
+
+def _signature(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=True).replace("\n...", "").strip()
+
+
+def _pretraining(folder: str) -> str:
+    """What an encoder comes from: runs of one method start from different folders."""
+    origin = RunFolder(folder)
+    if not origin.holds_run:
+        return folder
+    settings = origin.settings()
+    return f"{settings.get('algorithm.preset')}, {settings.get('federation.rounds')} rounds"
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The preset's name, and the settings in which groups of that name differ."""
+    presets = [str(group[0].settings["algorithm.preset"]) for group in groups]
+    own = [own_settings(group[0]) for group in groups]
+    labels = []
+    for preset, settings in zip(presets, own, strict=True):
+        peers = [other for name, other in zip(presets, own, strict=True) if name == preset]
+        differing = sorted({key for peer in peers for key in peer if any(p.get(key) != peer[key] for p in peers)})
+        told = [f"{key.removeprefix('algorithm.')}={_signature(settings.get(key))}" for key in differing]
+        labels.append(f"{preset} ({', '.join(told)})" if told else preset)
+    return labels
+
+
+def _method(label: str, runs: Sequence[Run]) -> Method:
+    seeds = tuple(sorted({run.seed for run in runs}))
+    return Method(label, str(runs[0].settings["algorithm.name"]), own_settings(runs[0]), seeds)
+
+
+def _joined(by_label: Mapping[str, Sequence[Run]], table: str) -> pd.DataFrame:
+    parts = []
+    for label, runs in by_label.items():
+        for run in runs:
+            rows: pd.DataFrame = getattr(run, table)
+            parts.append(rows.assign(method=label, seed=run.seed))
+    joined = pd.concat(parts, ignore_index=True)
+    words = joined.columns.difference(["seed", "seen", "value"])
+    return joined.astype(dict.fromkeys(words, "category"))
+
+
+def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Differences that do not forbid a comparison, and that a reader must know."""
+    notes = []
+    together = [method.settings for method in methods.values()]
+    for key in sorted({key for settings in together for key in settings if not key.startswith("algorithm.")}):
+        where: dict[str, list[str]] = defaultdict(list)
+        for label, method in methods.items():
+            where[_signature(method.settings.get(key))].append(label)
+        if len(where) > 1:
+            told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
+            notes.append(f"Methods differ in {key}: {told}.")
+    seeds = {label: sorted({run.seed for run in group}) for label, group in runs.items()}
+    every = sorted({seed for own in seeds.values() for seed in own})
+    for label, own in seeds.items():
+        if own != every:
+            notes.append(f"{label} has seeds {own} of {every}; it is paired with others on seeds that both have.")
+    metrics = {label: set.intersection(*({*run.cases["metric"]} for run in group)) for label, group in runs.items()}
+    shared = set.intersection(*metrics.values())
+    if extra := sorted(set.union(*metrics.values()) - shared):
+        notes.append(f"Not all runs have {', '.join(extra)} (evaluation.metrics differs).")
+    return notes

@@ -1,0 +1,60 @@
+"""How runs are compared."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluation import METRICS, check_metrics
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are compared.
+
+    Attributes:
+        metric: that decides: dice, iou, hd95, hd95_pooled, assd, nsd or missed; the runs must have it.
+        checkpoint: whose test scores are tested: best (chosen on validation) or last; tables show both.
+        alpha: level of the tests, in (0, 1); intervals have the confidence 1 - alpha.
+        draws: resamples of the bootstrap.
+        target: share of FedAvg's best validation score, in (0, 1], that counts as reached.
+    """
+
+    metric: str = "dice"
+    checkpoint: Literal["best", "last"] = "best"
+    alpha: float = 0.05
+    draws: int = 2000
+    target: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_metrics([self.metric], 0.0)
+        for name, fine in (
+            ("alpha", 0 < self.alpha < 1),
+            ("draws", self.draws >= 100),
+            ("target", 0 < self.target <= 1),
+        ):
+            if not fine:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; see compare.py --help")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the metric points."""
+        return METRICS[self.metric].higher_is_better
+
+    @property
+    def title(self) -> str:
+        """The metric's name for people."""
+        return METRICS[self.metric].title
+
+    @property
+    def scale(self) -> float:
+        """Shares are shown in points of 100, lengths as they are."""
+        return 1.0 if METRICS[self.metric].is_length else 100.0
+
+    @property
+    def unit(self) -> str:
+        """What a shown number is."""
+        return "mm or pixels" if METRICS[self.metric].is_length else "points of 100"
+
+    @property
+    def confidence(self) -> float:
+        """Of intervals."""
+        return 1 - self.alpha

@@ -1,0 +1,356 @@
+"""Plots of a comparison; each is drawn on light and on dark ground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from evaluation.statistics import over_seeds
+from reporting.compare.analysis import OVERALL, PERSONAL, Analysis, Model
+from reporting.compare.options import Options
+from reporting.compare.runs import CURVE_METRIC
+from reporting.compare.verdicts import Answer, Verdict
+from reporting.curves import COLOURS
+
+PANELS = 11  # sites with a panel of their own; with more, only the mean over sites is drawn
+WIDTH, NARROW = 7.0, 5.0  # inches; the narrow ones can be read on a phone
+MEGA = 1e6
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one ground."""
+
+    ink: str
+    faint: str
+    grid: str
+    good: str
+    bad: str
+    shared: str
+    neutral: str
+    middle: str
+
+    def settings(self) -> dict[str, Any]:
+        """For `matplotlib.rc_context`: nothing but the marks is opaque."""
+        edges = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), self.faint)
+        words = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), self.ink)
+        clear = {"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"}
+        plain = {"font.size": 9.5, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
+        more = {"legend.frameon": False, "grid.linewidth": 0.6, "svg.hashsalt": "compare", "axes.axisbelow": True}
+        return {**edges, **words, **clear, **plain, **more, "grid.color": self.grid}
+
+
+LIGHT = Theme("#1c2127", "#8a949e", "#e3e7eb", "#117733", "#bb3322", "#2a62a8", "#6b7580", "#f4f5f6")
+DARK = Theme("#e6e9ec", "#79838d", "#343b43", "#5cc97f", "#ff8a75", "#7fb2f0", "#9aa4ae", "#2a3037")
+Draw = Callable[[Analysis, Sequence[Verdict], Theme], Figure | None]
+
+
+def draw_all(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> dict[str, Figure]:
+    """Every plot that these runs allow, by name."""
+    with mpl.rc_context(theme.settings()):
+        drawn = {name: draw(analysis, verdicts, theme) for name, draw in PLOTS.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Per site the gain of the personal model that validation chose over the global one: cases, mean, interval."""
+    shown = [verdict for verdict in verdicts if verdict.test]
+    if not shown:
+        return None
+    scale = analysis.options.scale
+    figure = Figure(figsize=(NARROW, 0.9 + (0.62 if len(shown) < 10 else 0.42) * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=theme.faint, linewidth=1)
+    generator = np.random.default_rng(0)
+    for row, verdict in enumerate(shown):
+        assert verdict.personal is not None and verdict.shared is not None  # a verdict with a test has both
+        table = analysis.gain(verdict.personal, verdict.shared, verdict.site)
+        cases = over_seeds(table.to_numpy()) * scale if table is not None else np.empty(0)
+        colour = answer_colour(verdict.answer, theme)
+        jitter = row + generator.uniform(-0.2, 0.2, len(cases))
+        axes.scatter(cases, jitter, s=11, color=colour, alpha=0.35, linewidths=0)
+        low, mean, high = (verdict.test[key] * scale for key in ("low", "gain", "high"))
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
+        axes.plot(mean, row, "o", color=colour, markersize=8, markeredgecolor=theme.ink, markeredgewidth=0.8)
+    labels = [f"{v.site}\n{_pair(v)}" for v in shown]
+    axes.set_yticks(range(len(shown)), labels)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel(f"gain in {analysis.options.title} ({analysis.options.unit})\nglobal better ←  → personal better")
+    axes.grid(axis="x")
+    return figure
+
+
+def scores(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Mean and interval of every model, over sites and at each; local and pooled training as lines."""
+    table = _chosen(analysis)
+    panels = [OVERALL, *(analysis.sites if len(analysis.sites) <= PANELS else [])]
+    models = [model for model in analysis.models if not analysis.is_baseline(model)]
+    if not models:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, (0.5 + 0.27 * len(models)) * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes, site in zip(grid, panels, strict=False):
+        _score_panel(axes, analysis, table[table["site"] == site], models, theme)
+        axes.set_title(site, fontweight="bold" if site == OVERALL else "normal")
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    grid[0].set_ylim(len(models) - 0.5, -0.5)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.supxlabel(f"test {analysis.options.title} ({analysis.options.unit})", fontsize=9.5)
+    if handles:
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8.5)
+    return figure
+
+
+def _score_panel(axes: Axes, analysis: Analysis, rows: pd.DataFrame, models: Sequence[Model], theme: Theme) -> None:
+    scale = analysis.options.scale
+    for y, model in enumerate(models):
+        own = rows[(rows["method"] == model.method) & (rows["view"] == model.view)]
+        for row in own.to_dict("records"):
+            colour = theme.good if model.view == PERSONAL else theme.shared
+            axes.plot([row["low"] * scale, row["high"] * scale], [y, y], color=colour, linewidth=2, alpha=0.55)
+            axes.plot(row["mean"] * scale, y, "o" if model.view == PERSONAL else "s", color=colour, markersize=5)
+    for model, style in ((m, s) for m in analysis.models for n, s in (("local", "--"), ("pooled", ":")) if analysis.name(m) == n):
+        own = rows[(rows["method"] == model.method) & (rows["view"] == model.view)]
+        for mean in own["mean"]:
+            axes.axvline(mean * scale, color=theme.neutral, linestyle=style, linewidth=1.3, label=model.method)
+    axes.set_yticks(range(len(models)), [model.label for model in models])
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.grid(axis="x")
+
+
+def personal_gains(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Every personal model against its global one, at every site."""
+    return _tests_heatmap(analysis, "personal against global", theme)
+
+
+def transfer(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Every model against local training, at every site: red is negative transfer."""
+    return _tests_heatmap(analysis, "against local training", theme)
+
+
+def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | None:
+    tests = analysis.tests
+    rows = tests[tests["question"] == question] if len(tests) else tests
+    if rows.empty:
+        return None
+    order = [model.label for model in analysis.models if model.label in set(rows["model"])]
+    gains = rows.pivot(index="site", columns="model", values="gain").loc[:, order] * analysis.options.scale
+    sure = rows.pivot(index="site", columns="model", values="p_holm").loc[:, order] <= analysis.options.alpha
+    figure = Figure(figsize=(max(4.2, 1.5 + 0.95 * len(order)), 1.25 + 0.36 * len(gains)), layout="constrained")
+    axes = figure.subplots()
+    limit = max(1e-9, float(np.nanmax(np.abs(gains.to_numpy()))))
+    colours = mpl.colors.LinearSegmentedColormap.from_list("gain", [theme.bad, theme.middle, theme.good])
+    told = np.vectorize(lambda value, star: f"{value:+.1f}".replace("-", "−") + (" ✱" if star else ""))
+    _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
+    axes.set_xticks(range(len(order)), [_wrapped(label) for label in order])
+    figure.supxlabel(f"gain in {analysis.options.title} ({analysis.options.unit}); ✱ significant after Holm", fontsize=8.5)
+    return figure
+
+
+def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: Any, size: float = 9) -> None:
+    """Coloured cells with words that can be read on them."""
+    numbers = values.to_numpy()
+    axes.imshow(numbers, cmap=colours, norm=norm, aspect="auto")
+    for (y, x), value in np.ndenumerate(numbers):
+        if np.isfinite(value):
+            red, green, blue, _ = colours(norm(value))
+            ink = "#14181c" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "#ffffff"
+            weight = "bold" if "✱" in words[y, x] else "normal"
+            axes.text(x, y, words[y, x], ha="center", va="center", fontsize=size, color=ink, fontweight=weight)
+    axes.set_yticks(range(len(values)), values.index)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _wrapped(label: str) -> str:
+    """A model's name on two lines: method, view."""
+    return "\n".join(label.rsplit(" ", 1))
+
+
+def ranks(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """The rank of every model at every site: mean over seeds, and the range over them."""
+    table = analysis.rank_table
+    if table.empty or len(table.columns) < 2:
+        return None
+    by_site = table.groupby("site")
+    mean, low, high = by_site.mean(), by_site.min(), by_site.max()
+    order = mean.mean().sort_values().index
+    figure = Figure(figsize=(max(4.2, 1.6 + 0.72 * len(mean)), 1.1 + 0.34 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colors.LinearSegmentedColormap.from_list("rank", [theme.good, theme.middle, theme.bad])
+    span = np.vectorize(lambda m, a, b: f"{m:.1f}" if a == b else f"{m:.1f}\n{a:g}–{b:g}")
+    words = span(mean[order], low[order], high[order]).T
+    _heatmap(axes, mean[order].T, words, colours, Normalize(1, len(order)), size=7.5)
+    axes.set_xticks(range(len(mean)), mean.index, rotation=0 if len(mean) <= 6 else 45)
+    return figure
+
+
+def critical_difference(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Average ranks over cases; models under one bar are not told apart (Nemenyi)."""
+    found = analysis.ranks
+    if not np.isfinite(found.critical_difference):
+        return None
+    order = np.argsort(found.ranks)
+    names = [analysis.case_table.columns[i] for i in order]
+    places = found.ranks[order]
+    bars = _groups(places, found.critical_difference)
+    height = 1.0 + 0.2 * len(bars) + 0.24 * ((len(names) + 1) // 2)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    _rank_axis(axes, len(names), theme)
+    for i, (name, place) in enumerate(zip(names, places, strict=True)):
+        left = i < (len(names) + 1) // 2
+        depth = -0.75 - 0.2 * len(bars) - 0.34 * (i if left else len(names) - 1 - i)
+        end = 0.75 if left else len(names) + 0.25
+        axes.plot([place, place, end], [0, depth, depth], color=theme.ink, linewidth=1)
+        told = f"{name}  {place:.2f} " if left else f" {place:.2f}  {name}"
+        axes.text(end, depth, told, ha="right" if left else "left", va="center", fontsize=9)
+    for row, (first, last) in enumerate(bars):
+        y = -0.3 - 0.2 * row
+        axes.plot([places[first] - 0.04, places[last] + 0.04], [y, y], color=theme.ink, linewidth=3.5, solid_capstyle="round")
+    width = found.critical_difference
+    axes.plot([1, 1 + width], [0.75, 0.75], color=theme.bad, linewidth=2, marker="|", markersize=8)
+    axes.text(1 + width + 0.08, 0.75, f"critical difference {width:.2f}", va="center", fontsize=8.5)
+    axes.set_xlim(-1.6, len(names) + 2.6)
+    return figure
+
+
+def _rank_axis(axes: Axes, models: int, theme: Theme) -> None:
+    axes.plot([1, models], [0, 0], color=theme.ink, linewidth=1)
+    for tick in range(1, models + 1):
+        axes.plot([tick, tick], [0, 0.1], color=theme.ink, linewidth=1)
+        axes.text(tick, 0.2, str(tick), ha="center", va="bottom", fontsize=8.5)
+
+
+def _groups(places: Any, width: float) -> list[tuple[int, int]]:
+    """Longest runs of models, in order of rank, whose ends are not further apart than the critical difference."""
+    spans = [(i, max(j for j in range(len(places)) if places[j] - places[i] <= width)) for i in range(len(places))]
+    return [(i, j) for n, (i, j) in enumerate(spans) if j > i and not any(k < i and m >= j for k, m in spans[:n])]
+
+
+def win_tie_loss(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """On what share of the cases the model of the row beats that of the column; a tie is half a win."""
+    counts, cases = analysis.wins, len(analysis.case_table)
+    if not cases or len(counts) < 2:
+        return None
+    ties = cases - counts.to_numpy() - counts.to_numpy().T
+    share = (counts.to_numpy() + ties / 2) / cases
+    np.fill_diagonal(share, np.nan)
+    side = 1.7 + 0.55 * len(counts)
+    figure = Figure(figsize=(max(4.2, side + 0.4), side), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colors.LinearSegmentedColormap.from_list("share", [theme.bad, theme.middle, theme.good])
+    table = pd.DataFrame(share, index=counts.index, columns=counts.columns)
+    _heatmap(axes, table, np.vectorize("{:.0%}".format)(share), colours, Normalize(0, 1), size=8.5)
+    axes.set_xticks(range(len(counts)), [_wrapped(label) for label in counts.columns], rotation=50, ha="left")
+    return figure
+
+
+def progress(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+    """Validation Dice against rounds, and against bytes: mean over seeds, and their range."""
+    curves = analysis.curves
+    models = [model for model in analysis.models if ((curves["method"] == model.method) & (curves["view"] == model.view)).any()]
+    if not models:
+        return None
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    methods = sorted({model.method for model in models})
+    for model in models:
+        own = curves[(curves["method"] == model.method) & (curves["view"] == model.view)]
+        look = {"color": COLOURS[methods.index(model.method) % len(COLOURS)], "linestyle": "-" if model.view == PERSONAL else "--"}
+        by_round = own.groupby("round").agg({"value": ["mean", "min", "max"], "bytes": "mean"})
+        mean = by_round["value", "mean"] * 100
+        left.plot(by_round.index, mean, label=model.label, linewidth=1.8, **look)
+        band = {"color": look["color"], "alpha": 0.13, "linewidth": 0}
+        left.fill_between(by_round.index, by_round["value", "min"] * 100, by_round["value", "max"] * 100, **band)
+        if by_round["bytes", "mean"].max() > 0:
+            right.plot(by_round["bytes", "mean"] / MEGA, mean, linewidth=1.8, **look)
+    goal = analysis.target[0] * 100
+    for axes in (left, right):
+        if np.isfinite(goal):
+            axes.axhline(goal, color=theme.faint, linewidth=1, linestyle=":")
+        axes.grid()
+    left.set(xlabel="round", ylabel=f"validation {CURVE_METRIC.capitalize()} (points of 100)")
+    left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    right.set(xlabel="megabytes, both ways, all sites")
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
+    return figure
+
+
+def draw_heterogeneity(
+    differences: pd.DataFrame, gains: Mapping[str, float], options: Options, theme: Theme
+) -> Figure | None:
+    """Gain from personalisation against how different a site is, one panel per kind of difference.
+
+    Args:
+        differences: site, other, measure, value; rows with an empty `other` hold a site against all others.
+        gains: site -> gain of its personal model over the global one.
+        options: unit of the gains.
+        theme: colours.
+    """
+    rows = differences[(differences["other"] == "") & differences["site"].isin(list(gains))]
+    measures = list(rows["measure"].unique())
+    if not measures:
+        return None
+    with mpl.rc_context(theme.settings()):
+        columns = min(3, len(measures))
+        lines = -(-len(measures) // columns)
+        figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+        for axes, measure in zip(grid, measures, strict=False):
+            own = rows[rows["measure"] == measure]
+            axes.axhline(0, color=theme.faint, linewidth=1)
+            for site, value in zip(own["site"], own["value"], strict=True):
+                axes.plot(value, gains[site] * options.scale, "o", color=theme.good, markersize=6)
+                axes.annotate(site, (value, gains[site] * options.scale), (4, 4), textcoords="offset points", fontsize=7.5)
+            axes.set_title(measure)
+            axes.margins(0.2)
+            axes.grid()
+        for axes in grid[len(measures) :]:
+            axes.set_axis_off()
+        figure.supylabel(f"gain in {options.title} ({options.unit})", fontsize=9.5)
+        figure.supxlabel("difference of the site from all other sites", fontsize=9.5)
+    return figure
+
+
+def answer_colour(answer: Answer, theme: Theme) -> str:
+    """Green for personal, blue for global, grey where nothing is shown."""
+    return {"personal": theme.good, "global": theme.shared}.get(answer, theme.neutral)
+
+
+def _chosen(analysis: Analysis) -> pd.DataFrame:
+    table = analysis.overview
+    return table[table["seen"] & (table["checkpoint"] == analysis.options.checkpoint)]
+
+
+def _pair(verdict: Verdict) -> str:
+    """Which methods' models are held against each other."""
+    names = dict.fromkeys(model.method for model in (verdict.personal, verdict.shared) if model is not None)
+    return " vs ".join(names)
+
+
+PLOTS: dict[str, Draw] = {
+    "gain": gain,
+    "scores": scores,
+    "personal_gains": personal_gains,
+    "transfer": transfer,
+    "critical_difference": critical_difference,
+    "ranks": ranks,
+    "win_tie_loss": win_tie_loss,
+    "progress": progress,
+}

@@ -1,0 +1,185 @@
+"""Runs found on disk, and one run read and condensed."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reporting import ReportingError
+from reporting.folder import DURING_TRAINING, RunFolder, file_name
+from reporting.summary import CHECKPOINTS, ENCODER, case_scores
+
+FOLDS = "leave_one_site_out"
+IDENTITY = ["checkpoint", "split", "view", "site", "seen"]
+NEEDED = ("seed", "algorithm.name", "algorithm.preset", "data.name")
+CURVE_METRIC = "dice"  # rounds are scored by quick metrics only
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that takes no part.
+
+    Attributes:
+        path: the folder.
+        reason: why, and what to do about it.
+    """
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a comparison needs of one finished run.
+
+    Attributes:
+        folder: where it stands.
+        settings: dotted key -> value.
+        cases: (checkpoint, split, view, site, seen, case, metric, value), regions averaged.
+        regions: (checkpoint, split, view, site, seen, region, metric, value), cases averaged.
+        curve: (round, view, value): validation Dice, mean over seen sites.
+        rounds: (round, steps, seconds): sums over sites.
+        traffic: (round, down, up): bytes of all sites.
+        splits: (site, case, patient, split, seen); of all folds where sites were held out in turn.
+    """
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    cases: pd.DataFrame
+    regions: pd.DataFrame
+    curve: pd.DataFrame
+    rounds: pd.DataFrame
+    traffic: pd.DataFrame
+    splits: pd.DataFrame
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @property
+    def split_seed(self) -> int:
+        """The seed that split the cases: the run's own, unless the data's is fixed."""
+        fixed = self.settings.get("data.split_seed")
+        return self.seed if fixed is None else int(fixed)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether its scores are of sites that were held out in turn."""
+        return bool(self.settings.get("protocol") == FOLDS)
+
+    @cached_property
+    def views(self) -> tuple[str, ...]:
+        """Models that were scored."""
+        return tuple(sorted(self.cases["view"].unique()))
+
+
+def find_runs(places: Sequence[str]) -> list[Path]:
+    """Folders that hold runs, in the order given.
+
+    Args:
+        places: folders of runs, folders that contain some at any depth, or globs.
+
+    Raises:
+        ReportingError: a place that does not exist, or that holds no run.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        folders = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
+        if not folders:
+            raise ReportingError(f"{place}: there is no such folder (and no folder matches it as a pattern)")
+        runs = [run for folder in folders for run in _runs_below(folder)]
+        if not runs:
+            raise ReportingError(f"{place} holds no run: no config.yaml at any depth; give folders made by train.py")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    """Runs in a folder and below; a run's own folders are not searched (folds belong to their run)."""
+    runs = []
+    for name, below, files in os.walk(folder):
+        below.sort()
+        if "config.yaml" in files:
+            runs.append(Path(name))
+            below.clear()
+    return runs
+
+
+def read_run(path: Path, metric: str) -> Run | LeftOut:
+    """Read a run; big tables are condensed at once.
+
+    Args:
+        path: its folder.
+        metric: that the comparison is about.
+
+    Returns:
+        The run, or why it takes no part: unfinished, or without scores of that metric.
+    """
+    folder = RunFolder(path)
+    settings = folder.settings()
+    if missing := [key for key in NEEDED if key not in settings]:
+        return LeftOut(path, f"its config.yaml is not one of train.py (no {', '.join(missing)})")
+    scores = folder.scores()
+    final = scores[scores["checkpoint"].isin(CHECKPOINTS)]
+    if len(final) and (final["view"] == ENCODER).all():
+        return LeftOut(path, "a pre-training run: it has an encoder, and no model that segments")
+    if set(final["checkpoint"]) != set(CHECKPOINTS) or not (path / "summary.csv").is_file():
+        return LeftOut(path, f"not finished; go on with: python train.py output={path} resume=true")
+    if not (final["metric"] == metric).any():
+        there = ", ".join(final["metric"].unique())
+        return LeftOut(path, f"has no scores of {metric} (evaluation.metrics={there}); choose metric= among these")
+    final = final.drop(columns="round")
+    return Run(
+        folder=folder,
+        settings=settings,
+        cases=case_scores(final.assign(round=0)).drop(columns="round"),
+        regions=final.groupby([*IDENTITY, "region", "metric"], sort=False)["value"].mean().reset_index(),
+        curve=_curve(scores),
+        rounds=_sums(folder.rounds()),
+        traffic=_bytes(folder.traffic()),
+        splits=_splits(folder, settings),
+    )
+
+
+def _curve(scores: pd.DataFrame) -> pd.DataFrame:
+    during = scores[
+        (scores["checkpoint"] == DURING_TRAINING)
+        & (scores["split"] == "val")
+        & scores["seen"]
+        & (scores["metric"] == CURVE_METRIC)
+    ]
+    cases = during.groupby(["round", "view", "site", "case"])["value"].mean()
+    sites = cases.groupby(["round", "view", "site"]).mean()
+    return sites.groupby(["round", "view"]).mean().reset_index()
+
+
+def _sums(rounds: pd.DataFrame) -> pd.DataFrame:
+    training = rounds[rounds["task"] == "train"]
+    return training.groupby("round", as_index=False)[["steps", "seconds"]].sum()
+
+
+def _bytes(traffic: pd.DataFrame) -> pd.DataFrame:
+    table = traffic.pivot_table(index="round", columns="direction", values="bytes", aggfunc="sum", fill_value=0)
+    return table.reindex(columns=["down", "up"], fill_value=0).reset_index()
+
+
+def _splits(folder: RunFolder, settings: dict[str, Any]) -> pd.DataFrame:
+    columns = ["site", "case", "patient", "split", "seen"]
+    if settings.get("protocol") != FOLDS:
+        return folder.splits()[columns]
+    sites = sorted(folder.scores()["site"].unique())
+    folds = [RunFolder(folder.path / file_name(site)).splits()[columns].assign(fold=site) for site in sites]
+    return pd.concat(folds, ignore_index=True)

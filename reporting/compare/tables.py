@@ -1,0 +1,284 @@
+"""Tables of a comparison: to read in the page and on a terminal, and as CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation import LOWER_IS_BETTER, METRICS
+from reporting.compare.analysis import OVERALL, Analysis, Model
+from reporting.compare.verdicts import Verdict, probability
+from reporting.folder import write_atomic
+from reporting.summary import Table
+
+MINUS, ABSENT = "−", "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: what it shows.
+        key: what it sorts by; a number, or the text.
+        detail: small print below.
+        mark: "best" or empty.
+    """
+
+    text: str
+    key: float | str = ""
+    detail: str = ""
+    mark: str = ""
+
+    @property
+    def sort_key(self) -> str:
+        """As an attribute: numbers stay numbers, what is missing sorts last."""
+        return "" if isinstance(self.key, float) and not np.isfinite(self.key) else str(self.key if self.key != "" else self.text)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of the page.
+
+    Attributes:
+        name: of its files.
+        title: above it.
+        header: one per column.
+        rows: cells.
+        note: below it.
+        muted: numbers of rows that are lines to compare with.
+    """
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: list[list[Cell]]
+    note: str = ""
+    muted: frozenset[int] = field(default_factory=frozenset)
+
+    def latex(self) -> str:
+        """With booktabs; best numbers are bold."""
+        body = pd.DataFrame([[_tex(cell) for cell in row] for row in self.rows], columns=[_escaped(h) for h in self.header])
+        columns = "l" + "r" * (len(self.header) - 1)
+        return str(body.to_latex(index=False, escape=False, column_format=columns, caption=_escaped(self.title), label=f"tab:{self.name}"))
+
+    def plain(self) -> Table:
+        """For a terminal."""
+        return Table(self.header, tuple(tuple(cell.text for cell in row) for row in self.rows), self.note)
+
+
+def number(value: float, scale: float = 1.0, digits: int = 1, *, signed: bool = False) -> Cell:
+    """A number as a cell; missing ones as a dash."""
+    if not np.isfinite(value):
+        return Cell(ABSENT, float("nan"))
+    text = f"{value * scale:+.{digits}f}" if signed else f"{value * scale:.{digits}f}"
+    return Cell(text.replace("-", MINUS), float(value))
+
+
+def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Grid:
+    """Models x sites: mean, interval below, spread over seeds beside."""
+    table = analysis.overview
+    table = table[(table["checkpoint"] == checkpoint) & (table["seen"] == seen)] if len(table) else table
+    sites = [OVERALL, *sorted(set(table["site"]) - {OVERALL})] if len(table) else [OVERALL]
+    found = {(Model(row["method"], row["view"]), row["site"]): row for row in table.to_dict("records")}
+    models = [m for m in analysis.models if (m, OVERALL) in found] if seen else sorted({model for model, _ in found})
+    scale = analysis.options.scale
+    best = {site: _best([found[m, site]["mean"] for m in models if (m, site) in found], analysis) for site in sites}
+    rows = []
+    for model in models:
+        cells = [Cell(model.label)]
+        for site in sites:
+            row = found.get((model, site))
+            cells.append(Cell(ABSENT, float("nan")) if row is None else _scored(row, scale, best[site]))
+        overall = found[model, OVERALL]
+        rows.append([*cells, number(overall["seed_spread"], scale), Cell(str(overall["seeds"]), overall["seeds"])])
+    muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
+    word = "best" if checkpoint == "best" else "last"
+    title = f"Test {analysis.options.title} of the {word} round" if seen else f"Sites that took no part ({word} round)"
+    name = f"scores_{word}" if seen else f"unseen_{word}"
+    note = (
+        f"{analysis.options.unit.capitalize()}. Small print: {analysis.options.confidence:.0%} interval. "
+        "Seed spread: standard deviation between seeds of the mean over sites."
+    )
+    return Grid(name, title, ("model", *sites, "seed spread", "seeds"), rows, note, muted)
+
+
+def _scored(row: Mapping[str, float], scale: float, best: float) -> Cell:
+    cell = number(row["mean"], scale)
+    interval = f"{number(row['low'], scale).text} to {number(row['high'], scale).text}"
+    return Cell(cell.text, cell.key, interval, "best" if row["mean"] == best else "")
+
+
+def _best(values: Sequence[float], analysis: Analysis) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return (max if analysis.options.higher_is_better else min)(known, default=float("nan"))
+
+
+def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
+    """All tests of one question."""
+    tests = analysis.tests
+    rows = []
+    for row in (tests[tests["question"] == question] if len(tests) else tests).to_dict("records"):
+        scale = analysis.options.scale
+        gain = number(row["gain"], scale, signed=True)
+        interval = f"{number(row['low'], scale, signed=True).text} to {number(row['high'], scale, signed=True).text}"
+        rows.append([
+            Cell(row["site"]), Cell(row["model"]), Cell(row["against"]),
+            Cell(gain.text, gain.key, interval, "best" if row["p_holm"] <= analysis.options.alpha else ""),
+            Cell(f"{row['better']} of {row['pairs']}", row["better"] / row["pairs"]),
+            number(row["effect"], 1, 2, signed=True), _p(row["p"]), _p(row["p_holm"]),
+        ])  # fmt: skip
+    header = ("site", "model", "against", "gain", "cases better", "effect", "p", "p (Holm)")
+    note = f"All {len(tests)} tests of both tables are one family; bold: p (Holm) at most {analysis.options.alpha:g}."
+    return Grid(name, title, header, rows, note)
+
+
+def _p(value: float) -> Cell:
+    return Cell(probability(value).removeprefix("p = ").removeprefix("p "), float(value))
+
+
+def verdict_grid(analysis: Analysis, verdicts: Sequence[Verdict]) -> Grid:
+    """The answer for each site, as numbers."""
+    scale = analysis.options.scale
+    rows = []
+    for verdict in verdicts:
+        cells = [Cell(verdict.site), Cell(verdict.answer)]
+        cells += [Cell(ABSENT if model is None else model.label) for model in (verdict.personal, verdict.shared)]
+        if verdict.test:
+            test = verdict.test
+            interval = " to ".join(number(test[end], scale, signed=True).text for end in ("low", "high"))
+            gain = number(test["gain"], scale, signed=True)
+            cells += [Cell(gain.text, gain.key), Cell(interval), Cell(f"{test['better']} of {test['pairs']}")]
+            cells += [number(test["effect"], 1, 2, signed=True), _p(test["p_holm"])]
+        else:
+            cells += [Cell(ABSENT)] * 5
+        rows.append(cells)
+    title = "Personal or global, chosen on validation, tested on test cases"
+    header = ("site", "answer", "personal", "global", "gain", "interval", "cases better", "effect", "p (Holm)")
+    return Grid("answers", title, header, rows)
+
+
+def fairness_grid(analysis: Analysis) -> Grid:
+    """How evenly the models serve sites."""
+    scale = analysis.options.scale
+    models = analysis.models
+    rows = [
+        [
+            Cell(model.label), number(row["mean"], scale), Cell(number(row["worst"], scale).text, row["worst"], row["worst_site"]),
+            number(row["gap"], scale), number(row["spread"], scale), number(row["decile"], scale),
+        ]
+        for model, row in zip(models, analysis.fairness.to_dict("records"), strict=True)
+    ]  # fmt: skip
+    header = ("model", "mean over sites", "worst site", "gap", "spread of sites", "lowest decile of cases")
+    note = "Gap: best site minus worst site. Spread: standard deviation between sites. " + (
+        "Lowest decile: a tenth of the cases does not pass it."
+    )
+    muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
+    return Grid("fairness", "Fairness", header, rows, note, muted)
+
+
+def cost_grid(analysis: Analysis) -> Grid:
+    """What models cost, mean over seeds."""
+    columns: tuple[tuple[str, str, float, int], ...] = (
+        ("rounds_to_target", "rounds to target", 1, 1), ("bytes_to_target", "MB to target", 1e-6, 0),
+        ("bytes_down", "MB down", 1e-6, 0), ("bytes_up", "MB up", 1e-6, 0), ("steps", "steps", 1, 0),
+        ("training_seconds", "training s", 1, 0), ("wall_seconds", "wall s", 1, 0), ("cpu_seconds", "CPU s", 1, 0),
+        ("peak_memory_bytes", "peak MB", 1e-6, 0), ("peak_gpu_bytes", "GPU peak MB", 1e-6, 0),
+    )  # fmt: skip
+    table = analysis.cost
+    used = [column for column in columns if len(table) and table[column[0]].notna().any()]
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [Cell(Model(row["method"], row["view"]).label), Cell(row["reached"])]
+        rows.append([*cells, *(number(row[name], scale, digits) for name, _, scale, digits in used)])
+    value, origin = analysis.target
+    note = (
+        f"Per run, all sites together, mean over seeds. Target: validation Dice {value * 100:.1f}, {origin}; means are over the "
+        "seeds that reach it. Wall and CPU time are of the whole run with its scoring; a dash: the folder does not tell."
+    )
+    header = ("model", "seeds that reach it", *(title for _, title, _, _ in used))
+    return Grid("cost", "Cost", header, rows, note)
+
+
+def _means_grid(table: pd.DataFrame, analysis: Analysis, by: str, name: str, title: str, shown: Callable[[str, float], Cell]) -> Grid:
+    means = table.groupby(["method", "view", by, "site"], observed=True)["value"].mean()
+    means = means.groupby(["method", "view", by], observed=True).mean()
+    columns = list(dict.fromkeys(means.index.get_level_values(by)))
+    rows = []
+    for model in analysis.models:
+        values = ((column, means.get((model.method, model.view, column), float("nan"))) for column in columns)
+        rows.append([Cell(model.label), *(shown(str(column), float(value)) for column, value in values)])
+    muted = frozenset(i for i, model in enumerate(analysis.models) if analysis.is_baseline(model))
+    return Grid(name, title, ("model", *map(str, columns)), rows, "Mean over seeds and seen sites, test cases.", muted)
+
+
+def metric_grid(analysis: Analysis) -> Grid:
+    """All metrics, mean over sites."""
+
+    def shown(metric: str, value: float) -> Cell:
+        return number(value, 1, 2) if METRICS[metric].is_length else number(value, 100)
+
+    table = analysis.gathered.cases
+    rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
+    grid = _means_grid(rows, analysis, "metric", "metrics", "All metrics", shown)
+    lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
+    note = f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}." if lower else grid.note
+    return Grid(grid.name, grid.title, grid.header, grid.rows, note, grid.muted)
+
+
+def region_grid(analysis: Analysis) -> Grid:
+    """The metric by region, mean over sites."""
+    table, options = analysis.gathered.regions, analysis.options
+    rows = table[
+        (table["checkpoint"] == options.checkpoint) & (table["split"] == "test") & table["seen"] & (table["metric"] == options.metric)
+    ]
+    title = f"{options.title} by region"
+    return _means_grid(rows, analysis, "region", "regions", title, lambda _, value: number(value, options.scale))
+
+
+def run_grid(analysis: Analysis) -> Grid:
+    """Which folders were compared."""
+    rows = [
+        [Cell(label), Cell(str(run.seed), run.seed), Cell(str(run.split_seed), run.split_seed), Cell(str(run.path))]
+        for label, runs in analysis.gathered.runs.items()
+        for run in runs
+    ]
+    return Grid("runs", "Runs", ("method", "seed", "split seed", "folder"), rows)
+
+
+def answers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The verdicts with all digits."""
+    rows = []
+    for verdict in verdicts:
+        told = {"site": verdict.site, "answer": verdict.answer, "sentence": verdict.text, "local_training": verdict.aside}
+        rows.append({**told, **{key: value for key, value in verdict.test.items() if key != "site"}})
+    return pd.DataFrame(rows)
+
+
+def save_tables(grids: Sequence[Grid], analysis: Analysis, verdicts: Sequence[Verdict], folder: Path) -> None:
+    """CSV with all digits, and LaTeX of what the page shows."""
+    raw = {
+        "answers": answers(verdicts),
+        "scores": analysis.overview, "tests": analysis.tests, "fairness": analysis.fairness, "cost": analysis.cost,
+        "ranks": analysis.rank_table.reset_index(), "wins": analysis.wins.rename_axis("model").reset_index(),
+    }  # fmt: skip
+    for name, table in raw.items():
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    for grid in grids:
+        write_atomic(folder / f"{grid.name}.tex", grid.latex())
+
+
+def _tex(cell: Cell) -> str:
+    text = _escaped(cell.text)
+    text = f"\\textbf{{{text}}}" if cell.mark == "best" else text
+    return f"{text} {{\\scriptsize {_escaped(cell.detail)}}}" if cell.detail else text
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    plain = {MINUS: "$-$", ABSENT: "--", "<": "$<$"}
+    return "".join(plain.get(c, special.get(c, c)) for c in text)
