@@ -160,11 +160,10 @@ def default_folder(config: DictConfig) -> Path:
 
 def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun:
     """The run at W&B: seeds of one method with the same settings on one data set share a group."""
-    plain: Any = OmegaConf.to_container(config)
     return WandbRun(
         config.wandb.mode,
         folder,
-        plain,
+        dashboard_config(config),
         project=config.wandb.project,
         entity=config.wandb.entity,
         name=config.wandb.name or f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}",
@@ -172,6 +171,15 @@ def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun
         job_type=job_type,
         tags=config.wandb.tags,
     )
+
+
+def dashboard_config(config: DictConfig) -> dict[str, Any]:
+    """The settings under the names that a command line gives them, which are those of a sweep's parameters too.
+
+    With nested settings a sweep's ``algorithm=ditto`` would take the place of all that is said about the algorithm.
+    """
+    rows = flat(config)
+    return rows | {group: rows.pop(f"{group}.preset") for group in SCHEMA.groups}
 
 
 def group_name(config: DictConfig) -> str:

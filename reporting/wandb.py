@@ -109,8 +109,9 @@ class WandbRun:
             self._run.log({"round": round, **known}, step=max(round, self._run.step), commit=not last)
 
     def summarise(self, values: Mapping[str, float]) -> None:
-        """Set the numbers that stand for the whole run (what a sweep reads)."""
+        """Set the numbers that stand for the whole run (what a sweep reads); nothing is logged after that."""
         if self._run is not None:
+            self._run.log({}, commit=True)  # else the last row, when it ends, would put its own numbers there
             self._run.summary.update({key: float(value) for key, value in values.items() if not np.isnan(value)})
 
     def log_pictures(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
