@@ -8,6 +8,7 @@ said about that group. Files state departures only; defaults live in signatures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,11 +37,13 @@ class Schema:
             whose ``name`` says which owner it departs from (not needed where there is one).
         sections: section -> owner.
         top: owner of the settings without a section.
+        own: settings of one run only: they are not taken over from another run's config.
     """
 
     groups: Mapping[str, Mapping[str, Owner]]
     sections: Mapping[str, Owner]
     top: Owner
+    own: tuple[str, ...] = ()
 
 
 def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = None) -> DictConfig:
@@ -56,7 +59,7 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     """
     command_line = parsed(arguments, schema)
     default = _read(FOLDER / "default.yaml") if base is None else _as_layer(base, schema)
-    experiment = _experiment(command_line.get("experiment"))
+    experiment = _experiment(command_line.get("experiment"), schema)
     merged: dict[str, Any] = {}
     errors: list[str] = []
     for group, owners in schema.groups.items():
@@ -77,11 +80,23 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     return config
 
 
-def load(text: str) -> DictConfig:
-    """A config that `compose` resolved earlier, read-only again."""
-    config = OmegaConf.create(text)
-    if not isinstance(config, DictConfig):
-        raise ConfigError("the saved config is not a mapping")
+def load(text: str, schema: Schema | None = None, source: str = "the saved config") -> DictConfig:
+    """A config that `compose` resolved earlier, read-only again.
+
+    Args:
+        text: YAML.
+        schema: what it must hold; None does not look.
+        source: where the text is from.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        config = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{source} is damaged: {error}") from error
+    if not isinstance(config, DictConfig) or (schema is not None and not _resolved(config, schema)):
+        raise ConfigError(f"{source} is damaged: it does not hold all settings of a run")
     OmegaConf.set_readonly(config, True)
     return config
 
@@ -110,7 +125,13 @@ def parsed(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
         raise ConfigError(f"cannot read the overrides {' '.join(arguments)}: {error}") from error
 
 
-def _as_layer(base: DictConfig, schema: Schema) -> dict[str, Any]:
+def _resolved(config: Mapping[Any, Any], schema: Schema) -> bool:
+    """Whether this is a config as `compose` makes it, and no file of departures."""
+    sections = all(isinstance(config.get(part), Mapping) for part in (*schema.groups, *schema.sections))
+    return sections and all({"name", "preset"} <= set(config[group]) for group in schema.groups)
+
+
+def _as_layer(base: Mapping[Any, Any], schema: Schema) -> dict[str, Any]:
     """A resolved config as a layer: groups go by the choice that was asked for."""
     layer = _plain(base)
     for group in schema.groups:
@@ -118,14 +139,17 @@ def _as_layer(base: DictConfig, schema: Schema) -> dict[str, Any]:
     return layer
 
 
-def _experiment(name: str | None) -> dict[str, Any]:
+def _experiment(name: str | None, schema: Schema) -> dict[str, Any]:
     if name is None:
         return {}
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / "experiment" / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in (FOLDER / "experiment").glob("*.yaml")]
         raise ConfigError(unknown(name, known, "experiment") + " (or give the path of a YAML file)")
-    return _read(path)
+    layer = _read(path)
+    if not _resolved(layer, schema):
+        return layer
+    return {key: value for key, value in _as_layer(layer, schema).items() if key not in schema.own}
 
 
 def _group(
@@ -178,7 +202,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    container = OmegaConf.to_container(config, resolve=True)
+    container = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else deepcopy(config)
     if not isinstance(container, dict):
         raise ConfigError(f"expected a mapping at the top, got {container!r}")
     return {str(key): value for key, value in container.items()}

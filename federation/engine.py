@@ -247,7 +247,7 @@ class Federation:
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
             found = self.evaluate(server, round, self.sites, ("val",), personalise=True)
-            scores = selection_scores(found)
+            scores = selection_scores(found, self.sites)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         if last or round % self.schedule.checkpoint_every == 0:
             self.checkpoint.save(round, server, self.transport.kept(), scores)
@@ -324,13 +324,15 @@ class Federation:
         )
 
 
-def selection_scores(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> dict[str, float]:
     """Scores that choose the best models: mean over sites for ``global``, each site's own for ``personal/<site>``.
 
-    Only validation scores of seen sites come in here; sites without validation cases are left out of the mean.
+    Only validation scores of seen sites come in here; sites without validation cases are left out of the mean. A round
+    in which a site could not be scored at all (its fine-tuning diverged) has no global score: a mean over the others
+    is no match for other rounds' means.
     """
     shared = [values["val/global/dice"] for values in found.values() if "val/global/dice" in values]
-    scores = {"global": sum(shared) / len(shared)} if shared else {}
+    scores = {"global": sum(shared) / len(shared)} if shared and not set(sites) - found.keys() else {}
     for site, values in found.items():
         if "val/personal/dice" in values:
             scores[f"personal/{site}"] = values["val/personal/dice"]

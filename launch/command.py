@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+GO_ON = "python train.py output=THE_RUN'S_FOLDER resume=true"
 
 
-def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
+def guarded(
+    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str], *, go_on: str | None = GO_ON
+) -> int:
     """Run a command.
 
+    Args:
+        command: the command.
+        arguments: of the command line.
+        go_on: how to go on after an interruption.
+
     Returns:
-        What the command returns, or 0; 2 after a mistake in settings or data, a damaged folder or a federation that
-        cannot go on; 130 when interrupted.
+        What the command returns, or 0; 2 after a mistake in settings or data, a damaged folder, a file that cannot be
+        read or written, or a federation that cannot go on; 130 when interrupted or asked to end (SIGTERM, by which
+        `wandb agent` stops a run).
     """
+    with suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command(arguments) or 0
-    except Exception as error:
-        if not isinstance(error, mistakes()):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("\nstopped; go on with: python train.py output=THE_RUN'S_FOLDER resume=true", file=sys.stderr)
+    except BaseException as error:
+        return _ended_by(error, go_on)
+
+
+def _ended_by(error: BaseException, go_on: str | None) -> int:
+    """Say what happened, there and at W&B; an error that is nobody's mistake goes on."""
+    from reporting.wandb import failing_run  # here, for commands that come to a good end without it
+
+    if isinstance(error, KeyboardInterrupt):
+        with failing_run(INTERRUPTED):
+            print("\nstopped" + (f"; go on with: {go_on}" if go_on else ""), file=sys.stderr)
         return INTERRUPTED
+    if isinstance(error, mistakes()):
+        with failing_run(MISTAKE):
+            print(f"error: {_told(error)}", file=sys.stderr)
+        return MISTAKE
+    with failing_run(FAILED):
+        raise error
 
 
 def mistakes() -> tuple[type[Exception], ...]:
@@ -35,4 +59,15 @@ def mistakes() -> tuple[type[Exception], ...]:
     from federation.engine import RoundError
     from reporting import ReportingError
 
-    return ConfigError, DataError, ReportingError, CheckpointError, RoundError
+    return ConfigError, DataError, ReportingError, CheckpointError, RoundError, OSError
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _told(error: Exception) -> str:
+    """The message; of an operating system's error, what and where."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)

@@ -9,15 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError
 from launch.experiment import Experiment
-from launch.run import default_folder, execute
+from launch.run import default_folder, execute, finished, group_name, open_wandb, saved_config
 from reporting.folder import RunFolder, file_name, write_atomic
+from reporting.reporter import sweep_values
 from reporting.summary import Summary, summarise
+from reporting.wandb import beside_the_agent
 
 
 def execute_folds(config: DictConfig) -> Summary:
     """Run every fold in a folder of its own, and gather the scores of the sites held out.
 
-    Finished folds are not repeated when the protocol is resumed, and a stopped fold goes on.
+    When the protocol is resumed, finished folds are not repeated unless they now have more rounds, and stopped ones go
+    on. At W&B every fold is a run, and so is what they make together; under `wandb agent` the latter is the agent's.
 
     Raises:
         ConfigError: sites are held out already, there are fewer than three, or the method has no model for an unseen
@@ -26,20 +29,39 @@ def execute_folds(config: DictConfig) -> Summary:
     """
     sites = _sites(config)
     output = Path(config.output or default_folder(config))
-    _open(output, config)
-    for site in sites:
-        folder = RunFolder(output / file_name(site))
-        if folder.path.joinpath("summary.csv").is_file():
-            continue
-        print(f"\nfold {sites.index(site) + 1} of {len(sites)}: {site} is held out", flush=True)
-        execute(_fold(config, site, folder))
+    parent = _open(output, config)
+    with beside_the_agent():
+        for number, site in enumerate(sites, 1):
+            folder = RunFolder(output / file_name(site))
+            if finished(folder, config.federation.rounds):
+                continue
+            print(f"\nfold {number} of {len(sites)}: {site} is held out", flush=True)
+            execute(_fold(config, site, folder), job_type="fold")
     scores = pd.concat([RunFolder(output / file_name(site)).scores() for site in sites], ignore_index=True)
     held_out = scores[~scores["seen"].astype(bool)]
     summary = summarise(held_out.assign(seen=True))  # one row per site, as in an ordinary run
     write_atomic(output / "metrics.csv", held_out.to_csv(index=False))
-    write_atomic(output / "summary.csv", summary.table.to_csv(index=False))
-    write_atomic(output / "summary.md", summary.markdown())
+    parent.write_summary(summary.table, summary.markdown())
+    run = open_wandb(config, parent, job_type=config.protocol)
+    run.log_cases(held_out)
+    run.summarise({**summary.values, **sweep_values(summary)})
+    run.finish(exit_code=0)
     return summary
+
+
+def folds_finished(config: DictConfig, output: Path) -> bool:
+    """Whether the protocol came to its end in a folder, with the rounds of the config or more.
+
+    Raises:
+        ConfigError, CheckpointError: the folder is damaged.
+    """
+    parent = RunFolder(output)
+    done = parent.summary_path.is_file() and saved_config(parent).federation.rounds >= config.federation.rounds
+    return done and all(finished(RunFolder(path.parent), config.federation.rounds) for path in _fold_configs(output))
+
+
+def _fold_configs(output: Path) -> list[Path]:
+    return sorted(output.glob("*/config.yaml"))
 
 
 def _sites(config: DictConfig) -> list[str]:
@@ -58,9 +80,11 @@ def _sites(config: DictConfig) -> list[str]:
     return sites
 
 
-def _open(output: Path, config: DictConfig) -> None:
-    RunFolder.create(output, resume=config.resume)
-    write_atomic(output / "config.yaml", OmegaConf.to_yaml(config))
+def _open(output: Path, config: DictConfig) -> RunFolder:
+    folder = RunFolder.create(output, resume=config.resume)
+    write_atomic(folder.config_path, OmegaConf.to_yaml(config))
+    folder.summary_path.unlink(missing_ok=True)  # until all folds are done again
+    return folder
 
 
 def _fold(config: DictConfig, site: str, folder: RunFolder) -> DictConfig:
@@ -70,7 +94,7 @@ def _fold(config: DictConfig, site: str, folder: RunFolder) -> DictConfig:
     fold.protocol = "personalised"
     fold.output = str(folder.path)
     fold.resume = folder.holds_run
-    fold.wandb.group = config.wandb.group or f"{config.data.preset}-{config.algorithm.preset}-leave-one-site-out"
+    fold.wandb.group = group_name(config)
     fold.wandb.name = f"{config.wandb.name or fold.wandb.group}-{site}-seed{config.seed}"
     OmegaConf.set_readonly(fold, True)
     return fold

@@ -49,7 +49,7 @@ class PretrainedEncoder:
         """
         folder = RunFolder(source)
         try:
-            config = load(folder.read_config())
+            config = load(folder.read_config(), source=str(folder.config_path))
         except (ReportingError, FileNotFoundError) as error:
             raise ConfigError(f"pretrained={source} is not the folder of a run: {error}") from error
         if not (folder.checkpoints / "index.json").is_file():

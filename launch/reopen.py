@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.compose import load
+import torch
+from omegaconf import DictConfig
+
+from configs.compose import ConfigError, compose, parsed
 from datamodules import DataError
 from federation.checkpoint import Checkpoint, Snapshot
 from federation.client import Evaluate
 from federation.contract import RoundRecord
 from federation.engine import Federation
 from launch.experiment import Experiment
-from launch.run import check_splits
+from launch.run import check_splits, saved_config
+from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.folder import RunFolder
 
@@ -27,6 +32,30 @@ class Silent:
 
     def round_done(self, record: RoundRecord) -> None:
         """Nothing."""
+
+
+def settings(folder: RunFolder, overrides: Sequence[str] = ()) -> DictConfig:
+    """The settings of a run, for scoring it on this machine.
+
+    Args:
+        folder: the run's folder.
+        overrides: of `trainer.accelerator` and `trainer.threads`. A run made on a GPU is scored on the CPU where there
+            is no GPU, unless an accelerator is given.
+
+    Raises:
+        ConfigError: another setting, which would score another run; or a damaged config.
+        ReportingError: the folder holds no run.
+    """
+    saved = saved_config(folder)
+    given = parsed(overrides, SCHEMA)
+    strange = [key for key in given if key != "trainer"] + [
+        f"trainer.{key}" for key in given.get("trainer", {}) if key not in ("accelerator", "threads")
+    ]
+    if strange:
+        raise ConfigError(f"{strange[0]} belongs to the run; only trainer.accelerator and trainer.threads may change")
+    missing = saved.trainer.accelerator == "gpu" and not torch.cuda.is_available()
+    fallback = ["trainer.accelerator=cpu"] if missing else []
+    return compose([*fallback, *overrides], SCHEMA, base=saved)
 
 
 @dataclass(frozen=True)
@@ -46,14 +75,18 @@ class Reopened:
     snapshot: Snapshot
 
     @classmethod
-    def read(cls, folder: RunFolder) -> Reopened:
+    def read(cls, folder: RunFolder, overrides: Sequence[str] = ()) -> Reopened:
         """Open a folder; no data is read.
+
+        Args:
+            folder: the run's folder.
+            overrides: see `settings`.
 
         Raises:
             ReportingError: it holds no run, or no checkpoint.
             CheckpointError: its checkpoint is damaged.
         """
-        experiment = Experiment(load(folder.read_config()))
+        experiment = Experiment(settings(folder, overrides))
         none = ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
         if not (folder.checkpoints / "index.json").is_file():
             raise none

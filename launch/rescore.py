@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -13,13 +14,17 @@ from reporting.folder import COLUMNS, METRICS, RunFolder
 KEYS = [column for column in COLUMNS[METRICS] if column != "value"]
 
 
-def rescore(folder: RunFolder) -> pd.DataFrame:
+def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """Score the last and the best models of a run's folder; columns as in metrics.csv.
+
+    Args:
+        folder: the run's folder.
+        overrides: see `launch.reopen.settings`.
 
     Raises:
         ReportingError: the folder holds no checkpoint, or the run's data changed or can no longer be read.
     """
-    run = Reopened.read(folder)
+    run = Reopened.read(folder, overrides)
     run.prepare_data()
     scorer = Scorer(run.experiment)
     return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server, run.checkpoint))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from reporting.environment import Meter
 from reporting.folder import RunFolder, flattened
 from reporting.reporter import Reporter
 from reporting.summary import Summary
-from reporting.wandb import WandbRun
+from reporting.wandb import RUN_ID, WandbRun, swept_by_agent
 
 MAY_CHANGE = (
     "federation.rounds",
@@ -42,27 +45,57 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
         ReportingError: there is no run to resume.
     """
     given = parsed(arguments, SCHEMA)
+    if swept_by_agent() and "mode" not in given.get("wandb", {}):
+        arguments = [*arguments, "wandb.mode=online"]
     if given.get("resume") is not True:
         config = compose(arguments, SCHEMA)
         if config.resume:
             raise ConfigError("resume=true belongs on the command line, beside output=DIR")
+        if swept_by_agent() and config.output is None and (folder := RunFolder(default_folder(config))).holds_run:
+            return read_settings([*arguments, f"output={folder.path}", "resume=true"])  # the agent started it again
         return config
     if given.get("output") is None:
         raise ConfigError("resume=true needs output=DIR, the folder of the run to go on with")
-    saved = load(RunFolder(str(given["output"])).read_config())
+    saved = saved_config(RunFolder(str(given["output"])))
     config = compose(arguments, SCHEMA, base=saved)
-    before, now = flat(saved), flat(config)
-    changed = sorted(
-        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
-    )
-    if changed:
-        told = ", ".join(f"{key}: {before.get(key)!r} in the folder, {now.get(key)!r} now" for key in changed)
-        raise ConfigError(f"resume=true goes on with the run as it was started ({told}); start another run for that")
+    if changed := differences(saved, config):
+        raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
     return config
 
 
-def execute(config: DictConfig) -> Summary:
+def saved_config(folder: RunFolder) -> DictConfig:
+    """The config of the run that a folder holds.
+
+    Raises:
+        ReportingError: there is none.
+        ConfigError: it is damaged.
+    """
+    return load(folder.read_config(), SCHEMA, str(folder.config_path))
+
+
+def differences(saved: DictConfig, config: DictConfig, may_change: tuple[str, ...] = MAY_CHANGE) -> str:
+    """The settings that make a config another run than the saved one, with both values; empty if there is none."""
+    before, now = flat(saved), flat(config)
+    keys = sorted(before.keys() | now.keys())
+    changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(may_change)]
+    return ", ".join(f"{key}: {before.get(key)!r} in the folder, {now.get(key)!r} now" for key in changed)
+
+
+def finished(folder: RunFolder, rounds: int) -> bool:
+    """Whether a run came to its end, after so many rounds or more.
+
+    Raises:
+        CheckpointError: its checkpoints are damaged.
+    """
+    return folder.summary_path.is_file() and Checkpoint(folder.checkpoints).round >= rounds
+
+
+def execute(config: DictConfig, job_type: str = "train") -> Summary:
     """Train, score, report.
+
+    Args:
+        config: of the run.
+        job_type: what it is to W&B, within its group.
 
     Raises:
         ConfigError, DataError, ReportingError, RoundError: with a message for the user.
@@ -85,7 +118,7 @@ def execute(config: DictConfig) -> Summary:
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
-    with Reporter(folder, open_wandb(config, folder), title=experiment.title) as reporter:
+    with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
@@ -99,7 +132,10 @@ def execute(config: DictConfig) -> Summary:
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
         folder.write_cost(meter)
-        return reporter.finish()
+        summary = reporter.finish()
+        if config.wandb.artifacts:
+            reporter.wandb.log_checkpoints(folder)
+        return summary
 
 
 def inputs(experiment: Experiment) -> dict[str, Any]:
@@ -126,26 +162,52 @@ def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def default_folder(config: DictConfig) -> Path:
-    """runs/DATA-ALGORITHM-seedN-TIME."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}-{stamp}"
+    """runs/DATA-ALGORITHM-seedN-TIME; under `wandb agent` runs/SWEEP/DATA-ALGORITHM-seedN-RUN."""
+    name = f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}"
+    if swept_by_agent():
+        return Path("runs") / os.environ["WANDB_SWEEP_ID"] / f"{name}-{os.environ[RUN_ID]}"
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def open_wandb(config: DictConfig, folder: RunFolder) -> WandbRun:
-    """The run at W&B: seeds of one method on one data set share a group."""
-    group = config.wandb.group or f"{config.data.preset}-{config.algorithm.preset}"
-    plain: Any = OmegaConf.to_container(config)
+def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun:
+    """The run at W&B: seeds of one method with the same settings on one data set share a group."""
     return WandbRun(
         config.wandb.mode,
         folder,
-        plain,
+        dashboard_config(config),
         project=config.wandb.project,
         entity=config.wandb.entity,
-        name=config.wandb.name or f"{group}-seed{config.seed}",
-        group=group,
-        job_type=config.algorithm.preset,
+        name=config.wandb.name or f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}",
+        group=group_name(config),
+        job_type=job_type,
         tags=config.wandb.tags,
     )
+
+
+def dashboard_config(config: DictConfig) -> dict[str, Any]:
+    """The settings under the names that a command line gives them, which are those of a sweep's parameters too.
+
+    With nested settings a sweep's ``algorithm=ditto`` would take the place of all that is said about the algorithm.
+    """
+    rows = flat(config)
+    return rows | {group: rows.pop(f"{group}.preset") for group in SCHEMA.groups}
+
+
+def group_name(config: DictConfig) -> str:
+    """The group at W&B: the one asked for, else DATA-ALGORITHM-DIGEST; the digest leaves out seed, folder and site."""
+    if config.wandb.group is not None:
+        return str(config.wandb.group)
+    alone = (
+        "seed",
+        "data.unseen",
+        "protocol",
+        "pretrained",
+        *(key for key in MAY_CHANGE if key != "federation.rounds"),
+    )
+    told = {key: value for key, value in flat(config).items() if not key.startswith(alone)}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    protocol = "" if config.protocol == "personalised" else f"-{config.protocol}"
+    return f"{config.data.preset}-{config.algorithm.preset}{protocol}-{digest}"
 
 
 def flat(config: DictConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Run:
 
     Attributes:
         seed: of initial weights, splits, sampling and batches.
-        output: the run's folder; null makes runs/DATA-ALGORITHM-seedN-TIME.
+        output: the run's folder; null makes runs/DATA-ALGORITHM-seedN-TIME, under `wandb agent` runs/SWEEP/...-RUN_ID.
         resume: go on in the folder `output`; what it saved is the config; only rounds, device, threads, W&B and
             overlays may change.
         protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
@@ -29,7 +29,8 @@ class Run:
         pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.
         stages: runs in a row, each given by its settings in one string ("algorithm=contrastive federation.rounds=40",
             "algorithm=ditto data.labelled_patients=2") and starting from the encoder of the one before.
-        experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, merged below the command line.
+        experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, for example another run's
+            config.yaml; merged below the command line.
     """
 
     seed: int = 0
@@ -62,12 +63,14 @@ class Wandb:
     """Weights & Biases.
 
     Attributes:
-        mode: online, offline (no account, no network; `wandb sync` uploads later) or disabled.
+        mode: online, offline (no account, no network; `wandb sync` uploads later) or disabled. `wandb agent` makes it
+            online, unless the command line says otherwise.
         project: W&B project.
         entity: W&B user or team; null is your default.
         name: of the run; null makes one from algorithm, data and seed.
-        group: runs that differ in their seed only; null makes it from algorithm and data.
+        group: runs that differ in their seed only; null makes it from data, algorithm and a digest of the settings.
         tags: of the run.
+        artifacts: upload the saved models when the run ends.
     """
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
@@ -76,6 +79,7 @@ class Wandb:
     name: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
+    artifacts: bool = False
 
 
 SCHEMA = Schema(
@@ -88,4 +92,5 @@ SCHEMA = Schema(
         "wandb": Wandb,
     },
     top=Run,
+    own=("output", "resume", "experiment"),
 )

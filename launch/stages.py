@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, compose
 from launch.experiment import Experiment
-from launch.run import default_folder, execute, read_settings
+from launch.run import MAY_CHANGE, default_folder, differences, execute, finished, saved_config
 from launch.settings import SCHEMA
 from reporting.folder import RunFolder
 from reporting.summary import Summary
+from reporting.wandb import beside_the_agent
 
 OWN = ("stages=", "output=", "resume=", "pretrained=")
+FREE = (*MAY_CHANGE, "pretrained")  # always the stage before, whichever way its path is written
+FREE_ONCE_USED = tuple(key for key in FREE if key != "federation.rounds")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the runs.
+
+    Attributes:
+        number: from 1.
+        told: its settings, as they were given.
+        config: all of its settings.
+        folder: where it runs.
+    """
+
+    number: int
+    told: str
+    config: DictConfig
+    folder: RunFolder
 
 
 def execute_stages(arguments: Sequence[str], config: DictConfig) -> Summary:
     """Run every stage in a folder of its own, OUTPUT/1, OUTPUT/2 ...
 
     A stage's settings are those of the command line, and then its own. Finished stages are not repeated when the
-    command is given again with the same output, and a stopped one goes on.
+    command is given again with the same output, and a stopped one goes on. Under `wandb agent` the last stage is the
+    agent's run, the others are runs of their own.
 
     Args:
         arguments: of the command line.
@@ -32,40 +55,71 @@ def execute_stages(arguments: Sequence[str], config: DictConfig) -> Summary:
         The result of the last stage.
 
     Raises:
-        ConfigError: a setting of some stage cannot be used; all are looked at before the first one runs.
+        ConfigError: a setting of some stage cannot be used, or is another one than when that stage ran; all are looked
+            at before the first one runs.
     """
-    output = Path(config.output or default_folder(config))
-    shared = [argument for argument in arguments if not argument.startswith(OWN)]
     if config.pretrained or config.protocol != "personalised":
         raise ConfigError("stages start from each other: leave pretrained out, and take protocol=personalised")
-    settings = [[*shared, *shlex.split(stage), f"output={output / str(n)}"] for n, stage in enumerate(config.stages, 1)]
-    for number, stage in enumerate(settings, 1):
-        _check(number, stage)
-    for number, stage in enumerate(settings, 1):
-        folder = RunFolder(output / str(number))
-        if (folder.path / "summary.csv").is_file() and number < len(settings):
+    stages = plan(arguments, config, Path(config.output or default_folder(config)))
+    for stage in stages:
+        _check(stage, used=any(later.folder.holds_run for later in stages[stage.number :]))
+    for stage in stages:
+        last = stage.number == len(stages)
+        if not last and finished(stage.folder, stage.config.federation.rounds):
             continue
-        print(f"\nstage {number} of {len(settings)}: {config.stages[number - 1]}", flush=True)
-        before = [f"pretrained={output / str(number - 1)}"] if number > 1 else []
-        if folder.holds_run:
-            stage_config = read_settings([f"output={folder.path}", "resume=true"])
-        else:
-            stage_config = compose([*stage, *before], SCHEMA)
-        summary = execute(_alone(stage_config))
+        print(f"\nstage {stage.number} of {len(stages)}: {stage.told}", flush=True)
+        with nullcontext() if last else beside_the_agent():
+            summary = execute(_alone(stage), job_type="train" if last else f"stage {stage.number}")
     return summary
 
 
-def _check(number: int, stage: Sequence[str]) -> None:
+def plan(arguments: Sequence[str], config: DictConfig, output: Path) -> list[Stage]:
+    """What every stage does.
+
+    Raises:
+        ConfigError: a setting of some stage cannot be used.
+    """
+    shared = [argument for argument in arguments if not argument.startswith(OWN)]
+    shared.append(f"wandb.mode={config.wandb.mode}")
+    stages = []
+    for number, told in enumerate(config.stages, 1):
+        own = [*shared, *shlex.split(told), f"output={output / str(number)}"]
+        own += [f"pretrained={output / str(number - 1)}"] if number > 1 else []
+        try:
+            stages.append(Stage(number, told, compose(own, SCHEMA), RunFolder(output / str(number))))
+        except ConfigError as error:
+            raise ConfigError(f"stage {number}: {error}") from error
+    return stages
+
+
+def _check(stage: Stage, used: bool) -> None:
+    """Look at a stage before any runs.
+
+    Args:
+        stage: which one.
+        used: a later stage has started from it, so that it must stay as it is.
+    """
     try:
-        Experiment(compose(stage, SCHEMA)).check()
+        Experiment(_alone(stage, pretrained=False)).check()
+        if not stage.folder.holds_run:
+            return
+        changed = differences(saved_config(stage.folder), _alone(stage), FREE_ONCE_USED if used else FREE)
     except ConfigError as error:
-        raise ConfigError(f"stage {number}: {error}") from error
+        raise ConfigError(f"stage {stage.number}: {error}") from error
+    if changed:
+        raise ConfigError(
+            f"stage {stage.number}: {stage.folder.path} holds a run with other settings ({changed}); repeat the "
+            "command as it was, or take another output="
+        )
 
 
-def _alone(config: DictConfig) -> DictConfig:
+def _alone(stage: Stage, pretrained: bool = True) -> DictConfig:
     """The settings of one stage, which names no stages of its own."""
-    alone: DictConfig = config.copy()
+    alone: DictConfig = stage.config.copy()
     OmegaConf.set_readonly(alone, False)
     alone.stages = []
+    alone.resume = stage.folder.holds_run
+    if not pretrained:
+        alone.pretrained = None  # the stage before may not have run yet
     OmegaConf.set_readonly(alone, True)
     return alone

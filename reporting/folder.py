@@ -141,6 +141,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.overlays = self.path / "overlays"
+        self.summary_path = self.path / "summary.csv"
         self.wandb_id_path = self.path / "wandb-id.txt"
 
     @classmethod
@@ -177,10 +178,11 @@ class RunFolder:
         return self.config_path.is_file()
 
     def _foreign_files(self) -> list[str]:
-        """What stands in the folder, but for temporary files of a process that was killed in its first write."""
+        """What stands in the folder, but for what a process leaves that was killed before its first write was done."""
         if not self.path.exists():
             return []
-        return sorted(p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
+        files = [p for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp"))]
+        return sorted(p.name for p in files if not (p == self.checkpoints and not any(p.iterdir())))
 
     def write_config(self, yaml_text: str) -> None:
         """Save the resolved configuration; from here on the folder holds a run."""
@@ -309,11 +311,13 @@ class RunFolder:
         return self._read(SPLITS)
 
     def truncate(self, round: int) -> None:
-        """Forget what came after a checkpoint, before training goes on from it.
+        """Forget what came after a checkpoint, and the summary, before training goes on from it.
 
         Args:
             round: The last round to keep; -1 forgets everything (a run killed before its first checkpoint).
         """
+        self.summary_path.unlink(missing_ok=True)
+        self.summary_path.with_suffix(".md").unlink(missing_ok=True)
         for name, columns in COLUMNS.items():
             path = self.path / name
             if path.exists():
@@ -322,8 +326,10 @@ class RunFolder:
 
     def write_summary(self, table: pd.DataFrame, markdown: str) -> None:
         """Save the result, as a table (summary.csv) and to read (summary.md)."""
-        write_atomic(self.path / "summary.csv", table.to_csv(index=False, lineterminator="\n"))
         write_atomic(self.path / "summary.md", markdown)
+        write_atomic(
+            self.summary_path, table.to_csv(index=False, lineterminator="\n")
+        )  # last: it says that all is done
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         path, columns = self.path / name, COLUMNS[name]

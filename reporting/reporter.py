@@ -62,12 +62,13 @@ class Reporter:
         self.title = title
         self._validation: dict[str, float] = {}  # the last known, as shown in the progress line
         self._round: int | None = None
+        self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
         self._means: list[Row] = []  # of the round that is under way: scores that the sites reported as means
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
-        self._round, self._values, self._means = round, {}, []
+        self._round, self._rounds, self._values, self._means = round, rounds, {}, []
         self.progress.round_started(round, rounds, sites)
 
     def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
@@ -113,13 +114,14 @@ class Reporter:
         sizes: dict[str, float] = defaultdict(float)
         for row in record.traffic:
             sizes[f"bytes/{row['direction']}"] += row["bytes"]
-        self.wandb.log_round(record.round, {**self._values, "train/loss": loss, "events": len(record.events), **sizes})
+        values = {**self._values, "train/loss": loss, "events": len(record.events), **sizes}
+        self.wandb.log_round(record.round, values, last=record.round == self._rounds)
         if record.round != self._round:
             return  # the introduction, before the first round
         self._round, self._values = None, {}
-        values = {} if math.isnan(loss) else {"loss": loss}
+        shown = {} if math.isnan(loss) else {"loss": loss}
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
-        self.progress.round_done(record.round, {**values, **self._validation}, events)
+        self.progress.round_done(record.round, {**shown, **self._validation}, events)
 
     def overlays(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
         """Draw cases of one site into overlays/<site>.png and add them to W&B.
@@ -143,7 +145,7 @@ class Reporter:
         scores = self.folder.scores()
         summary = write_report(self.folder, scores, title=self.title)
         self.wandb.log_cases(scores[scores["checkpoint"].isin(CHECKPOINTS)])
-        self.wandb.summarise({**summary.values, **_sweep_values(summary)})
+        self.wandb.summarise({**summary.values, **sweep_values(summary)})
         out = sys.stdout if stream is None else stream
         print(f"\n{summary.text(out)}\nThe run's folder: {self.folder.path}", file=out)
         return summary
@@ -210,7 +212,7 @@ def _mean_rows(round: int, site: str, scalars: Mapping[str, float]) -> list[Row]
     return rows
 
 
-def _sweep_values(summary: Summary) -> dict[str, float]:
+def sweep_values(summary: Summary) -> dict[str, float]:
     """The best checkpoint's validation scores under the names that charts have too, so that a sweep optimises them."""
     best = {k.removeprefix("best/"): value for k, value in summary.values.items() if k.startswith("best/val/")}
     worst = best.get(f"val/personal/worst_site/{HEADLINE}", best.get(f"val/global/worst_site/{HEADLINE}"))

@@ -1,15 +1,17 @@
 """The only module that talks to Weights & Biases."""
 
 import os
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from reporting import ReportingError
-from reporting.folder import RunFolder, write_atomic
+from reporting.folder import METRICS, SPLITS, RunFolder, write_atomic
 from reporting.overlays import Picture, best_slice, displayed
 
 if TYPE_CHECKING:
@@ -17,14 +19,19 @@ if TYPE_CHECKING:
 
 Mode = Literal["online", "offline", "disabled"]
 MOST_TABLE_ROWS = 10_000  # what W&B shows of one table
+RUN_ID = "WANDB_RUN_ID"
+AGENT = (RUN_ID, "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agent` tells the process that it starts
 
 
 class WandbRun:
     """A run at W&B, or nothing at all when it is disabled: then the client is not even imported.
 
     `round` is the x-axis of every chart. The run's id is kept in the run's folder, so that a resumed run goes on
-    there; under `wandb agent` the agent's id rules. Offline needs no account and no network.
+    there; under `wandb agent` the agent's id rules. Offline needs no account and no network. Steps of the client are
+    rounds, so that the parts of a run that was resumed offline follow each other when they are synced.
     """
+
+    opened: ClassVar[set[str]] = set()  # ids of the runs that this process has opened
 
     def __init__(
         self,
@@ -56,33 +63,30 @@ class WandbRun:
             ReportingError: If W&B cannot be reached or refuses.
         """
         self._run: Run | None = None
+        self._sent = -1  # the last round that W&B has
         if mode == "disabled":
             return
         if mode == "offline":
             os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the client calls home even offline
-        import wandb
-
-        try:
-            self._run = wandb.init(
-                mode=mode,
-                dir=os.fspath(folder.path),
-                id=run_id(folder),
-                resume="allow"
-                if mode == "online"
-                else None,  # offline the id alone joins the parts when they are synced
-                config=dict(config),
-                allow_val_change=True,
-                project=project,
-                entity=entity,
-                name=name,
-                group=group,
-                job_type=job_type,
-                tags=list(tags),
-            )
-        except wandb.errors.Error as error:
-            raise ReportingError(
-                f"W&B did not open the run ({error}). Log in with `wandb login`, or set wandb.mode=offline or disabled."
-            ) from error
+        swept = swept_by_agent()
+        self._run = _open(
+            mode=mode,
+            dir=os.fspath(folder.path),
+            id=None if swept else run_id(folder),  # the client takes the agent's, and warns about any other
+            resume="allow" if mode == "online" else None,  # offline the id alone joins the parts when they are synced
+            config=dict(config),
+            allow_val_change=True,
+            project=None if swept else project,
+            entity=None if swept else entity,
+            name=name,
+            group=group,
+            job_type=job_type,
+            tags=list(tags),
+        )
+        run_id(folder)  # under an agent too the folder remembers it
+        self.opened.add(self._run.id)
+        if self._run.resumed:
+            self._sent = int(self._run.summary.get("round", -1))
         self._run.define_metric("round", hidden=True)
         self._run.define_metric("*", step_metric="round")
 
@@ -91,15 +95,23 @@ class WandbRun:
         """Whether anything is recorded."""
         return self._run is not None
 
-    def log_round(self, round: int, values: Mapping[str, float]) -> None:
-        """Add points at x = round, e.g. {"train/loss": 0.4, "site_a/val/global/dice": 0.8}; NaN is left out."""
+    def log_round(self, round: int, values: Mapping[str, float], *, last: bool = False) -> None:
+        """Add points at x = round, e.g. {"train/loss": 0.4, "site_a/val/global/dice": 0.8}; NaN is left out.
+
+        Args:
+            round: Its number. A round that W&B has from before an interruption is not sent twice.
+            values: Names and numbers.
+            last: No other round follows; pictures and tables still join its row.
+        """
         known = {key: float(value) for key, value in values.items() if not np.isnan(value)}
-        if self._run is not None and known:
-            self._run.log({"round": round, **known})
+        if self._run is not None and known and round > self._sent:
+            self._sent = round
+            self._run.log({"round": round, **known}, step=max(round, self._run.step), commit=not last)
 
     def summarise(self, values: Mapping[str, float]) -> None:
-        """Set the numbers that stand for the whole run (what a sweep reads)."""
+        """Set the numbers that stand for the whole run (what a sweep reads); nothing is logged after that."""
         if self._run is not None:
+            self._run.log({}, commit=True)  # else the last row, when it ends, would put its own numbers there
             self._run.summary.update({key: float(value) for key, value in values.items() if not np.isnan(value)})
 
     def log_pictures(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
@@ -107,7 +119,7 @@ class WandbRun:
         if self._run is None or not pictures:
             return
         images = [_wandb_image(picture, regions) for picture in pictures]
-        self._run.log({f"{pictures[0].site}/overlays": images})
+        self._log_last({f"{pictures[0].site}/overlays": images})
 
     def log_cases(self, scores: pd.DataFrame) -> None:
         """Add a table with one row per case, region, view and checkpoint, and one column per metric."""
@@ -115,11 +127,27 @@ class WandbRun:
             return
         import wandb
 
-        keys = ["checkpoint", "round", "split", "site", "seen", "view", "case", "region"]
-        wide = scores.pivot_table(
-            index=keys, columns="metric", values="value", dropna=False, observed=True
-        ).reset_index()
-        self._run.log({"cases": wandb.Table(dataframe=wide.head(MOST_TABLE_ROWS))})
+        keys = ["checkpoint", "split", "round", "site", "seen", "view", "case", "region"]
+        wide = scores.pivot_table(index=keys, columns="metric", values="value").reset_index()
+        wide = wide.sort_values(["checkpoint", "split"], key=_worth, kind="stable")
+        self._log_last({"cases": wandb.Table(dataframe=wide.head(MOST_TABLE_ROWS))})
+
+    def log_checkpoints(self, folder: RunFolder) -> None:
+        """Upload the saved models as an artefact of type "model": a folder that `python evaluate.py` reads."""
+        if self._run is None:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"run-{self._run.id}-checkpoints", type="model", metadata={"round": self._sent})
+        artifact.add_dir(os.fspath(folder.checkpoints), name=folder.checkpoints.name)
+        for path in (folder.config_path, folder.path / SPLITS, folder.path / METRICS):
+            artifact.add_file(os.fspath(path), name=path.name)
+        self._run.log_artifact(artifact)
+
+    def _log_last(self, values: Mapping[str, Any]) -> None:
+        """Add to the last round's row, or behind it if that is gone already."""
+        if self._run is not None:
+            self._run.log({"round": max(self._sent, 0), **values}, step=max(self._sent, self._run.step), commit=False)
 
     def finish(self, exit_code: int) -> None:
         """Close the run; an exit code other than 0 marks it as failed."""
@@ -128,13 +156,66 @@ class WandbRun:
             self._run = None
 
 
+def swept_by_agent() -> bool:
+    """Whether `wandb agent` started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get(RUN_ID))
+
+
+@contextmanager
+def beside_the_agent() -> Iterator[None]:
+    """Runs opened here (folds, early stages) are runs of their own: the agent's id waits for the result of them all."""
+    hidden = {name: os.environ.pop(name) for name in AGENT if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        if hidden and "wandb" in sys.modules:
+            sys.modules["wandb"].teardown()  # the client reads its environment once
+
+
+@contextmanager
+def failing_run(exit_code: int) -> Iterator[None]:
+    """Mark the agent's run as failed, if this process came to its end before it opened that run.
+
+    What is printed inside is the run's log at W&B, so that a refused combination of settings can be read there.
+    """
+    if not swept_by_agent() or os.environ[RUN_ID] in WandbRun.opened:
+        yield
+        return
+    try:
+        run = _open(mode="online")
+    except ReportingError:
+        run = None  # what went wrong first is what counts, and is printed
+    try:
+        yield
+    finally:
+        if run is not None:
+            run.finish(exit_code=exit_code)
+
+
+def _open(**settings: Any) -> "Run":
+    import wandb
+
+    try:
+        return wandb.init(**settings)
+    except wandb.errors.Error as error:
+        raise ReportingError(
+            f"W&B did not open the run ({error}). Log in with `wandb login`, or set wandb.mode=offline or disabled."
+        ) from error
+
+
 def run_id(folder: RunFolder) -> str:
     """The agent's id, else the one in the folder, else a new one; kept in the folder."""
     kept = folder.wandb_id_path.read_text(encoding="utf-8").strip() if folder.wandb_id_path.exists() else ""
-    chosen = os.environ.get("WANDB_RUN_ID") or kept or uuid.uuid4().hex[:12]
+    chosen = os.environ.get(RUN_ID) or kept or uuid.uuid4().hex[:12]
     if chosen != kept:
         write_atomic(folder.wandb_id_path, chosen + "\n")
     return chosen
+
+
+def _worth(column: pd.Series) -> pd.Series:
+    """What must not be cut from a long table comes first: the best checkpoint's test cases."""
+    return column.map({"best": 0, "last": 1, "test": 0, "val": 1})
 
 
 def label_map(masks: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

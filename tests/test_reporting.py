@@ -527,7 +527,7 @@ class FakeWandb(WandbRun):
         self.summary: dict[str, float] = {}
         self.exit_code: int | None = None
 
-    def log_round(self, round: int, values: Mapping[str, float]) -> None:
+    def log_round(self, round: int, values: Mapping[str, float], *, last: bool = False) -> None:
         self.points.append((round, dict(values)))
 
     def summarise(self, values: Mapping[str, float]) -> None:

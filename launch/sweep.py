@@ -1,0 +1,393 @@
+"""A sweep file run on this machine, without W&B: the combinations in parallel, each in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from configs.compose import ConfigError, compose
+from configs.sweeps import Combination, Sweep, arguments
+from federation.checkpoint import CheckpointError
+from launch.folds import folds_finished
+from launch.run import differences, finished, saved_config
+from launch.settings import SCHEMA
+from launch.stages import plan as plan_stages
+from reporting import ReportingError
+from reporting.folder import RunFolder, write_atomic
+from reporting.progress import duration
+from reporting.reporter import sweep_values
+from reporting.summary import Table, summarise
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+OWN = ("output", "jobs", "count", "sweep_seed")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEVICES = "CUDA_VISIBLE_DEVICES"
+SCORES = ("best/test/global/dice", "best/test/personal/dice")
+PATIENCE = 30.0  # seconds that a run has to end after an interruption
+MOST_ROWS = 40  # of the table on the terminal
+DONE, FAILED = "finished", "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One combination.
+
+    Attributes:
+        name: of its folder.
+        combination: the settings that the sweep gives it.
+        arguments: of `train.py`.
+        config: what they make.
+        folder: where it runs; what it prints goes to `log` beside it.
+    """
+
+    name: str
+    combination: Combination
+    arguments: tuple[str, ...]
+    config: DictConfig
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def threads(self) -> int:
+        """Threads of the run on the CPU; one unless the config says more, so that runs do not disturb each other."""
+        return int(self.config.trainer.threads or 1)
+
+    def finished(self) -> bool:
+        """Whether the run came to its end with these settings.
+
+        Raises:
+            ConfigError: the folder holds a run with other settings.
+        """
+        try:
+            if self.config.stages:
+                stages = plan_stages(self.arguments, self.config, self.folder)
+                return all(finished(stage.folder, stage.config.federation.rounds) for stage in stages)
+            folder = RunFolder(self.folder)
+            changed = differences(saved_config(folder), self.config) if folder.holds_run else ""
+            if not changed and self.config.protocol == "leave_one_site_out":
+                return folder.holds_run and folds_finished(self.config, self.folder)
+        except (CheckpointError, ConfigError):
+            return False  # it is damaged: its own process says how, and the others go on
+        if changed:
+            raise ConfigError(f"{self.folder} holds a run with other settings ({changed}); take another output=")
+        return finished(folder, self.config.federation.rounds)
+
+    def command(self) -> list[str]:
+        """Start it, or go on with it."""
+        again = [] if self.config.stages or not RunFolder(self.folder).holds_run else ["resume=true"]
+        return [sys.executable, str(TRAIN), *self.arguments, *again]
+
+    def values(self) -> dict[str, float]:
+        """The numbers of its result, by the names that they have at W&B."""
+        folder = self.folder / str(len(self.config.stages)) if self.config.stages else self.folder
+        scores = RunFolder(folder).scores()
+        if self.config.protocol == "leave_one_site_out":
+            scores = scores.assign(seen=True)  # held-out sites only: they are the result
+        summary = summarise(scores)
+        return {**summary.values, **sweep_values(summary)}
+
+    def complaint(self) -> str:
+        """The last line that says what went wrong."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["it printed nothing"])[-1]
+
+
+@dataclass
+class Result:
+    """What became of a job."""
+
+    job: Job
+    state: str
+    seconds: float = 0.0
+    exit_code: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    slot: Mapping[str, str]
+    started: float
+
+
+def run_sweep(given: Sequence[str]) -> int:
+    """Run a sweep file.
+
+    Args:
+        given: the sweep file, then `output=`, `jobs=`, `count=`, `sweep_seed=` and settings for all runs.
+
+    Returns:
+        0 if every run came to its end, 1 if one failed.
+
+    Raises:
+        ConfigError, ReportingError: a mistake; nothing has started.
+    """
+    own, settings = _split(given[1:])
+    original = Sweep.read(given[0])
+    sweep = original.fixed(settings)
+    count = _whole("count", own["count"], 1) if "count" in own else None
+    output = Path(own.get("output") or Path("runs") / sweep.name)
+    jobs = plan(sweep, sweep.combinations(count, _whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output, settings)
+    slots = workers(jobs[0].config, _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
+    report = Report(sweep, jobs, output, len(slots))
+    report.notes()
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone_in(output) as lock:
+        for job in jobs:
+            if job.finished():
+                report.add(Result(job, DONE, values=job.values()), new=False)
+        left = [job for job in jobs if job.name not in report.results]
+        report.start(len(left))
+        for result in run_jobs(left, slots, lock):
+            report.add(result)
+    report.end()
+    return int(any(result.state == FAILED for result in report.results.values()))
+
+
+def plan(sweep: Sweep, combinations: Sequence[Combination], output: Path, settings: Mapping[str, str]) -> list[Job]:
+    """All jobs; a combination that was drawn twice is run once.
+
+    Raises:
+        ConfigError: a combination makes no config; nothing has started.
+    """
+    jobs: dict[str, Job] = {}
+    for combination in combinations:
+        name = sweep.run_name(combination)
+        told = [*sweep.literals, *arguments(combination), f"output={output / name}"]
+        if "wandb.mode" not in settings:
+            told.append("wandb.mode=disabled")
+        try:
+            config = compose(told, SCHEMA)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        if config.trainer.threads is None:
+            told.append("trainer.threads=1")
+        jobs.setdefault(name, Job(name, combination, tuple(told), config, output / name))
+    return list(jobs.values())
+
+
+def workers(config: DictConfig, asked: int | None) -> list[dict[str, str]]:
+    """The environment of each place where a run can work: one per GPU, else one per free core.
+
+    Args:
+        config: of a run: its accelerator and threads.
+        asked: how many; more than GPUs share them.
+    """
+    gpus: list[str] = []
+    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        given = os.environ.get(DEVICES)
+        gpus = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = asked or len(gpus) or max(1, cores // int(config.trainer.threads or 1))
+    return [{DEVICES: gpus[index % len(gpus)]} if gpus else {} for index in range(count)]
+
+
+def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: int | None = None) -> Iterator[Result]:
+    """Run jobs, as many at a time as there are slots; results in the order in which they end.
+
+    Args:
+        jobs: what to run.
+        slots: additional environment of each place.
+        lock: a file that the runs hold open, so that it is locked for as long as one of them lives.
+    """
+    waiting, free = list(jobs), list(slots)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(waiting.pop(0), free.pop(0), lock))
+            ended = [run for run in running if run.process.poll() is not None]
+            for run in ended:
+                running.remove(run)
+                free.append(run.slot)
+                yield _result(run)
+            if not ended:
+                time.sleep(0.1)
+    finally:
+        _stop(running)
+
+
+def _start(job: Job, slot: Mapping[str, str], lock: int | None) -> _Running:
+    command = job.command()
+    log = job.log.open("ab")
+    log.write(f"$ {shlex.join(command)}\n".encode())
+    log.flush()
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads)), **slot}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # an interruption reaches the runs once, from here
+        pass_fds=() if lock is None else (lock,),
+    )
+    return _Running(job, process, log, slot, time.monotonic())
+
+
+def _result(run: _Running) -> Result:
+    run.log.close()
+    seconds, code = time.monotonic() - run.started, run.process.returncode
+    if code:
+        return Result(run.job, FAILED, seconds, code)
+    return Result(run.job, DONE, seconds, values=run.job.values())
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Interrupt what still runs, and kill what does not end in time or after a second interruption."""
+    try:
+        for run in running:
+            run.process.terminate()
+        limit = time.monotonic() + PATIENCE
+        for run in running:
+            run.process.wait(max(0.0, limit - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for run in running:
+            run.process.kill()
+    for run in running:
+        run.process.wait()
+        run.log.close()
+
+
+class Report:
+    """Tells how far a sweep is, and keeps sweep.csv.
+
+    Args:
+        sweep: what runs.
+        jobs: all of its jobs.
+        output: its folder.
+        parallel: how many run at a time.
+    """
+
+    def __init__(self, sweep: Sweep, jobs: Sequence[Job], output: Path, parallel: int) -> None:
+        self.sweep = sweep
+        self.jobs = jobs
+        self.output = output
+        self.parallel = parallel
+        self.columns = tuple(dict.fromkeys([sweep.metric, *SCORES] if sweep.metric else SCORES))
+        self.results: dict[str, Result] = {}
+        self._new = 0
+        self._started = time.monotonic()
+
+    def notes(self) -> None:
+        """What W&B would do and this does not."""
+        if self.sweep.method == "bayes":
+            print("method=bayes needs W&B; here the same settings are drawn at random")
+        if self.sweep.early_terminate:
+            print("early_terminate needs W&B; here every run goes on to its end")
+
+    def start(self, left: int) -> None:
+        """The first line."""
+        self._started = time.monotonic()
+        done = f", {len(self.jobs) - left} of them finished before" if left < len(self.jobs) else ""
+        many = f", {min(self.parallel, left)} at a time" if left else ""
+        print(f"{self.sweep.name}: {len(self.jobs)} runs{done}{many}; folder: {self.output}", flush=True)
+
+    def add(self, result: Result, *, new: bool = True) -> None:
+        """A job has ended: a line, and a row of the table."""
+        self.results[result.job.name] = result
+        self._write()
+        if not new:
+            return
+        self._new += 1
+        if result.state == FAILED:
+            told = f"FAILED (exit code {result.exit_code}): {result.job.complaint()}"
+        else:
+            known = [f"{name} {result.values[name]:.4f}" for name in self.columns if name in result.values]
+            told = "  ".join(known) or "no score"
+        left = len(self.jobs) - len(self.results)
+        rest = f"  {duration((time.monotonic() - self._started) / self._new * left)} left" if left else ""
+        place = f"[{len(self.results)}/{len(self.jobs)}]"
+        print(f"{place} {result.job.name}  {told}  {duration(result.seconds)}{rest}", flush=True)
+
+    def end(self) -> None:
+        """The table, and what failed."""
+        print(f"\n{self.table().text(colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR'))}")
+        print(f"All runs: {self.output / 'sweep.csv'}")
+        for result in self.results.values():
+            if result.state == FAILED:
+                print(f"failed: {result.job.name}: {result.job.complaint()} ({result.job.log})", file=sys.stderr)
+
+    def table(self) -> Table:
+        """Runs by score, the best first."""
+        best = sorted((r for r in self.results.values() if r.state == DONE), key=self._rank)
+        rows = [(r.job.name, *(_number(r.values.get(column)) for column in self.columns)) for r in best]
+        rows += [(r.job.name, *("failed" for _ in self.columns)) for r in self.results.values() if r.state == FAILED]
+        note = f"The first {MOST_ROWS} of {len(rows)} runs." if len(rows) > MOST_ROWS else ""
+        return Table(("run", *self.columns), tuple(rows[:MOST_ROWS]), note)
+
+    def _rank(self, result: Result) -> float:
+        value = result.values.get(self.columns[0], float("nan"))
+        rank = -value if self.sweep.maximize or not self.sweep.metric else value
+        return float("inf") if rank != rank else rank
+
+    def _write(self) -> None:
+        rows: list[dict[str, Any]] = []
+        for job in self.jobs:
+            if (result := self.results.get(job.name)) is not None:
+                numbers = {column: result.values.get(column) for column in self.columns}
+                told = {key: job.combination[key] for key in self.sweep.varying}
+                rows.append({"run": job.name, "state": result.state, **told, **numbers, "seconds": result.seconds})
+        write_atomic(self.output / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
+def _split(given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The sweep's own settings, and those of all runs."""
+    pairs: dict[str, str] = {}
+    for argument in given:
+        key, equals, value = argument.partition("=")
+        if not equals or key.startswith("-"):
+            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
+        pairs[key] = value
+    if "resume" in pairs:
+        raise ConfigError("resume is not needed: the same command goes on with what was stopped")
+    return {k: v for k, v in pairs.items() if k in OWN}, {k: v for k, v in pairs.items() if k not in OWN}
+
+
+def _whole(name: str, text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name}={text} should be a whole number, at least {least}")
+    return int(text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.4f}"
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[int | None]:
+    """Hold the sweep's folder; its runs inherit the hold, so that a killed sweep's last runs are waited for.
+
+    Raises:
+        ReportingError: another sweep works there.
+    """
+    if sys.platform == "win32":
+        yield None
+        return
+    import fcntl
+
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ReportingError(f"another sweep, or a run that it started, still works in {output}") from error
+        yield file.fileno()

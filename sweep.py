@@ -1,0 +1,44 @@
+"""Run a sweep file on this machine, without W&B: `python sweep.py method_comparison`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+USAGE = """python sweep.py SWEEP [output=DIR] [jobs=N] [count=N] [sweep_seed=N] [key=value ...]
+
+  SWEEP        configs/sweep/SWEEP.yaml, or the path of a YAML file that `wandb sweep` reads
+  output       folder for all runs; without it runs/NAME_OF_THE_SWEEP
+  jobs         runs at a time; without it one per GPU, else one per core and thread of a run
+  count        how many runs; needed where settings are drawn at random
+  sweep_seed   of these draws
+  key=value    settings for all runs, as in train.py; a setting that the sweep varies is then fixed
+
+The same command goes on with what was stopped, and skips what is finished. Each run has a folder, and a log beside it;
+sweep.csv lists all runs. Exit code 1 if a run failed; the others go on.
+
+  python sweep.py method_comparison data=folder data.root=DIR federation.rounds=50
+  python sweep.py tune_ditto count=20 jobs=4"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    from launch.command import guarded
+
+    return guarded(run, arguments, go_on=f"python sweep.py {shlex.join(arguments)}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the sweep, or show help."""
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE)
+        return 0
+    if not arguments or "=" in arguments[0]:
+        print(USAGE, file=sys.stderr)
+        return 2
+    from launch.sweep import run_sweep
+
+    return run_sweep(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
