@@ -6,6 +6,7 @@ Reading runs needs neither torch nor images; what does (pictures of cases, diffe
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from reporting import ReportingError
 from reporting.compare.analysis import Analysis
 from reporting.compare.gather import gather
 from reporting.compare.options import Options
-from reporting.compare.report import PAGE, Extras, Report, write
+from reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, write
 from reporting.compare.runs import LeftOut, Run, find_runs, read_run
 from reporting.compare.verdicts import Verdict
 from reporting.folder import RunFolder
@@ -101,6 +102,7 @@ def compare(places: Sequence[str], options: Options, place: Place) -> Report:
         if isinstance(one, LeftOut):
             print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
     analysis = Analysis(gather(read), options)
+    _clear(output)
     return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output))
 
 
@@ -120,8 +122,24 @@ def destination(places: Sequence[str], place: Place) -> Path:
     return output
 
 
+def _clear(output: Path) -> None:
+    """Remove an earlier report, so that no table or picture of it stays behind."""
+    if (output / PAGE).is_file():
+        (output / PAGE).unlink()
+        for part in PARTS:
+            shutil.rmtree(output / part, ignore_errors=True)
+
+
 def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path) -> Extras:
-    return Extras()
+    if not place.pictures:
+        return Extras(None, "Not measured (pictures=false).", (), "Not drawn (pictures=false).")
+    if not any((run.folder.checkpoints / "index.json").is_file() for _, run in analysis.gathered.ordinary):
+        missing = "these runs' folders hold no saved models (checkpoints/)."
+        return Extras(None, f"Not measured: {missing}", (), f"Not drawn: {missing}")
+    from launch.evidence import look_again  # torch, networks, images
+
+    print("looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)", file=sys.stderr)
+    return look_again(analysis, verdicts, place.cases, output / CASES)
 
 
 def _read(argument: str, value: str) -> Any:

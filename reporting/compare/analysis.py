@@ -87,13 +87,17 @@ class Analysis:
 
     @cached_property
     def twins(self) -> dict[Model, Model]:
-        """Model -> the first model with the same scores everywhere, such as Ditto's global model and FedAvg's.
+        """Model -> the first model with the same scores, such as Ditto's global model and FedAvg's.
 
         One model under several names would tie with itself in ranks and be tested several times; it takes part once.
+        The reference comes first, then models with more seeds; scores are compared on the seeds that both have.
         """
-        prints: dict[Any, Model] = {}
-        order = sorted(self._all_test, key=lambda m: (self.name(m) != REFERENCE, m))
-        return {model: prints.setdefault(_fingerprint(self._all_test[model]), model) for model in order}
+        seeds = {model: len(next(iter(sites.values()))) for model, sites in self._all_test.items()}
+        firsts: dict[Model, Model] = {}
+        for model in sorted(seeds, key=lambda m: (self.name(m) != REFERENCE, -seeds[m], m)):
+            same = (f for f in set(firsts.values()) if _same_scores(self._all_test[model], self._all_test[f]))
+            firsts[model] = next(same, model)
+        return firsts
 
     @cached_property
     def test(self) -> dict[Model, Sites]:
@@ -360,9 +364,18 @@ def _same_seeds(sites: Sites) -> Sites:
     return {site: values.reindex(seeds) for site, values in sites.items()}
 
 
-def _fingerprint(sites: Sites) -> tuple[Any, ...]:
-    """Equal for models whose scores are equal, seed by seed and case by case."""
-    return tuple(
-        (site, tuple(values.index), tuple(values.columns), np.round(values.to_numpy(), DECIMALS).tobytes())
-        for site, values in sorted(sites.items())
+def _same_scores(a: Sites, b: Sites) -> bool:
+    """Whether two models have equal scores at every site, on the seeds that both have."""
+    seeds = _seeds(a).intersection(_seeds(b))
+    if a.keys() != b.keys() or not len(seeds):
+        return False
+    pairs = [(a[site].loc[seeds].dropna(axis=1, how="all"), b[site].loc[seeds].dropna(axis=1, how="all")) for site in a]
+    return all(
+        mine.columns.equals(theirs.columns)
+        and np.allclose(mine.to_numpy(), theirs.to_numpy(), rtol=0, atol=10.0**-DECIMALS, equal_nan=True)
+        for mine, theirs in pairs
     )
+
+
+def _seeds(sites: Sites) -> pd.Index[int]:
+    return next(iter(sites.values())).index

@@ -298,13 +298,12 @@ def draw_heterogeneity(
     """Gain from personalisation against how different a site is, one panel per kind of difference.
 
     Args:
-        differences: site, other, measure, value; rows with an empty `other` hold a site against all others.
+        differences: site, measure, value: a site against all others.
         gains: site -> gain of its personal model over the global one.
         options: unit of the gains.
         theme: colours.
     """
-    rows = differences[(differences["other"] == "") & differences["site"].isin(list(gains))]
-    measures = list(rows["measure"].unique())
+    measures = list(differences["measure"].unique())
     if not measures:
         return None
     with mpl.rc_context(theme.settings()):
@@ -313,7 +312,7 @@ def draw_heterogeneity(
         figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * lines), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, measure in zip(grid, measures, strict=False):
-            own = rows[rows["measure"] == measure]
+            own = differences[differences["measure"] == measure]
             axes.axhline(0, color=theme.faint, linewidth=1)
             for site, value in zip(own["site"], own["value"], strict=True):
                 axes.plot(value, gains[site] * options.scale, "o", color=theme.good, markersize=6)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from reporting.compare.analysis import Analysis
@@ -33,6 +32,7 @@ from reporting.folder import write_atomic
 from reporting.summary import Table
 
 PAGE = "report.html"
+PARTS = TABLES, PLOTS, CASES = "tables", "plots", "cases"
 CAPTIONS = {
     "scores": "Mean and interval of every model; lines: local and pooled training",
     "personal_gains": "Gain of personal models over their global one",
@@ -116,7 +116,7 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     if extras.differences is not None:
         gains = {verdict.site: float(verdict.test["gain"]) for verdict in found if verdict.test}
         for theme, figures in ((LIGHT, light), (DARK, dark)):
-            figure = draw_heterogeneity(extras.differences, gains, analysis.options, theme)
+            figure = draw_heterogeneity(telling(extras.differences, gains), gains, analysis.options, theme)
             if figure is not None:
                 figures["heterogeneity"] = figure
     pictures = {name: picture(light[name], dark[name], CAPTIONS.get(name, name)) for name in light}
@@ -124,8 +124,8 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     page = output / PAGE
     write_atomic(page, render(analysis, found, pictures.get("gain"), sections))
     grids = [verdict_grid(analysis, found), *(grid for s in sections for grid in (*s.grids, *s.folded))]
-    save_tables(grids, analysis, found, output / "tables")
-    save_figures(light, output / "plots")
+    save_tables(grids, analysis, found, output / TABLES)
+    save_figures(light, output / PLOTS)
     checkpoint = analysis.options.checkpoint
     return Report(page, found, verdict_grid(analysis, found).plain(), score_grid(analysis, checkpoint).plain())
 
@@ -201,7 +201,7 @@ def _heterogeneity(extras: Extras, found: Sequence[Verdict], pictures: Sequence[
     gains = {verdict.site: float(verdict.test["gain"]) for verdict in found if verdict.test}
     if extras.differences is None or not pictures:
         return section
-    rows = extras.differences[(extras.differences["other"] == "") & extras.differences["site"].isin(list(gains))]
+    rows = telling(extras.differences, gains)
     text = ["Each dot is a site: how different its data is from all other sites', and what its personal model gains."]
     if len(gains) >= 3:
         told = []
@@ -211,6 +211,12 @@ def _heterogeneity(extras: Extras, found: Sequence[Verdict], pictures: Sequence[
         text.append(f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. So few sites show a tendency, no proof.")
     section.text = text
     return section
+
+
+def telling(differences: pd.DataFrame, gains: Mapping[str, float]) -> pd.DataFrame:
+    """Each site against all others, for measures by which sites differ at all."""
+    rows = differences[(differences["other"] == "") & differences["site"].isin(list(gains))].dropna(subset=["value"])
+    return rows.groupby("measure", sort=False).filter(lambda own: own["value"].nunique() > 1)
 
 
 def _cases(extras: Extras, analysis: Analysis) -> Section:
@@ -223,4 +229,4 @@ def _cases(extras: Extras, analysis: Analysis) -> Section:
     return Section("Cases", text if shown else (), gallery=shown, problem=extras.no_cases)
 
 
-__all__ = ["Case", "Extras", "Figure", "Report", "write"]
+__all__ = ["Case", "Extras", "Report", "write"]

@@ -1,0 +1,396 @@
+"""Comparing runs: what is refused, who is a method, what is found where it was planted, and what is written."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import compare
+from reporting import ReportingError
+from reporting.compare.analysis import OVERALL, Analysis, Model
+from reporting.compare.gather import Gathered, Method, gather
+from reporting.compare.options import Options
+from reporting.compare.report import Extras, telling, write
+from reporting.compare.runs import LeftOut, find_runs, read_run
+from reporting.compare.tables import Cell, Grid
+from reporting.compare.verdicts import answer_of, verdicts
+from reporting.folder import RunFolder
+from tests.run_folders import SITES, write_run
+
+FEW = Options(draws=200)
+
+
+def gathered(folder: Path, metric: str = "dice") -> Gathered:
+    return gather(read_run(path, metric) for path in find_runs([str(folder)]))
+
+
+def analysed(folder: Path, options: Options = FEW) -> Analysis:
+    return Analysis(gathered(folder, options.metric), options)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ditto's personal model gains at site_02 and loses at site_03; local training loses everywhere."""
+    folder = tmp_path_factory.mktemp("planted")
+    for seed in range(3):
+        write_run(folder / f"fedavg-{seed}", "fedavg", seed)
+        write_run(folder / f"ditto-{seed}", "ditto", seed, effects={("personal", "site_02"): 0.08, ("personal", "site_03"): -0.08})
+        write_run(folder / f"local-{seed}", "local", seed, effects={("personal", ""): -0.15})
+        write_run(folder / f"pooled-{seed}", "pooled", seed, effects={("global", ""): 0.03})
+    return folder
+
+
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_at_any_depth_by_folder_and_pattern(tmp_path: Path) -> None:
+    for name in ("sweep/a/fedavg", "sweep/ditto", "other"):
+        write_run(tmp_path / name, "fedavg")
+    (tmp_path / "sweep/ditto/wandb").mkdir()
+    (tmp_path / "sweep/ditto/wandb/config.yaml").write_text("of W&B")
+    assert find_runs([str(tmp_path / "sweep")]) == [tmp_path / "sweep/a/fedavg", tmp_path / "sweep/ditto"]
+    assert find_runs([str(tmp_path / "o*"), str(tmp_path / "other")]) == [tmp_path / "other"]
+    for place, message in ((tmp_path / "nothing", "no such folder"), (tmp_path / "empty*", "no such folder")):
+        with pytest.raises(ReportingError, match=message):
+            find_runs([str(place)])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ReportingError, match="holds no run"):
+        find_runs([str(tmp_path / "bare")])
+
+
+def test_unfinished_runs_are_left_out_with_the_cure_and_nothing_is_left_of_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "whole", "fedavg")
+    write_run(tmp_path / "half", "ditto", finished=False)
+    (found,) = gathered(tmp_path).left_out
+    assert found.path == tmp_path / "half"
+    assert f"python train.py output={tmp_path / 'half'} resume=true" in found.reason
+    with pytest.raises(ReportingError, match=r"no run is left[\s\S]*half: not finished"):
+        gather([read_run(tmp_path / "half", "dice")])
+
+
+def test_a_metric_that_a_run_lacks_leaves_it_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "fedavg", metrics=("dice",))
+    found = read_run(tmp_path / "a", "hd95")
+    assert isinstance(found, LeftOut)
+    assert "evaluation.metrics=dice" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (["data.size=64"], "data.size"),
+        (["evaluation.tolerance=3"], "evaluation.tolerance"),
+        (["data.regions={disc: [1, 2]}"], "data.regions"),
+        (["data.annotation=1"], "data.annotation"),
+        (["data.split=[0.5, 0.25, 0.25]"], "data.split"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_field_and_folder(settings: list[str], field: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write_run(tmp_path / name, "fedavg", seed=ord(name))
+    write_run(tmp_path / "e", "ditto", 0, *settings)
+    with pytest.raises(ReportingError, match="cannot be compared") as error:
+        gathered(tmp_path)
+    told = str(error.value)
+    assert f"  {field} is " in told
+    assert f"in {tmp_path / 'a'}, {tmp_path / 'b'} and 2 more" in told
+    assert f"in {tmp_path / 'e'}" in told
+
+
+def test_other_splits_of_one_seed_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "fedavg")
+    moved = write_run(tmp_path / "b", "ditto").path / "splits.csv"
+    lines = moved.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if ",test," in line)
+    lines[place] = lines[place].replace(",test,", ",train,")
+    moved.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ReportingError, match=r"split seed 0: 2 rows differ; the first \(site site_01, case"):
+        gathered(tmp_path)
+
+
+def test_other_cases_are_refused_even_with_another_seed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "fedavg")
+    write_run(tmp_path / "b", "fedavg", 1, sites={**SITES, "site_09": 24})
+    with pytest.raises(ReportingError, match=r"cases \(splits.csv\): 24 rows differ.*site_09"):
+        gathered(tmp_path)
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, "fedavg", 0, "trainer.threads=1" if name == "a" else "trainer.threads=2")
+    with pytest.raises(ReportingError, match=r"a and .*b have the same settings and seed 0"):
+        gathered(tmp_path)
+
+
+def test_seeds_collapse_and_knobs_stay_apart(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"weak{seed}", "ditto", seed, "algorithm.lam=0.1", "wandb.name=x", "data.workers=0")
+        write_run(tmp_path / f"strong{seed}", "ditto", seed, "algorithm.lam=1", "training.lr=0.01")
+    write_run(tmp_path / "prox", "fedprox", 0)
+    found = gathered(tmp_path)
+    assert list(found.methods) == ["ditto (lam=0.1, training.lr=0.001)", "ditto (lam=1.0, training.lr=0.01)", "fedprox"]
+    assert [method.seeds for method in found.methods.values()] == [(0, 1), (0, 1), (0,)]
+    assert any(note.startswith("Methods differ in training.lr") for note in found.notes)
+    assert any("fedprox has seeds [0] of [0, 1]" in note for note in found.notes)
+
+
+def test_encoders_of_one_kind_do_not_split_a_method(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"stages{seed}/1", "contrastive", seed, finished=False)
+        run = write_run(tmp_path / f"stages{seed}/2", "fedavg", seed)
+        settings = yaml.safe_load(run.config_path.read_text())
+        run.config_path.write_text(yaml.safe_dump({**settings, "pretrained": str(tmp_path / f"stages{seed}/1")}))
+    found = gathered(tmp_path)
+    assert list(found.methods) == ["fedavg"]
+    assert found.methods["fedavg"].settings["pretrained"] == "contrastive, 20 rounds"
+
+
+def test_folds_are_one_run_of_unseen_sites(tmp_path: Path) -> None:
+    for algorithm in ("fedavg", "ditto"):
+        parent = write_run(tmp_path / algorithm, algorithm, 0, "protocol=leave_one_site_out").path
+        parts = []
+        for site in SITES:
+            fold = write_run(parent / site, algorithm, 0, unseen=[site])
+            parts.append(fold.scores().query("not seen"))
+        pd.concat(parts).to_csv(parent / "metrics.csv", index=False)
+    write_run(tmp_path / "ordinary", "fedavg")
+    found = gathered(tmp_path)
+    assert len(found.runs["fedavg"]) == 2
+    assert sum(run.held_out for run in found.runs["fedavg"]) == 1
+    analysis = Analysis(found, FEW)
+    assert [model.label for model in analysis.models] == ["fedavg global"]
+    unseen = analysis.overview.query("not seen and checkpoint == 'best'")
+    assert set(unseen["site"]) == {OVERALL, *SITES}
+    assert set(unseen["method"]) == {"fedavg", "ditto"}
+    report = write(analysis, tmp_path / "report", lambda _: Extras())
+    assert "Unseen sites" in report.page.read_text()
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
+    found = {verdict.site: verdict for verdict in verdicts(analysed(planted))}
+    assert found["site_02"].answer == "personal"
+    assert found["site_03"].answer == "global"
+    assert found["site_01"].answer == "no difference shown"
+    assert re.match(
+        r"site_02 should use its personal model \(ditto\): \+\d\.\d Dice \(95% interval \+\d+\.\d to \+\d+\.\d\) against the "
+        r"global one \((fedavg|ditto)\), \d+ of \d+ cases better, p = 0\.\d+\.$",
+        found["site_02"].text,
+    )
+    assert found["site_02"].test["gain"] == pytest.approx(0.08, abs=0.02)
+    assert found["site_02"].aside.startswith("Taking part pays against training alone: ditto personal +")
+
+
+def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> None:
+    analysis = analysed(planted)
+    row = analysis.compare(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
+    assert row is not None
+    test_cases = {case for seed in range(3) for case in RunFolder(planted / f"ditto-{seed}").splits().query("site == 'site_02' and split == 'test'")["case"]}
+    assert row["pairs"] == len(test_cases)
+    scores = [RunFolder(planted / f"{name}").scores() for name in ("ditto-1", "fedavg-1")]
+    mine, theirs = (
+        table.query(f"checkpoint == 'best' and split == 'test' and site == 'site_02' and metric == 'dice' and view == '{view}'").groupby("case")["value"].mean()
+        for table, view in zip(scores, ("personal", "global"), strict=True)
+    )
+    gain = analysis.gain(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
+    assert gain is not None
+    pd.testing.assert_series_equal(gain.loc[1].dropna(), mine - theirs, check_names=False)
+
+
+def test_the_pair_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None:
+    write_run(tmp_path / "fedavg", "fedavg")
+    write_run(tmp_path / "ditto", "ditto", effects={("personal", ""): 0.05})
+    worse = write_run(tmp_path / "finetune", "finetune", effects={("personal", ""): 0.02}).path / "metrics.csv"
+    table = pd.read_csv(worse)  # best on test cases, but not on validation cases
+    table.loc[(table["split"] == "test") & (table["view"] == "personal") & (table["metric"] == "dice"), "value"] = 0.99
+    table.to_csv(worse, index=False)
+    assert {verdict.personal for verdict in verdicts(analysed(tmp_path))} == {Model("ditto", "personal")}
+
+
+def test_negative_transfer_is_named(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"fedavg{seed}", "fedavg", seed, effects={("global", "site_02"): -0.2})
+        write_run(tmp_path / f"local{seed}", "local", seed)
+    analysis = analysed(tmp_path)
+    found = {verdict.site: verdict for verdict in verdicts(analysis)}
+    assert found["site_02"].text == "site_02: personal and global cannot be compared, these runs have no personal model for it."
+    assert found["site_02"].aside.startswith("Negative transfer: fedavg global does worse than training alone: −")
+    assert "no sure difference" in found["site_01"].aside
+    page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
+    assert re.search(r"Negative transfer against local training, significant after Holm: site_02 with fedavg global \(−\d+\.\d Dice\)", page)
+
+
+def test_too_few_cases_say_which_p_they_could_give(tmp_path: Path) -> None:
+    sites = {"site_01": 10, "site_02": 24}
+    write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", ""): 0.1})
+    small, large = verdicts(analysed(tmp_path))
+    assert small.answer == "too few cases"
+    assert "4 of 4 cases better; with 4 cases p cannot be below 0.12." in small.text
+    assert large.answer == "personal"
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({}, "personal"),
+        ({"effect": -0.8, "gain": -0.1}, "global"),
+        ({"gain": -0.1}, "mixed"),
+        ({"p_holm": 0.051}, "no difference shown"),
+        ({"smallest_p": 0.0625, "p_holm": 0.0625}, "too few cases"),
+    ],
+)
+def test_answers(changes: Mapping[str, float], answer: str) -> None:
+    assert answer_of({"p_holm": 0.05, "smallest_p": 0.001, "effect": 0.8, "gain": 0.1, **changes}, 0.05) == answer
+
+
+def test_one_model_under_two_names_is_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "fedavg", "fedavg")
+    ditto = write_run(tmp_path / "ditto", "ditto").path / "metrics.csv"
+    own = pd.read_csv(ditto).query("view == 'personal'")
+    pd.concat([own, pd.read_csv(tmp_path / "fedavg/metrics.csv")]).to_csv(ditto, index=False)
+    analysis = analysed(tmp_path)
+    assert set(analysis.models) == {Model("ditto", "personal"), Model("fedavg", "global")}
+    assert analysis.counterpart(Model("ditto", "personal")) == Model("fedavg", "global")
+
+
+def test_a_method_without_a_global_model_is_held_against_the_most_similar_fedavg(tmp_path: Path) -> None:
+    write_run(tmp_path / "bn", "fedbn", 0, "training.lr=0.01")
+    write_run(tmp_path / "a", "fedavg", 0)
+    write_run(tmp_path / "b", "fedavg", 0, "training.lr=0.01")
+    assert analysed(tmp_path).counterpart(Model("fedbn", "personal")) == Model("fedavg (training.lr=0.01)", "global")
+
+
+def test_a_distance_is_better_when_lower(planted: Path) -> None:
+    found = {verdict.site: verdict for verdict in verdicts(analysed(planted, Options(metric="hd95", draws=200)))}
+    assert found["site_02"].answer == "personal"
+    assert found["site_02"].test["gain"] > 1
+    assert "(+ is better)" in found["site_02"].text
+
+
+def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
+    analysis = analysed(planted)
+    scores = RunFolder(planted / "pooled-0").scores().query("checkpoint == 'best' and split == 'test' and metric == 'dice'")
+    pooled = analysis.overview.query("method == 'pooled' and checkpoint == 'best'").set_index("site")
+    by_seed = [
+        RunFolder(planted / f"pooled-{seed}").scores().query("checkpoint == 'best' and split == 'test' and metric == 'dice'").groupby("site")["value"].mean()
+        for seed in range(3)
+    ]
+    assert pooled.loc["site_01", "mean"] == pytest.approx(np.mean([means["site_01"] for means in by_seed]))
+    assert pooled.loc[OVERALL, "seed_spread"] == pytest.approx(np.std([means.mean() for means in by_seed], ddof=1))
+    assert (pooled["low"] < pooled["mean"]).all()
+    assert pooled.loc[OVERALL, "seeds"] == 3
+    assert len(scores)
+    cost = analysis.cost.set_index("method")
+    assert (cost.loc["fedavg", "bytes_up"], cost.loc["local", "bytes_up"]) == (12e6, 0)
+    assert cost.loc["fedavg", "steps"] == 120
+    assert cost.loc["fedavg", "cpu_seconds"] == 8
+    assert cost.loc["fedavg", "rounds_to_target"] in (3.0, 4.0)
+    (planted / "fedavg-0/environment.json").write_text('{"seeds": {}, "processes": [{}, {}]}')  # a process was killed
+    fedavg = analysed(planted).cost.set_index("method").loc["fedavg"]
+    assert fedavg["cpu_seconds"] == 8  # of the two other seeds
+    assert np.isnan(analysed(planted).cost.set_index("method").loc["ditto", "peak_gpu_bytes"]).all()
+
+
+def test_without_a_difference_the_sites_of_a_comparison_say_so_at_the_stated_rate() -> None:
+    """Whole comparisons of methods that are alike: in at most 5 % of them any site is told to use one model."""
+    trials = 60
+    spoken = sum(any(v.answer in ("personal", "global") for v in verdicts(_alike(trial))) for trial in range(trials))
+    assert spoken <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)
+
+
+def _alike(trial: int) -> Analysis:
+    generator = np.random.default_rng(trial)
+    rows = []
+    for site in ("a", "b", "c"):
+        cases = [f"case{number}" for number in range(12)]
+        for method, view in (("fedavg", "global"), ("ditto", "personal"), ("fedbn", "personal")):
+            luck = generator.normal(0, 0.05, 24)
+            for seed in (0, 1):
+                for split, some in (("val", luck[:12]), ("test", luck[12:])):
+                    values = 0.7 + some + generator.normal(0, 0.02, 12)
+                    rows.append(pd.DataFrame({"method": method, "view": view, "seed": seed, "site": site, "split": split, "case": cases, "value": values}))
+    cases = pd.concat(rows, ignore_index=True).assign(checkpoint="best", seen=True, metric="dice")
+    methods = {name: Method(name, name, {}, (0, 1)) for name in ("fedavg", "ditto", "fedbn")}
+    return Analysis(Gathered(methods, {}, cases, cases, [], []), Options(draws=100))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report"
+    assert compare.main([str(planted), f"output={output}", "draws=200"]) == 0
+    told = capsys.readouterr()
+    assert "site_02 should use its personal model (ditto)" in told.out
+    assert "\033[" not in told.out
+    assert f"The report: {output / 'report.html'}" in told.out
+    assert {"answers.csv", "scores.csv", "tests.csv", "fairness.csv", "cost.csv", "scores_best.tex", "scores_last.tex"} <= {p.name for p in (output / "tables").iterdir()}
+    for name in ("gain", "scores", "transfer", "critical_difference", "ranks", "win_tie_loss", "progress"):
+        assert (output / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (output / f"plots/{name}.svg").read_text()
+    tests = pd.read_csv(output / "tables/tests.csv")
+    assert set(tests["question"]) == {"personal against global", "against local training"}
+    assert (tests["p_holm"] >= tests["p"]).all()
+    page = (output / "report.html").read_text()
+    assert "Not drawn: these runs&#39; folders hold no saved models" in page
+    (output / "tables/old.csv").write_text("")
+    assert compare.main([str(planted), f"output={output}", "draws=200", "metric=hd95"]) == 0
+    assert not (output / "tables/old.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["metrc=dice"], "unknown key 'metrc'; did you mean 'metric'?"),
+        (["metric=dise"], "did you mean 'dice'"),
+        (["alpha=0"], "alpha=0.0 is out of range"),
+        (["draws=many"], "draws='many' should be int"),
+        (["output={}/fedavg-0"], "holds something that is no report"),
+        (["nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: Sequence[str], message: str, planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(planted), *(argument.format(planted) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "metric=dice" in told
+    assert "pictures=true" in told
+    assert compare.main([]) == 2
+    assert compare.main(["metric=dice"]) == 2
+
+
+def test_the_terminal_is_coloured_the_pipe_is_not(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    report = write(analysed(planted), tmp_path, lambda _: Extras())
+    assert "\033[1m" in report.text(Terminal())
+    assert "\033[" not in report.text(io.StringIO())
+
+
+def test_latex_is_escaped() -> None:
+    grid = Grid("x", "50 % & more", ("model", "a_b"), [[Cell("ditto_1"), Cell("−1.5", -1.5, "1 to 2", "best")]])
+    text = grid.latex()
+    assert r"ditto\_1 & \textbf{$-$1.5} {\scriptsize 1 to 2} \\" in text
+    assert r"\caption{50 \% \& more}" in text
+
+
+def test_differences_of_sites_that_say_nothing_are_left_out() -> None:
+    rows = [("a", "", "size", 1.0), ("b", "", "size", 2.0), ("a", "b", "size", 9.0), ("a", "", "presence", 0.0), ("b", "", "presence", 0.0)]
+    table = telling(pd.DataFrame(rows, columns=["site", "other", "measure", "value"]), {"a": 0.1, "b": 0.2})
+    assert table["value"].tolist() == [1.0, 2.0]

@@ -1,0 +1,125 @@
+"""The report as a reader opens it: headless Chromium, no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from reporting.compare.analysis import Analysis
+from reporting.compare.gather import gather
+from reporting.compare.options import Options
+from reporting.compare.report import Case, Extras, Report, write
+from reporting.compare.runs import find_runs, read_run
+from reporting.compare.verdicts import Verdict
+from tests.run_folders import write_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A report with every section: unseen site, heterogeneity, cases, names that would break careless HTML."""
+    folder = tmp_path_factory.mktemp("page")
+    sites = {"site_01": 24, "<b>&'\"": 24, "site_03": 24, "outside": 12}
+    for seed in (0, 1):
+        for algorithm in ("fedavg", "ditto", "local", "pooled"):
+            effects = {("personal", "site_01"): 0.1, ("personal", "site_03"): -0.1}
+            write_run(folder / f"{algorithm}-{seed}", algorithm, seed, sites=sites, effects=effects, unseen=["outside"])
+    picture = folder / "case.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+
+    def measured(found: Sequence[Verdict]) -> Extras:
+        rows = [(v.site, "", name, float(i)) for i, v in enumerate(found) for name in ("intensity", "size/cup")]
+        differences = pd.DataFrame(rows, columns=["site", "other", "measure", "value"])
+        return Extras(differences, "", [Case("site_01", "case_0001", 0.2, picture), Case("site_01", "case_0002", -0.1, picture)])
+
+    runs = [read_run(path, "dice") for path in find_runs([str(folder)])]
+    return write(Analysis(gather(runs), Options(draws=200)), folder / "report", measured)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=[(1280, 800, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+def page(request: pytest.FixtureRequest, browser: Any, report: Report) -> Iterator[Any]:
+    """The open page; whatever it asks for and whatever goes wrong is collected on it."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    opened = context.new_page()
+    opened.asked, opened.wrong = [], []
+    opened.on("request", lambda asked: opened.asked.append(asked.url))
+    opened.on("console", lambda message: opened.wrong.append(message.text))
+    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
+    opened.goto(report.page.as_uri())
+    opened.wait_for_load_state("load")
+    yield opened
+    context.close()
+
+
+def test_it_asks_for_nothing_beyond_the_file_and_no_script_fails(page: Any, report: Report) -> None:
+    assert [url for url in page.asked if not url.startswith("data:")] == [report.page.as_uri()]
+    assert page.wrong == []
+
+
+def test_every_picture_loads(page: Any) -> None:
+    sizes = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))")
+    assert len(sizes) == 12  # nine plots with the heterogeneity, gain beside the answer, two cases
+    assert all(source == "data:image" and width > 0 for source, width in sizes)
+
+
+def test_nothing_is_wider_than_the_screen(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
+    lines = page.locator(".verdict .line").all_inner_texts()
+    assert [line.replace("\u00a0", " ") for line in lines] == [verdict.text for verdict in report.verdicts]
+    assert {item.get_attribute("data-site") for item in page.locator(".verdict").all()} == {"site_01", "<b>&'\"", "site_03"}
+    assert page.locator(".verdict .line").first.bounding_box()["y"] < page.viewport_size["height"] / 2
+    plot = page.locator(".answer img").bounding_box()
+    if page.viewport_size["width"] > 1000:
+        assert plot["y"] + plot["height"] <= page.viewport_size["height"]
+
+
+def test_tables_sort_by_a_click_on_a_heading(page: Any) -> None:
+    table = page.locator("#table-scores_best")
+    head = table.locator("thead th").nth(1)
+
+    def keys() -> list[float]:
+        return [float(cell.get_attribute("data-key")) for cell in table.locator("tbody tr td:nth-child(2)").all()]
+
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert keys() == sorted(keys(), reverse=True)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert keys() == sorted(keys())
+    table.locator("thead button").first.click()
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == sorted(names)
+    assert head.get_attribute("aria-sort") == "none"
+
+
+def test_every_part_of_the_comparison_is_there(page: Any) -> None:
+    titles = page.locator("h2").all_inner_texts()
+    assert titles == ["Scores", "Unseen sites", "Personal against global", "Fairness and local training", "Ranks", "Cost", "Heterogeneity", "Cases", "Runs"]
+    assert page.locator("nav a").all_inner_texts() == ["Answer", *titles]
+    assert page.locator("h2 + p.warn").count() == 0
+    assert page.locator("body b").count() == 0  # names are text, not markup
+    page.locator("summary", has_text="Every personal model").click()
+    assert page.locator("#table-personal_against_global tbody tr").count() == 3
