@@ -160,7 +160,7 @@ def _group(
     said: list[dict[str, Any]] = []
     for layer in layers:
         values = layer.get(group, {})
-        values = {"name": values} if isinstance(values, str) else dict(values)
+        values = {"name": values} if isinstance(values, str) else _merge(values)
         named = values.pop("name", choice)
         said = [*said, values] if named == choice else [values]
         choice = named

@@ -150,6 +150,8 @@ def run_sweep(given: Sequence[str]) -> int:
     slots = workers(jobs[0].config, _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
     report = Report(sweep, jobs, output, len(slots))
     report.notes()
+    if RunFolder(output).holds_run:
+        raise ReportingError(f"{output} holds a run; take a folder of its own for a sweep")
     output.mkdir(parents=True, exist_ok=True)
     with _alone_in(output) as lock:
         for job in jobs:

@@ -9,7 +9,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
     EVENTS: ("round", "site", "event", "detail"),
 }
+SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
 TYPES = {
     "round": "int64",
@@ -197,12 +199,15 @@ class RunFolder:
         """
         if not self.holds_run:
             raise ReportingError(f"{self.path} holds no run (no config.yaml).")
-        return self.config_path.read_text(encoding="utf-8")
+        with _readable(self.config_path):
+            return self.config_path.read_text(encoding="utf-8")
 
     def write_environment(self, seeds: Mapping[str, int]) -> None:
         """Record seeds and this process: versions, machine, git revision, command; a resumed run lists each."""
         before = self.environment_path.read_text(encoding="utf-8") if self.environment_path.exists() else None
-        write_atomic(self.environment_path, extend_environment(before, seeds, describe_process()))
+        with _readable(self.environment_path):
+            text = extend_environment(before, seeds, describe_process())
+        write_atomic(self.environment_path, text)
 
     def settings(self) -> dict[str, Any]:
         """The configuration, one level deep: dotted key to value.
@@ -231,7 +236,7 @@ class RunFolder:
 
     def write_splits(self, rows: Sequence[Row]) -> None:
         """Save the split of every case; all rows have the columns of the first."""
-        columns = tuple(rows[0]) if rows else ("site", "case", "patient", "split", "labelled", "seen")
+        columns = tuple(rows[0]) if rows else SPLIT_COLUMNS
         write_atomic(self.path / SPLITS, _header(columns) + _lines(rows, columns, SPLITS))
 
     def write_tensors(self, rows: Sequence[Row]) -> None:
@@ -321,7 +326,8 @@ class RunFolder:
         for name, columns in COLUMNS.items():
             path = self.path / name
             if path.exists():
-                lines = [line for line in complete_lines(path)[1:] if _belongs(line, name, round)]
+                with _readable(path):
+                    lines = [line for line in complete_lines(path)[1:] if _belongs(line, name, round)]
                 write_atomic(path, _header(columns) + "".join(lines))
 
     def write_summary(self, table: pd.DataFrame, markdown: str) -> None:
@@ -347,13 +353,30 @@ class RunFolder:
             os.fsync(stream.fileno())
 
     def _read(self, name: str) -> pd.DataFrame:
-        lines = complete_lines(self.path / name)
-        columns = next(csv.reader(lines)) if lines else list(COLUMNS.get(name, ()))
-        types = {column: TYPES.get(column, "str") for column in columns}
-        numbers = {column: ["", "nan"] for column, kind in types.items() if kind == "float64"}
-        if not lines:
-            return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in types.items()})
-        return pd.read_csv(io.StringIO("".join(lines)), dtype=types, keep_default_na=False, na_values=numbers)
+        path = self.path / name
+        with _readable(path):
+            lines = complete_lines(path)
+            columns = next(csv.reader(lines)) if lines else list(COLUMNS.get(name, ()))
+            if missing := sorted({*COLUMNS.get(name, SPLIT_COLUMNS if lines else ())} - set(columns)):
+                raise ValueError(f"it has no column {missing[0]!r}")
+            types = {column: TYPES.get(column, "str") for column in columns}
+            numbers = {column: ["", "nan"] for column, kind in types.items() if kind == "float64"}
+            if not lines:
+                return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in types.items()})
+            return pd.read_csv(io.StringIO("".join(lines)), dtype=types, keep_default_na=False, na_values=numbers)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A file of ours that cannot be read is named."""
+    try:
+        yield
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # also what csv, JSON and pandas raise, and bytes that are no text
+        raise ReportingError(f"{path} is damaged ({error}); restore it, or start another run.") from error
 
 
 def _belongs(line: str, name: str, round: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
 from configs.knobs import REQUIRED, described, knobs, unknown
 from datamodules import DATASETS, DataError
 from launch.experiment import Experiment
-from launch.run import read_settings
+from launch.run import default_folder, group_name, read_settings
 from launch.settings import SCHEMA
 
 NEEDED = {"folder": ["data.root=DIR"]}
@@ -433,3 +434,52 @@ def test_a_group_file_that_names_no_owner_is_an_error(tmp_path: Path, monkeypatc
     assert compose([], schema).fruit == {"name": "apple", "preset": "apple", "size": 1}
     with pytest.raises(ConfigError, match=r"odd\.yaml: unknown fruit\.name 'aple'; did you mean 'apple'"):
         compose(["fruit=odd"], schema)
+
+
+# ------------------------------------------------------------------------------------------- a run's config, again
+
+
+def test_a_runs_config_is_an_experiment(tmp_path: Path) -> None:
+    before = saved(tmp_path, "algorithm=fedprox_bn", "algorithm.mu=0.3", "data.size=64", "seed=3", "model=unet")
+    path = tmp_path / "config.yaml"
+    again = made(f"experiment={path}")
+    own = {"output": None, "resume": False, "experiment": str(path)}
+    assert {**again} == {**before, **own}, "all but what belongs to that run alone"
+    other = made(f"experiment={path}", "algorithm=ditto", "seed=4")
+    assert (other.algorithm.preset, other.seed, other.data.size) == ("ditto", 4, 64)
+    assert "mu" not in other.algorithm
+
+
+@pytest.mark.parametrize("text", ["data: [", "", "- 1", "seed: 3", "\0\0\0"])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
+        read_settings([f"output={tmp_path}", "resume=true"])
+
+
+# --------------------------------------------------------------------------------------------------- under an agent
+
+
+def test_an_agent_puts_runs_online_into_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    config = read_settings(["algorithm=ditto", "seed=2"])
+    assert config.wandb.mode == "online"
+    assert read_settings(["wandb.mode=disabled"]).wandb.mode == "disabled"
+    folder = default_folder(config)
+    assert folder == Path("runs/sweep1/phantom-ditto-seed2-run1")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    again = read_settings(["algorithm=ditto", "seed=2"])  # the agent starts a run that was pre-empted once more
+    assert (again.resume, again.output) == (True, str(folder))
+
+
+def test_seeds_folds_and_machines_share_a_group_and_other_settings_do_not() -> None:
+    base = group_name(made("algorithm=ditto"))
+    assert re.fullmatch(r"phantom-ditto-[0-9a-f]{6}", base)
+    for same in ("seed=3", "output=x", "trainer.threads=1", "wandb.tags=[a]", "data.unseen=[site_01]"):
+        assert group_name(made("algorithm=ditto", same)) == base
+    for other in ("algorithm.lam=0.9", "federation.rounds=3", "data.size=32", "protocol=leave_one_site_out"):
+        assert group_name(made("algorithm=ditto", other)) != base
+    assert group_name(made("wandb.group=mine")) == "mine"

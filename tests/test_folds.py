@@ -36,6 +36,11 @@ def test_every_site_is_held_out_once_and_folds_resume(tmp_path: Path, capsys: py
     told = capsys.readouterr().out
     assert "fold 2 of 3: site_02" in told
     assert "fold 1" not in told
+    # finished folds go on when there are more rounds
+    assert train.main([f"output={output}", "resume=true", "federation.rounds=2"]) == 0
+    for site in ("site_01", "site_02", "site_03"):
+        assert sorted(set(pd.read_csv(output / site / "rounds.csv")["round"])) == [1, 2]
+    assert set(pd.read_csv(output / "metrics.csv").query("checkpoint == 'last'")["round"]) == {2}
 
 
 @pytest.mark.parametrize(

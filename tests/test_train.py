@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -267,6 +268,73 @@ def test_a_damaged_checkpoint_is_named(ditto: Finished, tmp_path: Path) -> None:
     assert f"{server} is damaged" in mistake(str(copy), main=evaluate.main)
     (copy / "checkpoints" / "index.json").write_text("{")
     assert "index.json is damaged" in mistake(f"output={copy}", "resume=true")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", b"\xff\xfe", "config.yaml is damaged"),
+        ("config.yaml", b"seed: 3", "config.yaml is damaged"),
+        ("metrics.csv", b"hello\nworld\n", "metrics.csv is damaged"),
+        ("metrics.csv", b"\xff\xfe\n\xff\n", "metrics.csv is damaged"),
+        ("splits.csv", b"a,b\n1,2\n", "splits.csv is damaged (it has no column 'case')"),
+        ("environment.json", b"{", "environment.json is damaged"),
+        ("rounds.csv", b"hello\nworld\n", "rounds.csv is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    ditto: Finished, tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ditto.folder.path, copy)
+    (copy / file).write_bytes(content)
+    told = mistake(f"output={copy}", "resume=true", "federation.rounds=3")
+    assert message in told
+    assert str(copy) in told
+
+
+def test_what_cannot_be_written_or_read_is_named(ditto: Finished, tmp_path: Path) -> None:
+    file = ditto.folder.config_path
+    assert f"Not a directory: {file}/x" in mistake(*PLAIN, f"output={file}/x")
+    assert "is a file; choose a folder" in mistake(*PLAIN, f"output={file}")
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("algorithm: 3")
+    assert "expected settings of the form key: value, got 3" in mistake(f"experiment={odd}")
+    assert "seed belongs to the run" in mistake(str(ditto.folder.path), "seed=4", main=evaluate.main)
+    code, _, err = command(evaluate.main)
+    assert (code, "python evaluate.py RUN" in err) == (2, True)
+
+
+def test_a_run_made_on_a_gpu_is_scored_where_there_is_none(
+    ditto: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ditto.folder.path, copy)
+    text = ditto.folder.read_config()
+    assert "accelerator: cpu" in text
+    (copy / "config.yaml").write_text(text.replace("accelerator: cpu", "accelerator: gpu"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for overrides in ([], ["trainer.accelerator=cpu", "trainer.threads=1"]):
+        code, out, err = command(evaluate.main, str(copy), *overrides)
+        assert code == 0, err
+        assert "the largest difference is 0" in out
+    told = mistake(str(copy), "trainer.accelerator=gpu", main=evaluate.main)
+    assert "PyTorch finds no CUDA device" in told
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
+) -> None:
+    monkeypatch.setattr("launch.run.score_checkpoints", lambda *_: os.kill(os.getpid(), sign))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code, _, err = command(train.main, *PLAIN, "algorithm=fedavg", f"output={tmp_path / 'run'}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130
+    assert "stopped; go on with: python train.py" in err
+    assert not (tmp_path / "run" / "summary.csv").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ other methods
