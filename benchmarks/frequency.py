@@ -17,6 +17,8 @@ from torch import Tensor
 
 from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
 
+HALF_WIDTHS = [0, 1, 2, 3, 8, 19, 32, 38, 64, 96, 128, 153, 191]
+
 
 def release_one(image: np.ndarray, donor: np.ndarray, weight: float, half_width: int) -> np.ndarray:
     """The way of the release, one image (C, H, W): full complex spectrum, amplitude and phase, centred, float64."""
@@ -61,7 +63,7 @@ def ways(images: Tensor, donors: Tensor, weight: float, half_width: int) -> dict
         "numpy": release,
         "rfft": lambda: real_fft(images, crop, weight, half_width),
         "rfft/1": lambda: torch.cat(
-            [real_fft(image, own, weight, half_width) for image, own in zip(images.split(1), crop.split(1), strict=True)]
+            [real_fft(images[i, None], crop[i, None], weight, half_width) for i in range(len(images))]
         ),
         "matmul": lambda: mix_amplitude(images, crop, weight, half_width, "matmul"),
         "fft": lambda: mix_amplitude(images, crop, weight, half_width, "fft"),
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--half-widths", type=int, nargs="+", default=[0, 1, 2, 3, 8, 19, 32, 38, 64, 96, 128, 153, 191])
+    parser.add_argument("--half-widths", type=int, nargs="+", default=HALF_WIDTHS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
