@@ -1,0 +1,1 @@
+"""Speed and memory, and attacks: each a command that prints a table."""

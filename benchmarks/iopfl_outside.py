@@ -1,7 +1,7 @@
 """What IOP-FL's adaptation at an unseen site costs: tensors, bytes, seconds and memory.
 
-    python benchmarks/iopfl_outside.py                       K = 5 sites, Unet with a ResNet-34, 4 images of 3x128x128
-    python benchmarks/iopfl_outside.py --expansion 0.25      narrower routers
+    python -m benchmarks.iopfl_outside                       K = 5 sites, Unet with a ResNet-34, 4 images of 3x128x128
+    python -m benchmarks.iopfl_outside --expansion 0.25      narrower routers
 
 One thread on a CPU, or a GPU with --device cuda. The weights are random: costs do not depend on them.
 """
@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from algorithms.functional.routing import adaptable, routing_size
 from algorithms.iopfl import IOPFL

@@ -5,7 +5,8 @@ An image keeps its phase; inside the window of signed integer frequencies |u| <=
 
 * ``"matmul"``: the window's few frequencies are computed, and their change is added to the image, by two thin matrix
   products each (rows, then columns). No full transform: the cheapest way for small windows.
-* ``"fft"``: real FFT of all rows, then of the window's columns only, and back: for wide windows.
+* ``"fft"``: real FFT of all rows, then of the window's columns only, and back: for wide windows. For the widest, of
+  all columns at once.
 """
 
 import math
@@ -17,10 +18,12 @@ from torch import Tensor
 
 Method = Literal["auto", "matmul", "fft"]
 
-# Matrix products win up to b = min(H, W) / 16 on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py).
-SMALLEST_SIZE_PER_HALF_WIDTH = 16
-# A CPU transforms larger batches piece by piece, so that the spectra stay in its cache (numbers of values).
-LARGE_BATCH, FFT_PIECE = 2**21, 2**19
+# Crossovers on one CPU core, at 128 to 512 pixels (benchmarks/frequency.py): matrix products win up to
+# b = min(H, W) / 32; above this share of the columns, transforming the window's columns alone saves nothing.
+SMALLEST_SIZE_PER_HALF_WIDTH = 32
+WIDE = 0.41
+# A CPU transforms a batch in pieces of about so many values, so that their spectra stay in its cache.
+FFT_PIECE = 2**19
 
 
 def window_half_width(fraction: float, height: int, width: int) -> int:
@@ -104,9 +107,10 @@ def mix_amplitude(
         if _by_matmul(images, half_width, method):
             return _mix_by_matmul(images, donor, weight)
         size = _images_at_a_time(images)
+        if size >= len(images):
+            return _mix_by_fft(images, donor, weight)
         parts = zip(*(torch.split(tensor, size) for tensor in (images, donor, weight)), strict=True)
-        mixed = [_mix_by_fft(*part) for part in parts]
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        return torch.cat([_mix_by_fft(*part) for part in parts])
 
 
 def _check_images(images: Tensor, half_width: int) -> None:
@@ -135,11 +139,13 @@ def _half_of_crop(images: Tensor, crop: Tensor, half_width: int) -> Tensor:
 
 
 def _weight_per_image(images: Tensor, donor_weight: Tensor | float) -> Tensor:
-    weight = torch.as_tensor(donor_weight, dtype=images.dtype, device=images.device)
+    weight = torch.as_tensor(donor_weight, dtype=images.dtype)
     if weight.ndim > 0 and weight.shape != images.shape[:1]:
         raise ValueError(f"donor_weight must be one number or ({images.shape[0]},), got shape {tuple(weight.shape)}")
-    if not bool(((weight >= 0) & (weight <= 1)).all()):
-        raise ValueError(f"donor_weight must lie in [0, 1], got {weight.tolist()}")
+    numbers = weight.tolist()
+    if not all(0 <= number <= 1 for number in (numbers if weight.ndim else [numbers])):
+        raise ValueError(f"donor_weight must lie in [0, 1], got {numbers}")
+    weight = weight.to(images.device)
     return weight.expand(len(images)).reshape(-1, 1, 1, 1)
 
 
@@ -161,28 +167,15 @@ def _products_are_exact(dtype: torch.dtype) -> bool:
 
 
 def _images_at_a_time(images: Tensor) -> int:
-    if images.device.type != "cpu" or images.numel() <= LARGE_BATCH:
+    if images.device.type != "cpu":
         return max(1, len(images))
     return max(1, FFT_PIECE // images[0].numel())
-
-
-def _restyle(window: Tensor, zero_frequency: Tensor, donor: Tensor, weight: Tensor) -> None:
-    """In place: amplitude A of (a part of) the spectrum becomes (1 - weight) * A + weight * donor."""
-    amplitude = window.abs()
-    # What is no more than rounding noise has no phase to keep: it counts as 0, as that of a true zero does.
-    noise = zero_frequency.abs() * (2 * torch.finfo(amplitude.dtype).eps)
-    gain = (donor * weight).div_(amplitude).add_(1.0 - weight)
-    if bool((amplitude.amin((-2, -1), keepdim=True) <= noise).any()):
-        silent = amplitude <= noise
-        window.copy_(torch.where(silent, torch.ones_like(window), window))
-        gain = torch.where(silent, amplitude.lerp(donor, weight), gain)
-    window.mul_(gain)
 
 
 def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     columns = donor.shape[-1]
-    if 3 * columns > width:  # most columns are in the window: nothing to save
+    if columns > WIDE * width:
         rows = torch.fft.rfft2(images)
         _restyle_columns(rows[..., :columns], donor, weight)
         mixed: Tensor = torch.fft.irfft2(rows, s=(height, width))
@@ -198,12 +191,35 @@ def _mix_by_fft(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
 def _restyle_columns(spectrum: Tensor, donor: Tensor, weight: Tensor) -> None:
     """In place: re-style the window inside of its columns of the spectrum, (B, C, H, b+1)."""
     height, half_width = spectrum.shape[-2], donor.shape[-1] - 1
-    zero_frequency = spectrum[..., :1, :1].clone()
-    _restyle(spectrum[..., : half_width + 1, :], zero_frequency, donor[..., half_width:, :], weight)
+    noise = _rounding_noise(spectrum[..., :1, :1])
+    _restyle(spectrum[..., : half_width + 1, :], noise, donor[..., half_width:, :], weight)
     negative = min(half_width, height - half_width - 1)  # at the Nyquist frequency, rows -b and b are one and the same
     if negative:
         above = donor[..., half_width - negative : half_width, :]
-        _restyle(spectrum[..., height - negative :, :], zero_frequency, above, weight)
+        _restyle(spectrum[..., height - negative :, :], noise, above, weight)
+
+
+def _restyle(window: Tensor, noise: Tensor, donor: Tensor, weight: Tensor) -> None:
+    """In place: amplitude A of (a part of) the spectrum becomes (1 - weight) * A + weight * donor."""
+    amplitude = _amplitude(window)
+    gain = torch.addcmul(1.0 - weight, weight, donor / amplitude)
+    # what is no more than rounding noise has no phase to keep: it counts as 0, as that of a true zero does
+    if float(amplitude.amin()) <= float(noise.amax()):
+        silent = amplitude <= noise
+        window.copy_(torch.where(silent, torch.ones_like(window), window))
+        gain = torch.where(silent, amplitude.lerp(donor, weight), gain)
+    window.mul_(gain)
+
+
+def _rounding_noise(zero_frequency: Tensor) -> Tensor:
+    amplitude = zero_frequency.abs()
+    return amplitude * (2 * torch.finfo(amplitude.dtype).eps)
+
+
+def _amplitude(spectrum: Tensor) -> Tensor:
+    """Absolute values, in half the time of `abs`, whose care for extreme values no image needs."""
+    real, imaginary = spectrum.real, spectrum.imag
+    return (real * real).addcmul_(imaginary, imaginary).sqrt_()
 
 
 # A window holds the row frequencies -b..b and the column frequencies 0..b, (B, C, 2b+1, b+1); the rest of the
@@ -220,7 +236,7 @@ def _mix_by_matmul(images: Tensor, donor: Tensor, weight: Tensor) -> Tensor:
     half_width = donor.shape[-1] - 1
     window = _analyse(images, half_width)
     mixed = window.clone()
-    _restyle(mixed, window[..., half_width : half_width + 1, :1], donor, weight)
+    _restyle(mixed, _rounding_noise(window[..., half_width : half_width + 1, :1]), donor, weight)
     return _add_waves(images, mixed.sub_(window))
 
 
