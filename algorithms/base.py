@@ -43,6 +43,8 @@ class Algorithm(pl.LightningModule):
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
     reads_updates: bool = False
     """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
+    introduces: bool = False
+    """Whether `introduce` tells the server something of the site's data, which peers or the server then see singly."""
     trains_on: Literal["sites", "pool"] = "sites"
     """Whether every site trains, or one place that holds all training data."""
     splits_itself: bool = False
@@ -75,6 +77,11 @@ class Algorithm(pl.LightningModule):
         self._reference: Tensors | None = None
         self._losses: list[Tensor] = []
         self.received = State()
+
+    @property
+    def shares(self) -> bool:
+        """Whether any tensor of the model is averaged."""
+        return bool(self.parts.parameters or self.parts.buffers)
 
     # ---------------------------------------------------------------- what a method usually overrides
 
@@ -176,6 +183,8 @@ class Algorithm(pl.LightningModule):
         moved: dict[str, Tensors] = {
             group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors
         }
+        for name in self.parts.variances & moved.get("buffers", {}).keys():
+            moved["buffers"][name].clamp_(min=0.0)  # noise on their mean may take them below
         others = {group: ts for group, ts in mean.tensors.items() if group not in moved}
         return State({**server.tensors, **others, **moved}, server.scalars)
 

@@ -20,13 +20,15 @@ from evaluation import check_metrics
 from federation.allocator import keep_freed_memory
 from federation.checkpoint import Checkpoint
 from federation.client import Compute, Evaluate
-from federation.contract import Observer
+from federation.contract import Observer, Transform
 from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.transport import InProcess
 from launch.pretrained import PretrainedEncoder
 from launch.settings import Evaluation
 from models import create_model
+from privacy.build import build_transforms
+from privacy.settings import Compression, Privacy
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Experiment:
             _ = self.schedule, self.data
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
-            self.algorithm(in_channels=3)
+            algorithm = self.algorithm(in_channels=3)
+            for transform in self.transforms:
+                transform.check(algorithm)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
 
@@ -112,6 +116,25 @@ class Experiment:
         """How models are scored."""
         return Evaluation(**self._section("evaluation"))
 
+    @cached_property
+    def privacy(self) -> Privacy:
+        """What is promised of what leaves a site."""
+        return Privacy(**self._section("privacy"))
+
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What happens to updates on their way.
+
+        Raises:
+            ValueError: settings that do not go together.
+        """
+        schedule = self.schedule
+        poisson = schedule.sampling == "poisson"
+        if self.privacy.mechanism == "site" and poisson and schedule.min_sites > 1:
+            raise ValueError("federation.sampling=poisson draws few sites at times; it needs federation.min_sites=1")
+        rate = schedule.fraction if poisson else 1.0
+        return build_transforms(self.privacy, Compression(**self._section("compression")), rate)
+
     def algorithm(self, in_channels: int | None = None) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.
 
@@ -142,9 +165,16 @@ class Experiment:
 
     def federation(self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer) -> Federation:
         """The run in this process: one worker for all sites."""
-        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate)
+        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate, self.transforms)
         return Federation(
-            self.algorithm(), transport, self.data.sites, self.schedule, self.config.seed, checkpoint, observer
+            self.algorithm(),
+            transport,
+            self.data.sites,
+            self.schedule,
+            self.config.seed,
+            checkpoint,
+            observer,
+            self.transforms,
         )
 
     @property

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ METRICS = "metrics.csv"
 ROUNDS = "rounds.csv"
 TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
+PRIVACY = "privacy.csv"
+AUDIT = "audit.csv"
+CONTENTS = "audit_tensors.csv"
+AUDIT_SUMMARY = "audit_summary.csv"
 SPLITS = "splits.csv"
 TENSORS = "tensors.csv"
 
@@ -32,6 +37,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ROUNDS: ("round", "site", "task", "loss", "steps", "examples", "seconds"),
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
     EVENTS: ("round", "site", "event", "detail"),
+    PRIVACY: ("round", "site", "mechanism", "unit", "epsilon", "delta", "limit"),
+    AUDIT: ("round", "site", "task", "group", "content", "numbers", "bytes", "transforms"),
+    CONTENTS: ("round", "content", "tensor", "shape", "dtype"),
 }
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
 TYPES = {
@@ -44,6 +52,10 @@ TYPES = {
     "steps": "float64",
     "examples": "float64",
     "bytes": "int64",
+    "numbers": "int64",
+    "epsilon": "float64",
+    "delta": "float64",
+    "limit": "float64",
 }
 
 README = """# The folder of one training run
@@ -59,6 +71,10 @@ README = """# The folder of one training run
 | `rounds.csv` | training loss, optimiser steps, examples and seconds per round and site |
 | `communication.csv` | bytes down (server to site) and up (site to server) per round, site and group of tensors |
 | `events.csv` | what was unusual: sites that were absent or whose update was refused |
+| `audit.csv` | what left each site, every time: group of tensors or of numbers, size, and the transforms it passed |
+| `audit_tensors.csv` | name, shape and type of everything in a group, once for each `content` in `audit.csv` |
+| `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
+| `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
@@ -122,6 +138,7 @@ class RunFolder:
         self.plots = self.path / "plots"
         self.overlays = self.path / "overlays"
         self.wandb_id_path = self.path / "wandb-id.txt"
+        self._contents: set[str] | None = None
 
     @classmethod
     def create(cls, path: Path | str, *, resume: bool) -> "RunFolder":
@@ -216,6 +233,54 @@ class RunFolder:
         """Append to events.csv: round, site, event (`absent`, `refused`, ...), detail."""
         self._append(EVENTS, rows)
 
+    def append_privacy(self, rows: Iterable[Row]) -> None:
+        """Append to privacy.csv: round, site (empty for the server), mechanism, unit, epsilon, delta, limit or None."""
+        self._append(PRIVACY, rows)
+
+    def append_audit(self, rows: Iterable[Row]) -> None:
+        """Append to audit.csv, and to audit_tensors.csv what was not listed there yet.
+
+        Args:
+            rows: Dicts of round, site, task, group, numbers, bytes, transforms, and ``listing``: name, shape and type
+                of everything that left.
+        """
+        audit, contents = [], []
+        if self._contents is None:
+            self._contents = set(self._read(CONTENTS)["content"])
+        for row in rows:
+            plain = {key: value for key, value in row.items() if key != "listing"}
+            content = sha256(repr(row["listing"]).encode()).hexdigest()[:12]
+            audit.append({**plain, "content": content})
+            if content not in self._contents:
+                self._contents.add(content)
+                contents += [
+                    {"round": row["round"], "content": content, "tensor": name, "shape": shape, "dtype": dtype}
+                    for name, shape, dtype in row["listing"]
+                ]
+        self._append(CONTENTS, contents)
+        self._append(AUDIT, audit)
+
+    def privacy(self) -> pd.DataFrame:
+        """privacy.csv as a table."""
+        return self._read(PRIVACY)
+
+    def audit(self) -> pd.DataFrame:
+        """audit.csv as a table."""
+        return self._read(AUDIT)
+
+    def contents(self) -> pd.DataFrame:
+        """audit_tensors.csv as a table."""
+        return self._read(CONTENTS)
+
+    def write_audit_summary(self) -> None:
+        """Save what left each site by task and group: from which round to which, how often, how many bytes in all."""
+        keys = ["site", "task", "group", "content", "transforms"]
+        grouped = self.audit().groupby(keys, sort=False)
+        table = grouped.agg(
+            first_round=("round", "min"), last_round=("round", "max"), times=("round", "size"), bytes=("bytes", "sum")
+        ).reset_index()
+        write_atomic(self.path / AUDIT_SUMMARY, table.to_csv(index=False, lineterminator="\n"))
+
     def scores(self) -> pd.DataFrame:
         """metrics.csv as a table (empty if nothing was scored yet)."""
         return self._read(METRICS)
@@ -242,6 +307,7 @@ class RunFolder:
         Args:
             round: The last round to keep; -1 forgets everything (a run killed before its first checkpoint).
         """
+        self._contents = None
         for name, columns in COLUMNS.items():
             path = self.path / name
             if path.exists():

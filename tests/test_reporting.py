@@ -57,6 +57,8 @@ class Record:
     rounds: Sequence[Row] = ()
     traffic: Sequence[Row] = ()
     events: Sequence[Row] = field(default_factory=list)
+    privacy: Sequence[Row] = ()
+    audit: Sequence[Row] = ()
 
 
 @pytest.fixture
