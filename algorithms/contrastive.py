@@ -92,6 +92,7 @@ class Contrastive(FedAvg):
     views = ()
     unseen_views = ()
     labelled = False
+    compares_patients = True
     per_site = frozenset({BANK})
 
     def __init__(

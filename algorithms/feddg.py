@@ -65,6 +65,7 @@ class FedDG(FedAvg):
     """
 
     introduces = True
+    compares_patients = True
 
     def __init__(
         self,

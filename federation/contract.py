@@ -66,11 +66,18 @@ class Site(Protocol):
     def training_images(self) -> int:
         """Training images, labelled or not."""
 
+    @property
+    def patients(self) -> int:
+        """Patients with labelled training images."""
+
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """Batches in that many passes over the labelled training images, or over all of them."""
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
         """Augmented batches with masks; a pure function of the arguments."""
+
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Iterable[Batch]:
+        """Augmented batches of whole patients, told apart by ``patient``, each there with that probability."""
 
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
         """Augmented batches of all training images, without masks."""
@@ -140,6 +147,10 @@ class ServerHalf(Protocol):
     @property
     def shares(self) -> bool:
         """Whether anything is averaged at all."""
+
+    @property
+    def mixes_patients(self) -> str:
+        """Why a local step cannot be made private patient by patient; empty when it can."""
 
     @property
     def trains_on(self) -> Literal["sites", "pool"]:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms import ALGORITHMS, Algorithm
+from algorithms.functional.private import PrivateStep
 from algorithms.recipe import Recipe, Training
 from configs.compose import ConfigError
 from datamodules import DATASETS, MultiCenterDataModule, SiteData
@@ -135,6 +136,23 @@ class Experiment:
         rate = schedule.fraction if poisson else 1.0
         return build_transforms(self.privacy, Compression(**self._section("compression")), rate)
 
+    @property
+    def _private_step(self) -> PrivateStep | None:
+        """How local steps hide patients, if they are to.
+
+        Raises:
+            ValueError: another setting stands against it.
+        """
+        privacy = self.privacy
+        if privacy.mechanism != "patient":
+            return None
+        if self.compute.gradient_clip is not None:
+            raise ValueError(
+                "trainer.gradient_clip would clip gradients that carry their noise already; leave it null, "
+                "privacy.clip bounds every patient's"
+            )
+        return PrivateStep(privacy.clip, privacy.noise, privacy.patients_per_step, privacy.randomness)
+
     def algorithm(self, in_channels: int | None = None) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.
 
@@ -142,7 +160,7 @@ class Experiment:
         """
         channels = self.data.in_channels if in_channels is None else in_channels
         regions = self.data.regions
-        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels)
+        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels, self._private_step)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
         network.pop("name")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from federation.contract import Guarantee, Transform
 from privacy.accounting import Account
 from privacy.compression import Cast, TopK
+from privacy.patient_level import PatientLevel
 from privacy.settings import Compression, Privacy
 from privacy.site_level import SiteLevel
 from privacy.sparse_vector import SparseVector
@@ -41,7 +42,7 @@ def _mechanism(privacy: Privacy, rate: float) -> Transform:
     if privacy.mechanism == "sparse":
         chosen = (privacy.clip, privacy.share, privacy.epsilon_round)
         return SparseVector(*chosen, account, privacy.randomness, privacy.threshold)
-    raise NotImplementedError
+    return PatientLevel(privacy.noise, account)
 
 
 def names(transforms: Sequence[Transform]) -> str:

@@ -92,6 +92,16 @@ class ToySite:
         picks = torch.randint(self.training_images, (steps, self.batch_size), generator=generator)
         return [self._batch(pick) for pick in picks]
 
+    @property
+    def patients(self) -> int:
+        return self.examples // 2
+
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Sequence[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [(torch.rand(self.patients, generator=generator) < rate).nonzero().flatten() for _ in range(steps)]
+        picks = [torch.cat([2 * patients, 2 * patients + 1]).sort().values for patients in drawn]
+        return [{**self._batch(pick), "patient": pick // 2} for pick in picks]
+
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Sequence[Batch]:
         batches = self.train_batches(seed, steps)
         for batch in batches:
