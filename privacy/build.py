@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from federation.contract import Guarantee, Transform
 from privacy.accounting import Account
 from privacy.compression import Cast, TopK
+from privacy.encryption import Encrypted, KeyHolder
 from privacy.patient_level import PatientLevel
 from privacy.settings import Compression, Privacy
 from privacy.site_level import SiteLevel
@@ -29,6 +28,9 @@ def build_transforms(privacy: Privacy, compression: Compression, rate: float) ->
         transforms.append(TopK(compression.top_k))
     if privacy.mechanism != "none":
         transforms.append(_mechanism(privacy, rate))
+    if privacy.aggregation == "encrypted":
+        _refuse_beside(privacy, compression)
+        transforms.append(Encrypted(KeyHolder()))
     if compression.cast != "none":
         transforms.append(Cast(compression.cast))
     return tuple(transforms)
@@ -45,6 +47,13 @@ def _mechanism(privacy: Privacy, rate: float) -> Transform:
     return PatientLevel(privacy.noise, account)
 
 
-def names(transforms: Sequence[Transform]) -> str:
-    """How a chain of transforms is written in tables."""
-    return "+".join(transform.name for transform in transforms)
+def _refuse_beside(privacy: Privacy, compression: Compression) -> None:
+    told = {
+        f"compression.top_k={compression.top_k}": compression.top_k is not None,
+        f"compression.cast={compression.cast}": compression.cast != "none",
+        "privacy.mechanism=sparse": privacy.mechanism == "sparse",
+    }
+    if beside := [setting for setting, given in told.items() if given]:
+        raise ValueError(
+            f"privacy.aggregation={privacy.aggregation} adds up whole updates; it cannot go with {', '.join(beside)}"
+        )

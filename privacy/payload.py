@@ -37,12 +37,12 @@ def clipped(update: Update, limit: float) -> Update:
 
 
 def flat(tensors: Tensors) -> Tensor:
-    """All tensors of a group in a row."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    """All tensors of a group in a row, in alphabetical order: a message need not keep the order of names."""
+    return torch.cat([tensors[name].reshape(-1) for name in sorted(tensors)])
 
 
 def shapes(tensors: Tensors) -> Tensors:
-    """The shape of every tensor, in order."""
+    """The shape of every tensor."""
     return {name: torch.tensor(tensor.shape, dtype=torch.int32) for name, tensor in tensors.items()}
 
 
@@ -52,7 +52,7 @@ def restored(row: Tensor, sizes: Tensors) -> Tensors:
     Raises:
         ValueError: the row is not as long as the shapes say.
     """
-    forms = {name: tuple(int(n) for n in shape) for name, shape in sizes.items()}
+    forms = {name: tuple(int(n) for n in sizes[name]) for name in sorted(sizes)}
     counts = [math.prod(form) for form in forms.values()]
     if any(n < 0 for form in forms.values() for n in form) or sum(counts) != len(row):
         raise ValueError(f"{len(row)} numbers do not fill tensors of {sum(counts)}")

@@ -64,7 +64,9 @@ class SiteLevel(Transform):
         deviation = self.noise * self.clip / cohort.expected
         draws = generator(seed, self.randomness)
         noised = {
-            group: {name: t * share + torch.randn(t.shape, generator=draws) * deviation for name, t in tensors.items()}
-            for group, tensors in mean.tensors.items()
+            group: {
+                n: t * share + torch.randn(t.shape, generator=draws) * deviation for n, t in sorted(tensors.items())
+            }
+            for group, tensors in sorted(mean.tensors.items())
         }
         return State(noised), self.account.charged(memory, self.event)

@@ -73,7 +73,7 @@ class SparseVector(Transform):
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Choose, add noise, and send nothing else: neither loss nor number of images."""
         scale = max(update.scalars["steps"], 1.0)
-        rows = {group: flat(tensors) for group, tensors in update.tensors.items()}
+        rows = {group: flat(update[group]) for group in sorted(update.tensors)}
         whole = torch.cat(list(rows.values())).double() / scale
         places, values = self.choose(whole, generator(seed, self.randomness))
         shared = torch.zeros_like(whole).index_put((places,), values).mul(scale).float()
@@ -98,7 +98,7 @@ class SparseVector(Transform):
             draws: random numbers.
         """
         clipped = row.clamp(-self.clip, self.clip).nan_to_num(0.0)
-        most = ceil(self.share * len(row))
+        most = max(1, ceil(self.share * len(row)))
         first, second, third = self.split(most)
         threshold = self.threshold * self.clip + laplace(1, self.clip / first, draws)
         order = torch.randperm(len(row), generator=draws)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from algorithms import ALGORITHMS
 from algorithms.base import Algorithm
+from algorithms.functional.private import PrivateStep
 from algorithms.recipe import Recipe, Training
 from federation.checkpoint import Checkpoint
 from federation.client import Compute
@@ -21,6 +22,7 @@ from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.state import State
 from federation.transport import InProcess
+from models.norm import Norm, convert_norm
 
 CPU = Compute(accelerator="cpu")
 
@@ -136,10 +138,19 @@ def toy_sites(count: int = 3) -> dict[str, ToySite]:
     return {**sites, POOL: ToySite(POOL, count, *union)}
 
 
-def build(name: str, training: Training | None = None, seed: int = 0, **knobs: Any) -> Algorithm:
+def build(
+    name: str,
+    training: Training | None = None,
+    seed: int = 0,
+    private: PrivateStep | None = None,
+    norm: Norm = "batch",
+    **knobs: Any,
+) -> Algorithm:
     torch.manual_seed(seed)
-    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3)
-    return ALGORITHMS[name](TinyNet(), recipe, **knobs)
+    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3, private=private)
+    network = TinyNet()
+    convert_norm(network, norm, groups=2)
+    return ALGORITHMS[name](network, recipe, **knobs)
 
 
 def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float]:
