@@ -6,7 +6,9 @@ times its sensitivity, over a Poisson sample of that rate, and ``pure/EPSILON`` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -91,7 +93,8 @@ def _opacus(history: list[tuple[float, float, int]], delta: float, kind: str) ->
 
     accountant = create_accountant(kind)
     accountant.history = history
-    return float(accountant.get_epsilon(delta))
+    with _quiet():
+        return float(accountant.get_epsilon(delta))
 
 
 def _joint(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], delta: float) -> float:
@@ -103,8 +106,17 @@ def _joint(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, flo
     divergence: Any = sum(count * _pure_divergence(epsilon, orders) for epsilon, count in pure)
     for noise, rate, steps in gaussian:
         divergence = divergence + rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=orders)
-    epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergence, delta=delta)
+    with _quiet():
+        epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergence, delta=delta)
     return float(epsilon)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Opacus tells that more orders could make the bound tighter; it is a bound all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        yield
 
 
 def _pure_divergence(epsilon: float, orders: list[float]) -> Any:
