@@ -8,6 +8,7 @@ from typing import Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from algorithms.optimizer_state import load_optimizer, pack_optimizer
 from algorithms.parts import Parts
@@ -43,6 +44,8 @@ class Algorithm(pl.LightningModule):
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
     reads_updates: bool = False
     """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
+    introduces: bool = False
+    """Whether `introduce` tells the server something of the site's data, which peers or the server then see singly."""
     trains_on: Literal["sites", "pool"] = "sites"
     """Whether every site trains, or one place that holds all training data."""
     splits_itself: bool = False
@@ -51,6 +54,8 @@ class Algorithm(pl.LightningModule):
     """Whether `personalise` fits a model that exists only for evaluation at the site."""
     labelled: bool = True
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
+    compares_patients: bool = False
+    """Whether `loss` compares images of different patients: such a step cannot be made private patient by patient."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
@@ -75,6 +80,32 @@ class Algorithm(pl.LightningModule):
         self._reference: Tensors | None = None
         self._losses: list[Tensor] = []
         self.received = State()
+
+    @property
+    def shares(self) -> bool:
+        """Whether any tensor of the model is averaged."""
+        return bool(self.parts.parameters or self.parts.buffers)
+
+    @property
+    def mixes_patients(self) -> str:
+        """Why a local step cannot be made private patient by patient; empty when it can.
+
+        What leaves the site must have learnt from patients' clipped gradients alone, and a patient's must not depend
+        on other patients.
+        """
+        if self.compares_patients:
+            return "its loss compares images of different patients (compares_patients)"
+        if not self.labelled:
+            return "it learns from images without labels, which are not drawn by patient (labelled)"
+        beside = [name for name, p in self.named_parameters() if p.requires_grad and not name.startswith("model.")]
+        if beside:
+            return f"it trains a second model in the same step ({beside[0]} and {len(beside) - 1} others)"
+        batch_norms = [name for name, module in self.model.named_modules() if isinstance(module, _BatchNorm)]
+        if batch_norms:
+            return f"the network normalises over batches ({batch_norms[0]}); take model.norm=group"
+        if self.parts.buffers:
+            return f"the network's running statistics travel ({self.parts.buffers[0]}); take model.norm=group"
+        return ""
 
     # ---------------------------------------------------------------- what a method usually overrides
 
@@ -121,8 +152,11 @@ class Algorithm(pl.LightningModule):
         self._load(self, stays.get("own"))
 
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
-        """The images of one local fit: labelled and augmented."""
-        return site.train_batches(seed, steps)
+        """The images of one local fit: labelled and augmented, whole patients drawn by chance if steps are private."""
+        private = self.recipe.private
+        if private is None:
+            return site.train_batches(seed, steps)
+        return site.patient_batches(private.seed(seed), steps, private.rate(site.patients))
 
     def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
         """Fit a personal model before it is evaluated (only asked of methods that declare `personalises`)."""
@@ -142,6 +176,8 @@ class Algorithm(pl.LightningModule):
             if names:
                 trained = {name: state[name].detach().cpu() for name in names}
                 answer.tensors[group] = subtract(trained, self.received[group])
+        if self.recipe.private is not None:
+            answer.scalars["rate"] = self.recipe.private.rate(site.patients)
         if self._losses:
             answer.scalars["loss"] = float(torch.stack(self._losses).mean())
         return answer
@@ -176,6 +212,8 @@ class Algorithm(pl.LightningModule):
         moved: dict[str, Tensors] = {
             group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors
         }
+        for name in self.parts.variances & moved.get("buffers", {}).keys():
+            moved["buffers"][name].clamp_(min=0.0)  # noise on their mean may take them below
         others = {group: ts for group, ts in mean.tensors.items() if group not in moved}
         return State({**server.tensors, **others, **moved}, server.scalars)
 
@@ -214,6 +252,8 @@ class Algorithm(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One local step."""
         self._freeze_all_but(self.learns(batch_idx))
+        if self.recipe.private is not None:
+            return self.recipe.private.objective(self.loss, batch, [p for p in self.parameters() if p.requires_grad])
         loss = self.loss(batch)
         self._losses.append(loss.detach())
         return loss

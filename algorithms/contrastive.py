@@ -92,6 +92,7 @@ class Contrastive(FedAvg):
     views = ()
     unseen_views = ()
     labelled = False
+    compares_patients = True
     per_site = frozenset({BANK})
 
     def __init__(
@@ -129,6 +130,7 @@ class Contrastive(FedAvg):
         self.pairing, self.partitions, self.partition_rule = pairing, partitions, partition_rule
         self.reach = math.ceil(position_threshold * POSITIONS) - 1 if pairing == "position" else 0
         self.exchange, self.noise, self.at_least = exchange, noise, at_least
+        self.per_site = self.per_site if exchange != "none" else frozenset()
         self.dimensions, self.temperature, self.crop = dimensions, temperature, crop
         self.momentum, self.momentum_policy = momentum, momentum_policy
         self.denominator, self.own_slice_positive = denominator, own_slice_positive

@@ -64,6 +64,9 @@ class FedDG(FedAvg):
             rounded is by images, rounded to two decimals with the rest for the last site, as in the program.
     """
 
+    introduces = True
+    compares_patients = True
+
     def __init__(
         self,
         *args: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -37,7 +38,9 @@ class FineTune(FedAvg):
         """Fine-tune the received model, take it aside, and put the received one back."""
         received = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         kept_optimizer, self._optimizer_state = self._optimizer_state, {}
+        recipe, self.recipe = self.recipe, replace(self.recipe, private=None)  # the tuned model stays at the site
         fit(self.finetune_steps)
+        self.recipe = recipe
         self.tuned.load_state_dict(self.model.state_dict())
         self.model.load_state_dict(received)
         self._optimizer_state = kept_optimizer

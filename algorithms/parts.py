@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from models.select import Selector
 
@@ -16,6 +17,7 @@ class Parts:
         parameters: shared parameters.
         buffers: shared running statistics.
         stays: everything else.
+        variances: running variances, which must not become negative.
     """
 
     def __init__(self, model: nn.Module, personal: Selector) -> None:
@@ -25,6 +27,8 @@ class Parts:
         self.parameters = [name for name in state if name in parameters and name not in stays]
         self.buffers = [name for name in state if name not in parameters and name not in stays]
         self.stays = [name for name in state if name in stays]
+        norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
+        self.variances = frozenset(f"{name}.running_var" for name in norms)
 
     def rows(self, model: nn.Module) -> list[dict[str, object]]:
         """One row per tensor of the model: its name, kind, numbers, bytes, and whether it is averaged or stays."""

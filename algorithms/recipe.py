@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from algorithms.functional.private import PrivateStep
 from models.losses import build_loss
 from models.normalize import build_normalizer
 
@@ -67,15 +68,23 @@ class Recipe:
         activation: sigmoid per region, or softmax over background and regions.
         normalize: (B, C, H, W) images in [0, 1] -> network input; a module without state.
         loss: (logits, (B, R, H, W) masks) -> scalar.
+        private: how local steps hide every patient; None where they need not.
     """
 
     training: Training
     activation: Literal["sigmoid", "softmax"]
     normalize: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
+    private: PrivateStep | None = None
 
     @classmethod
-    def build(cls, training: Training, activation: Literal["sigmoid", "softmax"], in_channels: int) -> Recipe:
+    def build(
+        cls,
+        training: Training,
+        activation: Literal["sigmoid", "softmax"],
+        in_channels: int,
+        private: PrivateStep | None = None,
+    ) -> Recipe:
         """Make the recipe that the knobs describe.
 
         Raises:
@@ -84,6 +93,5 @@ class Recipe:
         name = training.loss
         if name == "auto":
             name = "dice_bce" if activation == "sigmoid" else "dice_ce"
-        return cls(
-            training, activation, build_normalizer(training.normalize, in_channels), build_loss(name, activation)
-        )
+        normalize = build_normalizer(training.normalize, in_channels)
+        return cls(training, activation, normalize, build_loss(name, activation), private)

@@ -1,1 +1,1 @@
-"""Speed and memory, and attacks: each a command that prints a table."""
+"""Speed, memory, privacy and attacks: each a command that prints a table; a package, as a library has one of this name."""

@@ -40,12 +40,14 @@ class Plan:
         augment: Whether to augment.
         masks: Whether to hand out masks.
         views: Augmented views per image; above 1 the images are (B, V, C, H, W).
+        patients: Number of each slice's patient, where it is asked for.
     """
 
     picks: tuple[Pick, ...]
     augment: bool = False
     masks: bool = True
     views: int = 1
+    patients: tuple[int, ...] | None = None
 
 
 def draw(count: int, size: int, mode: Sampling, seed: int) -> NDArray[np.int64]:
@@ -89,6 +91,31 @@ def training_plans(
     ]
     starts = range(0, len(picks), batch_size)
     return [Plan(tuple(picks[i : i + batch_size]), augment=True, masks=masks, views=views) for i in starts]
+
+
+def patient_plans(
+    items: NDArray[np.int64], patients: NDArray[np.int64], steps: int, rate: float, seed: int
+) -> list[Plan]:
+    """Batches of whole patients: each patient is in a batch with that probability, independently (Poisson sampling).
+
+    Args:
+        items: (N, 3) rows of store, case, slice.
+        patients: (N,) number of each row's patient, from 0.
+        steps: Number of batches; a batch may be empty.
+        rate: In (0, 1].
+        seed: Of the patients and of every slice's augmentation.
+    """
+    random = np.random.default_rng(derive_seed(seed, "patients"))
+    count = int(patients.max(initial=-1)) + 1
+    plans = []
+    for step in range(steps):
+        rows = np.flatnonzero((random.random(count) < rate)[patients])
+        picks = tuple(
+            Pick(store, case, number, derive_seed(seed, step, row))
+            for row, (store, case, number) in zip(rows.tolist(), items[rows].tolist(), strict=True)
+        )
+        plans.append(Plan(picks, augment=True, patients=tuple(patients[rows].tolist())))
+    return plans
 
 
 class _Turn(Sampler[Plan]):

@@ -17,7 +17,7 @@ from datamodules.cache import Store
 from datamodules.cases import SPLITS, Case, Pixels, Split
 from datamodules.errors import DataError, nearest
 from datamodules.regions import Regions
-from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, training_plans
+from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
 from datamodules.transforms import Augmentation
 
 
@@ -48,6 +48,9 @@ class SliceSet(Dataset[Batch]):
 
     def __getitem__(self, plan: Plan) -> Batch:
         """A batch: see :class:`SiteData`."""
+        if not plan.picks:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return {"image": torch.empty(0), "mask": torch.empty(0), "case": [], "patient": nothing}
         images: list[Tensor] = []
         labels: list[NDArray[np.uint8]] = []
         for pick in plan.picks:
@@ -66,6 +69,8 @@ class SliceSet(Dataset[Batch]):
             "slice": torch.tensor([pick.slice for pick in plan.picks]),
             "depth": torch.tensor([self.stores[pick.store].entries[pick.case].depth for pick in plan.picks]),
         }
+        if plan.patients is not None:
+            batch["patient"] = torch.tensor(plan.patients)
         if plan.masks:
             batch["mask"] = self.regions.encode(torch.from_numpy(np.stack(labels)))
         return batch
@@ -172,6 +177,11 @@ class SiteData:
         """Training images (slices of volumes), labelled or not."""
         return len(self._images)
 
+    @property
+    def patients(self) -> int:
+        """Patients with labelled training images."""
+        return len(set(self._patients()))
+
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """Batches in that many local epochs over the labelled training images, or over all of them."""
         count = self.examples if labelled else self.training_images
@@ -192,6 +202,29 @@ class SiteData:
         """
         return self._training(self._labelled, seed, steps, masks=True, views=1)
 
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Iterable[Batch]:
+        """Augmented labelled batches of whole patients, each there with probability ``rate``; they may be empty.
+
+        ``patient`` int64 (B,) tells the patients of a batch apart.
+
+        Args:
+            seed: Of patients and augmentation.
+            steps: Number of batches.
+            rate: In (0, 1].
+
+        Raises:
+            DataError: The site does not train.
+        """
+        self._require(self._labelled)
+        numbers = {patient: number for number, patient in enumerate(dict.fromkeys(self._patients()))}
+        patients = np.array([numbers[patient] for patient in self._patients()], np.int64)
+        return Feed(self._shared.loaders, patient_plans(self._labelled, patients, steps, rate, seed))
+
+    def _patients(self) -> list[tuple[int, str]]:
+        """The patient of every labelled training image: store and name."""
+        stores = self._shared.slices.stores
+        return [(store, stores[store].cases[case].patient) for store, case, _ in self._labelled.tolist()]
+
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
         """Augmented batches of all training images, those over the label budget included, without masks.
 
@@ -206,6 +239,14 @@ class SiteData:
         return self._training(self._images, seed, steps, masks=False, views=views)
 
     def _training(self, items: NDArray[np.int64], seed: int, steps: int, *, masks: bool, views: int) -> Feed:
+        self._require(items)
+        if views < 1:
+            raise DataError(f"views={views}: at least one view per image")
+        shared = self._shared
+        plans = training_plans(items, steps, shared.batch_size, shared.sampling, seed, masks=masks, views=views)
+        return Feed(shared.loaders, plans)
+
+    def _require(self, items: NDArray[np.int64]) -> None:
         if not len(items):
             kind, cause = (
                 ("labelled training images", "listed in data.unlabelled")
@@ -213,11 +254,6 @@ class SiteData:
                 else ("training images", "held out by data.unseen")
             )
             raise DataError(f"site {self.name!r} has no {kind}: it is {cause}")
-        if views < 1:
-            raise DataError(f"views={views}: at least one view per image")
-        shared = self._shared
-        plans = training_plans(items, steps, shared.batch_size, shared.sampling, seed, masks=masks, views=views)
-        return Feed(shared.loaders, plans)
 
     def plain_batches(self) -> Iterable[Batch]:
         """All training images once, labelled or not, neither augmented nor with masks; the last batch may be shorter.

@@ -66,11 +66,18 @@ class Site(Protocol):
     def training_images(self) -> int:
         """Training images, labelled or not."""
 
+    @property
+    def patients(self) -> int:
+        """Patients with labelled training images."""
+
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """Batches in that many passes over the labelled training images, or over all of them."""
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
         """Augmented batches with masks; a pure function of the arguments."""
+
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Iterable[Batch]:
+        """Augmented batches of whole patients, told apart by ``patient``, each there with that probability."""
 
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
         """Augmented batches of all training images, without masks."""
@@ -134,6 +141,18 @@ class ServerHalf(Protocol):
         """Whether sites publish models after training, which sites that never took part adapt without labels."""
 
     @property
+    def introduces(self) -> bool:
+        """Whether sites tell the server something of their data before round 1, each by itself."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether anything is averaged at all."""
+
+    @property
+    def mixes_patients(self) -> str:
+        """Why a local step cannot be made private patient by patient; empty when it can."""
+
+    @property
     def trains_on(self) -> Literal["sites", "pool"]:
         """Whether every site trains, or one place that holds the union of all training data."""
 
@@ -163,20 +182,89 @@ class Transport(Protocol):
         """Give back what `kept` returned earlier."""
 
 
-class Transform(Protocol):
-    """Changes what travels, never what is learned. On the way back transforms are undone in reverse order."""
+@dataclass(frozen=True)
+class Guarantee:
+    """What an account of privacy is about.
 
-    hides_updates: bool
+    Attributes:
+        unit: whose presence is hidden: site or patient.
+        delta: probability with which the bound may fail.
+        limit: epsilon that must not be exceeded; None for no limit.
+    """
+
+    unit: str
+    delta: float
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Whose updates are behind a mean.
+
+    Attributes:
+        usable: how many updates were averaged.
+        expected: how many a round is to have, whatever happens in it.
+    """
+
+    usable: int
+    expected: float
+
+
+class Accumulator(Protocol):
+    """Averages updates as they arrive; `federation.state.Mean` does so in the clear."""
+
+    total: float
+
+    def add(self, update: Update, weight: float) -> None:
+        """Take one update in."""
+
+    def result(self) -> State:
+        """The mean of what was taken in."""
+
+
+class Transform:
+    """Changes what travels, never what is learned; a subclass says only what it does, the rest does nothing.
+
+    On the way back transforms are undone in reverse order. What one must remember is a `State` that it is given and
+    gives back: a site keeps its own, the server's is part of the server's state, so that a resumed run goes on with it.
+    One that keeps account (`guarantee`) leaves two numbers in it: ``epsilon``, what has been spent, and ``spent``, 1
+    when another round costs more than there is; a site tells the server both.
+    """
+
+    name: str
+    """Under which it remembers and is reported; unique in a run."""
+    guarantee: Guarantee | None = None
+    """What its account is about; None where it keeps none."""
+
+    hides_updates: bool = False
     """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
 
     def check(self, algorithm: ServerHalf) -> None:
-        """Refuse a method that this transform cannot serve, before anything runs."""
+        """Refuse a method that this transform cannot serve, before anything runs.
 
-    def on_client(self, update: Update, seed: int) -> Update:
+        Raises:
+            ValueError: naming the declared group or need that forbids it.
+        """
+
+    def refusal(self, memory: State) -> str:
+        """At a site, before it trains: why it does not; empty when it does."""
+        return ""
+
+    def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Before the update leaves the site."""
+        return update, memory
 
-    def on_server(self, mean: State, updates: int, seed: int) -> State:
-        """After the mean of that many updates was taken."""
+    def on_arrival(self, update: Update) -> Update:
+        """At the server, before anything reads the update."""
+        return update
+
+    def accumulator(self) -> Accumulator | None:
+        """How updates are added up that must not be read one by one; None leaves the mean in the clear."""
+        return None
+
+    def on_server(self, mean: State, cohort: Cohort, memory: State, seed: int) -> tuple[State, State]:
+        """After the mean was taken."""
+        return mean, memory
 
 
 @dataclass(frozen=True)
@@ -189,6 +277,8 @@ class RoundRecord:
     traffic: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     updates: list[Row] = field(default_factory=list)
+    privacy: list[Row] = field(default_factory=list)
+    audit: list[Row] = field(default_factory=list)
 
 
 class Observer(Protocol):

@@ -6,13 +6,27 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
+
+import torch
 
 from federation.checkpoint import Checkpoint
-from federation.contract import Observer, RoundRecord, Row, ServerHalf, Task, Transform, Transport
+from federation.contract import (
+    Accumulator,
+    Cohort,
+    Guarantee,
+    Observer,
+    RoundRecord,
+    Row,
+    ServerHalf,
+    Task,
+    Transform,
+    Transport,
+)
 from federation.seeds import derive_seed
 from federation.sketch import SketchedMean
-from federation.state import Mean, State, Update
+from federation.state import Mean, State, Tensors, Update
+from federation.transforms import EPSILON, PREFIX, SPENT, remembered, with_memories
 
 POOL = "pooled"
 
@@ -30,6 +44,8 @@ class Schedule:
         local_steps: optimiser steps of a site in a round; null lets local_epochs decide.
         local_epochs: passes over a site's training images in a round, when local_steps is null.
         fraction: share of the sites that is asked in a round, in (0, 1].
+        sampling: fixed asks the same number of sites in every round; poisson asks every site with that probability,
+            independently of the others, as accounts of privacy need.
         dropout: probability that a site which was asked is absent, in [0, 1).
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
@@ -42,6 +58,7 @@ class Schedule:
     local_steps: int | None = 10
     local_epochs: float = 1.0
     fraction: float = 1.0
+    sampling: Literal["fixed", "poisson"] = "fixed"
     dropout: float = 0.0
     min_sites: int = 1
     work_spread: float = 0.0
@@ -112,6 +129,9 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.schedule.asked(len(self.sites))
+        names = [transform.name for transform in self.transforms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two transforms of one name remember in one place: {', '.join(names)}")
         for transform in self.transforms:
             transform.check(self.algorithm)
 
@@ -141,7 +161,7 @@ class Federation:
         else:
             round, server = snapshot.round, snapshot.server
             self.transport.restore(snapshot.kept)
-        while round < self.schedule.rounds:
+        while round < self.schedule.rounds and not self._spent(server):
             round += 1
             server = self._round(round, server)
         return server
@@ -151,8 +171,10 @@ class Federation:
         if self._pools:
             return [POOL], []
         rng = random.Random(derive_seed(self.seed, "sample", round))
-        wanted = self.schedule.asked(len(self.trainers))
-        asked = set(rng.sample(list(self.trainers), wanted))
+        if self.schedule.sampling == "poisson":
+            asked = {site for site in self.trainers if rng.random() < self.schedule.fraction}
+        else:
+            asked = set(rng.sample(list(self.trainers), self.schedule.asked(len(self.trainers))))
         absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked
         return [s for s in self.trainers if s in asked - absent], [s for s in self.trainers if s in absent]
 
@@ -211,8 +233,9 @@ class Federation:
         """Tell the observer, after the last round, what travels when it is published to these sites."""
         record = RoundRecord(round + 1, 0.0)
         for group, size in published.sizes().items():
-            row = {"round": round + 1, "site": group.partition("/")[2], "direction": "up"}
-            record.traffic.append({**row, "group": group, "bytes": size})
+            place = {"round": round + 1, "site": group.partition("/")[2]}
+            record.traffic.append({**place, "direction": "up", "group": group, "bytes": size})
+            record.audit.append({**place, "task": "publish", **_left(group, published[group]), "transforms": ""})
         for site in receivers:
             message = self.algorithm.broadcast(server, site, Task("evaluate", round, self.seed, adapt=True))
             record.traffic.extend(_traffic(round + 1, site, "down", State({**message.tensors, **published.tensors})))
@@ -227,6 +250,9 @@ class Federation:
             if update.refusal:
                 raise RoundError(f"site {update.site!r} cannot introduce itself: {update.refusal}")
             record.traffic.extend(_traffic(0, update.site, "up", update))
+            for group, tensors in update.tensors.items():
+                left = {"round": 0, "site": update.site, "task": "introduce", **_left(group, tensors)}
+                record.audit.append({**left, "transforms": ""})
             introductions[update.site] = update
         self.observer.round_done(record)
         return introductions
@@ -236,14 +262,20 @@ class Federation:
         present, absent = self.sample(round)
         self._record = RoundRecord(round, 0.0)
         self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
+        present = self._solvent(round, server, present)
         self.observer.round_started(round, self.schedule.rounds, present)
-        if len(present) < self._needed:
+        if not present and self.schedule.sampling == "poisson" and self.transforms:
+            server = self._advance(round, server, _no_change(server), 0)  # to skip it would tell that nobody was drawn
+        elif len(present) < self._needed:
             detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            mean = self._train(round, server, present)
-            server = server if mean is None else self.algorithm.advance(server, mean)
+            server = self._train(round, server, present)
         last = round == self.schedule.rounds
+        if not last and self._spent(server):
+            last = True
+            detail = "the privacy budget does not suffice for another round; this is the last one"
+            self._record.events.append(_event(round, "", "stopped", detail))
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
             found = self.evaluate(server, round, self.sites, ("val",), personalise=True)
@@ -253,42 +285,99 @@ class Federation:
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
 
-    def _train(self, round: int, server: State, present: Sequence[str]) -> State | None:
-        """The mean of a round's updates, after the transforms; None when no update has any weight."""
+    def _train(self, round: int, server: State, present: Sequence[str]) -> State:
+        """The server's state after a round, its transforms' memories included."""
         tasks = {site: self._task(round, site) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
         mean = self._mean()
         waiting: list[Update] = []
+        accounts: dict[str, float] = {}
         usable = 0
-        for update in self.transport.ask(tasks, messages):
-            if not self._accept(round, update):
+        for arrived in self.transport.ask(tasks, messages):
+            accounts |= self._account(round, arrived)
+            update = self._accept(round, arrived)
+            if update is None:
                 continue
             usable += 1
             if self.algorithm.reads_updates:
                 waiting.append(update)
             else:
                 mean.add(update, self.algorithm.weigh(server, [update])[0])
-        self._require(round, usable)
+        server = State(server.tensors, {**server.scalars, **accounts})
+        if not self._require(round, server, usable):
+            return server
         if waiting:
             for update, weight in zip(waiting, self.algorithm.weigh(server, waiting), strict=True):
                 mean.add(update, weight)
         if not mean.total:
             detail = "none of the sites present has labelled training images"
             self._record.events.append(_event(round, "", "skipped", detail))
-            return None
-        self._record.updates.extend(mean.differences(round))
-        result = mean.result()
-        for index, transform in reversed(list(enumerate(self.transforms))):
-            result = transform.on_server(result, usable, derive_seed(self.seed, "server", index, round))
-        if self.schedule.server_lr != 1.0 and "model" in result.tensors:
-            result.tensors["model"] = {k: t * self.schedule.server_lr for k, t in result["model"].items()}
-        return result
+            return server
+        if isinstance(mean, SketchedMean):
+            self._record.updates.extend(mean.differences(round))
+        return self._advance(round, server, mean.result(), usable)
 
-    def _mean(self) -> Mean:
+    def _advance(self, round: int, server: State, mean: State, usable: int) -> State:
+        """The server's state after a mean, and what its transforms remember."""
+        cohort = Cohort(usable, self._expected)
+        memories: dict[str, State] = {}
+        for index, transform in reversed(list(enumerate(self.transforms))):
+            memory, seed = remembered(server, transform.name), derive_seed(self.seed, "server", index, round)
+            mean, memories[transform.name] = transform.on_server(mean, cohort, memory, seed)
+            if EPSILON in memories[transform.name].scalars and transform.guarantee is not None:
+                epsilon = memories[transform.name].scalars[EPSILON]
+                self._record.privacy.append(_privacy(round, "", transform, transform.guarantee, epsilon))
+        if self.schedule.server_lr != 1.0 and "model" in mean.tensors:
+            mean.tensors["model"] = {k: t * self.schedule.server_lr for k, t in mean["model"].items()}
+        advanced = self.algorithm.advance(server, mean)
+        return with_memories(advanced, memories) if self.transforms else advanced
+
+    @property
+    def _expected(self) -> float:
+        """Updates that a round is to have."""
+        if self._pools:
+            return 1.0
+        count = len(self.trainers)
+        return self.schedule.fraction * count if self.schedule.sampling == "poisson" else self.schedule.asked(count)
+
+    def _account(self, round: int, update: Update) -> dict[str, float]:
+        """Take a site's accounts of privacy from its update, and note them.
+
+        Returns:
+            Scalars for the server's state: which sites have nothing left.
+        """
+        noted = {}
+        for transform in self.transforms:
+            epsilon = update.scalars.pop(f"{PREFIX}{transform.name}/{EPSILON}", None)
+            spent = update.scalars.pop(f"{PREFIX}{transform.name}/{SPENT}", 0.0)
+            if epsilon is not None and transform.guarantee is not None:
+                self._record.privacy.append(_privacy(round, update.site, transform, transform.guarantee, epsilon))
+                noted[f"{PREFIX}{transform.name}/{SPENT}/{update.site}"] = spent
+        return noted
+
+    def _solvent(self, round: int, server: State, sites: Sequence[str]) -> list[str]:
+        """Those sites that can afford another round."""
+        names = [transform.name for transform in self.transforms]
+        spent = [s for s in sites if any(server.scalars.get(f"{PREFIX}{name}/{SPENT}/{s}") for name in names)]
+        self._record.events.extend(_event(round, site, "spent", "its privacy budget is spent") for site in spent)
+        return [site for site in sites if site not in spent]
+
+    def _spent(self, server: State) -> bool:
+        """Whether the budget of privacy does not suffice for another round."""
+        if any(remembered(server, transform.name).scalars.get(SPENT) for transform in self.transforms):
+            return True
+        names = [transform.name for transform in self.transforms]
+        spent = {s for s in self.trainers if any(server.scalars.get(f"{PREFIX}{n}/{SPENT}/{s}") for n in names)}
+        return bool(spent) and len(self.trainers) - len(spent) < self._needed
+
+    def _mean(self) -> Accumulator:
         """What averages a round; unless a transform forbids it, it also notes how far updates are apart."""
-        if any(transform.hides_updates for transform in self.transforms):
+        own = next(filter(None, (transform.accumulator() for transform in self.transforms)), None)
+        if own is not None:
+            return own
+        if any(transform.hides_updates or transform.guarantee is not None for transform in self.transforms):
             return Mean(self.algorithm.per_site)
         return SketchedMean(self.algorithm.per_site, derive_seed(self.seed, "sketch"))
 
@@ -298,23 +387,41 @@ class Federation:
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
-    def _accept(self, round: int, update: Update) -> bool:
-        broken = update.non_finite()
-        refusal = update.refusal or (f"{len(broken)} tensors are not finite" if broken else "")
-        if refusal:
-            self._record.events.append(_event(round, update.site, "refused", refusal))
-            return False
+    def _accept(self, round: int, arrived: Update) -> Update | None:
+        """Note what arrived and decode it; None when it cannot be used."""
+        if arrived.refusal:
+            self._record.events.append(_event(round, arrived.site, "refused", arrived.refusal))
+            return None
+        update = arrived
+        for transform in reversed(self.transforms):
+            update = transform.on_arrival(update)
+        if broken := update.non_finite():
+            detail = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
+            self._record.events.append(_event(round, update.site, "refused", detail))
+            return None
         seconds = update.scalars.pop("seconds")
         row: Row = {"round": round, "site": update.site, "task": "train", "examples": update.examples}
         row |= {"loss": update.scalars.get("loss"), "steps": update.scalars["steps"], "seconds": seconds}
         self._record.rounds.append(row)
-        self._record.traffic.extend(_traffic(round, update.site, "up", update))
+        self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
+        names = "+".join(transform.name for transform in self.transforms)
+        for group, tensors in arrived.tensors.items():
+            left = {"round": round, "site": update.site, "task": "train", **_left(group, tensors)}
+            self._record.audit.append({**left, "transforms": names})
         self.observer.site_done("train", round, update.site, update.scalars, seconds)
-        return True
+        return update
 
-    def _require(self, round: int, usable: int) -> None:
+    def _require(self, round: int, server: State, usable: int) -> bool:
+        """Whether there are enough updates for a mean; if there never will be, because budgets are spent, False.
+
+        Raises:
+            RoundError: too few, for another reason.
+        """
         if usable >= self._needed:
-            return
+            return True
+        if self._spent(server):
+            self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
+            return False
         self.observer.round_done(self._record)
         reasons = "; ".join(f"{e['site']}: {e['detail']}" for e in self._record.events if e["event"] == "refused")
         raise RoundError(
@@ -348,8 +455,35 @@ def _event(round: int, site: str, event: str, detail: str) -> Row:
     return {"round": round, "site": site, "event": event, "detail": detail}
 
 
+def _no_change(server: State) -> State:
+    """The sum of no updates."""
+    groups = {group: server[group] for group in ("model", "buffers") if group in server.tensors}
+    return State({group: {name: torch.zeros_like(t) for name, t in ts.items()} for group, ts in groups.items()})
+
+
+def _privacy(round: int, site: str, transform: Transform, guarantee: Guarantee, epsilon: float) -> Row:
+    row: Row = {"round": round, "site": site, "mechanism": transform.name, "unit": guarantee.unit}
+    return {**row, "epsilon": epsilon, "delta": guarantee.delta, "limit": guarantee.limit}
+
+
 def _traffic(round: int, site: str, direction: str, state: State) -> list[Row]:
+    """Bytes by group; what a transform made of one (``group:part``) counts as the group's."""
+    sizes: dict[str, int] = {}
+    for part, size in state.sizes().items():
+        group = part.partition(":")[0]
+        sizes[group] = sizes.get(group, 0) + size
     return [
         {"round": round, "site": site, "direction": direction, "group": group, "bytes": size}
-        for group, size in state.sizes().items()
+        for group, size in sizes.items()
     ]
+
+
+def _left(group: str, tensors: Tensors) -> Row:
+    """A group as it left a site: how much, and the name, shape and type of every tensor."""
+    listing = [
+        (name, "x".join(map(str, t.shape)) if t.dtype != torch.uint8 else "bytes", str(t.dtype).removeprefix("torch."))
+        for name, t in tensors.items()
+    ]
+    numbers = sum(t.numel() for t in tensors.values())
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    return {"group": group, "numbers": numbers, "bytes": size, "listing": listing}

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -134,10 +133,6 @@ class Mean:
         for name, value in update.scalars.items():
             self._scalars[name] = self._scalars.get(name, 0.0) + weight * value
         self.total += weight
-
-    def differences(self, round: int) -> list[dict[str, Any]]:
-        """What is known of how far the updates are apart, as rows: nothing, as none of them is looked at."""
-        return []
 
     def result(self) -> State:
         """The mean of what was taken in.

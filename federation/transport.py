@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from federation.client import Compute, Evaluate, turn
+from federation.client import Compute, Evaluate
 from federation.contract import ClientHalf, Site, Task, Transform
-from federation.seeds import derive_seed
 from federation.state import State, Update
+from federation.transforms import answer
 
 
 class InProcess:
@@ -41,16 +41,20 @@ class InProcess:
         for name, task in tasks.items():
             kept = self._kept.get(name, State())
             try:
-                update, self._kept[name] = turn(
-                    self.worker, self.sites[name], task, messages[name], kept, self.compute, self.evaluate
+                update, self._kept[name] = answer(
+                    self.worker,
+                    self.sites[name],
+                    task,
+                    messages[name],
+                    kept,
+                    self.compute,
+                    self.evaluate,
+                    self.transforms,
                 )
             except Exception as error:
                 # add_note needs Python 3.11
                 error.args = (f"[site {name!r}, task {task.kind}, round {task.round}] {error}",)
                 raise
-            if task.kind == "train" and not update.refusal:
-                for index, transform in enumerate(self.transforms):
-                    update = transform.on_client(update, derive_seed(task.seed, "transform", index, task.round, name))
             yield update
 
     def kept(self) -> Mapping[str, State]:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms import ALGORITHMS, Algorithm
+from algorithms.functional.private import PrivateStep
 from algorithms.recipe import Recipe, Training
 from configs.compose import ConfigError
 from datamodules import DATASETS, MultiCenterDataModule, SiteData
@@ -20,13 +21,15 @@ from evaluation import check_metrics
 from federation.allocator import keep_freed_memory
 from federation.checkpoint import Checkpoint
 from federation.client import Compute, Evaluate
-from federation.contract import Observer
+from federation.contract import Observer, Transform
 from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.transport import InProcess
 from launch.pretrained import PretrainedEncoder
 from launch.settings import Evaluation
 from models import create_model
+from privacy.build import build_transforms
+from privacy.settings import Compression, Privacy
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Experiment:
             _ = self.schedule, self.data
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
-            self.algorithm(in_channels=3)
+            algorithm = self.algorithm(in_channels=3)
+            for transform in self.transforms:
+                transform.check(algorithm)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
 
@@ -112,6 +117,42 @@ class Experiment:
         """How models are scored."""
         return Evaluation(**self._section("evaluation"))
 
+    @cached_property
+    def privacy(self) -> Privacy:
+        """What is promised of what leaves a site."""
+        return Privacy(**self._section("privacy"))
+
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What happens to updates on their way.
+
+        Raises:
+            ValueError: settings that do not go together.
+        """
+        schedule = self.schedule
+        poisson = schedule.sampling == "poisson"
+        if self.privacy.mechanism == "site" and poisson and schedule.min_sites > 1:
+            raise ValueError("federation.sampling=poisson draws few sites at times; it needs federation.min_sites=1")
+        rate = schedule.fraction if poisson else 1.0
+        return build_transforms(self.privacy, Compression(**self._section("compression")), rate)
+
+    @property
+    def _private_step(self) -> PrivateStep | None:
+        """How local steps hide patients, if they are to.
+
+        Raises:
+            ValueError: another setting stands against it.
+        """
+        privacy = self.privacy
+        if privacy.mechanism != "patient":
+            return None
+        if self.compute.gradient_clip is not None:
+            raise ValueError(
+                "trainer.gradient_clip would clip gradients that carry their noise already; leave it null, "
+                "privacy.clip bounds every patient's"
+            )
+        return PrivateStep(privacy.clip, privacy.noise, privacy.patients_per_step, privacy.randomness)
+
     def algorithm(self, in_channels: int | None = None) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.
 
@@ -119,7 +160,7 @@ class Experiment:
         """
         channels = self.data.in_channels if in_channels is None else in_channels
         regions = self.data.regions
-        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels)
+        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels, self._private_step)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
         network.pop("name")
@@ -142,9 +183,16 @@ class Experiment:
 
     def federation(self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer) -> Federation:
         """The run in this process: one worker for all sites."""
-        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate)
+        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate, self.transforms)
         return Federation(
-            self.algorithm(), transport, self.data.sites, self.schedule, self.config.seed, checkpoint, observer
+            self.algorithm(),
+            transport,
+            self.data.sites,
+            self.schedule,
+            self.config.seed,
+            checkpoint,
+            observer,
+            self.transforms,
         )
 
     @property

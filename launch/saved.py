@@ -33,12 +33,17 @@ class NamedSite:
     seen: bool = True
     examples: int = 0
     training_images: int = 0
+    patients: int = 0
 
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """None."""
         return 0
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
+        """None."""
+        return ()
+
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Iterable[Batch]:
         """None."""
         return ()
 

@@ -13,6 +13,7 @@ from evaluation import FULL
 from federation.client import Compute
 from federation.engine import Schedule
 from models import create_model
+from privacy.settings import Compression, Privacy
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ SCHEMA = Schema(
         "training": Training,
         "trainer": Compute,
         "federation": Schedule,
+        "privacy": Privacy,
+        "compression": Compression,
         "evaluation": Evaluation,
         "wandb": Wandb,
     },

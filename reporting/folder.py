@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ ROUNDS = "rounds.csv"
 UPDATES = "updates.csv"
 TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
+PRIVACY = "privacy.csv"
+AUDIT = "audit.csv"
+CONTENTS = "audit_tensors.csv"
+AUDIT_SUMMARY = "audit_summary.csv"
 SPLITS = "splits.csv"
 TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
@@ -38,6 +43,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     UPDATES: ("round", "site", "norm", "cosine", "cosine_others"),
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
     EVENTS: ("round", "site", "event", "detail"),
+    PRIVACY: ("round", "site", "mechanism", "unit", "epsilon", "delta", "limit"),
+    AUDIT: ("round", "site", "task", "group", "content", "numbers", "bytes", "transforms"),
+    CONTENTS: ("round", "content", "tensor", "shape", "dtype"),
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
@@ -54,6 +62,10 @@ TYPES = {
     "steps": "float64",
     "examples": "float64",
     "bytes": "int64",
+    "numbers": "int64",
+    "epsilon": "float64",
+    "delta": "float64",
+    "limit": "float64",
 }
 
 README = """# The folder of one training run
@@ -72,6 +84,10 @@ README = """# The folder of one training run
 | `updates.csv` | how long each site's update was and where it pointed, in every round; absent if updates are hidden |
 | `communication.csv` | bytes down (server to site) and up (site to server) per round, site and group of tensors |
 | `events.csv` | what was unusual: sites that were absent or whose update was refused |
+| `audit.csv` | what left each site, every time: group of tensors or of numbers, size, and the transforms it passed |
+| `audit_tensors.csv` | name, shape and type of everything in a group, once for each `content` in `audit.csv` |
+| `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
+| `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
@@ -145,6 +161,7 @@ class RunFolder:
         self.overlays = self.path / "overlays"
         self.summary_path = self.path / "summary.csv"
         self.wandb_id_path = self.path / "wandb-id.txt"
+        self._contents: set[str] | None = None
 
     @classmethod
     def create(cls, path: Path | str, *, resume: bool) -> "RunFolder":
@@ -291,6 +308,54 @@ class RunFolder:
         """Append to events.csv: round, site, event (`absent`, `refused`, ...), detail."""
         self._append(EVENTS, rows)
 
+    def append_privacy(self, rows: Iterable[Row]) -> None:
+        """Append to privacy.csv: round, site (empty for the server), mechanism, unit, epsilon, delta, limit or None."""
+        self._append(PRIVACY, rows)
+
+    def append_audit(self, rows: Iterable[Row]) -> None:
+        """Append to audit.csv, and to audit_tensors.csv what was not listed there yet.
+
+        Args:
+            rows: Dicts of round, site, task, group, numbers, bytes, transforms, and ``listing``: name, shape and type
+                of everything that left.
+        """
+        audit, contents = [], []
+        if self._contents is None:
+            self._contents = set(self._read(CONTENTS)["content"])
+        for row in rows:
+            plain = {key: value for key, value in row.items() if key != "listing"}
+            content = sha256(repr(row["listing"]).encode()).hexdigest()[:12]
+            audit.append({**plain, "content": content})
+            if content not in self._contents:
+                self._contents.add(content)
+                contents += [
+                    {"round": row["round"], "content": content, "tensor": name, "shape": shape, "dtype": dtype}
+                    for name, shape, dtype in row["listing"]
+                ]
+        self._append(CONTENTS, contents)
+        self._append(AUDIT, audit)
+
+    def privacy(self) -> pd.DataFrame:
+        """privacy.csv as a table."""
+        return self._read(PRIVACY)
+
+    def audit(self) -> pd.DataFrame:
+        """audit.csv as a table."""
+        return self._read(AUDIT)
+
+    def contents(self) -> pd.DataFrame:
+        """audit_tensors.csv as a table."""
+        return self._read(CONTENTS)
+
+    def write_audit_summary(self) -> None:
+        """Save what left each site by task and group: from which round to which, how often, how many bytes in all."""
+        keys = ["site", "task", "group", "content", "transforms"]
+        grouped = self.audit().groupby(keys, sort=False)
+        table = grouped.agg(
+            first_round=("round", "min"), last_round=("round", "max"), times=("round", "size"), bytes=("bytes", "sum")
+        ).reset_index()
+        write_atomic(self.path / AUDIT_SUMMARY, table.to_csv(index=False, lineterminator="\n"))
+
     def scores(self) -> pd.DataFrame:
         """metrics.csv as a table (empty if nothing was scored yet)."""
         return self._read(METRICS)
@@ -323,6 +388,7 @@ class RunFolder:
         """
         self.summary_path.unlink(missing_ok=True)
         self.summary_path.with_suffix(".md").unlink(missing_ok=True)
+        self._contents = None
         for name, columns in COLUMNS.items():
             path = self.path / name
             if path.exists():

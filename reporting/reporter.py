@@ -40,6 +40,14 @@ class RoundRecord(Protocol):
     def events(self) -> Sequence[Row]:
         """Rows for events.csv."""
 
+    @property
+    def privacy(self) -> Sequence[Row]:
+        """Rows for privacy.csv."""
+
+    @property
+    def audit(self) -> Sequence[Row]:
+        """Rows for audit.csv, each with a ``listing`` of what left."""
+
 
 class Reporter:
     """Writes tables, progress and W&B while a run goes on, and its summary and pictures at the end.
@@ -64,11 +72,12 @@ class Reporter:
         self._round: int | None = None
         self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
+        self._audit: list[Row] = []  # of the round that is under way: numbers that left sites
         self._means: list[Row] = []  # of the round that is under way: scores that the sites reported as means
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
-        self._round, self._rounds, self._values, self._means = round, rounds, {}, []
+        self._round, self._rounds, self._values, self._means, self._audit = round, rounds, {}, [], []
         self.progress.round_started(round, rounds, sites)
 
     def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
@@ -83,7 +92,10 @@ class Reporter:
             seconds: How long it took.
         """
         self.progress.site_done(task, site, scalars)
+        self._audit.append(_numbers_left(task, round, site, {*scalars, "seconds"}))
         if round != self._round:
+            self.folder.append_audit(self._audit)
+            self._audit = []
             return  # the final scoring: its rows come through `scores`
         self._means += _mean_rows(round, site, scalars)
         plain = {name: value for name, value in scalars.items() if "/" not in name}
@@ -110,6 +122,12 @@ class Reporter:
         self.folder.append_updates(record.updates)
         self.folder.append_traffic(record.traffic)
         self.folder.append_events(record.events)
+        self.folder.append_privacy(record.privacy)
+        self.folder.append_audit([*record.audit, *self._audit])
+        self._audit = []
+        spent = max((row["epsilon"] for row in record.privacy), default=None)
+        if spent is not None:
+            self._values["privacy/epsilon"] = spent
         loss = _mean(row["loss"] for row in record.rounds if row["task"] == "train" and row["loss"] is not None)
         sizes: dict[str, float] = defaultdict(float)
         for row in record.traffic:
@@ -120,6 +138,7 @@ class Reporter:
             return  # the introduction, before the first round
         self._round, self._values = None, {}
         shown = {} if math.isnan(loss) else {"loss": loss}
+        shown |= {} if spent is None else {"epsilon": spent}
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
 
@@ -144,6 +163,7 @@ class Reporter:
         self.progress.close()
         scores = self.folder.scores()
         summary = write_report(self.folder, scores, title=self.title)
+        self.folder.write_audit_summary()
         self.wandb.log_cases(scores[scores["checkpoint"].isin(CHECKPOINTS)])
         self.wandb.summarise({**summary.values, **sweep_values(summary)})
         out = sys.stdout if stream is None else stream
@@ -199,6 +219,13 @@ def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
         if answering is not None:
             values[int(str(round))][f"val/worst_site/{metric}"] = views[answering]["worst"]
     return dict(values)
+
+
+def _numbers_left(task: str, round: int, site: str, names: Iterable[str]) -> Row:
+    """A row for audit.csv: the numbers of an answer."""
+    listing = [(name, "", "number") for name in sorted(names)]
+    row = {"round": round, "site": site, "task": task, "group": "(numbers)", "transforms": ""}
+    return {**row, "numbers": len(listing), "bytes": 8 * len(listing), "listing": listing}
 
 
 def _mean_rows(round: int, site: str, scalars: Mapping[str, float]) -> list[Row]:

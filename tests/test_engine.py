@@ -16,7 +16,7 @@ import torch
 from algorithms.recipe import Training
 from federation.checkpoint import Checkpoint, CheckpointError
 from federation.client import Compute, turn
-from federation.contract import Batch, Site, Task
+from federation.contract import Batch, Cohort, Site, Task, Transform
 from federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
 from federation.seeds import derive_seed
 from federation.state import Mean, State, Update
@@ -418,7 +418,7 @@ def test_an_interrupt_during_training_reaches_the_caller(tmp_path: Path) -> None
 
 
 @dataclass
-class Step:
+class Step(Transform):
     """Computes something on the way out and undoes it on the way back."""
 
     name: str
@@ -431,16 +431,17 @@ class Step:
     def check(self, algorithm: Any) -> None:
         self.log.append(f"{self.name} checks")
 
-    def on_client(self, update: Update, seed: int) -> Update:
+    def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         self.log.append(f"{self.name} {update.site}")
         self.seeds.append(seed)
         tensors = {k: self.out(t) for k, t in update["model"].items()}
-        return replace(update, tensors={**update.tensors, "model": tensors})
+        return replace(update, tensors={**update.tensors, "model": tensors}), memory
 
-    def on_server(self, mean: State, updates: int, seed: int) -> State:
-        self.log.append(f"{self.name} back {updates}")
+    def on_server(self, mean: State, cohort: Cohort, memory: State, seed: int) -> tuple[State, State]:
+        self.log.append(f"{self.name} back {cohort.usable}")
         self.seeds.append(seed)
-        return State({**mean.tensors, "model": {k: self.back(t) for k, t in mean["model"].items()}}, mean.scalars)
+        model = {k: self.back(t) for k, t in mean["model"].items()}
+        return State({**mean.tensors, "model": model}, mean.scalars), memory
 
 
 def test_transforms_run_in_order_on_the_way_out_and_in_reverse_on_the_way_back(tmp_path: Path) -> None:

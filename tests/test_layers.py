@@ -11,6 +11,7 @@ MAY_IMPORT = {
     "datamodules": {"datamodules"},
     "models": {"models"},
     "configs": {"configs"},
+    "privacy": {"privacy", "federation.state", "federation.contract", "federation.transforms"},
     "algorithms": {"algorithms", "federation.state", "federation.contract", "models"},
     "evaluation": {"evaluation", "models", "datamodules"},
     "reporting": {"reporting", "evaluation", "models", "datamodules"},

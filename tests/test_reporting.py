@@ -58,6 +58,8 @@ class Record:
     traffic: Sequence[Row] = ()
     events: Sequence[Row] = field(default_factory=list)
     updates: Sequence[Row] = ()
+    privacy: Sequence[Row] = ()
+    audit: Sequence[Row] = ()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from algorithms import ALGORITHMS
 from algorithms.base import Algorithm
+from algorithms.functional.private import PrivateStep
 from algorithms.recipe import Recipe, Training
 from federation.checkpoint import Checkpoint
 from federation.client import Compute
@@ -21,6 +22,7 @@ from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.state import State
 from federation.transport import InProcess
+from models.norm import Norm, convert_norm
 
 CPU = Compute(accelerator="cpu")
 
@@ -92,6 +94,16 @@ class ToySite:
         picks = torch.randint(self.training_images, (steps, self.batch_size), generator=generator)
         return [self._batch(pick) for pick in picks]
 
+    @property
+    def patients(self) -> int:
+        return self.examples // 2
+
+    def patient_batches(self, seed: int, steps: int, rate: float) -> Sequence[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [(torch.rand(self.patients, generator=generator) < rate).nonzero().flatten() for _ in range(steps)]
+        picks = [torch.cat([2 * patients, 2 * patients + 1]).sort().values for patients in drawn]
+        return [{**self._batch(pick), "patient": pick // 2} for pick in picks]
+
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Sequence[Batch]:
         batches = self.train_batches(seed, steps)
         for batch in batches:
@@ -126,10 +138,19 @@ def toy_sites(count: int = 3) -> dict[str, ToySite]:
     return {**sites, POOL: ToySite(POOL, count, *union)}
 
 
-def build(name: str, training: Training | None = None, seed: int = 0, **knobs: Any) -> Algorithm:
+def build(
+    name: str,
+    training: Training | None = None,
+    seed: int = 0,
+    private: PrivateStep | None = None,
+    norm: Norm = "batch",
+    **knobs: Any,
+) -> Algorithm:
     torch.manual_seed(seed)
-    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3)
-    return ALGORITHMS[name](TinyNet(), recipe, **knobs)
+    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3, private=private)
+    network = TinyNet()
+    convert_norm(network, norm, groups=2)
+    return ALGORITHMS[name](network, recipe, **knobs)
 
 
 def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float]:

@@ -1,0 +1,84 @@
+"""What transforms do at a site, and where they remember what they must."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from federation.client import Compute, Evaluate, turn
+from federation.contract import ClientHalf, Site, Task, Transform
+from federation.seeds import derive_seed
+from federation.state import State, Update
+
+PREFIX = "transform/"
+EPSILON, SPENT = "epsilon", "spent"
+
+
+def answer(
+    worker: ClientHalf,
+    site: Site,
+    task: Task,
+    message: State,
+    kept: State,
+    compute: Compute,
+    evaluate: Evaluate,
+    transforms: Sequence[Transform] = (),
+) -> tuple[Update, State]:
+    """One site's turn, and what the transforms make of an update before it leaves.
+
+    Returns:
+        The update that travels, and what the site keeps, memories of the transforms included.
+    """
+    if not transforms:
+        return turn(worker, site, task, message, kept, compute, evaluate)
+    memories = {transform.name: remembered(kept, transform.name) for transform in transforms}
+    own = forgotten(kept)
+    if task.kind == "train":
+        reasons = filter(None, (transform.refusal(memories[transform.name]) for transform in transforms))
+        if reason := next(reasons, ""):
+            return _refused(site, reason, told(memories)), kept
+    update, now = turn(worker, site, task, message, own, compute, evaluate)
+    if task.kind != "train" or update.refusal:
+        return update, kept if now is own else with_memories(now, memories)
+    start = time.perf_counter()
+    for index, transform in enumerate(transforms):
+        seed = derive_seed(task.seed, "transform", index, task.round, site.name)
+        update, memories[transform.name] = transform.on_client(update, memories[transform.name], seed)
+        if update.refusal:
+            update = _refused(site, update.refusal, {})
+            break
+    update.scalars["seconds"] = update.scalars.get("seconds", 0.0) + time.perf_counter() - start
+    update.scalars |= told(memories)
+    return update, with_memories(now, memories)
+
+
+def remembered(state: State, name: str) -> State:
+    """What a transform left in a state."""
+    prefix = f"{PREFIX}{name}/"
+    groups = {group.removeprefix(prefix): ts for group, ts in state.tensors.items() if group.startswith(prefix)}
+    return State(groups, {k.removeprefix(prefix): v for k, v in state.scalars.items() if k.startswith(prefix)})
+
+
+def forgotten(state: State) -> State:
+    """A state without what transforms left in it."""
+    groups = {group: ts for group, ts in state.tensors.items() if not group.startswith(PREFIX)}
+    return State(groups, {k: v for k, v in state.scalars.items() if not k.startswith(PREFIX)})
+
+
+def with_memories(state: State, memories: Mapping[str, State]) -> State:
+    """A state with what transforms remember, in place of what they remembered before."""
+    joint = forgotten(state)
+    for name, memory in memories.items():
+        joint.tensors |= {f"{PREFIX}{name}/{group}": ts for group, ts in memory.tensors.items() if ts}
+        joint.scalars |= {f"{PREFIX}{name}/{key}": value for key, value in memory.scalars.items()}
+    return joint
+
+
+def told(memories: Mapping[str, State]) -> dict[str, float]:
+    """What a site tells the server of its accounts."""
+    found = {name: memory.scalars for name, memory in memories.items()}
+    return {f"{PREFIX}{name}/{key}": s[key] for name, s in found.items() for key in (EPSILON, SPENT) if key in s}
+
+
+def _refused(site: Site, reason: str, scalars: Mapping[str, float]) -> Update:
+    return Update(site=site.name, examples=site.examples, refusal=reason, scalars={"seconds": 0.0, **scalars})

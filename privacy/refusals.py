@@ -1,0 +1,35 @@
+"""Why a method cannot be served: what it shows of single sites."""
+
+from __future__ import annotations
+
+from federation.contract import ServerHalf
+
+
+def refuse_single(algorithm: ServerHalf, why: str) -> None:
+    """Refuse a method that needs more of a site than its part in a mean.
+
+    Args:
+        algorithm: the method.
+        why: what forbids it, for the message.
+
+    Raises:
+        ValueError: naming everything that stands against it.
+    """
+    if algorithm.trains_on == "pool":
+        raise ValueError(f"{why}, but pooled training holds all data in one place: no update leaves a site")
+    if not algorithm.shares:
+        raise ValueError(f"{why}, but the method shares nothing: no update leaves a site")
+    if reasons := shown_singly(algorithm):
+        raise ValueError(f"{why}, but {type(algorithm).__name__} {'; '.join(reasons)}")
+
+
+def shown_singly(algorithm: ServerHalf) -> list[str]:
+    """What the server or peers see of one site alone, as declared."""
+    groups = ", ".join(sorted(algorithm.per_site))
+    declared = {
+        f"shows the group {groups} of each site singly (per_site)": bool(algorithm.per_site),
+        "compares the updates of a round with each other (reads_updates)": algorithm.reads_updates,
+        "tells the server of a site's data before round 1 (introduces)": algorithm.introduces,
+        "publishes every site's personal model after training (adapts)": algorithm.adapts,
+    }
+    return [reason for reason, holds in declared.items() if holds]

@@ -1,0 +1,81 @@
+"""The knobs of privacy and of compression; both are off by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Randomness = Literal["seeded", "secret"]
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What is promised of what leaves a site; see docs/privacy.md.
+
+    Attributes:
+        mechanism: none; site clips whole updates and adds noise to their mean, at a trusted server; patient trains with
+            DP-SGD at every site, a patient being the unit; sparse shares a few coordinates, chosen and noised at the
+            site by the sparse vector technique.
+        clip: largest L2 norm of a whole update (site) or of a patient's gradient (patient), or of a coordinate of the
+            update per step (sparse).
+        noise: deviation of the Gaussian noise over clip (site, patient).
+        epsilon_round: epsilon that a site spends on one update (sparse); half of it chooses, half releases values.
+        share: largest share of the coordinates that a site shares in a round (sparse).
+        threshold: that a coordinate's size is asked to pass, as a share of clip (sparse).
+        patients_per_step: patients in a local step, on average (patient).
+        delta: probability with which the bound may fail; take less than one over the number of units.
+        max_epsilon: the run ends before more than this is spent; null for no limit.
+        accountant: of Opacus: rdp, or prv, which is tighter (not for sparse).
+        randomness: seeded repeats the noise of a run, for simulation only, since whoever knows the seed can subtract
+            it; secret draws from the system and is what a deployment needs.
+        aggregation: plain, or encrypted: the server adds up CKKS ciphertexts that it cannot read.
+    """
+
+    mechanism: Literal["none", "site", "patient", "sparse"] = "none"
+    clip: float = 1.0
+    noise: float = 1.0
+    epsilon_round: float = 1.0
+    share: float = 0.1
+    threshold: float = 0.1
+    patients_per_step: float = 4.0
+    delta: float = 1e-5
+    max_epsilon: float | None = None
+    accountant: Literal["rdp", "prv"] = "rdp"
+    randomness: Randomness = "seeded"
+    aggregation: Literal["plain", "encrypted"] = "plain"
+
+    def __post_init__(self) -> None:
+        limits = {
+            "clip": self.clip > 0,
+            "noise": self.noise > 0,
+            "epsilon_round": self.epsilon_round > 0,
+            "share": 0 < self.share <= 1,
+            "threshold": self.threshold >= 0,
+            "patients_per_step": self.patients_per_step > 0,
+            "delta": 0 < self.delta < 1,
+            "max_epsilon": self.max_epsilon is None or self.max_epsilon > 0,
+        }
+        for name, fine in limits.items():
+            if not fine:
+                raise ValueError(f"privacy.{name}={getattr(self, name)} is out of range; see train.py --help")
+        if self.mechanism == "sparse" and self.accountant == "prv":
+            raise ValueError("privacy.accountant=prv composes Gaussian noise only; privacy.mechanism=sparse needs rdp")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How updates are made smaller on their way to the server.
+
+    Attributes:
+        cast: send floats in 16 bits: float16 keeps 11 significant bits and saturates at 65504, bfloat16 keeps 8 and the
+            range of float32.
+        top_k: share of the coordinates of each group that a site sends in a round, the largest ones; what is left out
+            is kept there and added the next time (error feedback). Null sends all.
+    """
+
+    cast: Literal["none", "float16", "bfloat16"] = "none"
+    top_k: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and not 0 < self.top_k <= 1:
+            raise ValueError(f"compression.top_k={self.top_k} is not in (0, 1]; null sends all")
