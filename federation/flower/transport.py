@@ -1,0 +1,214 @@
+"""The server's end: asks sites through Flower's grid. Whatever a site does, the round has a defined outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+from federation.contract import Task
+from federation.flower.envelope import Envelope
+from federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
+from federation.state import State, Update
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid  # importing it loads all of Flower's strategies
+
+TYPES = {"train": "train", "evaluate": "evaluate", "publish": "evaluate", "introduce": "query"}
+TOLD = {
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its SuperNode cannot load the app (is everything installed there?)",
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "its app failed; the SuperNode's log says why",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the message did not reach it completely",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer did not arrive completely",
+    ErrorCode.NODE_UNAVAILABLE: "its SuperNode is not connected any more",
+    ErrorCode.INVALID_FAB: "its SuperNode does not trust the app",
+    ErrorCode.CLIENT_APP_CRASHED: "its app was killed",
+}
+GOES_BACK_TO = Callable[[str], Collection[int]]
+
+
+class ConnectionProblem(RuntimeError):
+    """The sites that should take part do not."""
+
+
+@dataclass
+class FlowerTransport:
+    """Sites on other machines.
+
+    Attributes:
+        grid: Flower's way to the nodes.
+        question: of this run; every message is a copy of it.
+        timeout: seconds to wait for a site's answer.
+        poll: seconds between two looks for answers.
+        sites: name -> what the site told of itself; filled by `meet`.
+        goes_back_to: rounds whose end the server may come back to, for a site.
+        rows: scores that sites showed, until somebody takes them.
+    """
+
+    grid: Grid
+    question: Question
+    timeout: float
+    poll: float = 0.2
+    sites: dict[str, Facts] = field(default_factory=dict)
+    goes_back_to: GOES_BACK_TO = lambda site: ()  # noqa: E731
+    rows: list[tuple[str, dict[str, Cell | None]]] = field(default_factory=list)
+    _nodes: dict[str, int] = field(default_factory=dict)
+    _base: dict[str, int] = field(default_factory=dict)
+
+    # ---------------------------------------------------------------- who is there
+
+    def meet(self, names: Collection[str], least: int, patience: float) -> None:
+        """Wait until the sites are connected, and let them tell what they are.
+
+        Args:
+            names: sites that must be there; empty for whoever is there.
+            least: how many must be there.
+            patience: seconds to wait.
+
+        Raises:
+            ConnectionProblem: they are not there in time, two have one name, or one cannot take part.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            self._greet()
+            missing = set(names) - set(self.sites)
+            if not missing and len(self.sites) >= max(least, 1):
+                break
+            if time.monotonic() > deadline:
+                there = ", ".join(sorted(self.sites)) or "none"
+                wanted = f"not {', '.join(sorted(missing))}" if missing else f"{least} are needed"
+                raise ConnectionProblem(f"after {patience:g} s these sites are connected: {there}; {wanted}")
+            time.sleep(self.poll)
+        if names:
+            self.sites = {name: facts for name, facts in self.sites.items() if name in names}
+
+    def _greet(self) -> None:
+        """Ask nodes that are new what they are."""
+        connected = set(self.grid.get_node_ids())
+        self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
+        new = sorted(connected - set(self._nodes.values()))
+        hello = pack(replace(self.question, kind="hello", task=None))
+        for node, envelope in self._exchange({node: ("query", hello) for node in new}):
+            self._welcome(node, envelope)
+
+    def _welcome(self, node: int, envelope: Envelope | str) -> None:
+        if isinstance(envelope, str):
+            raise ConnectionProblem(f"a node (id {node}) cannot take part: {envelope}")
+        try:
+            answer, _ = unpack(envelope, Answer)
+        except ValueError as error:
+            raise ConnectionProblem(f"a node (id {node}) cannot take part: {error}") from error
+        if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
+            raise ConnectionProblem(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
+        if answer.site in self._nodes:
+            raise ConnectionProblem(f"two connected nodes call themselves {answer.site!r}; every site needs its own name")
+        self._nodes[answer.site] = node
+        self.sites.setdefault(answer.site, answer.facts)
+
+    # ---------------------------------------------------------------- the contract's transport
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Updates in the order of the tasks; a site that fails sends a refusal that says why."""
+        if set(tasks) - set(self._nodes):
+            self._look_again()
+        posts = {}
+        for site, task in tasks.items():
+            if site in self._nodes:
+                envelope = pack(self._question(site, task), messages[site])
+                posts[self._nodes[site]] = (TYPES[task.kind], envelope)
+        answers: dict[int, Envelope | str] = {}
+        arriving = self._exchange(posts, next(iter(tasks.values())).round if tasks else 0)
+        for site, task in tasks.items():
+            node = self._nodes.get(site, 0)
+            while node in posts and node not in answers:
+                arrived, answer = next(arriving)
+                answers[arrived] = answer
+            found = answers.pop(node, "it is not connected")
+            yield self._update(site, task, messages[site], found)
+
+    def kept(self) -> Mapping[str, State]:
+        """Nothing: sites keep their states on their own disks."""
+        return {}
+
+    def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
+        """From now on these sites start from what they kept at the end of these rounds, the others from the latest."""
+        self._base = dict(at or {})
+
+    def take(self) -> list[dict[str, Cell | None]]:
+        """The scores that sites showed since the last call."""
+        rows, self.rows = self.rows, []
+        return [row for _, row in rows]
+
+    # ---------------------------------------------------------------- inside
+
+    def _look_again(self) -> None:
+        """Sites that were gone may be back; a stranger among them does not end the run."""
+        try:
+            self._greet()
+        except ConnectionProblem:
+            pass
+
+    def _question(self, site: str, task: Task) -> Question:
+        base = self._base.get(site, -1)
+        return replace(
+            self.question,
+            kind="turn",
+            site=site,
+            task=task,
+            base=base,
+            needed=tuple(sorted(self.goes_back_to(site))),
+        )
+
+    def _update(self, site: str, task: Task, message: State, found: Envelope | str) -> Update:
+        if isinstance(found, str):
+            return Update(site=site, examples=0, refusal=found)
+        try:
+            answer, state = unpack(found, Answer)
+            update = checked_update(answer, state, site, task, message)
+        except ValueError as error:
+            return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
+        if not update.refusal:
+            self.rows += [(site, {**row, "site": site, "seen": self.sites[site].seen}) for row in answer.rows]
+        return update
+
+    def _exchange(
+        self, posts: Mapping[int, tuple[str, Envelope]], round: int = 0
+    ) -> Iterator[tuple[int, Envelope | str]]:
+        """Send one message to each node, and yield the answers as they come; in the end, words for those missing."""
+        waiting = self._post(posts, round)
+        lost = set(posts) - set(waiting.values())
+        deadline = time.monotonic() + self.timeout
+        while waiting and time.monotonic() < deadline:
+            for reply in self.grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, _opened(reply)
+            if waiting:
+                time.sleep(self.poll)
+        for node in waiting.values():
+            yield node, f"it did not answer within {self.timeout:g} s (deployment.timeout)"
+        for node in lost:
+            yield node, "the message could not be sent"
+
+    def _post(self, posts: Mapping[int, tuple[str, Envelope]], round: int) -> dict[str, int]:
+        messages: Sequence[Message] = [
+            Message(envelope.to_records(), node, kind, ttl=self.timeout, group_id=str(round))
+            for node, (kind, envelope) in posts.items()
+        ]
+        if not messages:
+            return {}
+        sent = list(self.grid.push_messages(messages))
+        return {number: node for number, node in zip(sent, posts, strict=False) if number}
+
+
+def _opened(reply: Message) -> Envelope | str:
+    if reply.has_error():
+        return TOLD.get(reply.error.code, f"Flower's error {reply.error.code}")
+    try:
+        return Envelope.from_records(reply.content)
+    except ValueError as error:
+        return f"its answer cannot be used: {error}"
