@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, compose, load, parsed
 from federation.checkpoint import Checkpoint
+from federation.engine import Federation
 from launch.experiment import Experiment
-from launch.scoring import Notes, Scorer, paint_overlays, score_checkpoints
+from launch.scoring import Notes, Scorer, Scores, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.folder import RunFolder
@@ -20,11 +21,15 @@ from reporting.reporter import Reporter
 from reporting.summary import Summary
 from reporting.wandb import WandbRun
 
+Execute = Callable[[DictConfig], Summary]
+"""Runs one config from its start, or from where it stands, to its end."""
 MAY_CHANGE = (
     "federation.rounds",
     "trainer.accelerator",
     "trainer.threads",
     "trainer.deterministic",
+    "deployment.patience",
+    "deployment.timeout",
     "wandb.",
     "output",
     "resume",
@@ -66,6 +71,8 @@ def execute(config: DictConfig) -> Summary:
     Raises:
         ConfigError, DataError, ReportingError, RoundError: with a message for the user.
     """
+    if config.engine == "flower":
+        raise ConfigError("engine=flower is for runs across machines: start them with flwr run (docs/deployment.md)")
     experiment = Experiment(config)
     experiment.check()
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
@@ -86,16 +93,21 @@ def execute(config: DictConfig) -> Summary:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
-        method: Any = federation.algorithm
-        folder.write_tensors(method.parts.rows(method.model))
-        server = federation.run()
-        reporter.progress.say("scoring the last and the best models on validation and test cases")
-        reporter.scores(score_checkpoints(federation, scorer, server, checkpoint))
+        train_and_score(federation, scorer, reporter)
         if config.evaluation.overlays:
             regions = experiment.data.regions.names
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
         return reporter.finish()
+
+
+def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) -> None:
+    """Run all rounds, and score the last and the best models."""
+    method: Any = federation.algorithm
+    reporter.folder.write_tensors(method.parts.rows(method.model))
+    server = federation.run()
+    reporter.progress.say("scoring the last and the best models on validation and test cases")
+    reporter.scores(score_checkpoints(federation, scorer, server, federation.checkpoint))
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,26 +10,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from federation.checkpoint import CheckpointError
+from federation.checkpoint import CheckpointError, write_atomic
 from federation.contract import Row, Task
 from federation.flower.envelope import Envelope
 from federation.flower.kept import STAGES, Kept
 from federation.flower.records import Answer, Facts, Question, pack, unpack
-from federation.state import State
+from federation.state import State, to_bytes
 from federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A site cannot take part; the message may travel: it names neither files nor cases of the site."""
 
 
 class OpenSite(Protocol):
     """One site with its data and its worker, ready for turns of one run."""
 
-    transport: InProcess
+    @property
+    def transport(self) -> InProcess:
+        """The worker and what it trains on."""
 
     def facts(self) -> Facts:
         """What the site tells of itself."""
@@ -64,10 +66,13 @@ class SiteClient:
 
     def _answer(self, question: Question, message: State) -> tuple[Answer, State]:
         if not RUN.fullmatch(question.run):
-            raise Refused("the run's name is not one of ours")
+            raise RefusedError("the run's name is not one of ours")
         if question.site not in ("", self.site):
-            raise Refused("another site was meant")
+            raise RefusedError("another site was meant")
         folder = self.folder / question.run
+        if question.task is None and message.tensors:  # what every site starts from comes along with the greeting
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "start.safetensors", to_bytes(message))
         opened = self.open_site(question, folder)
         if question.task is None:
             return Answer(self.site, facts=opened.facts()), State()
@@ -99,7 +104,7 @@ class SiteClient:
 
 def _told(error: Exception) -> str:
     """What may be said elsewhere about an error at the site."""
-    if isinstance(error, Refused):
+    if isinstance(error, RefusedError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"it cannot keep its state: its disk is full or read-only ({errno.errorcode[error.errno]})"

@@ -1,5 +1,6 @@
-"""What every message of ours is to Flower: a text and a block of bytes. Imports nothing heavy, so that the process
-which Flower starts for a message starts fast.
+"""What every message of ours is to Flower: a text and a block of bytes.
+
+Imports nothing heavy, so that the process which Flower starts for a message starts fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Questions to sites and their answers, as envelopes and back. Nothing that arrives is believed before it was checked."""
+"""Questions to sites and their answers, as envelopes and back. What arrives is checked before it is believed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Question:
         site: who is asked.
         base: the round at whose end the site kept what it starts from; -1 lets the task's round decide.
         needed: ends of rounds that the server may come back to; the site keeps what it had then.
+        earlier: the run whose encoder is the start of this one, if it was one of these sites.
     """
 
     kind: Literal["hello", "turn"]
@@ -41,6 +42,7 @@ class Question:
     task: Task | None = None
     base: int = -1
     needed: tuple[int, ...] = ()
+    earlier: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Answer:
 
 
 T = TypeVar("T", Question, Answer)
-_READERS = {kind: TypeAdapter(kind) for kind in (Question, Answer)}
+_READERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Question, Answer)}
 
 
 def pack(content: Question | Answer, state: State | None = None) -> Envelope:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +29,14 @@ TOLD = {
     ErrorCode.INVALID_FAB: "its SuperNode does not trust the app",
     ErrorCode.CLIENT_APP_CRASHED: "its app was killed",
 }
-GOES_BACK_TO = Callable[[str], Collection[int]]
 
 
-class ConnectionProblem(RuntimeError):
+class NotConnectedError(RuntimeError):
     """The sites that should take part do not."""
+
+
+def _nowhere(site: str) -> Collection[int]:  # noqa: ARG001
+    return ()
 
 
 @dataclass
@@ -47,6 +51,7 @@ class FlowerTransport:
         sites: name -> what the site told of itself; filled by `meet`.
         goes_back_to: rounds whose end the server may come back to, for a site.
         rows: scores that sites showed, until somebody takes them.
+        start: what every site is given with the greeting.
     """
 
     grid: Grid
@@ -54,9 +59,11 @@ class FlowerTransport:
     timeout: float
     poll: float = 0.2
     sites: dict[str, Facts] = field(default_factory=dict)
-    goes_back_to: GOES_BACK_TO = lambda site: ()  # noqa: E731
-    rows: list[tuple[str, dict[str, Cell | None]]] = field(default_factory=list)
+    goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
+    rows: list[dict[str, Cell | None]] = field(default_factory=list)
+    start: State = field(default_factory=State)
     _nodes: dict[str, int] = field(default_factory=dict)
+    _closed: bool = False
     _base: dict[str, int] = field(default_factory=dict)
 
     # ---------------------------------------------------------------- who is there
@@ -70,7 +77,7 @@ class FlowerTransport:
             patience: seconds to wait.
 
         Raises:
-            ConnectionProblem: they are not there in time, two have one name, or one cannot take part.
+            NotConnectedError: they are not there in time, two have one name, or one cannot take part.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -81,33 +88,36 @@ class FlowerTransport:
             if time.monotonic() > deadline:
                 there = ", ".join(sorted(self.sites)) or "none"
                 wanted = f"not {', '.join(sorted(missing))}" if missing else f"{least} are needed"
-                raise ConnectionProblem(f"after {patience:g} s these sites are connected: {there}; {wanted}")
+                raise NotConnectedError(f"after {patience:g} s these sites are connected: {there}; {wanted}")
             time.sleep(self.poll)
         if names:
             self.sites = {name: facts for name, facts in self.sites.items() if name in names}
+        self._closed = True
 
     def _greet(self) -> None:
         """Ask nodes that are new what they are."""
         connected = set(self.grid.get_node_ids())
         self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
         new = sorted(connected - set(self._nodes.values()))
-        hello = pack(replace(self.question, kind="hello", task=None))
-        for node, envelope in self._exchange({node: ("query", hello) for node in new}):
+        hello = pack(replace(self.question, kind="hello", task=None), self.start)
+        for node, envelope in self._exchange(dict.fromkeys(new, ("query", hello))):
             self._welcome(node, envelope)
 
     def _welcome(self, node: int, envelope: Envelope | str) -> None:
         if isinstance(envelope, str):
-            raise ConnectionProblem(f"a node (id {node}) cannot take part: {envelope}")
+            raise NotConnectedError(f"a node (id {node}) cannot take part: {envelope}")
         try:
             answer, _ = unpack(envelope, Answer)
         except ValueError as error:
-            raise ConnectionProblem(f"a node (id {node}) cannot take part: {error}") from error
+            raise NotConnectedError(f"a node (id {node}) cannot take part: {error}") from error
         if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
-            raise ConnectionProblem(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
+            raise NotConnectedError(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
         if answer.site in self._nodes:
-            raise ConnectionProblem(f"two connected nodes call themselves {answer.site!r}; every site needs its own name")
-        self._nodes[answer.site] = node
-        self.sites.setdefault(answer.site, answer.facts)
+            raise NotConnectedError(f"two connected nodes call themselves {answer.site!r}; a site needs its own name")
+        if not self._closed:
+            self.sites[answer.site] = answer.facts
+        if answer.site in self.sites:
+            self._nodes[answer.site] = node
 
     # ---------------------------------------------------------------- the contract's transport
 
@@ -141,16 +151,14 @@ class FlowerTransport:
     def take(self) -> list[dict[str, Cell | None]]:
         """The scores that sites showed since the last call."""
         rows, self.rows = self.rows, []
-        return [row for _, row in rows]
+        return rows
 
     # ---------------------------------------------------------------- inside
 
     def _look_again(self) -> None:
         """Sites that were gone may be back; a stranger among them does not end the run."""
-        try:
+        with contextlib.suppress(NotConnectedError):
             self._greet()
-        except ConnectionProblem:
-            pass
 
     def _question(self, site: str, task: Task) -> Question:
         base = self._base.get(site, -1)
@@ -172,7 +180,7 @@ class FlowerTransport:
         except ValueError as error:
             return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
         if not update.refusal:
-            self.rows += [(site, {**row, "site": site, "seen": self.sites[site].seen}) for row in answer.rows]
+            self.rows += [{**row, "site": site, "seen": self.sites[site].seen} for row in answer.rows]
         return update
 
     def _exchange(

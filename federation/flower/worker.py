@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -54,7 +53,7 @@ class Door:
     pid: int
 
 
-def ask(folder: Path, command: Sequence[str], code: str, envelope: Envelope) -> Envelope:
+def ask(folder: Path, command: Sequence[str], code: str, envelope: Envelope, cwd: Path) -> Envelope:
     """Hand a message to the site's worker, which is started if there is none.
 
     Args:
@@ -62,12 +61,13 @@ def ask(folder: Path, command: Sequence[str], code: str, envelope: Envelope) -> 
         command: starts a worker; the path of the door's file is added.
         code: a worker that was started with other code is replaced.
         envelope: the message.
+        cwd: where the command is run.
 
     Raises:
         WorkerError: it does not start, or ends without an answer (out of memory, killed).
     """
     with _alone(folder):
-        connection = _connect(folder, code) or _start(folder, command, code)
+        connection = _connect(folder, code) or _start(folder, command, code, cwd)
     with connection:
         try:
             connection.send_bytes(QUESTION)
@@ -169,11 +169,11 @@ def _connect(folder: Path, code: str) -> Connection | None:
     return None
 
 
-def _start(folder: Path, command: Sequence[str], code: str) -> Connection:
+def _start(folder: Path, command: Sequence[str], code: str, cwd: Path) -> Connection:
     door = folder / "worker.json"
     door.unlink(missing_ok=True)
     with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen([*command, str(door)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen([*command, str(door)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     deadline = time.monotonic() + START_WITHIN
     while time.monotonic() < deadline and process.poll() is None:
         if door.exists() and (connection := _connect(folder, code)) is not None:
@@ -188,8 +188,3 @@ def _note(path: Path, door: Door) -> None:
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(asdict(door), file)
     temporary.replace(path)
-
-
-def python(*arguments: str) -> list[str]:
-    """A command that runs this interpreter."""
-    return [sys.executable, *arguments]

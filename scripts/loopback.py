@@ -1,0 +1,204 @@
+"""A whole federation on this machine: SuperLink and SuperNodes as processes of their own, with TLS and keys.
+
+What docs/deployment.md tells to do on several machines is done here on one: each site has its own folder with its own
+keys, data and state, and nothing listens on any other address than 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+LINK = "lab"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Loopback:
+    """SuperLink and SuperNodes in one folder; leaving the context ends every process, come what may.
+
+    Attributes:
+        folder: for everything.
+        environment: more variables for all processes.
+    """
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+
+    def __enter__(self) -> Loopback:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in [*self.processes]:
+            self.kill(name)
+
+    # ---------------------------------------------------------------- certificates and keys
+
+    def certificates(self) -> None:
+        """A certificate authority, and a certificate of the server for its address."""
+        folder = self.folder / "certificates"
+        folder.mkdir(exist_ok=True)
+        (folder / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
+        curve = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        subject = ["-nodes", "-subj"]
+        authority = ["-x509", "-newkey", *curve, *subject, "/CN=consortium", "-days", "365"]
+        self._openssl("req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
+        self._openssl("req", "-newkey", *curve, *subject, "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr")
+        signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365", "-extfile", "server.ext"]
+        self._openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.pem")
+
+    def _openssl(self, *arguments: str) -> None:
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=self.folder / "certificates", check=True, capture_output=True)
+
+    def key(self, site: str) -> Path:
+        """The private key of a site; the public one beside it goes to the server."""
+        path = self.folder / site / "key"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            make = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)]
+            subprocess.run(make, check=True, capture_output=True)
+        return path
+
+    # ---------------------------------------------------------------- the server
+
+    @property
+    def address(self) -> str:
+        """Of the SuperLink."""
+        return f"127.0.0.1:{self.port}"
+
+    def start_link(self) -> None:
+        """Start the SuperLink, and let `flwr` know it."""
+        certificates = self.folder / "certificates"
+        home = self.folder / "server" / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        entry = f'address = "{self.address}"\nroot-certificates = "{certificates / "ca.crt"}"\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\n{entry}')
+        tls = ["--ssl-certfile", f"{certificates / 'server.pem'}", "--ssl-keyfile", f"{certificates / 'server.key'}"]
+        tls += ["--ssl-ca-certfile", f"{certificates / 'ca.crt'}"]
+        options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+        options += ["--database", str(home / "link.db")]
+        self._start("link", "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *tls, *options)
+        self._wait_for(self.port)
+
+    def register(self, site: str) -> None:
+        """Admit a site's public key."""
+        self.flwr("supernode", "register", f"{self.key(site)}.pub", LINK)
+
+    def flwr(self, *arguments: str) -> str:
+        """Run a `flwr` command at the server, and return what it prints."""
+        command = [str(BIN / "flwr"), *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self._env("server"), capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise RuntimeError(f"flwr {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start_run(self, *overrides: str, name: str = "run") -> int:
+        """Submit a run; it goes on at the server.
+
+        Returns:
+            Its number.
+        """
+        settings = " ".join(overrides)
+        told = self.flwr("run", ".", LINK, "--format", "json", "-c", f'overrides="{settings}"')
+        answer = json.loads(told[told.index("{") :])
+        if not answer["success"]:
+            raise RuntimeError(f"flwr run failed: {answer['error-message']}")
+        return int(answer["run-id"])
+
+    def status(self, run: int) -> str:
+        """Of a run: running, finished:completed, finished:failed ..."""
+        told = self.flwr("list", LINK, "--run-id", str(run), "--format", "json")
+        return str(json.loads(told[told.index("{") :])["runs"][0]["status"])
+
+    def wait(self, run: int, seconds: float = 300.0) -> str:
+        """Wait until a run has ended; returns its status."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            status = self.status(run)
+            if status.startswith("finished"):
+                return status
+            time.sleep(0.5)
+        raise TimeoutError(f"run {run} goes on after {seconds:g} s\n{self.log('link')[-4000:]}")
+
+    # ---------------------------------------------------------------- the sites
+
+    def start_node(self, site: str, data: Path | None = None, *, port: int = 0, state: Path | None = None) -> None:
+        """Start a site's SuperNode."""
+        folder = self.folder / site
+        config = {"site": site, "state": str(state or folder / "state")}
+        config |= {"data-root": str(data)} if data else {}
+        node = " ".join(f"{key}='{value}'" for key, value in config.items())
+        options = ["--superlink", self.address, "--root-certificates", f"{self.folder / 'certificates' / 'ca.crt'}"]
+        options += ["--auth-supernode-private-key", str(self.key(site)), "--node-config", node]
+        options += ["--host", "127.0.0.1", "--port", str(port or free_port())]
+        self._start(site, "flower-supernode", *options)
+
+    # ---------------------------------------------------------------- processes
+
+    def kill(self, name: str) -> None:
+        """Kill a process and all that it started, without warning."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """What a process has printed."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, program: str, *arguments: str) -> None:
+        home = "server" if name == "link" else name
+        with (self.folder / f"{name}.log").open("ab") as log:
+            command = [str(BIN / program), *arguments]
+            self.processes[name] = subprocess.Popen(
+                command, cwd=ROOT, env=self._env(home), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _env(self, home: str) -> dict[str, str]:
+        fixed = {"FLWR_HOME": str(self.folder / home / "flower"), "FLWR_TELEMETRY_ENABLED": "0"}
+        fixed |= {"FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **fixed, **self.environment}
+
+    def _wait_for(self, port: int) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"the SuperLink does not listen\n{self.log('link')[-4000:]}")
+
+
+@contextlib.contextmanager
+def federation(folder: Path, sites: Mapping[str, Path | None]) -> Iterator[Loopback]:
+    """A SuperLink and the SuperNodes of these sites (name -> folder of its data), admitted and started."""
+    with Loopback(folder) as loopback:
+        loopback.certificates()
+        loopback.start_link()
+        for site, data in sites.items():
+            loopback.register(site)
+            loopback.start_node(site, data)
+        yield loopback
