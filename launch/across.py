@@ -14,7 +14,7 @@ from configs.compose import ConfigError
 from federation.checkpoint import Checkpoint
 from federation.engine import RoundError
 from federation.flower.records import Facts, Question
-from federation.flower.transport import NotConnectedError, FlowerTransport
+from federation.flower.transport import FlowerTransport, NotConnectedError
 from federation.state import State
 from launch.experiment import Experiment
 from launch.run import default_folder, open_wandb, train_and_score

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -66,7 +67,9 @@ class Loopback:
         subject = ["-nodes", "-subj"]
         authority = ["-x509", "-newkey", *curve, *subject, "/CN=consortium", "-days", "365"]
         self._openssl("req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
-        self._openssl("req", "-newkey", *curve, *subject, "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr")
+        self._openssl(
+            "req", "-newkey", *curve, *subject, "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"
+        )
         signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365", "-extfile", "server.ext"]
         self._openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.pem")
 
@@ -116,33 +119,30 @@ class Loopback:
             raise RuntimeError(f"flwr {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def start_run(self, *overrides: str, name: str = "run") -> int:
-        """Submit a run; it goes on at the server.
+    def run(self, *overrides: str, seconds: float = 600.0) -> str:
+        """Run an app to its end, as `flwr run --stream` shows it.
 
         Returns:
-            Its number.
+            What the run printed.
         """
-        settings = " ".join(overrides)
-        told = self.flwr("run", ".", LINK, "--format", "json", "-c", f'overrides="{settings}"')
-        answer = json.loads(told[told.index("{") :])
-        if not answer["success"]:
-            raise RuntimeError(f"flwr run failed: {answer['error-message']}")
-        return int(answer["run-id"])
+        name = self.submit(*overrides)
+        return self.finish(name, seconds)
 
-    def status(self, run: int) -> str:
-        """Of a run: running, finished:completed, finished:failed ..."""
-        told = self.flwr("list", LINK, "--run-id", str(run), "--format", "json")
-        return str(json.loads(told[told.index("{") :])["runs"][0]["status"])
+    def submit(self, *overrides: str) -> str:
+        """Submit a run; it goes on at the server, whatever becomes of the command that shows its log."""
+        name = f"run-{len(list(self.folder.glob('run-*.log'))) + 1}"
+        settings = self.folder / f"{name}.toml"
+        settings.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n")
+        self._start(name, "flwr", "run", ".", LINK, "--stream", "-c", str(settings))
+        return name
 
-    def wait(self, run: int, seconds: float = 300.0) -> str:
-        """Wait until a run has ended; returns its status."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            status = self.status(run)
-            if status.startswith("finished"):
-                return status
-            time.sleep(0.5)
-        raise TimeoutError(f"run {run} goes on after {seconds:g} s\n{self.log('link')[-4000:]}")
+    def finish(self, name: str, seconds: float = 600.0) -> str:
+        """Wait until a run has ended; returns what it printed."""
+        try:
+            self.processes.pop(name).wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"{name} goes on after {seconds:g} s\n{self.log(name)[-6000:]}") from error
+        return self.log(name)
 
     # ---------------------------------------------------------------- the sites
 
@@ -171,7 +171,7 @@ class Loopback:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _start(self, name: str, program: str, *arguments: str) -> None:
-        home = "server" if name == "link" else name
+        home = name if (self.folder / name / "key").exists() else "server"
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [str(BIN / program), *arguments]
             self.processes[name] = subprocess.Popen(
