@@ -58,12 +58,14 @@ class Local:
         state: folder for all that it keeps.
         data_root: folder of its data; empty where the data set needs none.
         settings: further settings of its own, such as "trainer.threads=4 data.cache=memory".
+        shows_cases: whether the server may see single cases by name; only where server and site are one machine.
     """
 
     site: str
     state: Path
     data_root: str = ""
     settings: str = ""
+    shows_cases: bool = False
 
     @classmethod
     def read(cls, node: Mapping[str, Any]) -> Local:
@@ -214,6 +216,8 @@ class LaunchedSite:
         if not rows:
             return []
         self._file(rows)
+        if self.local.shows_cases:
+            return rows
         if self.experiment.deployment.case_scores == "means":
             return as_means(pd.DataFrame(rows))
         return [{**row, "case": self.pseudonym(row["case"]) if row["case"] else ""} for row in rows]

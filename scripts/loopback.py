@@ -146,16 +146,15 @@ class Loopback:
 
     # ---------------------------------------------------------------- the sites
 
-    def start_node(self, site: str, data: Path | None = None, *, port: int = 0, state: Path | None = None) -> None:
+    def start_node(self, site: str, data: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
         """Start a site's SuperNode."""
-        folder = self.folder / site
-        config = {"site": site, "state": str(state or folder / "state")}
+        config = {"site": site, "state": str(self.folder / site / "state")}
         config |= {"data-root": str(data)} if data else {}
         node = " ".join(f"{key}='{value}'" for key, value in config.items())
         options = ["--superlink", self.address, "--root-certificates", f"{self.folder / 'certificates' / 'ca.crt'}"]
         options += ["--auth-supernode-private-key", str(self.key(site)), "--node-config", node]
-        options += ["--host", "127.0.0.1", "--port", str(port or free_port())]
-        self._start(site, "flower-supernode", *options)
+        options += ["--host", "127.0.0.1", "--port", str(free_port())]
+        self._start(site, "flower-supernode", *options, environment=environment)
 
     # ---------------------------------------------------------------- processes
 
@@ -170,12 +169,13 @@ class Loopback:
         """What a process has printed."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, program: str, *arguments: str) -> None:
+    def _start(self, name: str, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         home = name if (self.folder / name / "key").exists() else "server"
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [str(BIN / program), *arguments]
+            env = {**self._env(home), **(environment or {})}
             self.processes[name] = subprocess.Popen(
-                command, cwd=ROOT, env=self._env(home), stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
             )
 
     def _env(self, home: str) -> dict[str, str]:

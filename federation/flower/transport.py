@@ -31,6 +31,10 @@ TOLD = {
 }
 
 
+GRACE = 60.0
+"""Seconds that a message stays valid after nobody waits for its answer: after them no site begins to work on it."""
+
+
 class NotConnectedError(RuntimeError):
     """The sites that should take part do not."""
 
@@ -81,7 +85,7 @@ class FlowerTransport:
         """
         deadline = time.monotonic() + patience
         while True:
-            self._greet()
+            self._greet(patience)
             missing = set(names) - set(self.sites)
             if not missing and len(self.sites) >= max(least, 1):
                 break
@@ -94,13 +98,13 @@ class FlowerTransport:
             self.sites = {name: facts for name, facts in self.sites.items() if name in names}
         self._closed = True
 
-    def _greet(self) -> None:
-        """Ask nodes that are new what they are."""
+    def _greet(self, patience: float) -> None:
+        """Ask nodes that are new what they are; a site imports and reads everything before its first answer."""
         connected = set(self.grid.get_node_ids())
         self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
         new = sorted(connected - set(self._nodes.values()))
         hello = pack(replace(self.question, kind="hello", task=None), self.start)
-        for node, envelope in self._exchange(dict.fromkeys(new, ("query", hello))):
+        for node, envelope in self._exchange(dict.fromkeys(new, ("query", hello)), max(patience, self.timeout)):
             self._welcome(node, envelope)
 
     def _welcome(self, node: int, envelope: Envelope | str) -> None:
@@ -131,7 +135,7 @@ class FlowerTransport:
                 envelope = pack(self._question(site, task), messages[site])
                 posts[self._nodes[site]] = (TYPES[task.kind], envelope)
         answers: dict[int, Envelope | str] = {}
-        arriving = self._exchange(posts, next(iter(tasks.values())).round if tasks else 0)
+        arriving = self._exchange(posts, self.timeout, next(iter(tasks.values())).round if tasks else 0)
         for site, task in tasks.items():
             node = self._nodes.get(site, 0)
             while node in posts and node not in answers:
@@ -158,7 +162,7 @@ class FlowerTransport:
     def _look_again(self) -> None:
         """Sites that were gone may be back; a stranger among them does not end the run."""
         with contextlib.suppress(NotConnectedError):
-            self._greet()
+            self._greet(self.timeout)
 
     def _question(self, site: str, task: Task) -> Question:
         base = self._base.get(site, -1)
@@ -184,12 +188,12 @@ class FlowerTransport:
         return update
 
     def _exchange(
-        self, posts: Mapping[int, tuple[str, Envelope]], round: int = 0
+        self, posts: Mapping[int, tuple[str, Envelope]], timeout: float, round: int = 0
     ) -> Iterator[tuple[int, Envelope | str]]:
         """Send one message to each node, and yield the answers as they come; in the end, words for those missing."""
-        waiting = self._post(posts, round)
+        waiting = self._post(posts, timeout, round)
         lost = set(posts) - set(waiting.values())
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + timeout
         while waiting and time.monotonic() < deadline:
             for reply in self.grid.pull_messages(list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -198,13 +202,13 @@ class FlowerTransport:
             if waiting:
                 time.sleep(self.poll)
         for node in waiting.values():
-            yield node, f"it did not answer within {self.timeout:g} s (deployment.timeout)"
+            yield node, f"it did not answer within {timeout:g} s (deployment.timeout)"
         for node in lost:
             yield node, "the message could not be sent"
 
-    def _post(self, posts: Mapping[int, tuple[str, Envelope]], round: int) -> dict[str, int]:
+    def _post(self, posts: Mapping[int, tuple[str, Envelope]], timeout: float, round: int) -> dict[str, int]:
         messages: Sequence[Message] = [
-            Message(envelope.to_records(), node, kind, ttl=self.timeout, group_id=str(round))
+            Message(envelope.to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
             for node, (kind, envelope) in posts.items()
         ]
         if not messages:
