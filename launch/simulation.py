@@ -6,6 +6,7 @@ The same questions and answers as across machines; only here sites lie in one pl
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def execute_in_simulation(config: DictConfig) -> Summary:
 def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str]) -> Summary:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation

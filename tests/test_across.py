@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,12 @@ def test_a_site_chooses_its_own_settings_and_no_others(tmp_path: Path) -> None:
     assert (own.data.root, own.data.manifest, own.data.cache, own.trainer.threads) == ("/data/mine", None, "memory", 4)
     with pytest.raises(ConfigError, match=r"not 'training\.lr'"):
         Local("A", tmp_path, "", "training.lr=1").applied(config)
+
+
+def test_the_guide_uses_the_options_that_its_script_uses() -> None:
+    options = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "deployment.md").read_text()))
+    played = (ROOT / "scripts" / "loopback.py").read_text()
+    assert {option for option in options if option not in played} == {"--trusted-entities"}
 
 
 # ---------------------------------------------------------------- the worker that stays

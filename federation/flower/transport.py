@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
@@ -104,7 +105,8 @@ class FlowerTransport:
         self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
         new = sorted(connected - set(self._nodes.values()))
         hello = pack(replace(self.question, kind="hello", task=None), self.start)
-        for node, envelope in self._exchange(dict.fromkeys(new, ("query", hello)), max(patience, self.timeout)):
+        posts = {node: ("query", lambda: hello) for node in new}
+        for node, envelope in self._exchange(posts, max(patience, self.timeout)):
             self._welcome(node, envelope)
 
     def _welcome(self, node: int, envelope: Envelope | str) -> None:
@@ -129,11 +131,11 @@ class FlowerTransport:
         """Updates in the order of the tasks; a site that fails sends a refusal that says why."""
         if set(tasks) - set(self._nodes):
             self._look_again()
-        posts = {}
-        for site, task in tasks.items():
-            if site in self._nodes:
-                envelope = pack(self._question(site, task), messages[site])
-                posts[self._nodes[site]] = (TYPES[task.kind], envelope)
+        posts = {
+            self._nodes[site]: (TYPES[task.kind], partial(self._write, site, task, messages))
+            for site, task in tasks.items()
+            if site in self._nodes
+        }
         answers: dict[int, Envelope | str] = {}
         arriving = self._exchange(posts, self.timeout, next(iter(tasks.values())).round if tasks else 0)
         for site, task in tasks.items():
@@ -164,16 +166,11 @@ class FlowerTransport:
         with contextlib.suppress(NotConnectedError):
             self._greet(self.timeout)
 
-    def _question(self, site: str, task: Task) -> Question:
+    def _write(self, site: str, task: Task, messages: Mapping[str, State]) -> Envelope:
+        needed = tuple(sorted(self.goes_back_to(site)))
         base = self._base.get(site, -1)
-        return replace(
-            self.question,
-            kind="turn",
-            site=site,
-            task=task,
-            base=base,
-            needed=tuple(sorted(self.goes_back_to(site))),
-        )
+        question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed)
+        return pack(question, messages[site])
 
     def _update(self, site: str, task: Task, message: State, found: Envelope | str) -> Update:
         if isinstance(found, str):
@@ -188,33 +185,27 @@ class FlowerTransport:
         return update
 
     def _exchange(
-        self, posts: Mapping[int, tuple[str, Envelope]], timeout: float, round: int = 0
+        self, posts: Mapping[int, tuple[str, Callable[[], Envelope]]], timeout: float, round: int = 0
     ) -> Iterator[tuple[int, Envelope | str]]:
         """Send one message to each node, and yield the answers as they come; in the end, words for those missing."""
-        waiting = self._post(posts, timeout, round)
-        lost = set(posts) - set(waiting.values())
+        waiting: dict[str, int] = {}
+        for node, (kind, write) in posts.items():  # one by one, so that one message is in memory
+            message = Message(write().to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
+            number = next(iter(self.grid.push_messages([message])), None)
+            if number:
+                waiting[number] = node
+            else:
+                yield node, "the message could not be sent"
         deadline = time.monotonic() + timeout
         while waiting and time.monotonic() < deadline:
             for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    yield node, _opened(reply)
+                found = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if found is not None:
+                    yield found, _opened(reply)
             if waiting:
                 time.sleep(self.poll)
         for node in waiting.values():
             yield node, f"it did not answer within {timeout:g} s (deployment.timeout)"
-        for node in lost:
-            yield node, "the message could not be sent"
-
-    def _post(self, posts: Mapping[int, tuple[str, Envelope]], timeout: float, round: int) -> dict[str, int]:
-        messages: Sequence[Message] = [
-            Message(envelope.to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
-            for node, (kind, envelope) in posts.items()
-        ]
-        if not messages:
-            return {}
-        sent = list(self.grid.push_messages(messages))
-        return {number: node for number, node in zip(sent, posts, strict=False) if number}
 
 
 def _opened(reply: Message) -> Envelope | str:
