@@ -38,10 +38,12 @@ def run(arguments: Sequence[str]) -> None:
 
         print(OmegaConf.to_yaml(config), end="")
         return
+    if config.engine == "flower-simulation":
+        from launch.simulation import execute_in_simulation as execute
     if config.stages:
-        execute_stages(arguments, config)
+        execute_stages(arguments, config, execute)
     elif config.protocol == "leave_one_site_out":
-        summary = execute_folds(config)
+        summary = execute_folds(config, execute)
         print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
     else:
         execute(config)

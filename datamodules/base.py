@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +118,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             axis=axis,
             canonical=canonical,
         )
+        self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
         self._without_labels = tuple(sorted(set(unlabelled)))
         self._sites: dict[str, SiteData] = {}
@@ -156,6 +157,16 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         own = {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1}
         return vars(self.reading) | own | {"label_values": rules}
 
+    def restrict(self, site: str, channels: int | None = None) -> None:
+        """Prepare this site alone, as on a machine that holds no other. Its splits and batches stay the same.
+
+        Args:
+            site: its name.
+            channels: of the images at all sites together; None takes this site's own.
+        """
+        self._only = site
+        self.channels = self.channels if channels is None else channels
+
     # --- preparing ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:  # Lightning names a stage; all are prepared
@@ -183,10 +194,20 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
         cases = sorted(self.cases(), key=lambda case: (case.site in self._held_out, case.site, case.case))
+        if self._only is not None:
+            names = {case.site for case in cases}
+            if self._only not in names:
+                raise DataError(f"there is no site {self._only!r} in these data; {nearest(self._only, names)}")
+            cases = [case for case in cases if case.site == self._only]
         check_cases(cases)
         by_site: dict[str, list[Case]] = {}
         for case in cases:
             by_site.setdefault(case.site, []).append(case)
+        if self._only is None:
+            self._check_named(by_site)
+        return by_site
+
+    def _check_named(self, by_site: Mapping[str, Sequence[Case]]) -> None:
         for knob, named in (("unseen", self._held_out), ("unlabelled", self._without_labels)):
             for site in named:
                 if site not in by_site:
@@ -197,7 +218,6 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             )
         if len(self._held_out) == len(by_site):
             raise DataError("data.unseen holds every site out; leave at least one to train")
-        return by_site
 
     def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
         labelled = {case.case for case in cases if case.labelled}
@@ -320,9 +340,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         return tuple(site.name for site in self._ready().values() if not site.seen)
 
     @property
+    def image_channels(self) -> int:
+        """Channels of an image, without neighbouring slices."""
+        return self._shared.slices.channels if self._ready() else 0
+
+    @property
     def in_channels(self) -> int:
         """Channels of the network's input, neighbouring slices included."""
-        return self._shared.slices.channels * (2 * self.neighbours + 1) if self._ready() else 0
+        return self.image_channels * (2 * self.neighbours + 1)
 
     def site(self, name: str) -> SiteData:
         """One site, seen or not.

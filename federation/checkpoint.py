@@ -140,12 +140,7 @@ class Checkpoint:
             raise CheckpointError(f"{path} is damaged: {error}") from error
 
     def _write(self, name: str, data: bytes) -> None:
-        temporary = self.folder / f".{name}.part"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / name)
+        write_atomic(self.folder / name, data)
 
     def _sweep(self) -> None:
         named = {"index.json", self.index["server"], *self.index["kept"].values()}
@@ -154,6 +149,24 @@ class Checkpoint:
         for path in self.folder.iterdir():
             if STATE_FILE.fullmatch(path.name) and path.name not in named:
                 path.unlink()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file by these bytes: a kill at any instant, or a full disk, leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, or will not be written to.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read_index(path: Path) -> dict[str, Any]:

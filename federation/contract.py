@@ -178,8 +178,14 @@ class Transport(Protocol):
     def kept(self) -> Mapping[str, State]:
         """What sites keep, as far as it lives in this process."""
 
-    def restore(self, kept: Mapping[str, State]) -> None:
-        """Give back what `kept` returned earlier."""
+    def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
+        """Go on from an earlier time.
+
+        Args:
+            kept: what `kept` returned then.
+            at: site -> the round at whose end that was, for sites that keep their states themselves; the others go on
+                from their latest.
+        """
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,6 @@ class InProcess:
         """What every site keeps."""
         return self._kept
 
-    def restore(self, kept: Mapping[str, State]) -> None:
-        """Continue from what sites kept earlier."""
+    def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
+        """Continue from what sites kept earlier; when that was does not matter here."""
         self._kept = dict(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,12 @@ from evaluation import check_metrics
 from federation.allocator import keep_freed_memory
 from federation.checkpoint import Checkpoint
 from federation.client import Compute, Evaluate
-from federation.contract import Observer, Transform
+from federation.contract import Observer, Transform, Transport
 from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
 from federation.transport import InProcess
 from launch.pretrained import PretrainedEncoder
-from launch.settings import Evaluation
+from launch.settings import Deployment, Evaluation
 from models import create_model
 from privacy.build import build_transforms
 from privacy.settings import Compression, Privacy
@@ -38,9 +38,13 @@ class Experiment:
 
     Attributes:
         config: resolved by `configs.compose.compose`.
+        channels: of the images, where these lie on other machines; 0 looks at the data.
+        encoder: the encoder to start from, where its run's folder lies on another machine.
     """
 
     config: DictConfig
+    channels: int = 0
+    encoder: PretrainedEncoder | None = None
 
     def __post_init__(self) -> None:
         quieten_libraries()
@@ -60,7 +64,7 @@ class Experiment:
         """
         try:
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
-            _ = self.schedule, self.data
+            _ = self.schedule, self.data, self.deployment
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
             algorithm = self.algorithm(in_channels=3)
@@ -100,6 +104,8 @@ class Experiment:
     @cached_property
     def pretrained(self) -> PretrainedEncoder | None:
         """The encoder to start from."""
+        if self.encoder is not None:
+            return self.encoder
         return PretrainedEncoder.read(self.config.pretrained) if self.config.pretrained else None
 
     @cached_property
@@ -153,12 +159,22 @@ class Experiment:
             )
         return PrivateStep(privacy.clip, privacy.noise, privacy.patients_per_step, privacy.randomness)
 
+    @cached_property
+    def deployment(self) -> Deployment:
+        """How sites on other machines take part."""
+        return Deployment(**self._section("deployment"))
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.channels * (2 * self.data.neighbours + 1) if self.channels else self.data.in_channels
+
     def algorithm(self, in_channels: int | None = None) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.
 
         A pre-trained encoder is loaded once the images' channels are known, that is without ``in_channels``.
         """
-        channels = self.data.in_channels if in_channels is None else in_channels
+        channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
         recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels, self._private_step)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
@@ -183,17 +199,18 @@ class Experiment:
 
     def federation(self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer) -> Federation:
         """The run in this process: one worker for all sites."""
-        transport = InProcess(self.algorithm(), self.sites(), self.compute, evaluate, self.transforms)
-        return Federation(
-            self.algorithm(),
-            transport,
-            self.data.sites,
-            self.schedule,
-            self.config.seed,
-            checkpoint,
-            observer,
-            self.transforms,
-        )
+        return self.federation_over(self.in_process(self.sites(), evaluate), self.data.sites, checkpoint, observer)
+
+    def in_process(self, sites: Mapping[str, SiteData], evaluate: Evaluate) -> InProcess:
+        """A worker for these sites."""
+        return InProcess(self.algorithm(), sites, self.compute, evaluate, self.transforms)
+
+    def federation_over(
+        self, transport: Transport, sites: Sequence[str], checkpoint: Checkpoint, observer: Observer
+    ) -> Federation:
+        """The server's side of the run, whatever the way to the sites that train."""
+        seed, transforms = self.config.seed, self.transforms
+        return Federation(self.algorithm(), transport, sites, self.schedule, seed, checkpoint, observer, transforms)
 
     @property
     def title(self) -> str:

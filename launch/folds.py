@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,25 +10,32 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError
 from launch.experiment import Experiment
-from launch.run import default_folder, execute, finished, group_name, open_wandb, saved_config
+from launch.run import Execute, default_folder, execute, finished, group_name, open_wandb, saved_config
 from reporting.folder import RunFolder, file_name, write_atomic
 from reporting.reporter import sweep_values
 from reporting.summary import Summary, summarise
 from reporting.wandb import beside_the_agent
 
 
-def execute_folds(config: DictConfig) -> Summary:
+def execute_folds(
+    config: DictConfig, execute: Execute = execute, list_sites: Callable[[], Sequence[str]] | None = None
+) -> Summary:
     """Run every fold in a folder of its own, and gather the scores of the sites held out.
 
     When the protocol is resumed, finished folds are not repeated unless they now have more rounds, and stopped ones go
     on. At W&B every fold is a run, and so is what they make together; under `wandb agent` the latter is the agent's.
+
+    Args:
+        config: of all folds.
+        execute: runs one of them.
+        list_sites: names all sites, where their data are not here.
 
     Raises:
         ConfigError: sites are held out already, there are fewer than three, or the method has no model for an unseen
             site.
         ReportingError: the folder holds another run.
     """
-    sites = _sites(config)
+    sites = _sites(config, list_sites)
     output = Path(config.output or default_folder(config))
     parent = _open(output, config)
     with beside_the_agent():
@@ -64,7 +72,7 @@ def _fold_configs(output: Path) -> list[Path]:
     return sorted(output.glob("*/config.yaml"))
 
 
-def _sites(config: DictConfig) -> list[str]:
+def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -> list[str]:
     experiment = Experiment(config)
     experiment.check()
     if config.data.unseen:
@@ -74,7 +82,7 @@ def _sites(config: DictConfig) -> list[str]:
             f"algorithm={config.algorithm.preset} has no model for a site that took no part in training; "
             "protocol=leave_one_site_out needs a method with a global or an adapted model"
         )
-    sites = sorted({case.site for case in experiment.data.cases()})
+    sites = sorted({case.site for case in experiment.data.cases()} if list_sites is None else list_sites())
     if len(sites) < 3:
         raise ConfigError(f"protocol=leave_one_site_out needs at least three sites, found {', '.join(sites)}")
     return sites

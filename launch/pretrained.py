@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -73,16 +74,17 @@ class PretrainedEncoder:
         if model.encoder_weights is not None:
             raise ConfigError("pretrained and model.encoder_weights both give the encoder its weights; leave one out")
 
-    def check_splits(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def check_splits(self, rows: Sequence[Mapping[str, Any]], before: pd.DataFrame | None = None) -> None:
         """Make sure that nothing which scores this run was learnt from, with or without labels, by the earlier one.
 
         Args:
             rows: of this run's splits.csv, over the same data set.
+            before: the earlier run's splits.csv; None reads it from its folder.
 
         Raises:
             ConfigError: a validation or test case was a training image there.
         """
-        before = RunFolder(self.source).splits()
+        before = RunFolder(self.source).splits() if before is None else before
         trained = before[(before["split"] == "train") & before["seen"]]
         known = set(zip(trained["site"], trained["case"], strict=True))
         leaked = [row for row in rows if row["split"] in ("val", "test") and (row["site"], row["case"]) in known]

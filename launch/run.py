@@ -8,14 +8,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, compose, load, parsed
 from federation.checkpoint import Checkpoint
+from federation.engine import Federation
 from launch.experiment import Experiment
-from launch.scoring import Notes, Scorer, paint_overlays, score_checkpoints
+from launch.scoring import Notes, Scorer, Scores, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.environment import Meter
@@ -24,11 +25,21 @@ from reporting.reporter import Reporter
 from reporting.summary import Summary
 from reporting.wandb import RUN_ID, WandbRun, swept_by_agent
 
+
+class Execute(Protocol):
+    """Runs one config from its start, or from where it stands, to its end."""
+
+    def __call__(self, config: DictConfig, job_type: str = ...) -> Summary:
+        """The result; `job_type` is what the run is to W&B, within its group."""
+
+
 MAY_CHANGE = (
     "federation.rounds",
     "trainer.accelerator",
     "trainer.threads",
     "trainer.deterministic",
+    "deployment.patience",
+    "deployment.timeout",
     "wandb.",
     "output",
     "resume",
@@ -100,6 +111,8 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     Raises:
         ConfigError, DataError, ReportingError, RoundError: with a message for the user.
     """
+    if config.engine == "flower":
+        raise ConfigError("engine=flower is for runs across machines: start them with flwr run (docs/deployment.md)")
     meter = Meter()
     experiment = Experiment(config)
     experiment.check()
@@ -122,27 +135,37 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
-        method: Any = federation.algorithm
-        folder.write_tensors(method.parts.rows(method.model))
-        server = federation.run()
-        reporter.progress.say("scoring the last and the best models on validation and test cases")
-        reporter.scores(score_checkpoints(federation, scorer, server, checkpoint))
+        train_and_score(federation, scorer, reporter)
         if config.evaluation.overlays:
             regions = experiment.data.regions.names
             for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
                 reporter.overlays(pictures, regions)
-        folder.write_cost(meter)
-        summary = reporter.finish()
-        if config.wandb.artifacts:
-            reporter.wandb.log_checkpoints(folder)
-        return summary
+        return finish(reporter, config, meter)
+
+
+def finish(reporter: Reporter, config: DictConfig, meter: Meter) -> Summary:
+    """The end of a run, wherever its sites are."""
+    reporter.folder.write_cost(meter)
+    summary = reporter.finish()
+    if config.wandb.artifacts:
+        reporter.wandb.log_checkpoints(reporter.folder)
+    return summary
 
 
 def inputs(experiment: Experiment) -> dict[str, Any]:
     """What the network takes and answers; the data is prepared."""
     height, width = experiment.data.size
     regions = list(experiment.data.regions.names)
-    return {"channels": experiment.data.in_channels, "height": height, "width": width, "regions": regions}
+    return {"channels": experiment.in_channels, "height": height, "width": width, "regions": regions}
+
+
+def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) -> None:
+    """Run all rounds, and score the last and the best models."""
+    method: Any = federation.algorithm
+    reporter.folder.write_tensors(method.parts.rows(method.model))
+    server = federation.run()
+    reporter.progress.say("scoring the last and the best models on validation and test cases")
+    reporter.scores(score_checkpoints(federation, scorer, server, federation.checkpoint))
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:

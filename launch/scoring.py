@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -113,10 +113,17 @@ class Painter:
         return Picture(site.name, case, site.image(case), truth, masks, reported_scores(scores, site.name, case), role)
 
 
+class Scores(Protocol):
+    """Where the scores of a run arrive: a `Scorer` in this process, or the way to sites on other machines."""
+
+    def take(self) -> list[Row]:
+        """The rows since the last call."""
+
+
 class Notes:
     """The engine's observer: hands a round's scores to the reporter together with its record."""
 
-    def __init__(self, reporter: Reporter, scorer: Scorer) -> None:
+    def __init__(self, reporter: Reporter, scorer: Scores) -> None:
         self.reporter = reporter
         self.scorer = scorer
         self.round_started = reporter.round_started
@@ -143,7 +150,7 @@ def predict(algorithm: Algorithm, view: str, images: Any) -> Any:
     return algorithm.predict(images.to(algorithm.device), view)
 
 
-def score_checkpoints(federation: Federation, scorer: Scorer, server: State, checkpoint: Checkpoint) -> list[Row]:
+def score_checkpoints(federation: Federation, scorer: Scores, server: State, checkpoint: Checkpoint) -> list[Row]:
     """Score the last model and the best ones on validation and test cases of every site.
 
     The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
@@ -213,8 +220,8 @@ def show_best(federation: Federation, checkpoint: Checkpoint, name: str, best: B
     index = checkpoint.index
     server = checkpoint.read(best.server if best else index["server"])
     kept = best.kept if best else index["kept"].get(site, "")
-    federation.transport.restore({site: checkpoint.read(kept)} if site and kept else {})
     round = best.round if best else checkpoint.round
+    federation.transport.restore({site: checkpoint.read(kept)} if site and kept else {}, {site: round} if site else {})
     score_sites(federation, server, round, sites=[site] if site else None, views=(view,), checkpoint=BEST)
     return None
 
@@ -225,7 +232,8 @@ def show_best_adapted(federation: Federation, checkpoint: Checkpoint) -> None:
     shared = best.get("global")
     kept = {site: index["kept"].get(site, "") for site in federation.sites}
     kept |= {site: best[f"personal/{site}"].kept for site in kept if f"personal/{site}" in best}
-    federation.transport.restore({site: checkpoint.read(file) for site, file in kept.items() if file})
+    at = {site: best[f"personal/{site}"].round if f"personal/{site}" in best else checkpoint.round for site in kept}
+    federation.transport.restore({site: checkpoint.read(file) for site, file in kept.items() if file}, at)
     server = checkpoint.read(shared.server if shared else index["server"])
     round = shared.round if shared else checkpoint.round
     score_unseen(federation, server, round, views=(ADAPTED,), checkpoint=BEST)

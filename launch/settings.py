@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,8 @@ class Run:
         pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.
         stages: runs in a row, each given by its settings in one string ("algorithm=contrastive federation.rounds=40",
             "algorithm=ditto data.labelled_patients=2") and starting from the encoder of the one before.
+        engine: in-process trains all sites in this process; flower-simulation spreads them over cores or GPUs with
+            Flower's simulation; flower is for runs across machines, which `flwr run` starts (docs/deployment.md).
         experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, for example another run's
             config.yaml; merged below the command line.
     """
@@ -40,6 +43,7 @@ class Run:
     protocol: Literal["personalised", "leave_one_site_out"] = "personalised"
     pretrained: str | None = None
     stages: tuple[str, ...] = ()
+    engine: Literal["in-process", "flower-simulation", "flower"] = "in-process"
     experiment: str | None = None
 
 
@@ -57,6 +61,38 @@ class Evaluation:
     metrics: tuple[str, ...] = FULL
     tolerance: float = 2.0
     overlays: bool = True
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A run across machines (docs/deployment.md), or in Flower's simulation.
+
+    Attributes:
+        sites: that must be connected before the run starts; empty for all that are connected by then.
+        patience: seconds to wait for them, at least until federation.min_sites are there.
+        timeout: seconds to wait for a site's answer; a later one does not count: the round goes on without the site.
+        case_scores: what the server is told of scores: means and numbers of cases of each site, or pseudonyms: every
+            case's scores under a name that only the site can resolve.
+        cores: of the simulation: CPU cores of one site's turn.
+        gpus: of the simulation: GPUs of one site's turn, such as 0.25.
+    """
+
+    sites: tuple[str, ...] = ()
+    patience: float = 300.0
+    timeout: float = 3600.0
+    case_scores: Literal["means", "pseudonyms"] = "means"
+    cores: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, fine in {
+            "patience": self.patience >= 0,
+            "timeout": 0 < self.timeout < math.inf,
+            "cores": self.cores >= 1,
+            "gpus": self.gpus >= 0,
+        }.items():
+            if not fine:
+                raise ValueError(f"deployment.{name}={getattr(self, name)} is out of range; see train.py --help")
 
 
 @dataclass(frozen=True)
@@ -92,6 +128,7 @@ SCHEMA = Schema(
         "privacy": Privacy,
         "compression": Compression,
         "evaluation": Evaluation,
+        "deployment": Deployment,
         "wandb": Wandb,
     },
     top=Run,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, compose
 from launch.experiment import Experiment
-from launch.run import MAY_CHANGE, default_folder, differences, execute, finished, saved_config
+from launch.run import MAY_CHANGE, Execute, default_folder, differences, execute, finished, saved_config
 from launch.settings import SCHEMA
 from reporting.folder import RunFolder
 from reporting.summary import Summary
@@ -40,7 +40,7 @@ class Stage:
     folder: RunFolder
 
 
-def execute_stages(arguments: Sequence[str], config: DictConfig) -> Summary:
+def execute_stages(arguments: Sequence[str], config: DictConfig, execute: Execute = execute) -> Summary:
     """Run every stage in a folder of its own, OUTPUT/1, OUTPUT/2 ...
 
     A stage's settings are those of the command line, and then its own. Finished stages are not repeated when the
@@ -50,6 +50,7 @@ def execute_stages(arguments: Sequence[str], config: DictConfig) -> Summary:
     Args:
         arguments: of the command line.
         config: what they make, with `stages`.
+        execute: runs one of them.
 
     Returns:
         The result of the last stage.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ VIEWS = ("global", "personal")
 UNSEEN_ONLY = ("adapted",)  # views of sites that never took part; shown where there are any
 ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
 CHECKPOINTS = ("last", "best")
+WHOLE = "mean"  # the region of a mean over regions
+CASES = "cases"
+"""Metric of the rows in which a site that reports means only tells how many cases they are over."""
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
 
 BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
@@ -30,18 +33,58 @@ def case_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, cases."""
-    values = case_scores(scores).groupby([*KEYS, "metric"], sort=False)["value"]
-    return values.agg(["mean", "std", "median", "count"]).rename(columns={"count": "cases"}).reset_index()
+    """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, cases.
+
+    Of a site that reported its means only, they are the values; their spread is not known.
+    """
+    told = scores["metric"] == CASES
+    values = case_scores(scores[~told]).groupby([*KEYS, "metric"], sort=False)["value"]
+    table = values.agg(["mean", "std", "median", "count"]).rename(columns={"count": "cases"}).reset_index()
+    if not told.any():
+        return table
+    counts = scores[told].set_index(KEYS)["value"]
+    known = counts.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy()
+    reported = ~np.isnan(known)
+    table["cases"] = np.where(reported, known, table["cases"]).astype(int)
+    table.loc[reported, "median"] = np.nan
+    return table
+
+
+def as_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """What a site shows that does not show single cases: rows of metrics.csv, whose summary has the same means.
+
+    Args:
+        scores: the site's own rows of metrics.csv.
+    """
+    means = scores[scores["case"] == ""]  # already
+    single = scores[scores["case"] != ""]
+    if single.empty:
+        return _records(means)
+    together = site_scores(single).assign(region=WHOLE)
+    parts = [together]
+    if single["region"].nunique() > 1:
+        final = single[single["checkpoint"].isin(CHECKPOINTS)]
+        parts += [site_scores(of).assign(region=name) for name, of in final.groupby("region", sort=False)]
+    shown = pd.concat(parts, ignore_index=True).rename(columns={"mean": "value"})
+    counts = together.groupby(KEYS, sort=False)["cases"].max().reset_index().rename(columns={"cases": "value"})
+    shown = pd.concat([shown, counts.assign(metric=CASES, region=WHOLE)], ignore_index=True).assign(case="")
+    return _records(means) + _records(shown)
+
+
+def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    table = scores[[*KEYS, "region", "case", "metric", "value"]]
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def final_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """`site_scores` of the checkpoints last and best, per region and for the mean over regions (region "mean")."""
     final = scores[scores["checkpoint"].isin(CHECKPOINTS)]
-    together = site_scores(final).assign(region="mean")
-    if final["region"].nunique() < 2:
+    of_regions = (final["case"] == "") & (final["region"] != WHOLE)  # a site's mean over a region is no case
+    together = site_scores(final[~of_regions]).assign(region=WHOLE)
+    regions = final[final["region"] != WHOLE]
+    if regions["region"].nunique() < 2:
         return together
-    single = [site_scores(rows).assign(region=region) for region, rows in final.groupby("region", sort=False)]
+    single = [site_scores(rows).assign(region=region) for region, rows in regions.groupby("region", sort=False)]
     return pd.concat([together, *single], ignore_index=True)
 
 

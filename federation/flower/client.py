@@ -1,0 +1,113 @@
+"""A site's end: it answers the server's questions, and keeps what is its own on its own disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from federation.checkpoint import CheckpointError, write_atomic
+from federation.contract import Row, Task
+from federation.flower.envelope import Envelope
+from federation.flower.kept import STAGES, Kept
+from federation.flower.records import Answer, Facts, Question, pack, unpack
+from federation.state import State, to_bytes
+from federation.transport import InProcess
+
+RUN = re.compile(r"[0-9a-f]{32}")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class RefusedError(Exception):
+    """A site cannot take part; the message may travel: it names neither files nor cases of the site."""
+
+
+class OpenSite(Protocol):
+    """One site with its data and its worker, ready for turns of one run."""
+
+    @property
+    def transport(self) -> InProcess:
+        """The worker and what it trains on."""
+
+    def facts(self) -> Facts:
+        """What the site tells of itself."""
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        """File the scores of the turn that was just taken at the site, and give those that the server may see."""
+
+
+class SiteClient:
+    """Answers questions, one at a time.
+
+    Args:
+        site: its name.
+        folder: the site's own; one folder for each run is made in it.
+        open_site: prepares data and worker for the run of a question, in the folder of that run.
+    """
+
+    def __init__(self, site: str, folder: Path, open_site: Callable[[Question, Path], OpenSite]) -> None:
+        self.site = site
+        self.folder = folder
+        self.open_site = open_site
+
+    def answer(self, envelope: Envelope) -> Envelope:
+        """The answer, whatever happens: what goes wrong here is told in full in the site's own log only."""
+        try:
+            question, message = unpack(envelope, Question)
+            answer, state = self._answer(question, message)
+            return pack(answer, state)
+        except Exception as error:
+            self._log(error)
+            return pack(Answer(self.site, refusal=_told(error)))
+
+    def _answer(self, question: Question, message: State) -> tuple[Answer, State]:
+        if not RUN.fullmatch(question.run):
+            raise RefusedError("the run's name is not one of ours")
+        if question.site not in ("", self.site):
+            raise RefusedError("another site was meant")
+        folder = self.folder / question.run
+        if question.task is None and message.tensors:  # what every site starts from comes along with the greeting
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "start.safetensors", to_bytes(message))
+        opened = self.open_site(question, folder)
+        if question.task is None:
+            return Answer(self.site, facts=opened.facts()), State()
+        return self._turn(opened, Kept(folder / "kept"), question, question.task, message)
+
+    def _turn(
+        self, opened: OpenSite, kept: Kept, question: Question, task: Task, message: State
+    ) -> tuple[Answer, State]:
+        before = kept.before(task, question.base)
+        opened.transport.restore({self.site: before})
+        (update,) = opened.transport.ask({self.site: task}, {self.site: message})
+        after = opened.transport.kept()[self.site]
+        if after is not before and task.kind in STAGES and task.checkpoint == "round":
+            kept.keep(task, after)
+        rows = opened.rows(task)
+        kept.forget(question.needed)
+        answer = Answer(self.site, update.examples, update.refusal, rows=tuple(dict(row) for row in rows))
+        return answer, State(update.tensors, update.scalars)
+
+    def _log(self, error: Exception) -> None:
+        logging.getLogger(__name__).error("site %s: %s", self.site, error, exc_info=error)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "site.log").open("a", encoding="utf-8") as log:
+                log.write("".join(traceback.format_exception(error)) + "\n")
+        except OSError:
+            pass  # the disk is full, which is then what the answer says
+
+
+def _told(error: Exception) -> str:
+    """What may be said elsewhere about an error at the site."""
+    if isinstance(error, RefusedError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"it cannot keep its state: its disk is full or read-only ({errno.errorcode[error.errno]})"
+    if isinstance(error, CheckpointError):
+        return "a file that it kept is damaged; the site's log names it"
+    return f"an error ({type(error).__name__}); the site's log tells it"

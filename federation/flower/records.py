@@ -1,0 +1,151 @@
+"""Questions to sites and their answers, as envelopes and back. What arrives is checked before it is believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from federation.contract import Task
+from federation.flower.envelope import Envelope
+from federation.state import State, Update, from_bytes, to_bytes
+
+Cell = bool | int | float | str
+NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}
+"""Numbers that the answer to a task must hold."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the server asks one site.
+
+    Attributes:
+        kind: ``hello`` asks what the site is; ``turn`` gives it a task.
+        run: identifies the run at the site: 32 hexadecimal digits.
+        config: the run's settings, as YAML.
+        channels: of the images at all sites; 0 while the sites have not told theirs.
+        task: of a turn.
+        site: who is asked.
+        base: the round at whose end the site kept what it starts from; -1 lets the task's round decide.
+        needed: ends of rounds that the server may come back to; the site keeps what it had then.
+        earlier: the run whose encoder is the start of this one, if it was one of these sites.
+    """
+
+    kind: Literal["hello", "turn"]
+    run: str
+    config: str
+    site: str = ""
+    channels: int = 0
+    task: Task | None = None
+    base: int = -1
+    needed: tuple[int, ...] = ()
+    earlier: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a site tells of itself before anything else.
+
+    Attributes:
+        site: its name.
+        seen: whether it trains.
+        channels: of its images.
+        examples: labelled training images.
+        training_images: labelled or not.
+        settings: what must be the same at every site, as text: regions, size, classes.
+        splits: how many cases serve for training, validation and testing.
+        versions: of the libraries that numbers depend on.
+    """
+
+    site: str
+    seen: bool
+    channels: int
+    examples: int
+    training_images: int
+    settings: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site answers.
+
+    Attributes:
+        site: who answers.
+        examples: training images behind an update.
+        refusal: why there is no answer; empty when there is one. It names neither files nor cases of the site.
+        facts: answer to a hello.
+        rows: scores that the site shows to the server.
+    """
+
+    site: str
+    examples: int = 0
+    refusal: str = ""
+    facts: Facts | None = None
+    rows: tuple[dict[str, Cell | None], ...] = ()
+
+
+T = TypeVar("T", Question, Answer)
+_READERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Question, Answer)}
+
+
+def pack(content: Question | Answer, state: State | None = None) -> Envelope:
+    """Put a question or an answer, with a state, into an envelope."""
+    text = _READERS[type(content)].dump_json(content).decode()
+    return Envelope(text, b"" if state is None else to_bytes(State(state.tensors, state.scalars)))
+
+
+def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
+    """Read what `pack` wrote.
+
+    Raises:
+        ValueError: it is something else; the message quotes nothing of it.
+    """
+    try:
+        content: T = _READERS[kind].validate_json(envelope.text, strict=True)
+    except ValidationError as error:
+        where = ", ".join(".".join(str(part) for part in e["loc"]) or "text" for e in error.errors()[:3])
+        raise ValueError(f"the {kind.__name__.lower()} cannot be read ({where})") from error
+    return content, from_bytes(envelope.data) if envelope.data else State()
+
+
+def checked_update(answer: Answer, state: State, site: str, task: Task, message: State) -> Update:
+    """The update that an answer carries, after it was compared with what was asked.
+
+    Raises:
+        ValueError: another site's name, numbers that are missing or no numbers, or tensors that do not fit those that
+            were sent.
+    """
+    if answer.site != site:
+        raise ValueError("it carries another site's name")
+    if answer.refusal:
+        return Update(site=site, examples=0, refusal=answer.refusal[:500])
+    if answer.examples < 0:
+        raise ValueError("it tells a negative number of images")
+    for name, value in state.scalars.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name[:60]!r} is not a number")
+    missing = [name for name in NUMBERS.get(task.kind, ()) if not math.isfinite(state.scalars.get(name, math.nan))]
+    if missing:
+        raise ValueError(f"it lacks {' and '.join(missing)}")
+    if task.kind == "train":
+        _check_shapes(message, state)
+    scalars = {name: float(value) for name, value in state.scalars.items()}
+    return Update(tensors=state.tensors, scalars=scalars, site=site, examples=answer.examples)
+
+
+def _check_shapes(message: State, state: State) -> None:
+    """Shared tensors come back as they went: the same names, shapes and types."""
+    for group in ("model", "buffers"):
+        wanted, found = _described(message.get(group)), _described(state.get(group))
+        if wanted != found:
+            odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise ValueError(f"{len(odd)} tensors of {group!r} have other names, shapes or types than those sent")
+
+
+def _described(tensors: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}

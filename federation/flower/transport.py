@@ -1,0 +1,217 @@
+"""The server's end: asks sites through Flower's grid. Whatever a site does, the round has a defined outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+
+from federation.contract import Task
+from federation.flower.envelope import Envelope
+from federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
+from federation.state import State, Update
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid  # importing it loads all of Flower's strategies
+
+TYPES = {"train": "train", "evaluate": "evaluate", "publish": "evaluate", "introduce": "query"}
+TOLD = {
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its SuperNode cannot load the app (is everything installed there?)",
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "its app failed; the SuperNode's log says why",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the message did not reach it completely",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer did not arrive completely",
+    ErrorCode.NODE_UNAVAILABLE: "its SuperNode is not connected any more",
+    ErrorCode.INVALID_FAB: "its SuperNode does not trust the app",
+    ErrorCode.CLIENT_APP_CRASHED: "its app was killed",
+}
+
+
+GRACE = 60.0
+"""Seconds that a message stays valid after nobody waits for its answer: after them no site begins to work on it."""
+
+
+class NotConnectedError(RuntimeError):
+    """The sites that should take part do not."""
+
+
+def _nowhere(site: str) -> Collection[int]:  # noqa: ARG001
+    return ()
+
+
+@dataclass
+class FlowerTransport:
+    """Sites on other machines.
+
+    Attributes:
+        grid: Flower's way to the nodes.
+        question: of this run; every message is a copy of it.
+        timeout: seconds to wait for a site's answer.
+        poll: seconds between two looks for answers.
+        sites: name -> what the site told of itself; filled by `meet`.
+        goes_back_to: rounds whose end the server may come back to, for a site.
+        rows: scores that sites showed, until somebody takes them.
+        start: what every site is given with the greeting.
+    """
+
+    grid: Grid
+    question: Question
+    timeout: float
+    poll: float = 0.2
+    sites: dict[str, Facts] = field(default_factory=dict)
+    goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
+    rows: list[dict[str, Cell | None]] = field(default_factory=list)
+    start: State = field(default_factory=State)
+    _nodes: dict[str, int] = field(default_factory=dict)
+    _closed: bool = False
+    _base: dict[str, int] = field(default_factory=dict)
+
+    # ---------------------------------------------------------------- who is there
+
+    def meet(self, names: Collection[str], least: int, patience: float) -> None:
+        """Wait until the sites are connected, and let them tell what they are.
+
+        Args:
+            names: sites that must be there; empty for whoever is there.
+            least: how many must be there.
+            patience: seconds to wait.
+
+        Raises:
+            NotConnectedError: they are not there in time, two have one name, or one cannot take part.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            self._greet(patience)
+            missing = set(names) - set(self.sites)
+            if not missing and len(self.sites) >= max(least, 1):
+                break
+            if time.monotonic() > deadline:
+                there = ", ".join(sorted(self.sites)) or "none"
+                wanted = f"not {', '.join(sorted(missing))}" if missing else f"{least} are needed"
+                raise NotConnectedError(f"after {patience:g} s these sites are connected: {there}; {wanted}")
+            time.sleep(self.poll)
+        if names:
+            self.sites = {name: facts for name, facts in self.sites.items() if name in names}
+        self._closed = True
+
+    def _greet(self, patience: float) -> None:
+        """Ask nodes that are new what they are; a site imports and reads everything before its first answer."""
+        connected = set(self.grid.get_node_ids())
+        self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
+        new = sorted(connected - set(self._nodes.values()))
+        hello = pack(replace(self.question, kind="hello", task=None), self.start)
+        posts = {node: ("query", lambda: hello) for node in new}
+        for node, envelope in self._exchange(posts, max(patience, self.timeout)):
+            self._welcome(node, envelope)
+
+    def _welcome(self, node: int, envelope: Envelope | str) -> None:
+        if isinstance(envelope, str):
+            raise NotConnectedError(f"a node (id {node}) cannot take part: {envelope}")
+        try:
+            answer, _ = unpack(envelope, Answer)
+        except ValueError as error:
+            raise NotConnectedError(f"a node (id {node}) cannot take part: {error}") from error
+        if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
+            raise NotConnectedError(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
+        if answer.site in self._nodes:
+            raise NotConnectedError(f"two connected nodes call themselves {answer.site!r}; a site needs its own name")
+        if not self._closed:
+            self.sites[answer.site] = answer.facts
+        if answer.site in self.sites:
+            self._nodes[answer.site] = node
+
+    # ---------------------------------------------------------------- the contract's transport
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Updates in the order of the tasks; a site that fails sends a refusal that says why."""
+        if set(tasks) - set(self._nodes):
+            self._look_again()
+        posts = {
+            self._nodes[site]: (TYPES[task.kind], partial(self._write, site, task, messages))
+            for site, task in tasks.items()
+            if site in self._nodes
+        }
+        answers: dict[int, Envelope | str] = {}
+        arriving = self._exchange(posts, self.timeout, next(iter(tasks.values())).round if tasks else 0)
+        for site, task in tasks.items():
+            node = self._nodes.get(site, 0)
+            while node in posts and node not in answers:
+                arrived, answer = next(arriving)
+                answers[arrived] = answer
+            found = answers.pop(node, "it is not connected")
+            yield self._update(site, task, messages[site], found)
+
+    def kept(self) -> Mapping[str, State]:
+        """Nothing: sites keep their states on their own disks."""
+        return {}
+
+    def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
+        """From now on these sites start from what they kept at the end of these rounds, the others from the latest."""
+        self._base = dict(at or {})
+
+    def take(self) -> list[dict[str, Cell | None]]:
+        """The scores that sites showed since the last call."""
+        rows, self.rows = self.rows, []
+        return rows
+
+    # ---------------------------------------------------------------- inside
+
+    def _look_again(self) -> None:
+        """Sites that were gone may be back; a stranger among them does not end the run."""
+        with contextlib.suppress(NotConnectedError):
+            self._greet(self.timeout)
+
+    def _write(self, site: str, task: Task, messages: Mapping[str, State]) -> Envelope:
+        needed = tuple(sorted(self.goes_back_to(site)))
+        base = self._base.get(site, -1)
+        question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed)
+        return pack(question, messages[site])
+
+    def _update(self, site: str, task: Task, message: State, found: Envelope | str) -> Update:
+        if isinstance(found, str):
+            return Update(site=site, examples=0, refusal=found)
+        try:
+            answer, state = unpack(found, Answer)
+            update = checked_update(answer, state, site, task, message)
+        except ValueError as error:
+            return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
+        if not update.refusal:
+            self.rows += [{**row, "site": site, "seen": self.sites[site].seen} for row in answer.rows]
+        return update
+
+    def _exchange(
+        self, posts: Mapping[int, tuple[str, Callable[[], Envelope]]], timeout: float, round: int = 0
+    ) -> Iterator[tuple[int, Envelope | str]]:
+        """Send one message to each node, and yield the answers as they come; in the end, words for those missing."""
+        waiting: dict[str, int] = {}
+        for node, (kind, write) in posts.items():  # one by one, so that one message is in memory
+            message = Message(write().to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
+            number = next(iter(self.grid.push_messages([message])), None)
+            if number:
+                waiting[number] = node
+            else:
+                yield node, "the message could not be sent"
+        deadline = time.monotonic() + timeout
+        while waiting and time.monotonic() < deadline:
+            for reply in self.grid.pull_messages(list(waiting)):
+                found = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if found is not None:
+                    yield found, _opened(reply)
+            if waiting:
+                time.sleep(self.poll)
+        for node in waiting.values():
+            yield node, f"it did not answer within {timeout:g} s (deployment.timeout)"
+
+
+def _opened(reply: Message) -> Envelope | str:
+    if reply.has_error():
+        return TOLD.get(reply.error.code, f"Flower's error {reply.error.code}")
+    try:
+        return Envelope.from_records(reply.content)
+    except ValueError as error:
+        return f"its answer cannot be used: {error}"

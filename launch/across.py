@@ -1,0 +1,190 @@
+"""One run across machines: what `launch.run` does where the data are here, with sites that are not."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from configs.compose import ConfigError
+from federation.checkpoint import Checkpoint
+from federation.engine import RoundError
+from federation.flower.records import Facts, Question
+from federation.flower.transport import FlowerTransport, NotConnectedError
+from federation.state import State
+from launch.experiment import Experiment
+from launch.run import default_folder, finish, inputs, open_wandb, train_and_score
+from launch.scoring import Notes
+from reporting.environment import Meter
+from reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
+from reporting.reporter import Reporter
+from reporting.summary import Summary
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+RUN_ID = "run-id.txt"
+
+
+@dataclass(frozen=True)
+class Across:
+    """Runs whose sites are reached through Flower's grid.
+
+    Attributes:
+        grid: of this process's run.
+        poll: seconds between two looks for answers.
+    """
+
+    grid: Grid
+    poll: float = 0.2
+
+    def execute(self, config: DictConfig, job_type: str = "train") -> Summary:
+        """Train, score, report.
+
+        Args:
+            config: of the run.
+            job_type: what it is to W&B, within its group.
+
+        Raises:
+            ConfigError, ReportingError, RoundError: with a message for the user.
+        """
+        meter = Meter()
+        settings = Experiment(config)
+        settings.check()
+        if settings.algorithm(in_channels=3).trains_on == "pool":
+            raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
+        folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
+        transport = self._transport(config, settings, run_id(folder))
+        sites = _in_order(transport.sites)
+        experiment = Experiment(config, channels=agreed(transport.sites, settings))
+        transport.question = _with_channels(transport.question, experiment.channels)
+        check_sites(experiment, transport.sites)
+        checkpoint = Checkpoint(folder.checkpoints)
+        if checkpoint.round > config.federation.rounds:
+            raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
+        transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
+        folder.write_config(OmegaConf.to_yaml(config))
+        folder.write_environment({"seed": config.seed})
+        folder.write_splits([])  # which case serves for what stands in each site's own folder
+        folder.write_inputs(inputs(experiment))
+        folder.truncate(checkpoint.round if checkpoint.round else -1)
+        with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
+            reporter.progress.say(f"{experiment.title}; {', '.join(sites)}; the run's folder: {folder.path}")
+            seen = [site for site in sites if transport.sites[site].seen]
+            scores = Shown(transport)
+            federation = experiment.federation_over(transport, seen, checkpoint, Notes(reporter, scores))
+            train_and_score(federation, scores, reporter)
+            return finish(reporter, config, meter)
+
+    def sites(self, config: DictConfig) -> list[str]:
+        """Names of all sites that are connected, or should be."""
+        return list(config.deployment.sites) or sorted(
+            self._transport(config, Experiment(config), secrets.token_hex(16)).sites
+        )
+
+    def _transport(self, config: DictConfig, settings: Experiment, run: str) -> FlowerTransport:
+        way = settings.deployment
+        question = Question("hello", run, OmegaConf.to_yaml(config))
+        start = State()
+        if settings.pretrained is not None:
+            start = State({"encoder": settings.pretrained.tensors}, {"round": float(settings.pretrained.round)})
+            earlier = settings.pretrained.source / RUN_ID
+            text = earlier.read_text().strip() if earlier.is_file() else ""
+            question = Question("hello", run, question.config, earlier=text)
+        transport = FlowerTransport(self.grid, question, way.timeout, self.poll, start=start)
+        try:
+            transport.meet(way.sites, config.federation.min_sites, way.patience)
+        except NotConnectedError as error:
+            raise RoundError(str(error)) from error
+        return transport
+
+
+class Shown:
+    """Takes the scores that sites showed, once they were looked at.
+
+    Args:
+        transport: where they arrive.
+    """
+
+    def __init__(self, transport: FlowerTransport) -> None:
+        self.transport = transport
+
+    def take(self) -> list[dict[str, Any]]:
+        """The rows since the last call; what does not look like a score is left out."""
+        columns = set(COLUMNS[METRICS])
+        return [row for row in self.transport.take() if row.keys() == columns and _is_score(row)]
+
+
+def run_id(folder: RunFolder) -> str:
+    """The name of a run at its sites, made once."""
+    path = folder.path / RUN_ID
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(16) + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def agreed(sites: Mapping[str, Facts], settings: Experiment) -> int:
+    """The channels of the images at all sites, grey ones repeated where others have colour.
+
+    Raises:
+        ConfigError: sites differ in what must be the same.
+    """
+    first = next(iter(sites.values()))
+    for facts in sites.values():
+        for name, value in facts.settings.items():
+            if value != first.settings.get(name):
+                told = f"{first.site!r} has {first.settings.get(name)}, {facts.site!r} has {value}"
+                raise ConfigError(f"sites must agree on {name}: {told}")
+    found = {facts.channels: facts.site for facts in sites.values()}
+    wanted = max(found) if settings.config.data.channels == "auto" else settings.config.data.channels
+    for channels, site in found.items():
+        if channels != wanted and (channels, wanted) != (1, 3):
+            raise ConfigError(f"site {site!r} has images of {channels} channels, not {wanted}; export all images alike")
+    return int(wanted)
+
+
+def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
+    """What `Experiment.check_sites` checks, by what sites tell of themselves.
+
+    Raises:
+        ConfigError: a setting that does not fit the sites.
+    """
+    seen = [facts for facts in sites.values() if facts.seen]
+    for knob in ("unseen", "unlabelled"):
+        for name in experiment.config.data[knob]:
+            if name not in sites:
+                raise ConfigError(f"data.{knob}: no site {name!r} is connected; there are {', '.join(sorted(sites))}")
+    if not seen:
+        raise ConfigError("data.unseen holds every site out; leave at least one to train")
+    try:
+        experiment.schedule.asked(len(seen))
+        algorithm = experiment.algorithm()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if algorithm.labelled and not any(facts.examples for facts in seen):
+        raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
+
+
+def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:
+    """Rounds whose end the server may come back to: the last checkpoint's, and that of the site's best model."""
+    best = checkpoint.best()
+    return {checkpoint.round, *(best[name].round for name in (f"personal/{site}", "global") if name in best)}
+
+
+def _in_order(sites: Mapping[str, Facts]) -> list[str]:
+    """As the data module orders them: seen ones first, then by name."""
+    return sorted(sites, key=lambda name: (not sites[name].seen, name))
+
+
+def _with_channels(question: Question, channels: int) -> Question:
+    return Question("hello", question.run, question.config, channels=channels, earlier=question.earlier)
+
+
+def _is_score(row: Mapping[str, Any]) -> bool:
+    words = ("checkpoint", "site", "split", "view", "region", "case", "metric")
+    plain = all(isinstance(row[word], str) and re.fullmatch(r"[^\x00-\x1f]{0,200}", row[word]) for word in words)
+    return plain and isinstance(row["round"], int) and isinstance(row["value"], int | float | None)

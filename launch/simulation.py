@@ -1,0 +1,130 @@
+"""A run whose sites are spread over cores or GPUs by Flower's simulation, on this machine.
+
+The same questions and answers as across machines; only here sites lie in one place, so single cases may be shown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from configs.compose import ConfigError
+from launch.across import Across, run_id
+from launch.experiment import Experiment
+from launch.run import default_folder
+from launch.site import Local, Opener
+from reporting.folder import RunFolder, file_name
+from reporting.summary import Summary
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+SITES = "sites"
+"""Folder within the run's that holds what sites keep."""
+
+
+@dataclass(frozen=True)
+class Simulated(Local):
+    """A site on this machine: it has no settings of its own, and nothing to hide from the server."""
+
+    shows_cases: bool = True
+
+    def applied(self, config: DictConfig) -> DictConfig:
+        """The run's settings as they are."""
+        return config
+
+
+def execute_in_simulation(config: DictConfig) -> Summary:
+    """Train, score, report, as `launch.run.execute` does.
+
+    Raises:
+        ConfigError: Flower or Ray is not installed, or a setting cannot be used.
+        DataError, ReportingError, RoundError: with a message for the user.
+    """
+    for package in ("flwr", "ray"):
+        if importlib.util.find_spec(package) is None:
+            cure = 'pip install -e ".[simulation]", or take engine=in-process'
+            raise ConfigError(f"engine=flower-simulation needs the package {package!r}: {cure}")
+    experiment = Experiment(config)
+    experiment.check()
+    names = tuple(sorted({case.site for case in experiment.data.cases()}))
+    chosen = _with_output(config, names)
+    summary = _simulate(chosen, experiment, names)
+    _gather_splits(RunFolder(chosen.output), names)
+    return summary
+
+
+def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str]) -> Summary:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    client, server = ClientApp(), ServerApp()
+    handle = partial(answer, tuple(names), str(Path(config.output).absolute() / SITES))
+    for register in (client.train(), client.evaluate(), client.query()):
+        register(handle)
+    outcome: list[Summary | BaseException] = []
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+        try:
+            outcome.append(Across(grid, poll=0.02).execute(config))
+        except BaseException as error:  # the thread's end must not hide it
+            outcome.append(error)
+
+    way = experiment.deployment
+    backend: Any = {"client_resources": {"num_cpus": way.cores, "num_gpus": way.gpus}}
+    backend["init_args"] = {"include_dashboard": False, "logging_level": "error"}
+    run_simulation(server, client, len(names), backend_config=backend)
+    (found,) = outcome
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def answer(names: Sequence[str], folder: str, message: Message, context: Context) -> Message:
+    """One site's answer, in a process of the simulation."""
+    from flwr.app import Message
+
+    from federation.flower.envelope import Envelope
+
+    site = names[int(context.node_config["partition-id"])]
+    found = _client(site, folder).answer(Envelope.from_records(message.content))
+    return Message(found.to_records(), reply_to=message)
+
+
+@lru_cache(maxsize=4)
+def _client(site: str, folder: str) -> Any:
+    """The sites that this process served last stay open."""
+    from federation.flower.client import SiteClient
+
+    local = Simulated(site, Path(folder) / file_name(site))
+    return SiteClient(site, local.state, Opener(local))
+
+
+def _with_output(config: DictConfig, names: Sequence[str]) -> DictConfig:
+    chosen: DictConfig = config.copy()
+    OmegaConf.set_readonly(chosen, False)
+    chosen.output = str(config.output or default_folder(config))
+    chosen.deployment.sites = list(names)
+    OmegaConf.set_readonly(chosen, True)
+    return chosen
+
+
+def _gather_splits(folder: RunFolder, names: Sequence[str]) -> None:
+    run = run_id(folder)
+    tables = [RunFolder(folder.path / SITES / file_name(site) / run).splits() for site in names]
+    rows: Any = pd.concat(tables, ignore_index=True).to_dict("records")
+    folder.write_splits(rows)

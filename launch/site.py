@@ -1,0 +1,272 @@
+"""A site on its own machine: its data, its worker, and its own record of every run."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from configs.compose import ConfigError, load
+from datamodules.cases import SPLITS
+from datamodules.errors import DataError
+from evaluation import check_metrics
+from federation.contract import Row, Task
+from federation.flower.client import RUN, OpenSite, RefusedError
+from federation.flower.records import Facts, Question
+from federation.state import from_bytes
+from federation.transport import InProcess
+from launch.experiment import Experiment
+from launch.pretrained import PretrainedEncoder
+from launch.run import check_splits
+from launch.scoring import Scorer
+from reporting import ReportingError
+from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
+from reporting.summary import as_means
+
+T = TypeVar("T")
+LOCAL = (
+    "data.root",
+    "data.manifest",
+    "data.cache",
+    "data.cache_dir",
+    "data.workers",
+    "trainer.threads",
+    "trainer.accelerator",
+)
+"""Settings that a site has for itself; all others are the run's."""
+LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless", "segmentation-models-pytorch")
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a site says for itself, in its SuperNode's node-config.
+
+    Attributes:
+        site: its name.
+        state: folder for all that it keeps.
+        data_root: folder of its data; empty where the data set needs none.
+        settings: further settings of its own, such as "trainer.threads=4 data.cache=memory".
+        shows_cases: whether the server may see single cases by name; only where server and site are one machine.
+    """
+
+    site: str
+    state: Path
+    data_root: str = ""
+    settings: str = ""
+    shows_cases: bool = False
+
+    @classmethod
+    def read(cls, node: Mapping[str, Any]) -> Local:
+        """From a node-config.
+
+        Raises:
+            ConfigError: a key is missing or unknown.
+        """
+        known = {"site", "state", "data-root", "settings"}
+        if odd := sorted(set(node) - known - {"partition-id", "num-partitions"}):
+            raise ConfigError(f"node-config: unknown key {odd[0]!r}; known: {', '.join(sorted(known))}")
+        for key in ("site", "state"):
+            if not str(node.get(key, "")):
+                raise ConfigError(f"node-config: {key!r} is needed, such as --node-config \"site='B' state='/srv/b'\"")
+        root, more = str(node.get("data-root", "")), str(node.get("settings", ""))
+        return cls(str(node["site"]), Path(str(node["state"])).expanduser(), root, more)
+
+    def applied(self, config: DictConfig) -> DictConfig:
+        """The run's settings, with those that are the site's own.
+
+        Raises:
+            ConfigError: a setting that is not a site's to choose.
+        """
+        own: dict[str, Any] = {"data.cache": "disk", "data.cache_dir": str(self.state / "cache")}
+        for setting in shlex.split(self.settings):
+            key, _, value = setting.partition("=")
+            if key not in LOCAL:
+                raise ConfigError(f"node-config: settings may hold {', '.join(LOCAL)}, not {key!r}")
+            own[key] = OmegaConf.from_dotlist([f"x={value}"]).x
+        if self.data_root:
+            own["data.root"] = str(Path(self.data_root).expanduser())
+        if "manifest" in config.data and "data.manifest" not in own:
+            own["data.manifest"] = None
+        changed: DictConfig = config.copy()
+        OmegaConf.set_readonly(changed, False)
+        for key, value in own.items():
+            if key != "data.root" or "root" in config.data:
+                OmegaConf.update(changed, key, value)
+        OmegaConf.set_readonly(changed, True)
+        return changed
+
+
+class Opener:
+    """Opens the site for a question; what was opened for the question before is used again if it is of the same run.
+
+    Args:
+        local: what the site says for itself.
+    """
+
+    def __init__(self, local: Local) -> None:
+        self.local = local
+        self._for: tuple[str, str, int] | None = None
+        self._open: LaunchedSite | None = None
+
+    def __call__(self, question: Question, folder: Path) -> OpenSite:
+        """See `federation.flower.client.SiteClient`."""
+        key = (question.run, question.config, question.channels)
+        if self._open is None or key != self._for:
+            self._for = None  # first, since opening may fail
+            self._open = LaunchedSite(self.local, question, folder)
+            self._for = key
+        return self._open
+
+
+class LaunchedSite:
+    """One site, opened for one run.
+
+    Args:
+        local: what the site says for itself.
+        question: the first one of the run.
+        folder: the site's record of this run.
+
+    Raises:
+        RefusedError: the run cannot take place here.
+    """
+
+    def __init__(self, local: Local, question: Question, folder: Path) -> None:
+        self.local, self.folder = local, RunFolder(folder)
+        self.experiment = _refusing(lambda: self._experiment(question))
+        self.scorer = Scorer(self.experiment)
+        self.pseudonym = Pseudonyms(local.state)
+        self._record()
+
+    def _experiment(self, question: Question) -> Experiment:
+        config = self.local.applied(load(question.config))
+        experiment = Experiment(config, channels=question.channels, encoder=_encoder(config, self.folder.path))
+        check_metrics(experiment.evaluation.metrics, experiment.evaluation.tolerance)
+        experiment.data.restrict(self.local.site, question.channels or None)
+        experiment.data.setup()
+        self._check_encoder(question, experiment)
+        return experiment
+
+    def _check_encoder(self, question: Question, experiment: Experiment) -> None:
+        """What the earlier run learnt from here must not score this one."""
+        if experiment.encoder is None or not RUN.fullmatch(question.earlier):
+            return
+        earlier = RunFolder(self.folder.path.parent / question.earlier)
+        try:
+            experiment.encoder.check_splits(experiment.data.splits(), earlier.splits())
+        except ConfigError as error:
+            raise RefusedError(
+                "the encoder to start from learnt from images that validate or test here; take that run's data.split, "
+                "data.split_seed and data.unseen"
+            ) from error
+
+    def _record(self) -> None:
+        """The site's own record of the run: settings, and which case serves for what; on a repeat, they must agree."""
+        rows = self.experiment.data.splits()
+        if self.folder.holds_run:
+            try:
+                check_splits(self.folder, rows)
+            except ReportingError as error:
+                raise RefusedError(
+                    "its data changed since this run began; the site's log names the first case"
+                ) from error
+            table = self.folder.path / METRICS
+            if table.exists():
+                write_atomic(table, "".join(complete_lines(table)))  # a kill may have left a part of a line
+            return
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.write_splits(rows)
+        self.folder.write_environment({"seed": self.experiment.config.seed})
+        self.folder.write_config(OmegaConf.to_yaml(self.experiment.config))
+
+    @cached_property
+    def transport(self) -> InProcess:
+        """The worker."""
+        site = self.experiment.data.site(self.local.site)
+        way = _refusing(lambda: self.experiment.in_process({self.local.site: site}, self.scorer))
+        method: Any = way.worker
+        _refusing(partial(method.check_site, site))
+        return way
+
+    def facts(self) -> Facts:
+        """What the site tells of itself."""
+        data = self.experiment.data
+        site = data.site(self.local.site)
+        regions = {name: list(ids) for name, ids in data.regions.labels.items()}
+        settings = {"regions": json.dumps(regions), "exclusive": str(data.regions.exclusive), "size": str(data.size)}
+        splits: dict[str, int] = {name: len(site.cases(name)) for name in SPLITS}
+        versions = {name: version(name) for name in LIBRARIES}
+        images = (data.image_channels, site.examples, site.training_images)
+        return Facts(self.local.site, site.seen, *images, settings, splits, versions)
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        """File the scores with the names of cases; give means, or scores under pseudonyms."""
+        rows = self.scorer.take()
+        if not rows:
+            return []
+        self._file(rows)
+        if self.local.shows_cases:
+            return rows
+        if self.experiment.deployment.case_scores == "means":
+            return as_means(pd.DataFrame(rows))
+        return [{**row, "case": self.pseudonym(row["case"]) if row["case"] else ""} for row in rows]
+
+    def _file(self, rows: Sequence[Row]) -> None:
+        """Append scores; those of a turn that is asked again are there already, and are the same."""
+        keys = ["round", "checkpoint", "split", "view"]
+        before = self.folder.scores()
+        known = set(before[keys].itertuples(index=False, name=None))
+        self.folder.append_scores(row for row in rows if tuple(row[key] for key in keys) not in known)
+
+
+class Pseudonyms:
+    """Names for cases that only this site can resolve: keyed hashes, the key lies in the site's own folder.
+
+    Args:
+        folder: of the site.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "pseudonyms.key"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        self._key = bytes.fromhex(path.read_text())
+
+    def __call__(self, case: str) -> str:
+        """The same for the same case in every run at this site."""
+        return hmac.new(self._key, case.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _encoder(config: DictConfig, folder: Path) -> PretrainedEncoder | None:
+    """The encoder that came with the first question of the run."""
+    if not config.pretrained:
+        return None
+    path = folder / "start.safetensors"
+    if not path.is_file():
+        raise RefusedError("the encoder to start from (pretrained) did not come with the run's first question")
+    state = from_bytes(path.read_bytes())
+    round = int(state.scalars["round"])
+    return PretrainedEncoder(Path(config.pretrained), round, state["encoder"], config.model, config.data.name)
+
+
+def _refusing(build: Callable[[], T]) -> T:
+    """Errors in settings may be told to the server, whose settings they are; errors in data name files, and may not."""
+    try:
+        return build()
+    except DataError:
+        raise
+    except ValueError as error:
+        raise RefusedError(f"the run's settings cannot be used there: {error}") from error

@@ -1,0 +1,204 @@
+"""A whole federation on this machine: SuperLink and SuperNodes as processes of their own, with TLS and keys.
+
+What docs/deployment.md tells to do on several machines is done here on one: each site has its own folder with its own
+keys, data and state, and nothing listens on any other address than 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+LINK = "lab"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Loopback:
+    """SuperLink and SuperNodes in one folder; leaving the context ends every process, come what may.
+
+    Attributes:
+        folder: for everything.
+        environment: more variables for all processes.
+    """
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+
+    def __enter__(self) -> Loopback:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in [*self.processes]:
+            self.kill(name)
+
+    # ---------------------------------------------------------------- certificates and keys
+
+    def certificates(self) -> None:
+        """A certificate authority, and a certificate of the server for its address."""
+        folder = self.folder / "certificates"
+        folder.mkdir(exist_ok=True)
+        (folder / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
+        curve = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        subject = ["-nodes", "-subj"]
+        authority = ["-x509", "-newkey", *curve, *subject, "/CN=consortium", "-days", "365"]
+        self._openssl("req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
+        self._openssl(
+            "req", "-newkey", *curve, *subject, "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"
+        )
+        signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365", "-extfile", "server.ext"]
+        self._openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.pem")
+
+    def _openssl(self, *arguments: str) -> None:
+        command = ["openssl", *arguments]
+        subprocess.run(command, cwd=self.folder / "certificates", check=True, capture_output=True)
+
+    def key(self, site: str) -> Path:
+        """The private key of a site; the public one beside it goes to the server."""
+        path = self.folder / site / "key"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            make = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)]
+            subprocess.run(make, check=True, capture_output=True)
+        return path
+
+    # ---------------------------------------------------------------- the server
+
+    @property
+    def address(self) -> str:
+        """Of the SuperLink."""
+        return f"127.0.0.1:{self.port}"
+
+    def start_link(self) -> None:
+        """Start the SuperLink, and let `flwr` know it."""
+        certificates = self.folder / "certificates"
+        home = self.folder / "server" / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        entry = f'address = "{self.address}"\nroot-certificates = "{certificates / "ca.crt"}"\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\n{entry}')
+        tls = ["--ssl-certfile", f"{certificates / 'server.pem'}", "--ssl-keyfile", f"{certificates / 'server.key'}"]
+        tls += ["--ssl-ca-certfile", f"{certificates / 'ca.crt'}"]
+        options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+        options += ["--database", str(home / "link.db")]
+        self._start("link", "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *tls, *options)
+        self._wait_for(self.port)
+
+    def register(self, site: str) -> None:
+        """Admit a site's public key."""
+        self.flwr("supernode", "register", f"{self.key(site)}.pub", LINK)
+
+    def flwr(self, *arguments: str) -> str:
+        """Run a `flwr` command at the server, and return what it prints."""
+        command = [str(BIN / "flwr"), *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self._env("server"), capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise RuntimeError(f"flwr {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def run(self, *overrides: str, seconds: float = 600.0) -> str:
+        """Run an app to its end, as `flwr run --stream` shows it.
+
+        Returns:
+            What the run printed.
+        """
+        name = self.submit(*overrides)
+        return self.finish(name, seconds)
+
+    def submit(self, *overrides: str) -> str:
+        """Submit a run; it goes on at the server, whatever becomes of the command that shows its log."""
+        name = f"run-{len(list(self.folder.glob('run-*.log'))) + 1}"
+        settings = self.folder / f"{name}.toml"
+        settings.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n")
+        self._start(name, "flwr", "run", ".", LINK, "--stream", "-c", str(settings))
+        return name
+
+    def finish(self, name: str, seconds: float = 600.0) -> str:
+        """Wait until a run has ended; returns what it printed."""
+        try:
+            self.processes.pop(name).wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"{name} goes on after {seconds:g} s\n{self.log(name)[-6000:]}") from error
+        return self.log(name)
+
+    # ---------------------------------------------------------------- the sites
+
+    def start_node(self, site: str, data: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Start a site's SuperNode."""
+        config = {"site": site, "state": str(self.folder / site / "state")}
+        config |= {"data-root": str(data)} if data else {}
+        node = " ".join(f"{key}='{value}'" for key, value in config.items())
+        options = ["--superlink", self.address, "--root-certificates", f"{self.folder / 'certificates' / 'ca.crt'}"]
+        options += ["--auth-supernode-private-key", str(self.key(site)), "--node-config", node]
+        options += ["--host", "127.0.0.1", "--port", str(free_port())]
+        self._start(site, "flower-supernode", *options, environment=environment)
+
+    # ---------------------------------------------------------------- processes
+
+    def kill(self, name: str) -> None:
+        """Kill a process and all that it started, without warning."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log(self, name: str) -> str:
+        """What a process has printed."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        home = name if (self.folder / name / "key").exists() else "server"
+        with (self.folder / f"{name}.log").open("ab") as log:
+            command = [str(BIN / program), *arguments]
+            env = {**self._env(home), **(environment or {})}
+            self.processes[name] = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _env(self, home: str) -> dict[str, str]:
+        fixed = {"FLWR_HOME": str(self.folder / home / "flower"), "FLWR_TELEMETRY_ENABLED": "0"}
+        fixed |= {"FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+        return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **fixed, **self.environment}
+
+    def _wait_for(self, port: int) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"the SuperLink does not listen\n{self.log('link')[-4000:]}")
+
+
+@contextlib.contextmanager
+def federation(folder: Path, sites: Mapping[str, Path | None]) -> Iterator[Loopback]:
+    """A SuperLink and the SuperNodes of these sites (name -> folder of its data), admitted and started."""
+    with Loopback(folder) as loopback:
+        loopback.certificates()
+        loopback.start_link()
+        for site, data in sites.items():
+            loopback.register(site)
+            loopback.start_node(site, data)
+        yield loopback

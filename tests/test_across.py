@@ -1,0 +1,264 @@
+"""Whole runs across sites, from settings to tables, over Flower's messages without processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import train
+from configs.compose import ConfigError, compose
+from datamodules.errors import DataError
+from federation.engine import RoundError
+from federation.flower.client import SiteClient
+from federation.flower.envelope import Envelope
+from federation.flower.worker import WorkerError, ask
+from launch import flower_server
+from launch.experiment import Experiment
+from launch.settings import SCHEMA
+from launch.site import Local, Opener
+from reporting.folder import RunFolder
+from tests.flower_world import LoopbackGrid, app_of
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "data.n_sites=3",
+    "data.cases_per_site=8",
+    "data.amount=0",
+    "data.size=32",
+    "data.resolution=32",
+    "data.batch_size=2",
+    "model=tiny",
+    "model.decoder_channels=[16,8,8,8]",
+    "federation.rounds=2",
+    "federation.local_steps=1",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "evaluation.overlays=false",
+    "evaluation.metrics=[dice,hd95]",
+]
+SITES = ("site_01", "site_02", "site_03")
+
+
+def grid_of(folder: Path, sites: Sequence[str] = SITES, **local: Any) -> Any:
+    clients = {}
+    for number, site in enumerate(sites):
+        own = Local(site, folder / site, **local)
+        clients[number + 1] = app_of(SiteClient(site, own.state, Opener(own)).answer)
+    return LoopbackGrid(clients)
+
+
+def across(folder: Path, *settings: str, grid: Any = None) -> RunFolder:
+    flower_server.run(grid or grid_of(folder / "sites"), [*SMALL, *settings, f"output={folder / 'across'}"])
+    return RunFolder(folder / "across")
+
+
+def here(folder: Path, *settings: str) -> RunFolder:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        assert train.main([*SMALL, *settings, f"output={folder / 'here'}"]) == 0, err.getvalue()
+    return RunFolder(folder / "here")
+
+
+def assert_same_tables(one: RunFolder, two: RunFolder) -> None:
+    assert (one.path / "summary.md").read_text() == (two.path / "summary.md").read_text()
+    keys = ["round", "checkpoint", "split", "view", "site", "seen", "metric", "region"]
+    means, reference = (pd.read_csv(run.path / "summary.csv").set_index(keys)["mean"] for run in (one, two))
+    pd.testing.assert_series_equal(means.sort_index(), reference.sort_index(), check_exact=True)
+
+
+def texts(folder: Path) -> str:
+    return "\n".join(p.read_text() for p in folder.rglob("*") if p.suffix in (".csv", ".md", ".json", ".txt", ".yaml"))
+
+
+def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same(tmp_path: Path) -> None:
+    settings = ["algorithm=iopfl", "data.unseen=[site_02]"]
+    run = across(tmp_path, *settings)
+    assert_same_tables(run, here(tmp_path, *settings))
+    rows = run.scores()
+    assert set(rows.loc[~rows["seen"], "view"]) == {"global", "adapted"}
+    assert set(rows["case"]) == {""}
+
+
+def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: Path) -> None:
+    """Own folders with names, and pseudonyms at the server that only the site can resolve."""
+    settings = ["algorithm=fedbn", "data.labelled_patients=3", "deployment.case_scores=pseudonyms"]
+    run, reference = across(tmp_path, *settings), here(tmp_path, *settings)
+    assert_same_tables(run, reference)
+    name = (run.path / "run-id.txt").read_text().strip()
+    own = [RunFolder(tmp_path / "sites" / site / name) for site in SITES]
+    pd.testing.assert_frame_equal(pd.concat([o.splits() for o in own], ignore_index=True), reference.splits())
+    order = ["round", "checkpoint", "site", "split", "view", "region", "case", "metric"]
+    scores = pd.concat([o.scores() for o in own]).query("checkpoint != 'best'").sort_values(order, ignore_index=True)
+    wanted = reference.scores().query("checkpoint != 'best'").sort_values(order, ignore_index=True)
+    pd.testing.assert_frame_equal(scores, wanted, check_exact=True)
+    cases = set(run.scores()["case"])
+    assert len(cases) == len(reference.scores().groupby(["site", "case"]))
+    assert not any("case_" in case for case in cases)
+    assert "case_00" not in texts(run.path)
+
+
+def test_leave_one_site_out_and_stages_run_across_sites(tmp_path: Path) -> None:
+    out = ["protocol=leave_one_site_out", "algorithm=fedavg", "federation.rounds=1"]
+    assert_same_tables(across(tmp_path / "folds", *out), here(tmp_path / "folds", *out))
+    stages = ["stages=['algorithm=contrastive algorithm.pairing=instance federation.rounds=1','algorithm=lgfedavg']"]
+    run = across(tmp_path / "stages", *stages)
+    assert_same_tables(RunFolder(run.path / "2"), RunFolder(here(tmp_path / "stages", *stages).path / "2"))
+
+
+def test_what_an_encoder_learnt_from_does_not_score_the_next_run(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path / "sites")
+    first = across(tmp_path, "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1", grid=grid)
+    with pytest.raises(RoundError, match="learnt from images that validate or test here"):
+        across(tmp_path / "second", "algorithm=fedavg", f"pretrained={first.path}", "data.split_seed=5", grid=grid)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["algorithm=pooled"], "algorithm=pooled needs all data in one place"),
+        (["data.unseen=[site_09]"], "data.unseen: no site 'site_09' is connected"),
+        (["data.unseen=[site_01,site_02,site_03]"], "data.unseen holds every site out"),
+        (["data.unlabelled=[site_01,site_02,site_03]"], "there is nothing to learn"),
+        (["federation.min_sites=4", "deployment.patience=0"], "4 are needed"),
+        (["deployment.sites=[site_01,site_09]", "deployment.patience=0"], "not site_09"),
+        (["deployment.timeout=0"], "deployment.timeout=0"),
+    ],
+)
+def test_what_cannot_run_across_sites_says_why_at_once(settings: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, RoundError), match=told.replace("[", r"\[")):
+        across(tmp_path, *settings)
+    assert not (tmp_path / "across" / "config.yaml").exists()
+
+
+def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(RoundError, match="two connected nodes call themselves 'site_01'"):
+        across(tmp_path / "twice", grid=grid_of(tmp_path / "twice", ["site_01", "site_01"]))
+    grid = grid_of(tmp_path / "odd", SITES[:2])
+    other = Local("site_03", tmp_path / "odd" / "site_03")
+
+    def another_size(config: Any) -> Any:
+        return compose([*SMALL, "data.size=64"], SCHEMA)
+
+    object.__setattr__(other, "applied", another_size)
+    grid.apps[9] = app_of(SiteClient("site_03", other.state, Opener(other)).answer)
+    with pytest.raises(
+        ConfigError, match=r"sites must agree on size: 'site_01' has \(32, 32\), 'site_03' has \(64, 64\)"
+    ):
+        across(tmp_path / "odd", grid=grid)
+
+
+def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path / "sites")
+    run = across(tmp_path, "algorithm=fedavg", "federation.rounds=1", grid=grid)
+    name = (run.path / "run-id.txt").read_text().strip()
+    splits = tmp_path / "sites" / "site_02" / name / "splits.csv"
+    splits.write_text(
+        splits.read_text().replace("case_0001,case_0001,", "case_0001,case_0009,").replace("train", "val")
+    )
+    grid = grid_of(tmp_path / "sites")  # its workers start anew
+    with pytest.raises(RoundError, match="site 'site_02' cannot take part: its data changed since this run began"):
+        flower_server.run(grid, [f"output={run.path}", "resume=true", "federation.rounds=2"])
+    assert "case_0001" in (tmp_path / "sites" / "site_02" / "site.log").read_text()
+
+
+def test_one_site_alone_is_prepared_as_among_all(tmp_path: Path) -> None:
+    def data(*settings: str) -> Any:
+        return Experiment(compose([*SMALL, *settings], SCHEMA)).data
+
+    whole, alone = data("data.unseen=[site_03]"), data("data.unseen=[site_03]")
+    whole.setup()
+    alone.restrict("site_02", 3)
+    alone.setup()
+    assert alone.sites == ("site_02",)
+    assert alone.splits() == [row for row in whole.splits() if row["site"] == "site_02"]
+    batches = [[b["image"] for b in d.site("site_02").train_batches(5, 3)] for d in (whole, alone)]
+    assert all((one == two).all() for one, two in zip(*batches, strict=True))
+    missing = data()
+    missing.restrict("site_07")
+    with pytest.raises(DataError, match="there is no site 'site_07' in these data"):
+        missing.setup()
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"site": "A"}, "'state' is needed"),
+        ({"state": "s"}, "'site' is needed"),
+        ({"site": "A", "state": "s", "sate": "x"}, "unknown key 'sate'"),
+    ],
+)
+def test_a_node_config_that_cannot_be_used_says_why(node: Mapping[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Local.read(node)
+
+
+def test_a_site_chooses_its_own_settings_and_no_others(tmp_path: Path) -> None:
+    config = compose(["data=folder", "data.root=theirs", "data.manifest=theirs.csv"], SCHEMA)
+    own = Local("A", tmp_path, "/data/mine", "trainer.threads=4 data.cache=memory").applied(config)
+    assert (own.data.root, own.data.manifest, own.data.cache, own.trainer.threads) == ("/data/mine", None, "memory", 4)
+    with pytest.raises(ConfigError, match=r"not 'training\.lr'"):
+        Local("A", tmp_path, "", "training.lr=1").applied(config)
+
+
+def test_the_guide_uses_the_options_that_its_script_uses() -> None:
+    options = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "deployment.md").read_text()))
+    played = (ROOT / "scripts" / "loopback.py").read_text()
+    assert {option for option in options if option not in played} == {"--trusted-entities"}
+
+
+# ---------------------------------------------------------------- the worker that stays
+
+ECHO = """
+import sys
+from pathlib import Path
+from federation.flower.envelope import Envelope
+from federation.flower.worker import serve
+parent, code, door = sys.argv[1:]
+def answer(envelope):
+    if envelope.text == "die":
+        import os
+        os._exit(9)
+    return Envelope(f"{envelope.text} from {os_pid}", envelope.data)
+import os
+os_pid = os.getpid()
+serve(Path(door), code, answer, int(parent))
+"""
+
+
+def test_the_worker_stays_is_replaced_by_new_code_and_ends_with_its_parent(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+
+        def call(text: str, code: str = "one", data: bytes = b"") -> Envelope:
+            command = [sys.executable, "-c", ECHO, str(parent.pid), code]
+            return ask(tmp_path, command, code, Envelope(text, data), ROOT)
+
+        first = call("hello", data=b"\x00" * 10_000_000)
+        assert first.data == b"\x00" * 10_000_000
+        pid = int(first.text.split()[-1])
+        assert call("again").text == f"again from {pid}"
+        with pytest.raises(WorkerError, match="ended before it answered"):
+            call("die")
+        second = int(call("hello").text.split()[-1])
+        third = int(call("hello", code="two").text.split()[-1])
+        assert len({pid, second, third}) == 3
+        assert (tmp_path / "worker.json").stat().st_mode & 0o777 == 0o600
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{third}").exists() and "Z" not in Path(f"/proc/{third}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.1)
+    assert os.getpid() != third

@@ -1,0 +1,202 @@
+"""Every method through Flower's own messages, and what becomes of answers that are none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithms import ALGORITHMS
+from datamodules.errors import DataError
+from federation.contract import Task
+from federation.engine import RoundError
+from federation.flower.client import SiteClient
+from federation.flower.envelope import Envelope
+from federation.flower.kept import Kept
+from federation.flower.records import Answer, Question, pack, unpack
+from federation.state import State
+from tests.flower_world import RUN, LoopbackGrid, app_of, federate, through_bytes
+from tests.world import assert_same, assert_same_outcome, simulate
+
+ACROSS = [name for name, method in ALGORITHMS.items() if method.trains_on == "sites"]
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_every_method_ends_with_the_same_tensors_as_in_process(name: str, tmp_path: Path) -> None:
+    here, there = simulate(name, tmp_path / "a", rounds=3), federate(name, tmp_path / "b", rounds=3)
+    here.kept = {site: here.kept.get(site, State()) for site in there.kept}
+    assert_same_outcome(here, there)
+    assert not there.observer.rows("events")
+    for table in ("traffic", "rounds"):
+        one, two = (outcome.observer.rows(table) for outcome in (here, there))
+        assert [{**row, "seconds": 0} for row in one] == [{**row, "seconds": 0} for row in two]
+
+
+@pytest.mark.parametrize("name", ["ditto", "finetune", "lcfed", "feddg"])
+def test_a_server_that_starts_again_goes_on_with_what_sites_kept_then(name: str, tmp_path: Path) -> None:
+    """The server forgets rounds 3 and 4, which the sites have already trained."""
+    schedule = {"checkpoint_every": 2, "evaluate_every": 2, "fraction": 0.7}
+    whole = simulate(name, tmp_path / "whole", rounds=5, schedule=schedule)
+
+    def stop_after_round_3(grid: LoopbackGrid, nodes: dict[str, int]) -> None:
+        push = grid.push_messages
+
+        def push_until(messages: Any) -> Any:
+            if any(message.metadata.group_id == "4" for message in messages):
+                raise KeyboardInterrupt
+            return push(messages)
+
+        grid.push_messages = push_until  # type: ignore[method-assign]
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(name, tmp_path / "b", rounds=5, schedule=schedule, before=stop_after_round_3)
+    again = federate(name, tmp_path / "b", rounds=5, schedule=schedule)
+    assert_same(whole.server, again.server)
+    for site in again.kept:
+        assert_same(whole.kept.get(site, State()), again.kept[site])
+
+
+# ---------------------------------------------------------------- answers that are none
+
+Answerer = Callable[[Envelope], Envelope]
+Lie = Callable[[Answerer, Envelope], Envelope]
+
+
+def when_it_trains(site: str, lie: Lie) -> Callable[[LoopbackGrid, dict[str, int]], None]:
+    """Before the first round, put something in the place of a site's honest answers to training tasks."""
+
+    def before(grid: LoopbackGrid, nodes: dict[str, int]) -> None:
+        app = grid.apps[nodes[site]]
+
+        def handle(message: Any, context: Any) -> Any:
+            question, _ = unpack(Envelope.from_records(message.content), Question)
+            if question.task is None or question.task.kind != "train":
+                return app(message, context)
+            envelope = lie(lambda _: Envelope.from_records(app(message, context).content), Envelope(""))
+            return app_of(lambda _: envelope)(message, context)
+
+        grid.apps[nodes[site]] = handle  # type: ignore[assignment]
+
+    return before
+
+
+def altered(change: Callable[[Answer, State], tuple[Answer, State]]) -> Lie:
+    return lambda honest, envelope: pack(*change(*unpack(honest(envelope), Answer)))
+
+
+def each_tensor(state: State, change: Callable[[torch.Tensor], torch.Tensor]) -> State:
+    changed = {group: {name: change(t) for name, t in tensors.items()} for group, tensors in state.tensors.items()}
+    return State(changed, state.scalars)
+
+
+LIES: dict[str, tuple[Lie, str]] = {
+    "no text of ours": (lambda honest, envelope: Envelope("{}", b""), "the answer cannot be read (site)"),
+    "no state": (lambda honest, envelope: Envelope(honest(envelope).text, b"garbage"), "not a serialised state"),
+    "another site's name": (altered(lambda answer, state: (replace(answer, site="s0"), state)), "another site's name"),
+    "other shapes": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.flatten()[:1]))), "other names, shapes"),
+    "other types": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.double()))), "other names, shapes or types"),
+    "tensors missing": (altered(lambda answer, state: (answer, State({}, state.scalars))), "other names, shapes"),
+    "numbers missing": (altered(lambda answer, state: (answer, State(state.tensors))), "it lacks seconds and steps"),
+    "a word as number": (altered(lambda a, s: (a, State(s.tensors, {**s.scalars, "loss": "low"}))), "not a number"),  # type: ignore[dict-item]
+    "not finite": (altered(lambda a, s: (a, each_tensor(s, lambda t: t * torch.nan))), "tensors are not finite"),
+    "a refusal": (altered(lambda answer, state: (replace(answer, refusal="no"), State())), "no"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_cannot_be_used_leaves_the_round_to_the_others(lie: str, tmp_path: Path) -> None:
+    change, told = LIES[lie]
+    outcome = federate("fedavg", tmp_path, rounds=1, before=when_it_trains("s2", change))
+    events = outcome.observer.rows("events")
+    assert [(event["site"], event["event"]) for event in events] == [("s2", "refused")]
+    assert told in events[0]["detail"]
+    assert [row["site"] for row in outcome.observer.rows("rounds")] == ["s0", "s1"]
+
+
+def test_a_site_that_never_answers_is_left_out_after_the_timeout(tmp_path: Path) -> None:
+    def silence(grid: LoopbackGrid, nodes: dict[str, int]) -> None:
+        grid.silent.add(nodes["s1"])
+
+    with pytest.raises(RoundError, match=r"site 's1' cannot introduce itself: it did not answer within 0.05 s"):
+        federate("fedavg", tmp_path, before=silence)
+
+
+def test_fewer_than_min_sites_end_the_run_and_name_the_reasons(tmp_path: Path) -> None:
+    refuse = LIES["a refusal"][0]
+    with pytest.raises(RoundError, match=r"2 usable updates, federation.min_sites=3 needed \(s2: no\)"):
+        federate("fedavg", tmp_path, schedule={"min_sites": 3}, before=when_it_trains("s2", refuse))
+
+
+# ---------------------------------------------------------------- envelopes and what sites keep
+
+
+def test_a_large_block_with_equal_parts_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    LoopbackGrid({})
+    state = State({"model": {"zeros": torch.zeros(6_000_000), "noise": torch.randn(3_000_000)}})
+    message = Message(pack(Answer("s0"), state).to_records(), 7, "train")
+    contents = get_all_nested_objects(message)
+    read = Envelope.from_records(through_bytes(message).content)
+    assert_same(unpack(read, Answer)[1], state)
+    assert sum(len(part.deflate()) for part in contents.values()) < 0.8 * len(read.data)  # equal parts once
+
+
+def test_envelopes_of_others_are_not_read() -> None:
+    for records in (
+        RecordDict(),
+        RecordDict({"text": ConfigRecord({"text": 1.0})}),
+        RecordDict({"text": ConfigRecord({"text": "{}"}), "more": ConfigRecord({})}),
+        RecordDict({"text": ConfigRecord({"text": "{}"}), "data": ArrayRecord({"data": Array(np.zeros(3))})}),
+    ):
+        with pytest.raises(ValueError, match="a message"):
+            Envelope.from_records(records)
+
+
+def test_a_turn_asked_again_starts_from_what_was_kept_before_it(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    first, second, third = (State({"own": {"x": torch.tensor([float(n)])}}) for n in (1, 2, 3))
+    kept.keep(Task("train", 1, 0), first)
+    kept.keep(Task("evaluate", 1, 0), second)
+    kept.keep(Task("train", 2, 0), third)
+    assert not kept.before(Task("train", 1, 0)).tensors
+    assert_same(kept.before(Task("evaluate", 1, 0)), first)
+    assert_same(kept.before(Task("train", 2, 0)), second)
+    assert_same(kept.before(Task("evaluate", 2, 0, checkpoint="last")), third)
+    assert_same(kept.before(Task("publish", 2, 0), base=1), second)
+    kept.forget({2})
+    assert {path.name for path in tmp_path.iterdir()} == {"kept-00002-0.safetensors"}
+
+
+def test_a_site_tells_the_server_no_file_and_no_patient(tmp_path: Path) -> None:
+    def open_site(question: Question, folder: Path) -> Any:
+        raise DataError("site 's0': image /data/s0/images/Miller_Anna.png has no mask")
+
+    client = SiteClient("s0", tmp_path, open_site)
+    answer, _ = unpack(client.answer(pack(Question("hello", RUN, ""))), Answer)
+    assert answer.refusal == "an error (DataError); the site's log tells it"
+    assert "Miller_Anna" in (tmp_path / "site.log").read_text()
+
+
+@pytest.mark.parametrize("run", ["../../etc", "", "0" * 31, "x" * 32, "0" * 32 + "/.."])
+def test_a_run_is_never_a_path(run: str, tmp_path: Path) -> None:
+    client = SiteClient("s0", tmp_path / "state", lambda question, folder: pytest.fail("it was opened"))
+    answer, _ = unpack(client.answer(pack(Question("hello", run, ""))), Answer)
+    assert "the run's name is not one of ours" in answer.refusal
+
+
+@given(st.text(max_size=200) | st.from_type(dict[str, int | str | None]).map(json.dumps), st.binary(max_size=300))
+@settings(max_examples=500, deadline=None)
+def test_whatever_arrives_is_read_or_refused_by_a_value_error(text: str, data: bytes) -> None:
+    for kind in (Question, Answer):
+        with contextlib.suppress(ValueError):
+            unpack(Envelope(text, data), kind)

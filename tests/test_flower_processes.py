@@ -1,0 +1,205 @@
+"""SuperLink, SuperNodes and apps as real processes, killed for real; each fault has the outcome of docs/reliability.md.
+
+One federation of three sites serves all tests of this file, in their order, since starting one takes time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import train
+from federation.checkpoint import Checkpoint
+from federation.contract import Task
+from federation.flower.kept import Kept
+from federation.state import State
+from reporting.folder import RunFolder
+from scripts import deployment_on_loopback
+from scripts.loopback import Loopback
+from tests.world import assert_same
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parent.parent
+SITES = ("site_01", "site_02", "site_03")
+SETTINGS = (
+    "data.n_sites=3",
+    "data.cases_per_site=8",
+    "data.amount=0",
+    "data.size=32",
+    "data.resolution=32",
+    "data.batch_size=2",
+    "model=tiny",
+    "federation.local_steps=1",
+    "federation.evaluate_every=10",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "evaluation.overlays=false",
+    "evaluation.metrics=[dice]",
+)
+ALL = "deployment.sites=[site_01,site_02,site_03]"
+
+
+def test_the_guide_ends_with_the_table_of_the_run_in_one_process(tmp_path: Path) -> None:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        code = deployment_on_loopback.main([str(tmp_path / "guide"), "federation.evaluate_every=2"])
+    assert code == 0, told.getvalue()
+    sites = told.getvalue().split("test dice")
+    assert len(sites) == 3
+    assert sites[1].splitlines()[:7] == sites[2].splitlines()[:7]
+
+
+@dataclass
+class Lab:
+    """The federation, with a site that can be told to lie, and one whose disk is small."""
+
+    loopback: Loopback
+    folder: Path
+
+    @property
+    def lie(self) -> Path:
+        return self.folder / "lie"
+
+    def start(self, site: str) -> None:
+        liar = {"PYTHONPATH": str(ROOT / "tests" / "liar"), "LIE": str(self.lie)} if site == "site_02" else {}
+        self.loopback.start_node(site, environment=liar)
+
+    def run(self, *settings: str) -> str:
+        return self.loopback.run(*SETTINGS, *settings)
+
+    def kept(self, run: RunFolder, site: str) -> State:
+        name = (run.path / "run-id.txt").read_text().strip()
+        return Kept(self.folder / site / "state" / name / "kept").before(Task("publish", 99999, 0))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    with Loopback(folder) as loopback:
+        loopback.certificates()
+        loopback.start_link()
+        lab = Lab(loopback, folder)
+        for site in SITES:
+            loopback.register(site)
+            lab.start(site)
+        yield lab
+
+
+@pytest.fixture
+def small_disk(lab: Lab) -> Iterator[Path]:
+    """The state of site_03 lies on a disk of its own, too small for what Ditto keeps."""
+    state = lab.folder / "site_03" / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(state)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs the administrator's rights")
+    yield state
+    lab.loopback.kill("site_03")
+    subprocess.run(["umount", "--lazy", str(state)], check=True)
+    lab.start("site_03")
+
+
+def wait_for(sign: Callable[[], bool], loopback: Loopback, run: str, seconds: float = 400.0) -> None:
+    """Until the sign; the run must be going on all the while."""
+    deadline = time.monotonic() + seconds
+    while not sign():
+        assert loopback.processes[run].poll() is None, loopback.log(run)[-5000:]
+        assert time.monotonic() < deadline, loopback.log(run)[-5000:]
+        time.sleep(0.05)
+
+
+def trained(run: RunFolder, round: int) -> Callable[[], bool]:
+    """Whether the run has come to the end of that round."""
+    return lambda: (run.path / "rounds.csv").exists() and bool(run.rounds()["round"].max() >= round)
+
+
+def in_one_process(folder: Path, *settings: str) -> RunFolder:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        assert train.main([*SETTINGS, *settings, f"output={folder}"]) == 0, err.getvalue()
+    return RunFolder(folder)
+
+
+def assert_same_run(lab: Lab, across: RunFolder, here: RunFolder) -> None:
+    assert (across.path / "summary.md").read_text() == (here.path / "summary.md").read_text()
+    one, two = (Checkpoint(run.checkpoints).load() for run in (across, here))
+    assert one is not None
+    assert two is not None
+    assert_same(one.server, two.server)
+    for site in SITES:
+        assert_same(lab.kept(across, site), two.kept[site])
+
+
+def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, small_disk: Path) -> None:
+    run = RunFolder(lab.folder / "faults")
+    settings = [*SETTINGS, "algorithm=ditto", "federation.rounds=4", "deployment.timeout=45", ALL]
+    lab.lie.write_text("garbage")
+    name = lab.loopback.submit(*settings, f"output={run.path}")
+    for round, lie in ((1, "not finite"), (2, "silence")):
+        wait_for(trained(run, round), lab.loopback, name)
+        lab.lie.write_text(lie)
+    wait_for(trained(run, 3), lab.loopback, name)
+    lab.lie.unlink()
+    lab.loopback.kill("site_02")  # a site that does not answer is restarted by its people
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    lab.start("site_02")
+    told = lab.loopback.finish(name)
+    events = {(row.round, row.site): row.detail for row in run.events().itertuples()}
+    assert "its answer cannot be used: the answer cannot be read" in events[1, "site_02"]
+    assert "tensors are not finite" in events[2, "site_02"]
+    assert "it did not answer within 45 s" in events[3, "site_02"]
+    for round in (1, 2, 3):
+        assert "its disk is full" in events[round, "site_03"]
+    present = run.rounds().groupby("round")["site"].agg(set)
+    assert list(present) == [{"site_01"}, {"site_01"}, {"site_01"}, {"site_01", "site_03"}]
+    assert "test dice" in told
+
+
+def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_happened(lab: Lab) -> None:
+    settings = ["algorithm=ditto", "federation.rounds=3", "federation.min_sites=3"]
+    here = in_one_process(lab.folder / "here", *settings)
+    run = RunFolder(lab.folder / "killed")
+    submitted = [*SETTINGS, *settings, "deployment.timeout=120", ALL, f"output={run.path}"]
+
+    name = lab.loopback.submit(*submitted)
+    wait_for(lambda: (run.checkpoints / "index.json").exists(), lab.loopback, name)
+    lab.loopback.kill("link")  # SuperLink and ServerApp, after round 1
+    lab.loopback.kill(name)
+    assert 1 <= Checkpoint(run.checkpoints).round < 3
+    lab.loopback.start_link()
+
+    # with all three sites needed, the run ends when one is killed in mid-round, and says so
+    done = Checkpoint(run.checkpoints).round
+    again = lab.loopback.submit(f"output={run.path}", "resume=true")
+    node = lab.folder / "site_01.log"
+    seen = node.read_text().count("Receiving: train message")
+    wait_for(lambda: node.read_text().count("Receiving: train message") > seen, lab.loopback, again)
+    lab.loopback.kill("site_01")
+    told = lab.loopback.finish(again)
+    assert f"error: round {done + 1}: 2 usable updates, federation.min_sites=3 needed (site_01: " in told
+    assert Checkpoint(run.checkpoints).round == done
+
+    lab.start("site_01")
+    told = lab.loopback.run(f"output={run.path}", "resume=true")
+    assert "test dice" in told, told[-5000:]
+    assert_same_run(lab, run, here)
+
+
+def test_a_method_that_shows_sites_to_each_other_runs_across_machines(lab: Lab) -> None:
+    settings = ["algorithm=lcfed", "federation.rounds=2"]
+    here = in_one_process(lab.folder / "lcfed-here", *settings)
+    run = RunFolder(lab.folder / "lcfed")
+    told = lab.run(*settings, ALL, f"output={run.path}")
+    assert "test dice" in told, told[-5000:]
+    assert_same_run(lab, run, here)
+    patients = set(here.splits()["patient"])
+    for path in run.path.rglob("*"):
+        if path.is_file() and path.suffix in (".csv", ".md", ".json", ".yaml", ".txt"):
+            assert not any(patient in path.read_text() for patient in patients), path

@@ -1,0 +1,73 @@
+"""Flower's simulation engine: the same tensors and the same table as in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import train
+from configs.compose import ConfigError, compose
+from federation.checkpoint import Checkpoint
+from federation.contract import Task
+from federation.flower.kept import Kept
+from launch.settings import SCHEMA
+from launch.simulation import execute_in_simulation
+from reporting.folder import RunFolder
+from tests.world import assert_same
+
+SETTINGS = [
+    "algorithm=ditto",
+    "data.n_sites=2",
+    "data.cases_per_site=8",
+    "data.amount=0",
+    "data.size=32",
+    "data.resolution=32",
+    "data.batch_size=2",
+    "model=tiny",
+    "federation.rounds=2",
+    "federation.local_steps=1",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "evaluation.overlays=false",
+    "evaluation.metrics=[dice]",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'simulation'")
+def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
+    runs = {engine: RunFolder(tmp_path / engine) for engine in ("in-process", "flower-simulation")}
+    for engine, run in runs.items():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            assert train.main([*SETTINGS, f"engine={engine}", f"output={run.path}"]) == 0, err.getvalue()
+    here, simulated = runs.values()
+    assert (here.path / "summary.csv").read_bytes() == (simulated.path / "summary.csv").read_bytes()
+    one, two = (Checkpoint(run.checkpoints).load() for run in (here, simulated))
+    assert one is not None
+    assert two is not None
+    assert_same(one.server, two.server)
+    name = (simulated.path / "run-id.txt").read_text().strip()
+    for site, kept in one.kept.items():
+        assert_same(kept, Kept(simulated.path / "sites" / site / name / "kept").before(Task("publish", 2, 0)))
+    pd.testing.assert_frame_equal(here.splits(), simulated.splits())
+    order = list(here.scores().columns)
+    tables = [run.scores().sort_values(order, ignore_index=True) for run in (here, simulated)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.mark.parametrize("package", ["flwr", "ray"])
+def test_without_the_extra_the_error_names_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == package else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(ConfigError, match=rf"needs the package '{package}': pip install -e \"\.\[simulation\]\""):
+        execute_in_simulation(compose([*SETTINGS, "engine=flower-simulation"], SCHEMA))
