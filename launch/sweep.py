@@ -348,7 +348,9 @@ class Report:
             if (result := self.results.get(job.name)) is not None:
                 numbers = {column: result.values.get(column) for column in self.columns}
                 told = {key: job.combination[key] for key in self.sweep.varying}
-                rows.append({"run": job.name, "state": result.state, **told, **numbers, "seconds": result.seconds})
+                rows.append(
+                    {"run": job.name, "state": result.state, **told, **numbers, "seconds": result.seconds or None}
+                )
         write_atomic(self.output / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
 
 

@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ Mode = Literal["online", "offline", "disabled"]
 MOST_TABLE_ROWS = 10_000  # what W&B shows of one table
 RUN_ID = "WANDB_RUN_ID"
 AGENT = (RUN_ID, "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agent` tells the process that it starts
+_beside: ContextVar[bool] = ContextVar("beside", default=False)  # whether runs opened now belong to an agent's sweep
 
 
 class WandbRun:
@@ -76,8 +78,8 @@ class WandbRun:
             resume="allow" if mode == "online" else None,  # offline the id alone joins the parts when they are synced
             config=dict(config),
             allow_val_change=True,
-            project=None if swept else project,
-            entity=None if swept else entity,
+            project=None if swept or _beside.get() else project,  # the sweep's
+            entity=None if swept or _beside.get() else entity,
             name=name,
             group=group,
             job_type=job_type,
@@ -164,10 +166,13 @@ def swept_by_agent() -> bool:
 @contextmanager
 def beside_the_agent() -> Iterator[None]:
     """Runs opened here (folds, early stages) are runs of their own: the agent's id waits for the result of them all."""
+    swept = swept_by_agent()
     hidden = {name: os.environ.pop(name) for name in AGENT if name in os.environ}
+    token = _beside.set(swept)
     try:
         yield
     finally:
+        _beside.reset(token)
         os.environ.update(hidden)
         if hidden and "wandb" in sys.modules:
             sys.modules["wandb"].teardown()  # the client reads its environment once
