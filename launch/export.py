@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from algorithms import Algorithm
@@ -116,7 +116,8 @@ def _export(
     card = Card(models, view, site, checkpoint, name, terms)
     program.save(str(out / f"{name}.pt"))
     tensors = {key: t.detach().clone().contiguous() for key, t in deployed.network.state_dict().items()}
-    save_file(tensors, out / f"{name}.safetensors", {key: _text(value) for key, value in card.facts().items()})
+    facts = {key: _text(value) for key, value in card.facts().items()}
+    (out / f"{name}.safetensors").write_bytes(save(tensors, facts))
     write_atomic(out / f"{name}.md", card.markdown())
     return Exported(name, view, site, models.round(view, site, checkpoint), gap)
 

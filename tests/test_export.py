@@ -182,7 +182,7 @@ def test_terms_are_told_and_nothing_is_overwritten(
 
 
 def test_an_encoder_without_views_has_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = trained(tmp_path / "run", "algorithm=contrastive", "federation.rounds=1", "data.batch_size=4")
+    run = trained(tmp_path / "run", "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1")
     capsys.readouterr()
     assert call(run.path, "--out", tmp_path / "out") == 2
     assert "has no model that segments" in capsys.readouterr().err
