@@ -121,6 +121,10 @@ class Algorithm(pl.LightningModule):
         """The network that answers for a view: normalised images -> logits."""
         return self.model
 
+    def standalone(self, view: View) -> nn.Module:
+        """That network as a module which holds everything it needs, to be saved or traced as a whole."""
+        return self.network(view)
+
     def probe(self, site: Site, split: str) -> dict[str, float]:
         """What the method says of itself at a site without any label, name -> value; nothing is changed."""
         return {}

@@ -14,6 +14,7 @@ from algorithms.functional.calibrated import (
     FittedCalibration,
     Maps,
     SiteNetwork,
+    StandaloneNetwork,
     check_chain,
     draw_codes,
     set_sites,
@@ -178,6 +179,10 @@ class LCFed(FedRep):
             self.maps,
             self.recipe.activation,
         )
+
+    def standalone(self, view: str) -> StandaloneNetwork:
+        """The whole chain, the heads of the others included."""
+        return StandaloneNetwork(self.network(view))
 
     def send(self, site: Site) -> State:
         """The shared differences, and the head for all to see, once it was trained."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,8 +109,11 @@ class SiteNetwork(nn.Module):
         """Where the sites' heads disagree about the decoder's output; (B, R, H, W) of the logits' size, no gradient."""
         if self.own is None:
             return torch.zeros_like(probabilities(logits.detach(), self.activation))
-        answers = peer_probabilities(self.head, self.heads, features, lambda x: probabilities(x, self.activation))
-        return self.maps(answers, self.own)
+        return self.maps(self.answers(features), self.own)
+
+    def answers(self, features: Tensor) -> Tensor:
+        """What the heads of all sites say about the same features, (K, B, R, H, W); no gradient."""
+        return peer_probabilities(self.head, self.heads, features, lambda x: probabilities(x, self.activation))
 
     def calibrate(self, features: Tensor, logits: Tensor) -> Tensor:
         """Calibrated logits; a loss on them reaches the calibration alone."""
@@ -124,6 +128,26 @@ class SiteNetwork(nn.Module):
         """Final logits."""
         _, features = self.body(images)
         return self.calibrate(features, self.head(features))
+
+
+class StandaloneNetwork(SiteNetwork):
+    """The same chain with the heads of all sites as modules of its own, so that it can be saved and traced as a whole.
+
+    Args:
+        site: the chain of a site; its weights are shared with this one.
+    """
+
+    def __init__(self, site: SiteNetwork) -> None:
+        super().__init__(
+            site.model, site.site, site.selection, site.calibration, site.heads, site.own, site.maps, site.activation
+        )
+        self.peers = nn.ModuleList(deepcopy(self.head) for _ in site.heads)
+        for peer, state in zip(self.peers, site.heads, strict=True):
+            peer.load_state_dict(dict(state))
+
+    def answers(self, features: Tensor) -> Tensor:
+        """As above."""
+        return torch.stack([probabilities(peer(features), self.activation) for peer in self.peers])
 
 
 def check_chain(model: nn.Module) -> None:

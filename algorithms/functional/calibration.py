@@ -151,7 +151,7 @@ def peaks(maps: Tensor, window: int, threshold: float) -> Tensor:
 
 def attention_scale(height: int, width: int) -> tuple[int, float]:
     """Kernel side (odd) and Gaussian sigma in pixels: 31 and 6 at 384 x 384, in proportion at other sizes."""
-    share = min(height, width) / 384
+    share = min(int(height), int(width)) / 384  # while a module is traced, sizes are tensors
     return 2 * max(1, round(15 * share)) + 1, 6.0 * share
 
 

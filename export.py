@@ -1,0 +1,52 @@
+"""A run's models for use elsewhere: `python export.py RUN --out DIR`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = """Write the global model and each site's own: NAME.safetensors (weights), NAME.pt (TorchScript, runs
+without this suite) and NAME.md (a card: regions, input, training sites, scores, terms, limits).
+
+docs/prediction.md says more."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python export.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("run", type=Path, help="the run's folder")
+    made.add_argument("--out", type=Path, required=True, help="a new folder")
+    made.add_argument("--site", action="append", default=[], help="only this site's own model; can be repeated")
+    made.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="best models on validation (default), or last"
+    )
+    made.add_argument("--terms", help="under which terms the models may be used, for their cards")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    from launch.command import guarded
+
+    return guarded(run, arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Export, and say what was written."""
+    options = parser().parse_args(arguments)
+
+    from launch.export import export_models
+
+    found = export_models(
+        options.run, options.out, sites=options.site, checkpoint=options.checkpoint, terms=options.terms
+    )
+    for model in found:
+        whose = f"site {model.site}'s own model" if model.site else "the global model"
+        print(f"{options.out / model.name}.{{safetensors,pt,md}}: {whose}, round {model.round}")
+    print(f"exported programs answer as the models do: probabilities differ by {max(m.gap for m in found):.1g} at most")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

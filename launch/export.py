@@ -1,0 +1,143 @@
+"""A run's models for use elsewhere: weights, a program that runs without this suite, and a card that describes them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from algorithms import Algorithm
+from launch.card import Card
+from launch.reopen import Reopened
+from launch.saved import Chosen, SavedModels
+from models import Activation, probabilities
+from reporting import ReportingError
+from reporting.folder import RunFolder, file_name, write_atomic
+
+TOLERANCE = 1e-4
+"""Largest difference in probability that may lie between a model and its exported form."""
+
+
+class Deployed(nn.Module):
+    """Normalisation, network and activation in one: (B, C, H, W) images in [0, 1] -> (B, R, H, W) probabilities.
+
+    Args:
+        algorithm: a worker that has received; it is moved to the CPU.
+        view: which of its models.
+    """
+
+    def __init__(self, algorithm: Algorithm, view: str) -> None:
+        super().__init__()
+        algorithm.cpu()
+        self.normalize = algorithm.recipe.normalize
+        self.network = algorithm.standalone(view)
+        self.activation: Activation = algorithm.recipe.activation
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities of the regions."""
+        return probabilities(self.network(self.normalize(images)), self.activation)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One model, as written.
+
+    Attributes:
+        name: of its files, without type.
+        view: global or personal.
+        site: whose it is; None for the global one.
+        round: after which it was saved.
+        gap: largest difference in probability between the program and the model.
+    """
+
+    name: str
+    view: str
+    site: str | None
+    round: int
+    gap: float
+
+
+def export_models(
+    run: Path, out: Path, *, sites: Sequence[str] = (), checkpoint: Chosen = "best", terms: str | None = None
+) -> list[Exported]:
+    """Write the global model and every site's own: NAME.safetensors, NAME.pt (TorchScript) and NAME.md (its card).
+
+    The data of the run need not be there. Adapted models are no part of it: they exist for the images only from which
+    they were made (`predict.py --view adapted`).
+
+    Args:
+        run: the run's folder.
+        out: created; must not hold anything.
+        sites: whose own models; none for all.
+        checkpoint: the best saved models by validation Dice, or the last ones.
+        terms: under which the models may be used, for the cards; None says that nobody stated them.
+
+    Raises:
+        ReportingError: no such run or site, no model to export, or a program that does not answer as its model does.
+    """
+    models = SavedModels(Reopened.read(RunFolder(run)))
+    wanted = _wanted(models, sites)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ReportingError(f"{out} is not empty; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return [_export(models, view, site, out, checkpoint, terms) for view, site in wanted]
+
+
+def _wanted(models: SavedModels, sites: Sequence[str]) -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = [("global", None)] if "global" in models.method.views else []
+    for site in sites or models.seen:
+        if "personal" in models.views(site):
+            found.append(("personal", site))
+        elif sites:
+            raise ReportingError(
+                f"{models.title}: site {site!r} has no model of its own; there is: "
+                f"{', '.join(models.views(site)) or 'none'}"
+            )
+    if not found:
+        raise ReportingError(f"{models.title} has no model that segments: there is nothing to export")
+    return found
+
+
+def _export(
+    models: SavedModels, view: str, site: str | None, out: Path, checkpoint: Chosen, terms: str | None
+) -> Exported:
+    name = "global" if site is None else f"personal-{file_name(site)}"
+    deployed = Deployed(models.load(view, site, checkpoint), view)
+    size = models.run.experiment.data.size
+    program, gap = traced(deployed, models.channels, size, name)
+    card = Card(models, view, site, checkpoint, name, terms)
+    program.save(str(out / f"{name}.pt"))
+    tensors = {key: t.detach().clone().contiguous() for key, t in deployed.network.state_dict().items()}
+    facts = {key: _text(value) for key, value in card.facts().items()}
+    (out / f"{name}.safetensors").write_bytes(save(tensors, facts))
+    write_atomic(out / f"{name}.md", card.markdown())
+    return Exported(name, view, site, models.round(view, site, checkpoint), gap)
+
+
+def traced(deployed: Deployed, channels: int, size: tuple[int, int], name: str) -> tuple[Any, float]:
+    """A TorchScript program, tried on other images than it was traced with, and its largest error.
+
+    Raises:
+        ReportingError: it answers differently.
+    """
+    generator = torch.Generator().manual_seed(0)
+    example, other = (torch.rand(count, channels, *size, generator=generator) for count in (2, 3))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of shapes that are fixed, and that TorchScript will be replaced one day
+        program = torch.jit.trace(deployed, example, check_trace=False)  # type: ignore[no-untyped-call]
+        gap = float((program(other) - deployed(other)).abs().max())
+    if not gap <= TOLERANCE:
+        raise ReportingError(f"{name}: the exported program answers differently ({gap:.2g}); it is not written")
+    return program, gap
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

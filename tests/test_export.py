@@ -1,0 +1,200 @@
+"""Exported models: they answer as the run's do, run without the suite, and say what they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import export
+import train
+from launch.export import Deployed, traced
+from launch.reopen import Reopened
+from launch.saved import SavedModels
+from reporting import ReportingError
+from reporting.folder import RunFolder
+
+SMALL = (
+    "data.n_sites=3", "data.unseen=[site_03]", "data.cases_per_site=6", "data.amount=0", "data.size=32",
+    "data.resolution=32", "data.batch_size=2", "federation.rounds=2", "federation.local_steps=1", "trainer.threads=1",
+    "trainer.accelerator=cpu", "evaluation.overlays=false", "evaluation.metrics=[dice]",
+)  # fmt: skip
+OF_SITES = {"personal-site_01", "personal-site_02"}
+METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {
+    "fedavg": ({"global"}, ("data.exclusive=true", "data.regions={rim: [1], cup: [2]}")),
+    "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore",)),
+    "apfl": ({"global"} | OF_SITES, ()),
+    "lcfed": (OF_SITES, ()),
+    "iopfl": ({"global"} | OF_SITES, ("algorithm.adapt_passes=1",)),
+}
+
+
+def call(*arguments: Any) -> int:
+    return export.main([str(argument) for argument in arguments])
+
+
+def trained(folder: Path, *settings: str) -> RunFolder:
+    assert train.main([f"output={folder}", *SMALL, *settings]) == 0
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunFolder, Path]:
+    home = tmp_path_factory.mktemp(request.param)
+    run = trained(home / "run", f"algorithm={request.param}", *METHODS[request.param][1])
+    assert call(run.path, "--out", home / "out") == 0
+    return request.param, run, home / "out"
+
+
+def test_programs_answer_as_the_run_does(exported: tuple[str, RunFolder, Path]) -> None:
+    method, folder, out = exported
+    names = METHODS[method][0]
+    assert {path.name for path in out.iterdir()} == {f"{n}.{e}" for n in names for e in ("pt", "safetensors", "md")}
+    run = Reopened.read(folder)
+    run.prepare_data()
+    models = SavedModels(run)
+    for name in names:
+        view, _, site = name.partition("-")
+        worker = models.load(view, site or None)
+        program = torch.jit.load(out / f"{name}.pt")
+        for batch in run.experiment.data.site(site or "site_01").eval_batches("test"):
+            expected = worker.predict(batch["image"], view)
+            torch.testing.assert_close(program(batch["image"]), expected, rtol=0, atol=1e-5)
+            assert expected.std() > 0
+
+
+def test_sites_have_models_of_their_own(exported: tuple[str, RunFolder, Path]) -> None:
+    method, _, out = exported
+    if method == "fedavg":
+        return
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    answers = [torch.jit.load(out / f"{name}.pt")(images) for name in sorted(METHODS[method][0])]
+    for place, answer in enumerate(answers):
+        assert all(not torch.equal(answer, other) for other in answers[:place])
+
+
+def test_weights_alone_rebuild_the_network(exported: tuple[str, RunFolder, Path]) -> None:
+    method, folder, out = exported
+    models = SavedModels(Reopened.read(folder))
+    for name in METHODS[method][0]:
+        view, _, site = name.partition("-")
+        deployed = Deployed(models.load(view, site or None), view)
+        images = torch.rand(1, 3, 32, 32)
+        expected = deployed(images)
+        with safe_open(out / f"{name}.safetensors", "pt") as file:
+            facts = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+        for tensor in deployed.network.state_dict().values():
+            tensor.zero_()
+        assert not torch.equal(deployed(images), expected)
+        deployed.network.load_state_dict(tensors)
+        torch.testing.assert_close(deployed(images), expected)
+        assert json.loads(facts["regions"]) == ({"rim": [1], "cup": [2]} if method == "fedavg" else facts_of_phantom())
+        assert facts["activation"] == ("softmax" if method == "fedavg" else "sigmoid")
+        assert (facts["view"], facts["site"], facts["method"]) == (view, site, method)
+        assert json.loads(facts["training_sites"]) == ["site_01", "site_02"]
+
+
+def facts_of_phantom() -> dict[str, list[int]]:
+    return {"disc": [1, 2], "cup": [2]}
+
+
+def test_the_card_says_what_the_run_says(exported: tuple[str, RunFolder, Path]) -> None:
+    method, folder, out = exported
+    scores = folder.scores().query("checkpoint == 'best' and split == 'test'")
+    for name in METHODS[method][0]:
+        view, _, site = name.partition("-")
+        card = (out / f"{name}.md").read_text()
+        rows = scores[scores["view"] == view]
+        for (where, region), group in rows.groupby(["site", "region"]):
+            told = f"| {where} | {group['case'].nunique()} | {group['value'].mean():.4g} |"
+            assert (told in card) == (where == site or not site), (told, region)
+        assert ("Took no part in training: site_03" in card) == (view == "global")
+        assert "terms: not stated by whoever exported this model" in card
+        assert "not a medical device" in card
+        used = folder.splits().query("split == 'train' and labelled")["site"].value_counts()
+        for where, count in used.items():
+            assert f"| {where} | {count} | {count} |" in card
+
+
+def test_the_cards_lines_run_without_the_suite(exported: tuple[str, RunFolder, Path]) -> None:
+    method, _, out = exported
+    name = sorted(METHODS[method][0])[-1]
+    found = re.search(r"```python\n(.*?)```", (out / f"{name}.md").read_text(), re.DOTALL)
+    assert found is not None
+    code = found.group(1)
+    assert len(code.strip().splitlines()) == 5
+    result = "labels" if method == "fedavg" else "masks"
+    blocked = "algorithms launch models federation datamodules segmentation_models_pytorch"
+    guard = f"import sys\nfor name in {blocked!r}.split(): sys.modules[name] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{guard}{code}print(tuple({result}.shape))"],
+        cwd=out,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ("(1, 32, 32)" if method == "fedavg" else "(1, 2, 32, 32)")
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.fixture(scope="module")
+def fedavg(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return trained(tmp_path_factory.mktemp("runs") / "fedavg", "algorithm=fedavg", "federation.rounds=1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--site", "site_01"), "site 'site_01' has no model of its own; there is: global"),
+        (("--site", "nowhere"), "no site 'nowhere'"),
+    ],
+)
+def test_models_that_do_not_exist_are_refused(
+    options: tuple[str, ...], message: str, fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(fedavg.path, "--out", tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_terms_are_told_and_nothing_is_overwritten(
+    fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(fedavg.path, "--out", out, "--terms", "CC BY-NC 4.0", "--checkpoint", "last") == 0
+    assert "terms: CC BY-NC 4.0" in (out / "global.md").read_text()
+    assert "after round 1 (last)" in (out / "global.md").read_text()
+    capsys.readouterr()
+    assert call(fedavg.path, "--out", out) == 2
+    assert "is not empty; choose another --out" in capsys.readouterr().err
+
+
+def test_an_encoder_without_views_has_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path / "run", "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1")
+    capsys.readouterr()
+    assert call(run.path, "--out", tmp_path / "out") == 2
+    assert "has no model that segments" in capsys.readouterr().err
+
+
+class Moody(nn.Module):
+    """Answers by the number of images, which a trace cannot hold."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * len(images)
+
+
+def test_a_program_that_answers_differently_is_refused() -> None:
+    with pytest.raises(ReportingError, match=r"global: the exported program answers differently"):
+        traced(Moody(), 3, (8, 8), "global")  # type: ignore[arg-type]
