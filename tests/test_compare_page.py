@@ -83,7 +83,7 @@ def test_every_picture_loads(page: Any) -> None:
     sizes = page.evaluate(
         "Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))"
     )
-    assert len(sizes) == 12  # nine plots with the heterogeneity, gain beside the answer, two cases
+    assert len(sizes) == 11  # nine plots, two cases
     assert all(source == "data:image" and width > 0 for source, width in sizes)
 
 
