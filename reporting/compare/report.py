@@ -40,6 +40,7 @@ CAPTIONS = {
     "critical_difference": "Average rank over cases; a bar joins models that are not told apart",
     "ranks": "Rank at each site: mean over seeds, and range",
     "win_tie_loss": "Share of cases that the row's model wins against the column's",
+    "heterogeneity": "Gain of the personal model against how different the site is from all others",
     "progress": "Validation Dice over rounds and traffic; dotted: the target",
 }
 
