@@ -1,4 +1,4 @@
-"""Compare runs: `python compare.py RUN...`. Says which model each site should use, in one HTML report with tables and plots."""
+"""Compare runs: `python compare.py RUN...` says in one HTML report which model each site should use."""
 
 import sys
 from collections.abc import Sequence

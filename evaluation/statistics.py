@@ -1,7 +1,7 @@
 """Statistics of a comparison, over arrays of scores; the tests themselves are scipy's and statsmodels'.
 
-Scores of one model at one site are an array (seeds, cases): a case that a seed did not test is NaN. Seeds of a run are no
-new patients: wherever cases are the sample (tests, ranks), a case's number is first averaged over the seeds.
+Scores of one model at one site are an array (seeds, cases): a case that a seed did not test is NaN. Seeds of a run are
+no new patients: wherever cases are the sample (tests, ranks), a case's number is first averaged over the seeds.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ def site_mean(scores: Scores) -> float:
 def seed_means(scores: Scores) -> Scores:
     """(seeds, cases) -> (seeds,): mean over the cases that each seed tested; NaN where it tested none."""
     counts = np.isfinite(scores).sum(axis=1)
-    return np.divide(np.nansum(scores, axis=1), counts, out=np.full(len(scores), np.nan), where=counts > 0)
+    means: Scores = np.divide(np.nansum(scores, axis=1), counts, out=np.full(len(scores), np.nan), where=counts > 0)
+    return means
 
 
 def over_seeds(scores: Scores) -> Scores:
-    """(seeds, cases) -> (cases,): every case averaged over the seeds that tested it; cases that none tested are left out.
+    """(seeds, cases) -> (cases,): every case averaged over the seeds that tested it; untested cases are left out.
 
     A seed is not another patient; averaging first leaves one number per case.
     """
@@ -66,8 +67,8 @@ def over_seeds(scores: Scores) -> Scores:
 def bootstrap(scores: Mapping[str, Scores], *, draws: int, confidence: float, seed: int = 0) -> Bootstrap:
     """Hierarchical percentile bootstrap over seed, site and case.
 
-    Seeds are crossed with sites: a draw takes the same seeds at every site. Cases are drawn within their site and are the
-    same for all seeds. Sites are drawn for the mean over sites only, each counting once.
+    Seeds are crossed with sites: a draw takes the same seeds at every site. Cases are drawn within their site and are
+    the same for all seeds. Sites are drawn for the mean over sites only, each counting once.
 
     Args:
         scores: site -> (seeds, cases), NaN where a seed did not test a case; the same number of seeds at every site.
@@ -110,7 +111,8 @@ def _weighted(values: Scores, weights: NDArray[np.int64]) -> Scores:
     known = np.where(np.isfinite(values), weights, 0)
     total = known.sum(axis=1)
     weighted = (np.nan_to_num(values) * known).sum(axis=1)
-    return np.divide(weighted, total, out=np.full(len(values), np.nan), where=total > 0)
+    means: Scores = np.divide(weighted, total, out=np.full(len(values), np.nan), where=total > 0)
+    return means
 
 
 def _interval(mean: float, drawn: Scores, confidence: float) -> Interval:
@@ -248,7 +250,8 @@ def rank_stability(scores: Scores) -> float:
 def wins(scores: Scores, *, higher_is_better: bool) -> NDArray[np.int64]:
     """(cases, models) -> (models, models): on how many cases the model of the row beats that of the column."""
     oriented = np.round(scores if higher_is_better else -scores, DECIMALS)
-    return (oriented[:, :, None] > oriented[:, None, :]).sum(axis=0)
+    counts: NDArray[np.int64] = (oriented[:, :, None] > oriented[:, None, :]).sum(axis=0)
+    return counts
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """A comparison from its command line to its folder.
 
-Reading runs needs neither torch nor images; what does (pictures of cases, differences between sites) is imported when asked.
+Reading runs needs neither torch nor images; what does (pictures of cases, differences
+between sites) is imported when asked.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ class Place:
     """Where the report goes, and what it takes.
 
     Attributes:
-        output: folder of the report; null makes RUN/report for a folder of runs, else comparison here. An earlier report
-            there is replaced.
+        output: folder of the report; null makes RUN/report for a folder of runs, else comparison here. An earlier
+            report there is replaced.
         pictures: also read images again: how sites differ, and the cases with the largest gain and loss; takes longer.
         cases: pictures per site of the largest gain, and as many of the largest loss.
     """
@@ -117,7 +117,7 @@ def destination(places: Sequence[str], place: Place) -> Path:
     output = Path(place.output) if place.output is not None else only / "report" if inside else Path("comparison")
     if output.is_file():
         raise ReportingError(f"output={output} is a file; choose a folder")
-    if output.is_dir() and os.listdir(output) and not (output / PAGE).is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
         raise ReportingError(f"output={output} holds something that is no report (no {PAGE}); choose another folder")
     return output
 
@@ -138,7 +138,10 @@ def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, outpu
         return Extras(None, f"Not measured: {missing}", (), f"Not drawn: {missing}")
     from launch.evidence import look_again  # torch, networks, images
 
-    print("looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)", file=sys.stderr)
+    print(
+        "looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)",
+        file=sys.stderr,
+    )
     return look_again(analysis, verdicts, place.cases, output / CASES)
 
 

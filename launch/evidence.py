@@ -1,4 +1,4 @@
-"""What the images themselves add to a comparison: how different sites are, and the cases in which two models differ most.
+"""What images add to a comparison: how different sites are, and the cases in which two models differ most.
 
 Runs keep no images; their data and saved models are opened again. What cannot be read any more is said, and left out.
 """
@@ -68,7 +68,9 @@ def _by_images(run: Run) -> pd.DataFrame:
 def _reference_runs(analysis: Analysis) -> list[Run]:
     """FedAvg's runs, or those of another method that has noted updates."""
     ordinary = analysis.gathered.ordinary
-    chosen = [m.label for m, _ in ordinary if m.name == REFERENCE] or [m.label for m, r in ordinary if len(r.folder.updates())]
+    chosen = [m.label for m, _ in ordinary if m.name == REFERENCE] or [
+        m.label for m, r in ordinary if len(r.folder.updates())
+    ]
     label = chosen[0] if chosen else ordinary[0][0].label if ordinary else ""
     return [run for method, run in ordinary if method.label == label]
 
@@ -85,7 +87,9 @@ def _cases(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Pat
         gains = {verdict.site: extremes(analysis, personal, shared, verdict.site, count) for verdict in group}
         runs = _runs_of(analysis, personal, shared)
         try:
-            drawn = draw_cases({name: run.folder for name, run in runs.items()}, {s: list(g) for s, g in gains.items()}, out)
+            drawn = draw_cases(
+                {name: run.folder for name, run in runs.items()}, {s: list(g) for s, g in gains.items()}, out
+            )
         except UNREADABLE as error:
             problems.append(f"No cases of {', '.join(gains)}: {error}")
             continue
@@ -108,9 +112,14 @@ def extremes(analysis: Analysis, personal: Model, shared: Model, site: str, coun
 
 
 def _runs_of(analysis: Analysis, personal: Model, shared: Model) -> dict[str, Run]:
-    """One run where its own global model is the other one, else one of each method; of the first seed that both have."""
+    """One run where its own global model is the other one, else one of each method; the first seed of both."""
     own = analysis.twins.get(Model(personal.method, GLOBAL)) == shared
     labels = [personal.method] if own else [personal.method, shared.method]
-    seeds = [{run.seed for run in analysis.gathered.runs[label] if not run.held_out} for label in (personal.method, shared.method)]
+    seeds = [
+        {run.seed for run in analysis.gathered.runs[label] if not run.held_out}
+        for label in (personal.method, shared.method)
+    ]
     first = min(set.intersection(*seeds))
-    return {label: next(r for r in analysis.gathered.runs[label] if r.seed == first and not r.held_out) for label in labels}
+    return {
+        label: next(r for r in analysis.gathered.runs[label] if r.seed == first and not r.held_out) for label in labels
+    }

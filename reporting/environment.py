@@ -47,7 +47,7 @@ class Meter:
         """
         import torch
 
-        gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        gpu = torch.cuda.is_available()
         return {
             "wall_seconds": round(time.monotonic() - self._wall, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),

@@ -131,7 +131,9 @@ def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Sections taken apart: dotted key -> value; a mapping that is a value (regions) stays one."""
     rows: dict[str, Any] = {}
     for key, value in settings.items():
-        rows |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, Mapping) else {key: value}
+        rows |= (
+            {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, Mapping) else {key: value}
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Finished runs whose scores are drawn instead of trained, with planted effects: for tests and benchmarks of comparisons."""
+"""Finished runs whose scores are drawn, with planted effects: for tests and benchmarks of comparisons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolde
 
 REGIONS = ("disc", "cup")
 SITES = {"site_01": 24, "site_02": 24, "site_03": 24}
-VIEWS = {"local": ("personal",), "fedbn": ("personal",), "ditto": ("global", "personal"), "finetune": ("global", "personal")}
+VIEWS = {
+    "local": ("personal",),
+    "fedbn": ("personal",),
+    "ditto": ("global", "personal"),
+    "finetune": ("global", "personal"),
+}
 SHARES = {"train": 0.4, "val": 0.2, "test": 0.4}
 
 
@@ -59,7 +64,8 @@ def write_run(
     splits.to_csv(path / SPLITS, index=False)
     views = VIEWS.get(algorithm, ("global",))
     parts = [
-        _scores(splits, view, f"{algorithm} {view} {seed}", effects or {}, noise, metrics, rounds, finished) for view in views
+        _scores(splits, view, f"{algorithm} {view} {seed}", effects or {}, noise, metrics, rounds, finished)
+        for view in views
     ]
     pd.concat(parts, ignore_index=True)[list(COLUMNS[METRICS])].to_csv(path / METRICS, index=False)
     seen = [site for site in sites if site not in unseen]
@@ -75,9 +81,20 @@ def _splits(sites: Mapping[str, int], split_seed: int, unseen: Sequence[str]) ->
         generator = np.random.default_rng(derive_seed(split_seed, site))
         bounds = np.cumsum([round(share * count) for share in SHARES.values()])
         for place, case in enumerate(generator.permutation(count)):
-            split = "test" if site in unseen else list(SHARES)[min(int(np.searchsorted(bounds, place, side="right")), 2)]
+            split = (
+                "test" if site in unseen else list(SHARES)[min(int(np.searchsorted(bounds, place, side="right")), 2)]
+            )
             name = f"case_{case:04d}"
-            rows.append({"site": site, "case": name, "patient": name, "split": split, "labelled": True, "seen": site not in unseen})
+            rows.append(
+                {
+                    "site": site,
+                    "case": name,
+                    "patient": name,
+                    "split": split,
+                    "labelled": True,
+                    "seen": site not in unseen,
+                }
+            )
     return pd.DataFrame(rows).sort_values(["site", "case"])
 
 
@@ -95,7 +112,12 @@ def _scores(
     if view == "personal":
         there = there[there["seen"]]
     generator = np.random.default_rng(derive_seed(0, name))
-    difficulty = np.array([np.random.default_rng(derive_seed(1, s, c)).uniform(-0.1, 0.1) for s, c in zip(there["site"], there["case"], strict=True)])
+    difficulty = np.array(
+        [
+            np.random.default_rng(derive_seed(1, s, c)).uniform(-0.1, 0.1)
+            for s, c in zip(there["site"], there["case"], strict=True)
+        ]
+    )
     effect = np.array([effects.get((view, site), effects.get((view, ""), 0.0)) for site in there["site"]])
     checkpoints = [("round", round) for round in range(1, rounds + 1)]
     checkpoints += [("last", rounds), ("best", max(1, rounds - 1))] if finished else []
@@ -105,17 +127,26 @@ def _scores(
         chosen = there.index.isin(rows.index)
         learnt = 0.75 - (0.4 / round if checkpoint == "round" else 0.4 / rounds)
         dice = np.clip(learnt + (difficulty + effect)[chosen] + generator.normal(0, noise, chosen.sum()), 0, 1)
-        common = rows[["site", "case", "split", "seen"]].assign(round=round, checkpoint=checkpoint, view=view, region=region)
+        common = rows[["site", "case", "split", "seen"]].assign(
+            round=round, checkpoint=checkpoint, view=view, region=region
+        )
         for metric in ("dice", "iou") if checkpoint == "round" else metrics:
-            parts.append(common.assign(metric=metric, value={"dice": dice, "iou": dice / (2 - dice)}.get(metric, 30 * (1 - dice))))
+            value = {"dice": dice, "iou": dice / (2 - dice)}.get(metric, 30 * (1 - dice))
+            parts += [common.assign(metric=metric, value=value)]
     return pd.concat(parts, ignore_index=True)
 
 
 def _bookkeeping(path: Path, sites: Sequence[str], rounds: int, *, travels: bool) -> None:
     pairs = list(product(range(1, rounds + 1), sites))
-    trained = [{"round": r, "site": s, "task": "train", "loss": 1 / r, "steps": 10, "examples": 20, "seconds": 0.5} for r, s in pairs]
+    trained = [
+        {"round": r, "site": s, "task": "train", "loss": 1 / r, "steps": 10, "examples": 20, "seconds": 0.5}
+        for r, s in pairs
+    ]
     sent = [
-        {"round": r, "site": s, "direction": way, "group": "model", "bytes": 1_000_000} for r, s in pairs for way in ("down", "up") if travels
+        {"round": r, "site": s, "direction": way, "group": "model", "bytes": 1_000_000}
+        for r, s in pairs
+        for way in ("down", "up")
+        if travels
     ]
     pd.DataFrame(trained, columns=list(COLUMNS[ROUNDS])).to_csv(path / ROUNDS, index=False)
     if sent:

@@ -1,5 +1,6 @@
 """Comparing runs: what is refused, who is a method, what is found where it was planted, and what is written."""
 
+import gc
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import compare
+from evaluation.statistics import holm, over_seeds, paired
 from reporting import ReportingError
 from reporting.compare.analysis import OVERALL, Analysis, Model
 from reporting.compare.gather import Gathered, Method, gather
@@ -18,7 +20,7 @@ from reporting.compare.options import Options
 from reporting.compare.report import Extras, telling, write
 from reporting.compare.runs import LeftOut, find_runs, read_run
 from reporting.compare.tables import Cell, Grid
-from reporting.compare.verdicts import answer_of, verdicts
+from reporting.compare.verdicts import answer_of, best_on_validation, verdicts
 from reporting.folder import RunFolder
 from tests.run_folders import SITES, write_run
 
@@ -39,7 +41,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     for seed in range(3):
         write_run(folder / f"fedavg-{seed}", "fedavg", seed)
-        write_run(folder / f"ditto-{seed}", "ditto", seed, effects={("personal", "site_02"): 0.08, ("personal", "site_03"): -0.08})
+        write_run(
+            folder / f"ditto-{seed}",
+            "ditto",
+            seed,
+            effects={("personal", "site_02"): 0.08, ("personal", "site_03"): -0.08},
+        )
         write_run(folder / f"local-{seed}", "local", seed, effects={("personal", ""): -0.15})
         write_run(folder / f"pooled-{seed}", "pooled", seed, effects={("global", ""): 0.03})
     return folder
@@ -90,7 +97,9 @@ def test_a_metric_that_a_run_lacks_leaves_it_out(tmp_path: Path) -> None:
         (["data.split=[0.5, 0.25, 0.25]"], "data.split"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_field_and_folder(settings: list[str], field: str, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_by_field_and_folder(
+    settings: list[str], field: str, tmp_path: Path
+) -> None:
     for name in ("a", "b", "c", "d"):
         write_run(tmp_path / name, "fedavg", seed=ord(name))
     write_run(tmp_path / "e", "ditto", 0, *settings)
@@ -180,8 +189,8 @@ def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
     assert found["site_03"].answer == "global"
     assert found["site_01"].answer == "no difference shown"
     assert re.match(
-        r"site_02 should use its personal model \(ditto\): \+\d\.\d Dice \(95% interval \+\d+\.\d to \+\d+\.\d\) against the "
-        r"global one \((fedavg|ditto)\), \d+ of \d+ cases better, p = 0\.\d+\.$",
+        r"site_02 should use its personal model \(ditto\): \+\d\.\d Dice \(95% interval \+\d+\.\d to \+\d+\.\d\) "
+        r"against the global one \((fedavg|ditto)\), \d+ of \d+ cases better, p (=|<) 0\.\d+\.$",
         found["site_02"].text,
     )
     assert found["site_02"].test["gain"] == pytest.approx(0.08, abs=0.02)
@@ -192,16 +201,24 @@ def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> N
     analysis = analysed(planted)
     row = analysis.compare(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
     assert row is not None
-    test_cases = {case for seed in range(3) for case in RunFolder(planted / f"ditto-{seed}").splits().query("site == 'site_02' and split == 'test'")["case"]}
+    test_cases = {
+        case
+        for seed in range(3)
+        for case in RunFolder(planted / f"ditto-{seed}").splits().query("site == 'site_02' and split == 'test'")["case"]
+    }
     assert row["pairs"] == len(test_cases)
     scores = [RunFolder(planted / f"{name}").scores() for name in ("ditto-1", "fedavg-1")]
     mine, theirs = (
-        table.query(f"checkpoint == 'best' and split == 'test' and site == 'site_02' and metric == 'dice' and view == '{view}'").groupby("case")["value"].mean()
+        table.query(
+            f"checkpoint == 'best' and split == 'test' and site == 'site_02' and metric == 'dice' and view == '{view}'"
+        )
+        .groupby("case")["value"]
+        .mean()
         for table, view in zip(scores, ("personal", "global"), strict=True)
     )
     gain = analysis.gain(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
     assert gain is not None
-    pd.testing.assert_series_equal(gain.loc[1].dropna(), mine - theirs, check_names=False)
+    pd.testing.assert_series_equal(gain.loc[1].dropna().sort_index(), mine - theirs, check_names=False)
 
 
 def test_the_pair_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None:
@@ -220,11 +237,18 @@ def test_negative_transfer_is_named(tmp_path: Path) -> None:
         write_run(tmp_path / f"local{seed}", "local", seed)
     analysis = analysed(tmp_path)
     found = {verdict.site: verdict for verdict in verdicts(analysis)}
-    assert found["site_02"].text == "site_02: personal and global cannot be compared, these runs have no personal model for it."
+    assert (
+        found["site_02"].text
+        == "site_02: personal and global cannot be compared, these runs have no personal model for it."
+    )
     assert found["site_02"].aside.startswith("Negative transfer: fedavg global does worse than training alone: −")
     assert "no sure difference" in found["site_01"].aside
     page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
-    assert re.search(r"Negative transfer against local training, significant after Holm: site_02 with fedavg global \(−\d+\.\d Dice\)", page)
+    assert re.search(
+        r"Negative transfer against local training, significant after Holm: site_02 with fedavg "
+        r"global \(−\d+\.\d Dice\)",
+        page,
+    )
 
 
 def test_too_few_cases_say_which_p_they_could_give(tmp_path: Path) -> None:
@@ -263,7 +287,7 @@ def test_one_model_under_two_names_is_one(tmp_path: Path) -> None:
 def test_a_method_without_a_global_model_is_held_against_the_most_similar_fedavg(tmp_path: Path) -> None:
     write_run(tmp_path / "bn", "fedbn", 0, "training.lr=0.01")
     write_run(tmp_path / "a", "fedavg", 0)
-    write_run(tmp_path / "b", "fedavg", 0, "training.lr=0.01")
+    write_run(tmp_path / "b", "fedavg", 0, "training.lr=0.01", effects={("global", ""): 0.01})
     assert analysed(tmp_path).counterpart(Model("fedbn", "personal")) == Model("fedavg (training.lr=0.01)", "global")
 
 
@@ -276,10 +300,16 @@ def test_a_distance_is_better_when_lower(planted: Path) -> None:
 
 def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
     analysis = analysed(planted)
-    scores = RunFolder(planted / "pooled-0").scores().query("checkpoint == 'best' and split == 'test' and metric == 'dice'")
+    scores = (
+        RunFolder(planted / "pooled-0").scores().query("checkpoint == 'best' and split == 'test' and metric == 'dice'")
+    )
     pooled = analysis.overview.query("method == 'pooled' and checkpoint == 'best'").set_index("site")
     by_seed = [
-        RunFolder(planted / f"pooled-{seed}").scores().query("checkpoint == 'best' and split == 'test' and metric == 'dice'").groupby("site")["value"].mean()
+        RunFolder(planted / f"pooled-{seed}")
+        .scores()
+        .query("checkpoint == 'best' and split == 'test' and metric == 'dice'")
+        .groupby("site")["value"]
+        .mean()
         for seed in range(3)
     ]
     assert pooled.loc["site_01", "mean"] == pytest.approx(np.mean([means["site_01"] for means in by_seed]))
@@ -291,18 +321,27 @@ def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
     assert (cost.loc["fedavg", "bytes_up"], cost.loc["local", "bytes_up"]) == (12e6, 0)
     assert cost.loc["fedavg", "steps"] == 120
     assert cost.loc["fedavg", "cpu_seconds"] == 8
-    assert cost.loc["fedavg", "rounds_to_target"] in (3.0, 4.0)
+    assert 3 <= cost.loc["fedavg", "rounds_to_target"] <= 4  # validation climbs in every one of four rounds
+    assert cost.loc["fedavg", "reached"] == "3 of 3"
     (planted / "fedavg-0/environment.json").write_text('{"seeds": {}, "processes": [{}, {}]}')  # a process was killed
     fedavg = analysed(planted).cost.set_index("method").loc["fedavg"]
     assert fedavg["cpu_seconds"] == 8  # of the two other seeds
     assert np.isnan(analysed(planted).cost.set_index("method").loc["ditto", "peak_gpu_bytes"]).all()
 
 
-def test_without_a_difference_the_sites_of_a_comparison_say_so_at_the_stated_rate() -> None:
-    """Whole comparisons of methods that are alike: in at most 5 % of them any site is told to use one model."""
-    trials = 60
-    spoken = sum(any(v.answer in ("personal", "global") for v in verdicts(_alike(trial))) for trial in range(trials))
-    assert spoken <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)
+def test_without_a_difference_comparisons_find_one_at_the_stated_rate() -> None:
+    """Whole comparisons of methods that are alike, chosen on validation: at most 5 % find a difference at some site."""
+    gc.freeze()  # statsmodels collects garbage at every correction, which takes long once torch is loaded
+    trials, found = 200, 0
+    for trial in range(trials):
+        analysis = _alike(trial)
+        chosen = [
+            [best_on_validation(analysis, site, view) for view in ("personal", "global")] for site in analysis.sites
+        ]
+        gains = [analysis.gain(*pair, site) for pair, site in zip(chosen, analysis.sites, strict=True)]
+        found += bool((holm([paired(over_seeds(gain.to_numpy())).p for gain in gains]) <= 0.05).any())
+    gc.unfreeze()
+    assert found <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)
 
 
 def _alike(trial: int) -> Analysis:
@@ -315,7 +354,19 @@ def _alike(trial: int) -> Analysis:
             for seed in (0, 1):
                 for split, some in (("val", luck[:12]), ("test", luck[12:])):
                     values = 0.7 + some + generator.normal(0, 0.02, 12)
-                    rows.append(pd.DataFrame({"method": method, "view": view, "seed": seed, "site": site, "split": split, "case": cases, "value": values}))
+                    rows.append(
+                        pd.DataFrame(
+                            {
+                                "method": method,
+                                "view": view,
+                                "seed": seed,
+                                "site": site,
+                                "split": split,
+                                "case": cases,
+                                "value": values,
+                            }
+                        )
+                    )
     cases = pd.concat(rows, ignore_index=True).assign(checkpoint="best", seen=True, metric="dice")
     methods = {name: Method(name, name, {}, (0, 1)) for name in ("fedavg", "ditto", "fedbn")}
     return Analysis(Gathered(methods, {}, cases, cases, [], []), Options(draws=100))
@@ -324,14 +375,24 @@ def _alike(trial: int) -> Analysis:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "report"
     assert compare.main([str(planted), f"output={output}", "draws=200"]) == 0
     told = capsys.readouterr()
     assert "site_02 should use its personal model (ditto)" in told.out
     assert "\033[" not in told.out
     assert f"The report: {output / 'report.html'}" in told.out
-    assert {"answers.csv", "scores.csv", "tests.csv", "fairness.csv", "cost.csv", "scores_best.tex", "scores_last.tex"} <= {p.name for p in (output / "tables").iterdir()}
+    assert {
+        "answers.csv",
+        "scores.csv",
+        "tests.csv",
+        "fairness.csv",
+        "cost.csv",
+        "scores_best.tex",
+        "scores_last.tex",
+    } <= {p.name for p in (output / "tables").iterdir()}
     for name in ("gain", "scores", "transfer", "critical_difference", "ranks", "win_tie_loss", "progress"):
         assert (output / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (output / f"plots/{name}.svg").read_text()
@@ -356,7 +417,9 @@ def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(planted: 
         (["nowhere"], "nowhere: there is no such folder"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments: Sequence[str], message: str, planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_one_line(
+    arguments: Sequence[str], message: str, planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare.main([str(planted), *(argument.format(planted) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -372,7 +435,9 @@ def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.Captu
     assert compare.main(["metric=dice"]) == 2
 
 
-def test_the_terminal_is_coloured_the_pipe_is_not(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_is_coloured_the_pipe_is_not(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -391,6 +456,12 @@ def test_latex_is_escaped() -> None:
 
 
 def test_differences_of_sites_that_say_nothing_are_left_out() -> None:
-    rows = [("a", "", "size", 1.0), ("b", "", "size", 2.0), ("a", "b", "size", 9.0), ("a", "", "presence", 0.0), ("b", "", "presence", 0.0)]
+    rows = [
+        ("a", "", "size", 1.0),
+        ("b", "", "size", 2.0),
+        ("a", "b", "size", 9.0),
+        ("a", "", "presence", 0.0),
+        ("b", "", "presence", 0.0),
+    ]
     table = telling(pd.DataFrame(rows, columns=["site", "other", "measure", "value"]), {"a": 0.1, "b": 0.2})
     assert table["value"].tolist() == [1.0, 2.0]

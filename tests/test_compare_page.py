@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,10 +19,12 @@ from reporting.compare.verdicts import Verdict
 from tests.run_folders import write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync"]  # fmt: skip
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     def measured(found: Sequence[Verdict]) -> Extras:
         rows = [(v.site, "", name, float(i)) for i, v in enumerate(found) for name in ("intensity", "size/cup")]
         differences = pd.DataFrame(rows, columns=["site", "other", "measure", "value"])
-        return Extras(differences, "", [Case("site_01", "case_0001", 0.2, picture), Case("site_01", "case_0002", -0.1, picture)])
+        return Extras(
+            differences, "", [Case("site_01", "case_0001", 0.2, picture), Case("site_01", "case_0002", -0.1, picture)]
+        )
 
     runs = [read_run(path, "dice") for path in find_runs([str(folder)])]
     return write(Analysis(gather(runs), Options(draws=200)), folder / "report", measured)
@@ -77,8 +80,10 @@ def test_it_asks_for_nothing_beyond_the_file_and_no_script_fails(page: Any, repo
 
 
 def test_every_picture_loads(page: Any) -> None:
-    sizes = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))")
-    assert len(sizes) == 12  # nine plots with the heterogeneity, gain beside the answer, two cases
+    sizes = page.evaluate(
+        "Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))"
+    )
+    assert len(sizes) == 11  # nine plots, two cases
     assert all(source == "data:image" and width > 0 for source, width in sizes)
 
 
@@ -89,7 +94,11 @@ def test_nothing_is_wider_than_the_screen(page: Any) -> None:
 def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
     lines = page.locator(".verdict .line").all_inner_texts()
     assert [line.replace("\u00a0", " ") for line in lines] == [verdict.text for verdict in report.verdicts]
-    assert {item.get_attribute("data-site") for item in page.locator(".verdict").all()} == {"site_01", "<b>&'\"", "site_03"}
+    assert {item.get_attribute("data-site") for item in page.locator(".verdict").all()} == {
+        "site_01",
+        "<b>&'\"",
+        "site_03",
+    }
     assert page.locator(".verdict .line").first.bounding_box()["y"] < page.viewport_size["height"] / 2
     plot = page.locator(".answer img").bounding_box()
     if page.viewport_size["width"] > 1000:
@@ -117,7 +126,17 @@ def test_tables_sort_by_a_click_on_a_heading(page: Any) -> None:
 
 def test_every_part_of_the_comparison_is_there(page: Any) -> None:
     titles = page.locator("h2").all_inner_texts()
-    assert titles == ["Scores", "Unseen sites", "Personal against global", "Fairness and local training", "Ranks", "Cost", "Heterogeneity", "Cases", "Runs"]
+    assert titles == [
+        "Scores",
+        "Unseen sites",
+        "Personal against global",
+        "Fairness and local training",
+        "Ranks",
+        "Cost",
+        "Heterogeneity",
+        "Cases",
+        "Runs",
+    ]
     assert page.locator("nav a").all_inner_texts() == ["Answer", *titles]
     assert page.locator("h2 + p.warn").count() == 0
     assert page.locator("body b").count() == 0  # names are text, not markup

@@ -104,7 +104,10 @@ def test_one_seed_and_one_site_is_scipys_percentile_bootstrap() -> None:
 
 def test_the_hierarchy_is_that_of_a_loop_written_out() -> None:
     generator = np.random.default_rng(1)
-    scores = {site: generator.normal(level, 1, (3, 8)) + np.array([[0.0], [0.5], [-0.5]]) for site, level in (("a", 0), ("b", 2), ("c", 3))}
+    scores = {
+        site: generator.normal(level, 1, (3, 8)) + np.array([[0.0], [0.5], [-0.5]])
+        for site, level in (("a", 0), ("b", 2), ("c", 3))
+    }
     found = bootstrap(scores, draws=20_000, confidence=0.95)
     drawn = []
     for _ in range(6_000):

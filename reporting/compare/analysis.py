@@ -77,7 +77,7 @@ class Analysis:
         ]
         found: dict[Model, Sites] = {}
         for (method, view, site), own in rows.groupby(["method", "view", "site"], observed=True, sort=True):
-            table = own.pivot(index="seed", columns="case", values="value")
+            table = own.astype({"case": str}).pivot(index="seed", columns="case", values="value")
             found.setdefault(Model(str(method), str(view)), {})[str(site)] = table
         return {model: _same_seeds(sites) for model, sites in found.items()}
 
@@ -299,7 +299,9 @@ class Analysis:
         parts = []
         for method, run in self.gathered.ordinary:
             so_far = run.traffic.set_index("round")[["down", "up"]].sum(axis=1).sort_index().cumsum()
-            spent = [float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]]
+            spent = [
+                float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]
+            ]
             parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=spent))
         empty = pd.DataFrame(columns=["round", "view", "value", "method", "seed", "bytes"])
         return pd.concat(parts, ignore_index=True) if parts else empty
@@ -312,8 +314,9 @@ class Analysis:
             return float("nan"), "no validation curve"
         reference = [key for key in best.index if self.gathered.methods[key[0]].name == REFERENCE and key[1] == GLOBAL]
         of = best[reference] if reference else best
-        key = of.idxmax()
-        return self.options.target * float(of.max()), f"{self.options.target:.0%} of the best of {Model(*key).label}"
+        method, view = list(of.index)[int(of.to_numpy().argmax())]
+        label = Model(str(method), str(view)).label
+        return self.options.target * float(of.max()), f"{self.options.target:.0%} of the best of {label}"
 
     @cached_property
     def cost(self) -> pd.DataFrame:
@@ -326,7 +329,8 @@ class Analysis:
         for model in self.models:
             if model.method not in per_method.index:
                 continue
-            rows.append({**model._asdict(), **self._reached(model), **per_method.loc[model.method].to_dict()})
+            used = {str(name): value for name, value in per_method.loc[model.method].to_dict().items()}
+            rows.append({**model._asdict(), **self._reached(model), **used})
         return pd.DataFrame(rows)
 
     def _reached(self, model: Model) -> dict[str, Any]:
@@ -346,7 +350,12 @@ def run_cost(run: Run) -> dict[str, float]:
     processes = run.folder.costs()
     complete = bool(processes) and len(processes) == run.folder.processes()
     told: dict[str, float] = {}
-    for name, together in (("wall_seconds", sum), ("cpu_seconds", sum), ("peak_memory_bytes", max), ("peak_gpu_bytes", max)):
+    for name, together in (
+        ("wall_seconds", sum),
+        ("cpu_seconds", sum),
+        ("peak_memory_bytes", max),
+        ("peak_gpu_bytes", max),
+    ):
         values = [process.get(name) for process in processes]
         known = [float(value) for value in values if value is not None]
         told[name] = float(together(known)) if complete and len(known) == len(values) else float("nan")

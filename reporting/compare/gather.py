@@ -15,9 +15,9 @@ from reporting.compare.runs import LeftOut, Run
 from reporting.folder import RunFolder
 
 # What may differ between runs of one method: where, how fast and under which name a run computed.
-CIRCUMSTANCE = ("seed", "output", "resume", "experiment", "protocol", "stages", "wandb.", "evaluation.", "trainer.threads",
-    "trainer.accelerator", "trainer.deterministic", "data.cache", "data.workers", "data.root", "data.split_seed",
-    "data.unseen", "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
+CIRCUMSTANCE = ("seed", "output", "resume", "experiment", "protocol", "stages", "wandb.", "evaluation.",
+    "trainer.threads", "trainer.accelerator", "trainer.deterministic", "data.cache", "data.workers", "data.root",
+    "data.split_seed", "data.unseen", "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
 # What a method may do with the data: part of the method. Every other setting of the data must be the same.
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
@@ -77,8 +77,8 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
     """Join runs.
 
     Raises:
-        ReportingError: no run is left, two runs have the same settings and seed, or runs cannot be compared; the message
-            names the fields that differ, and in which folders.
+        ReportingError: no run is left, two runs have the same settings and seed, or runs cannot be compared; the
+            message names the fields that differ, and in which folders.
     """
     runs, left_out = [], []
     for one in found:
@@ -95,7 +95,9 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
         grouped[run.settings["algorithm.name"], _signature(own_settings(run))].append(run)
     _check_repeats(grouped.values())
     labels = _labels(list(grouped.values()))
-    by_label = {label: sorted(group, key=lambda run: run.seed) for label, group in zip(labels, grouped.values(), strict=True)}
+    by_label = {
+        label: sorted(group, key=lambda run: run.seed) for label, group in zip(labels, grouped.values(), strict=True)
+    }
     by_label = dict(sorted(by_label.items()))
     methods = {label: _method(label, group) for label, group in by_label.items()}
     return Gathered(
@@ -161,7 +163,7 @@ def _split_problems(runs: Sequence[Run]) -> list[str]:
     first: dict[tuple[bool, int], Run] = {}
     for run in runs:
         other = first.setdefault((run.held_out, run.split_seed), run)
-        if told := _difference(other, run, [c for c in run.splits.columns]):
+        if told := _difference(other, run, list(run.splits.columns)):
             problems.append(f"splits (splits.csv) of the same split seed {run.split_seed}: {told}")
         elif told := _difference(runs[0], run, ["site", "case", "patient"]):
             problems.append(f"cases (splits.csv): {told}")
@@ -196,7 +198,8 @@ def _check_repeats(groups: Iterable[Sequence[Run]]) -> None:
             other = seeds.setdefault((run.seed, run.held_out), run)
             if other is not run:
                 raise ReportingError(
-                    f"{other.path} and {run.path} differ in data.split_seed only ({other.split_seed}, {run.split_seed}); "
+                    f"{other.path} and {run.path} differ in data.split_seed only "
+                    f"({other.split_seed}, {run.split_seed}); "
                     "give them different seeds, or leave data.split_seed empty: the split follows the seed"
                 )
 

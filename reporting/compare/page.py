@@ -82,8 +82,8 @@ def render(analysis: Analysis, verdicts: Sequence[Verdict], first: Picture | Non
         sections: what follows.
     """
     environment = Environment(
-        loader=PackageLoader("reporting.compare", "."), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("reporting.compare", "."), autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         headline=headline(verdicts),
@@ -111,7 +111,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
             "mixed": "Cases and means disagree at every site",
         }  # fmt: skip
         return every[only]
-    told = {
+    told: dict[Answer, tuple[str, str]] = {
         "personal": ("gains from its personal model", "gain from their personal model"),
         "global": ("is better served by the global one", "are better served by the global one"),
         "mixed": ("has cases and mean that disagree", "have cases and means that disagree"),
@@ -132,7 +132,8 @@ def facts(analysis: Analysis) -> list[str]:
     return [
         _count(len(gathered.methods), "method"), _count(len(runs), "run"), _count(len(seeds), "seed"),
         _count(len(analysis.sites), "site"), _count(len(cases), "test case"),
-        f"{runs[0].settings.get('data.preset', runs[0].settings['data.name'])} data", f"{analysis.options.title}, {analysis.options.checkpoint} round",
+        f"{runs[0].settings.get('data.preset', runs[0].settings['data.name'])} data",
+        f"{analysis.options.title}, {analysis.options.checkpoint} round",
     ]  # fmt: skip
 
 
@@ -142,7 +143,10 @@ def notes(analysis: Analysis) -> list[str]:
     for model, first in analysis.twins.items():
         if model != first:
             same.setdefault(first.label, []).append(model.label)
-    twins = [f"{first} and {', '.join(others)} have the same scores everywhere; they are shown once." for first, others in same.items()]
+    twins = [
+        f"{first} and {', '.join(others)} have the same scores everywhere; they are shown once."
+        for first, others in same.items()
+    ]
     return [*twins, *analysis.gathered.notes]
 
 

@@ -42,7 +42,9 @@ class Theme:
     def settings(self) -> dict[str, Any]:
         """For `matplotlib.rc_context`: nothing but the marks is opaque."""
         edges = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), self.faint)
-        words = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), self.ink)
+        words = dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), self.ink
+        )
         clear = {"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"}
         plain = {"font.size": 9.5, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
         more = {"legend.frameon": False, "grid.linewidth": 0.6, "svg.hashsalt": "compare", "axes.axisbelow": True}
@@ -51,13 +53,14 @@ class Theme:
 
 LIGHT = Theme("#1c2127", "#8a949e", "#e3e7eb", "#117733", "#bb3322", "#2a62a8", "#6b7580", "#f4f5f6")
 DARK = Theme("#e6e9ec", "#79838d", "#343b43", "#5cc97f", "#ff8a75", "#7fb2f0", "#9aa4ae", "#2a3037")
-Draw = Callable[[Analysis, Sequence[Verdict], Theme], Figure | None]
+Draw = Callable[[Analysis, Theme], Figure | None]
 
 
 def draw_all(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> dict[str, Figure]:
     """Every plot that these runs allow, by name."""
     with mpl.rc_context(theme.settings()):
-        drawn = {name: draw(analysis, verdicts, theme) for name, draw in PLOTS.items()}
+        drawn = {"gain": gain(analysis, verdicts, theme)}
+        drawn |= {name: draw(analysis, theme) for name, draw in PLOTS.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -72,7 +75,8 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
     axes.axvline(0, color=theme.faint, linewidth=1)
     generator = np.random.default_rng(0)
     for row, verdict in enumerate(shown):
-        assert verdict.personal is not None and verdict.shared is not None  # a verdict with a test has both
+        assert verdict.personal is not None  # a verdict with a test has both
+        assert verdict.shared is not None
         table = analysis.gain(verdict.personal, verdict.shared, verdict.site)
         cases = over_seeds(table.to_numpy()) * scale if table is not None else np.empty(0)
         colour = answer_colour(verdict.answer, theme)
@@ -89,7 +93,7 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
     return figure
 
 
-def scores(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def scores(analysis: Analysis, theme: Theme) -> Figure | None:
     """Mean and interval of every model, over sites and at each; local and pooled training as lines."""
     table = _chosen(analysis)
     panels = [OVERALL, *(analysis.sites if len(analysis.sites) <= PANELS else [])]
@@ -121,7 +125,9 @@ def _score_panel(axes: Axes, analysis: Analysis, rows: pd.DataFrame, models: Seq
             colour = theme.good if model.view == PERSONAL else theme.shared
             axes.plot([row["low"] * scale, row["high"] * scale], [y, y], color=colour, linewidth=2, alpha=0.55)
             axes.plot(row["mean"] * scale, y, "o" if model.view == PERSONAL else "s", color=colour, markersize=5)
-    for model, style in ((m, s) for m in analysis.models for n, s in (("local", "--"), ("pooled", ":")) if analysis.name(m) == n):
+    for model, style in (
+        (m, s) for m in analysis.models for n, s in (("local", "--"), ("pooled", ":")) if analysis.name(m) == n
+    ):
         own = rows[(rows["method"] == model.method) & (rows["view"] == model.view)]
         for mean in own["mean"]:
             axes.axvline(mean * scale, color=theme.neutral, linestyle=style, linewidth=1.3, label=model.method)
@@ -130,12 +136,12 @@ def _score_panel(axes: Axes, analysis: Analysis, rows: pd.DataFrame, models: Seq
     axes.grid(axis="x")
 
 
-def personal_gains(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def personal_gains(analysis: Analysis, theme: Theme) -> Figure | None:
     """Every personal model against its global one, at every site."""
     return _tests_heatmap(analysis, "personal against global", theme)
 
 
-def transfer(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def transfer(analysis: Analysis, theme: Theme) -> Figure | None:
     """Every model against local training, at every site: red is negative transfer."""
     return _tests_heatmap(analysis, "against local training", theme)
 
@@ -155,7 +161,9 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     told = np.vectorize(lambda value, star: f"{value:+.1f}".replace("-", "−") + (" ✱" if star else ""))
     _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
     axes.set_xticks(range(len(order)), [_wrapped(label) for label in order])
-    figure.supxlabel(f"gain in {analysis.options.title} ({analysis.options.unit}); ✱ significant after Holm", fontsize=8.5)
+    figure.supxlabel(
+        f"gain in {analysis.options.title} ({analysis.options.unit}); ✱ significant after Holm", fontsize=8.5
+    )
     return figure
 
 
@@ -180,7 +188,7 @@ def _wrapped(label: str) -> str:
     return "\n".join(label.rsplit(" ", 1))
 
 
-def ranks(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def ranks(analysis: Analysis, theme: Theme) -> Figure | None:
     """The rank of every model at every site: mean over seeds, and the range over them."""
     table = analysis.rank_table
     if table.empty or len(table.columns) < 2:
@@ -198,7 +206,7 @@ def ranks(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figu
     return figure
 
 
-def critical_difference(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def critical_difference(analysis: Analysis, theme: Theme) -> Figure | None:
     """Average ranks over cases; models under one bar are not told apart (Nemenyi)."""
     found = analysis.ranks
     if not np.isfinite(found.critical_difference):
@@ -221,7 +229,9 @@ def critical_difference(analysis: Analysis, verdicts: Sequence[Verdict], theme: 
         axes.text(end, depth, told, ha="right" if left else "left", va="center", fontsize=9)
     for row, (first, last) in enumerate(bars):
         y = -0.3 - 0.2 * row
-        axes.plot([places[first] - 0.04, places[last] + 0.04], [y, y], color=theme.ink, linewidth=3.5, solid_capstyle="round")
+        axes.plot(
+            [places[first] - 0.04, places[last] + 0.04], [y, y], color=theme.ink, linewidth=3.5, solid_capstyle="round"
+        )
     width = found.critical_difference
     axes.plot([1, 1 + width], [0.75, 0.75], color=theme.bad, linewidth=2, marker="|", markersize=8)
     axes.text(1 + width + 0.08, 0.75, f"critical difference {width:.2f}", va="center", fontsize=8.5)
@@ -242,7 +252,7 @@ def _groups(places: Any, width: float) -> list[tuple[int, int]]:
     return [(i, j) for n, (i, j) in enumerate(spans) if j > i and not any(k < i and m >= j for k, m in spans[:n])]
 
 
-def win_tie_loss(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def win_tie_loss(analysis: Analysis, theme: Theme) -> Figure | None:
     """On what share of the cases the model of the row beats that of the column; a tie is half a win."""
     counts, cases = analysis.wins, len(analysis.case_table)
     if not cases or len(counts) < 2:
@@ -260,10 +270,14 @@ def win_tie_loss(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) 
     return figure
 
 
-def progress(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
+def progress(analysis: Analysis, theme: Theme) -> Figure | None:
     """Validation Dice against rounds, and against bytes: mean over seeds, and their range."""
     curves = analysis.curves
-    models = [model for model in analysis.models if ((curves["method"] == model.method) & (curves["view"] == model.view)).any()]
+    models = [
+        model
+        for model in analysis.models
+        if ((curves["method"] == model.method) & (curves["view"] == model.view)).any()
+    ]
     if not models:
         return None
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
@@ -271,7 +285,10 @@ def progress(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> F
     methods = sorted({model.method for model in models})
     for model in models:
         own = curves[(curves["method"] == model.method) & (curves["view"] == model.view)]
-        look = {"color": COLOURS[methods.index(model.method) % len(COLOURS)], "linestyle": "-" if model.view == PERSONAL else "--"}
+        look = {
+            "color": COLOURS[methods.index(model.method) % len(COLOURS)],
+            "linestyle": "-" if model.view == PERSONAL else "--",
+        }
         by_round = own.groupby("round").agg({"value": ["mean", "min", "max"], "bytes": "mean"})
         mean = by_round["value", "mean"] * 100
         left.plot(by_round.index, mean, label=model.label, linewidth=1.8, **look)
@@ -316,7 +333,9 @@ def draw_heterogeneity(
             axes.axhline(0, color=theme.faint, linewidth=1)
             for site, value in zip(own["site"], own["value"], strict=True):
                 axes.plot(value, gains[site] * options.scale, "o", color=theme.good, markersize=6)
-                axes.annotate(site, (value, gains[site] * options.scale), (4, 4), textcoords="offset points", fontsize=7.5)
+                axes.annotate(
+                    site, (value, gains[site] * options.scale), (4, 4), textcoords="offset points", fontsize=7.5
+                )
             axes.set_title(measure)
             axes.margins(0.2)
             axes.grid()
@@ -344,7 +363,6 @@ def _pair(verdict: Verdict) -> str:
 
 
 PLOTS: dict[str, Draw] = {
-    "gain": gain,
     "scores": scores,
     "personal_gains": personal_gains,
     "transfer": transfer,

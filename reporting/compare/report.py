@@ -40,6 +40,7 @@ CAPTIONS = {
     "critical_difference": "Average rank over cases; a bar joins models that are not told apart",
     "ranks": "Rank at each site: mean over seeds, and range",
     "win_tie_loss": "Share of cases that the row's model wins against the column's",
+    "heterogeneity": "Gain of the personal model against how different the site is from all others",
     "progress": "Validation Dice over rounds and traffic; dotted: the target",
 }
 
@@ -143,7 +144,7 @@ def _sections(
             score_grid(analysis, other), metric_grid(analysis), region_grid(analysis)]),
         Section("Personal against global", pictures=drawn("personal_gains"), folded=[_personal_grid(analysis)]),
         Section("Fairness and local training", _transfer_text(analysis), drawn("transfer"), [fairness_grid(analysis)],
-            folded=[test_grid(analysis, "against local training", "against_local", "Every model against local training")]),
+            folded=[_local_grid(analysis)]),
         Section("Ranks", _rank_text(analysis), drawn("critical_difference", "ranks", "win_tie_loss")),
         Section("Cost", pictures=drawn("progress"), grids=[cost_grid(analysis)]),
         _heterogeneity(extras, found, drawn("heterogeneity")),
@@ -157,8 +158,15 @@ def _sections(
     return [*sections, Section("Runs", folded=[run_grid(analysis)])]
 
 
+def _local_grid(analysis: Analysis) -> Grid:
+    title = "Every model against local training"
+    return test_grid(analysis, "against local training", "against_local", title)
+
+
 def _personal_grid(analysis: Analysis) -> Grid:
-    return test_grid(analysis, "personal against global", "personal_against_global", "Every personal model against its global one")
+    return test_grid(
+        analysis, "personal against global", "personal_against_global", "Every personal model against its global one"
+    )
 
 
 def _transfer_text(analysis: Analysis) -> list[str]:
@@ -166,14 +174,21 @@ def _transfer_text(analysis: Analysis) -> list[str]:
     tests = analysis.tests
     rows = tests[tests["question"] == "against local training"] if len(tests) else tests
     if rows.empty:
-        return ["There is no local training among these runs (algorithm=local), so nobody's gain from taking part is known."]
+        return [
+            "There is no local training among these runs (algorithm=local), so nobody's gain from taking part is known."
+        ]
     sure = rows[rows["p_holm"] <= analysis.options.alpha]
     told = []
     for words, some in (("Gain", sure[sure["effect"] > 0]), ("Negative transfer", sure[sure["effect"] < 0])):
-        named = [f"{row['site']} with {row['model']} ({amount(row['gain'], analysis.options)})" for row in some.to_dict("records")]
+        named = [
+            f"{row['site']} with {row['model']} ({amount(row['gain'], analysis.options)})"
+            for row in some.to_dict("records")
+        ]
         told.append(f"{words} against local training, significant after Holm: {'; '.join(named) or 'none'}.")
     worse = rows[rows["gain"] < 0]
-    counts = ", ".join(f"{site} with {len(own)} of {(rows['site'] == site).sum()} models" for site, own in worse.groupby("site"))
+    counts = ", ".join(
+        f"{site} with {len(own)} of {(rows['site'] == site).sum()} models" for site, own in worse.groupby("site")
+    )
     return [*told, f"Lower mean than local training, significant or not: {counts or 'none'}."]
 
 
@@ -185,13 +200,16 @@ def _rank_text(analysis: Analysis) -> list[str]:
     if np.isfinite(found.p):
         differ = "differ" if found.p <= analysis.options.alpha else "are not shown to differ"
         text.append(
-            f"Over {found.blocks} cases the models' ranks {differ} (Friedman p = {found.p:.2g}; Kendall's W {found.agreement:.2f}, "
-            "1 if all cases rank the models alike)."
+            f"Over {found.blocks} cases the models' ranks {differ} (Friedman p = {found.p:.2g}; Kendall's W "
+            f"{found.agreement:.2f}, 1 if all cases rank the models alike)."
         )
     for level, word in (("seed", "seeds"), ("site", "sites")):
         tau = stability[level]
         if np.isfinite(tau):
-            text.append(f"Two {word} order the models alike with Kendall's tau {tau:.2f} on average (1: same order, 0: unrelated).")
+            text.append(
+                f"Two {word} order the models alike with Kendall's tau {tau:.2f} on average (1: same order, "
+                "0: unrelated)."
+            )
     return text
 
 
@@ -208,7 +226,9 @@ def _heterogeneity(extras: Extras, found: Sequence[Verdict], pictures: Sequence[
         for measure, own in rows.groupby("measure", sort=False):
             rho = float(spearmanr(own["value"], [gains[site] for site in own["site"]]).statistic)
             told.append(f"{measure} {rho:+.2f}".replace("-", "−"))
-        text.append(f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. So few sites show a tendency, no proof.")
+        text.append(
+            f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. So few sites show a tendency, no proof."
+        )
     section.text = text
     return section
 
@@ -224,8 +244,13 @@ def _cases(extras: Extras, analysis: Analysis) -> Section:
     for case in extras.cases:
         kind = "gain" if case.gain > 0 else "loss"
         caption = f"{case.site}, {case.case}: {kind} {amount(case.gain, analysis.options)}"
-        shown.append((caption, file_picture(case.picture, f"{case.site}, {case.case}: truth, global and personal contours")))
-    text = ["At each site the test cases in which its personal model gains most over the global one, and those in which it loses most."]
+        shown.append(
+            (caption, file_picture(case.picture, f"{case.site}, {case.case}: truth, global and personal contours"))
+        )
+    text = [
+        "At each site the test cases in which its personal model gains most over the global one, and those in "
+        "which it loses most."
+    ]
     return Section("Cases", text if shown else (), gallery=shown, problem=extras.no_cases)
 
 

@@ -97,7 +97,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for place in places:
-        folders = [Path(place)] if Path(place).exists() else sorted(map(Path, glob.glob(place, recursive=True)))
+        folders = [Path(place)] if Path(place).exists() else _matching(place)
         if not folders:
             raise ReportingError(f"{place}: there is no such folder (and no folder matches it as a pattern)")
         runs = [run for folder in folders for run in _runs_below(folder)]
@@ -105,6 +105,11 @@ def find_runs(places: Sequence[str]) -> list[Path]:
             raise ReportingError(f"{place} holds no run: no config.yaml at any depth; give folders made by train.py")
         found |= dict.fromkeys(runs)
     return list(found)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a pattern finds, which may start at the root."""
+    return sorted(Path(found) for found in glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob is relative)
 
 
 def _runs_below(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,11 @@ class Cell:
     @property
     def sort_key(self) -> str:
         """As an attribute: numbers stay numbers, what is missing sorts last."""
-        return "" if isinstance(self.key, float) and not np.isfinite(self.key) else str(self.key if self.key != "" else self.text)
+        return (
+            ""
+            if isinstance(self.key, float) and not np.isfinite(self.key)
+            else str(self.key if self.key != "" else self.text)
+        )
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,15 @@ class Grid:
 
     def latex(self) -> str:
         """With booktabs; best numbers are bold."""
-        body = pd.DataFrame([[_tex(cell) for cell in row] for row in self.rows], columns=[_escaped(h) for h in self.header])
+        body = pd.DataFrame(
+            [[_tex(cell) for cell in row] for row in self.rows], columns=[_escaped(h) for h in self.header]
+        )
         columns = "l" + "r" * (len(self.header) - 1)
-        return str(body.to_latex(index=False, escape=False, column_format=columns, caption=_escaped(self.title), label=f"tab:{self.name}"))
+        return str(
+            body.to_latex(
+                index=False, escape=False, column_format=columns, caption=_escaped(self.title), label=f"tab:{self.name}"
+            )
+        )
 
     def plain(self) -> Table:
         """For a terminal."""
@@ -107,7 +117,7 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
     return Grid(name, title, ("model", *sites, "seed spread", "seeds"), rows, note, muted)
 
 
-def _scored(row: Mapping[str, float], scale: float, best: float) -> Cell:
+def _scored(row: Mapping[Hashable, float], scale: float, best: float) -> Cell:
     cell = number(row["mean"], scale)
     interval = f"{number(row['low'], scale).text} to {number(row['high'], scale).text}"
     return Cell(cell.text, cell.key, interval, "best" if row["mean"] == best else "")
@@ -168,7 +178,8 @@ def fairness_grid(analysis: Analysis) -> Grid:
     models = analysis.models
     rows = [
         [
-            Cell(model.label), number(row["mean"], scale), Cell(number(row["worst"], scale).text, row["worst"], row["worst_site"]),
+            Cell(model.label), number(row["mean"], scale),
+            Cell(number(row["worst"], scale).text, row["worst"], row["worst_site"]),
             number(row["gap"], scale), number(row["spread"], scale), number(row["decile"], scale),
         ]
         for model, row in zip(models, analysis.fairness.to_dict("records"), strict=True)
@@ -197,14 +208,17 @@ def cost_grid(analysis: Analysis) -> Grid:
         rows.append([*cells, *(number(row[name], scale, digits) for name, _, scale, digits in used)])
     value, origin = analysis.target
     note = (
-        f"Per run, all sites together, mean over seeds. Target: validation Dice {value * 100:.1f}, {origin}; means are over the "
-        "seeds that reach it. Wall and CPU time are of the whole run with its scoring; a dash: the folder does not tell."
+        f"Per run, all sites together, mean over seeds. Target: validation Dice {value * 100:.1f}, {origin}; "
+        "means are over the seeds that reach it. Wall and CPU time are of the whole run with its scoring; a dash: the "
+        "folder does not tell."
     )
     header = ("model", "seeds that reach it", *(title for _, title, _, _ in used))
     return Grid("cost", "Cost", header, rows, note)
 
 
-def _means_grid(table: pd.DataFrame, analysis: Analysis, by: str, name: str, title: str, shown: Callable[[str, float], Cell]) -> Grid:
+def _means_grid(
+    table: pd.DataFrame, analysis: Analysis, by: str, name: str, title: str, shown: Callable[[str, float], Cell]
+) -> Grid:
     means = table.groupby(["method", "view", by, "site"], observed=True)["value"].mean()
     means = means.groupby(["method", "view", by], observed=True).mean()
     columns = list(dict.fromkeys(means.index.get_level_values(by)))
@@ -226,7 +240,11 @@ def metric_grid(analysis: Analysis) -> Grid:
     rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
     grid = _means_grid(rows, analysis, "metric", "metrics", "All metrics", shown)
     lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
-    note = f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}." if lower else grid.note
+    note = (
+        f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}."
+        if lower
+        else grid.note
+    )
     return Grid(grid.name, grid.title, grid.header, grid.rows, note, grid.muted)
 
 
@@ -234,7 +252,10 @@ def region_grid(analysis: Analysis) -> Grid:
     """The metric by region, mean over sites."""
     table, options = analysis.gathered.regions, analysis.options
     rows = table[
-        (table["checkpoint"] == options.checkpoint) & (table["split"] == "test") & table["seen"] & (table["metric"] == options.metric)
+        (table["checkpoint"] == options.checkpoint)
+        & (table["split"] == "test")
+        & table["seen"]
+        & (table["metric"] == options.metric)
     ]
     title = f"{options.title} by region"
     return _means_grid(rows, analysis, "region", "regions", title, lambda _, value: number(value, options.scale))
@@ -254,7 +275,12 @@ def answers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """The verdicts with all digits."""
     rows = []
     for verdict in verdicts:
-        told = {"site": verdict.site, "answer": verdict.answer, "sentence": verdict.text, "local_training": verdict.aside}
+        told = {
+            "site": verdict.site,
+            "answer": verdict.answer,
+            "sentence": verdict.text,
+            "local_training": verdict.aside,
+        }
         rows.append({**told, **{key: value for key, value in verdict.test.items() if key != "site"}})
     return pd.DataFrame(rows)
 
@@ -279,6 +305,11 @@ def _tex(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {
+        "\\": r"\textbackslash{}",
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     plain = {MINUS: "$-$", ABSENT: "--", "<": "$<$"}
     return "".join(plain.get(c, special.get(c, c)) for c in text)

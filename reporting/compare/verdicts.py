@@ -1,8 +1,8 @@
 """One plain sentence per site: should it use its personal model or the global one?
 
 The pair is chosen on validation cases, for each site: its best personal model and its best global one (local and pooled
-training are lines to compare with, not candidates). Test cases then answer one question per site, and these questions are
-one family for Holm's correction. What is said about local training comes from the family of all tests
+training are lines to compare with, not candidates). Test cases then answer one question per site, and these questions
+are one family for Holm's correction. What is said about local training comes from the family of all tests
 (`Analysis.tests`), which holds every model at every site.
 """
 
@@ -58,8 +58,10 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
 
 
 def best_on_validation(analysis: Analysis, site: str, view: str) -> Model | None:
-    """The candidate with the best validation mean at a site (over all sites, where the site has no validation cases)."""
-    candidates = [m for m in analysis.models if m.view == view and not analysis.is_baseline(m) and site in analysis.test[m]]
+    """The candidate with the best validation mean at a site (over all sites, where the site has none)."""
+    candidates = [
+        m for m in analysis.models if m.view == view and not analysis.is_baseline(m) and site in analysis.test[m]
+    ]
     sign = 1 if analysis.options.higher_is_better else -1
 
     def worth(model: Model) -> tuple[float, float]:
@@ -105,7 +107,9 @@ def _against_local(analysis: Analysis, verdict: Verdict) -> Mapping[str, Any]:
     if used is None or tests.empty:
         return {}
     rows = tests[
-        (tests["question"] == "against local training") & (tests["model"] == used.label) & (tests["site"] == verdict.site)
+        (tests["question"] == "against local training")
+        & (tests["model"] == used.label)
+        & (tests["site"] == verdict.site)
     ]
     return {} if rows.empty else {str(key): value for key, value in rows.iloc[0].to_dict().items()}
 
@@ -131,7 +135,7 @@ def amount(gain: float, options: Options) -> str:
 
 
 def probability(p: float) -> str:
-    """p = 0.012, p = 0.0004, p < 0.0001."""
+    """P = 0.012, p = 0.0004, p < 0.0001."""
     if p < 1e-4:
         return "p < 0.0001"
     return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.4f}"
@@ -141,7 +145,9 @@ def _sentence(verdict: Verdict, options: Options) -> str:
     site, test = verdict.site, verdict.test
     if not test:
         missing = " and no ".join(
-            word for word, model in (("personal model", verdict.personal), ("global model", verdict.shared)) if model is None
+            word
+            for word, model in (("personal model", verdict.personal), ("global model", verdict.shared))
+            if model is None
         )
         why = f"these runs have no {missing} for it" if missing else "its two models share no seed and test case"
         return f"{site}: personal and global cannot be compared, {why}."
@@ -150,25 +156,31 @@ def _sentence(verdict: Verdict, options: Options) -> str:
     size = f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
     p, cases = probability(test["p_holm"]), test["pairs"]
     better, worse = f"{test['better']} of {cases} cases better", f"{test['worse']} of {cases} cases worse"
-    unsure = " The mean is less sure than the ranks: look at the cases that go the other way." if test["low"] <= 0 <= test["high"] else ""
+    unsure = (
+        " The mean is less sure than the ranks: look at the cases that go the other way."
+        if test["low"] <= 0 <= test["high"]
+        else ""
+    )
     return {
-        "personal": f"{site} should use its personal model ({personal}): {size} against the global one ({shared}), {better}, "
-        f"{p}.{unsure}",
-        "global": f"{site} should use the global model ({shared}): its personal one ({personal}) makes {size}, {worse}, "
-        f"{p}.{unsure}",
-        "mixed": f"{site}: cases and mean disagree about the personal model ({personal}) against the global one ({shared}): "
-        f"{size}, yet {better} and {worse}, {p}; look at the cases.",
-        "no difference shown": f"{site}: no difference shown between its personal model ({personal}) and the global one "
-        f"({shared}): {size}, {better}, {p}.",
-        "too few cases": f"{site}: too few test cases to tell its personal model ({personal}) from the global one ({shared}): "
-        f"{size}, {better}; with {cases} {'case' if cases == 1 else 'cases'} p cannot be below {test['smallest_p']:.2g}.",
+        "personal": f"{site} should use its personal model ({personal}): {size} against the global one "
+        f"({shared}), {better}, {p}.{unsure}",
+        "global": f"{site} should use the global model ({shared}): its personal one ({personal}) makes {size}, "
+        f"{worse}, {p}.{unsure}",
+        "mixed": f"{site}: cases and mean disagree about the personal model ({personal}) against the global one "
+        f"({shared}): {size}, yet {better} and {worse}, {p}; look at the cases.",
+        "no difference shown": f"{site}: no difference shown between its personal model ({personal}) and the global "
+        f"one ({shared}): {size}, {better}, {p}.",
+        "too few cases": f"{site}: too few test cases to tell its personal model ({personal}) from the global "
+        f"one ({shared}): {size}, {better}; with {cases} {'case' if cases == 1 else 'cases'} p cannot be below "
+        f"{test['smallest_p']:.2g}.",
     }[verdict.answer]
 
 
 def _aside(alone: Mapping[str, Any], options: Options) -> str:
     if not alone:
         return ""
-    told = f"{amount(alone['gain'], options)}, {alone['better']} of {alone['pairs']} cases better, {probability(alone['p_holm'])}"
+    cases = f"{alone['better']} of {alone['pairs']} cases better"
+    told = f"{amount(alone['gain'], options)}, {cases}, {probability(alone['p_holm'])}"
     name = alone["model"]
     if alone["smallest_p"] > options.alpha or alone["p_holm"] > options.alpha:
         return f"Against training alone, {name} shows no sure difference: {told}."
