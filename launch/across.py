@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Across:
         if checkpoint.round > config.federation.rounds:
             raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
         transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
-        folder.write_config(OmegaConf.to_yaml(config))
+        folder.write_config(OmegaConf.to_yaml(_with_sites(config, sites)))
         folder.write_environment({"seed": config.seed})
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
@@ -178,6 +178,15 @@ def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:
 def _in_order(sites: Mapping[str, Facts]) -> list[str]:
     """As the data module orders them: seen ones first, then by name."""
     return sorted(sites, key=lambda name: (not sites[name].seen, name))
+
+
+def _with_sites(config: DictConfig, sites: Sequence[str]) -> DictConfig:
+    """Whoever is there at the start must be there again when the run is resumed."""
+    named: DictConfig = config.copy()
+    OmegaConf.set_readonly(named, False)
+    named.deployment.sites = list(sites)
+    OmegaConf.set_readonly(named, True)
+    return named
 
 
 def _with_channels(question: Question, channels: int) -> Question:

@@ -91,6 +91,7 @@ README = """# The folder of one training run
 | `plots/` | learning curves |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
+| `run-id.txt`, `sites/` | present if Flower carried the run: its name at the sites; what they keep, in a simulation |
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
 
 *View*: which model answers: `global` is shared by all sites, `personal` is a site's own, `adapted` was fitted to an

@@ -147,7 +147,26 @@ class Loopback:
     # ---------------------------------------------------------------- the sites
 
     def start_node(self, site: str, data: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
-        """Start a site's SuperNode."""
+        """Start a site's SuperNode, and see that it is let in.
+
+        One that was killed is let in again only after its last heartbeat has run out, about a minute later; one that
+        was stopped in order, at once.
+        """
+        deadline = time.monotonic() + 240
+        path, before = self.folder / f"{site}.log", 0
+        while True:
+            before = len(self.log(site)) if path.exists() else 0
+            self._start_node(site, data, environment)
+            while self.processes[site].poll() is None:
+                if "SuperNode ID: " in self.log(site)[before:]:
+                    return
+                time.sleep(0.2)
+            self.kill(site)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{site} is not let in\n{self.log(site)[-4000:]}")
+            time.sleep(5)
+
+    def _start_node(self, site: str, data: Path | None, environment: Mapping[str, str] | None) -> None:
         config = {"site": site, "state": str(self.folder / site / "state")}
         config |= {"data-root": str(data)} if data else {}
         node = " ".join(f"{key}='{value}'" for key, value in config.items())
@@ -164,6 +183,13 @@ class Loopback:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def stop(self, name: str) -> None:
+        """Stop a process in order, and all that it started."""
+        self.processes[name].terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.processes[name].wait(30)
+        self.kill(name)
 
     def log(self, name: str) -> str:
         """What a process has printed."""

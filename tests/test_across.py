@@ -169,7 +169,10 @@ def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Pa
     grid = grid_of(tmp_path / "sites")  # its workers start anew
     with pytest.raises(RoundError, match="site 'site_02' cannot take part: its data changed since this run began"):
         flower_server.run(grid, [f"output={run.path}", "resume=true", "federation.rounds=2"])
-    assert "case_0001" in (tmp_path / "sites" / "site_02" / "site.log").read_text()
+    del grid.apps[2]
+    with pytest.raises(RoundError, match="not site_02"):  # named in no setting, but it was there when the run began
+        flower_server.run(grid, [f"output={run.path}", "resume=true", "federation.rounds=2", "deployment.patience=0"])
+    assert "cases, the first is ('site_02', 'case_" in (tmp_path / "sites" / "site_02" / "site.log").read_text()
 
 
 def test_one_site_alone_is_prepared_as_among_all(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def small_disk(lab: Lab) -> Iterator[Path]:
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs the administrator's rights")
     yield state
-    lab.loopback.kill("site_03")
+    lab.loopback.stop("site_03")
     subprocess.run(["umount", "--lazy", str(state)], check=True)
     lab.start("site_03")
 
@@ -147,7 +147,7 @@ def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, sm
         lab.lie.write_text(lie)
     wait_for(trained(run, 3), lab.loopback, name)
     lab.lie.unlink()
-    lab.loopback.kill("site_02")  # a site that does not answer is restarted by its people
+    lab.loopback.stop("site_02")  # a site that does not answer is restarted by its people
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     lab.start("site_02")
     told = lab.loopback.finish(name)
@@ -158,7 +158,8 @@ def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, sm
     for round in (1, 2, 3):
         assert "its disk is full" in events[round, "site_03"]
     present = run.rounds().groupby("round")["site"].agg(set)
-    assert list(present) == [{"site_01"}, {"site_01"}, {"site_01"}, {"site_01", "site_03"}]
+    assert list(present.loc[:3]) == [{"site_01"}, {"site_01"}, {"site_01"}]
+    assert {"site_01", "site_03"} <= present[4]
     assert "test dice" in told
 
 
