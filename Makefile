@@ -1,6 +1,6 @@
 # Tasks of a contributor; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install train test laws lint types check bench
+.PHONY: help install train test laws lint types check bench compare
 
 help:      ## list the tasks
 	@grep -E '^[a-z]+: +##' $(MAKEFILE_LIST) | sed 's/: *## */\t/' | expand -t 12
@@ -27,4 +27,8 @@ check:     ## what CI runs (lint, types, test)
 	$(MAKE) lint types test # what CI runs
 
 bench:     ## speed and memory against a plain loop (about half an hour)
-	python benchmarks/engine.py && python benchmarks/frequency.py
+	python benchmarks/engine.py
+	for name in frequency steps compare privacy; do python -m benchmarks.$$name; done
+
+compare:   ## five methods x three seeds on synthetic sites, and the page that compares them
+	python sweep.py compare_phantom && python compare.py runs/compare_phantom

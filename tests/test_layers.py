@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "models", "datamodules"},
     "reporting": {"reporting", "evaluation", "models", "datamodules"},
 }
-OURS = {*MAY_IMPORT, "launch", "train", "evaluate", "predict", "export", "compare"}
+OURS = {*MAY_IMPORT, "launch", "train", "evaluate", "predict", "export", "sweep", "compare", "scripts", "benchmarks"}
 
 
 def imported_names(source: str) -> set[str]:
