@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from algorithms.fedavg import FedAvg
 from algorithms.functional.adaptation import Objective
 from algorithms.functional.outside import Adaptation, Dropping, Mixing
-from algorithms.functional.routing import Squash, Start
+from algorithms.functional.routing import Squash
 from algorithms.functional.trajectory import average_states, check_fraction
 from federation.contract import Site
 from federation.state import State
@@ -31,11 +31,8 @@ class IOPFL(FedAvg):
     Routers and normalisation (scale and shift) learn on the site's images without labels; everything else is frozen.
 
     The defaults correct the authors' release: entropy per pixel, a convex mixture with the global model's running
-    statistics (so that no image depends on others) that starts as the plain average, no dropout in the result, and
-    weights that were chosen on seen sites held out in turn (benchmarks/iopfl_balance.py). One default departs from
-    paper and program: all three published terms are smallest for an empty mask, so the view is compared, by overlap,
-    with what the mixture predicted before its first step. With entropy_weight + smoothness_weight < consistency_weight
-    an empty mask is then no minimum. ``algorithm=iopfl_released`` has the released choices. Its
+    statistics (so that no image depends on others), no dropout in the result, and weights that were chosen on seen
+    sites held out in turn (benchmarks/iopfl_balance.py). ``algorithm=iopfl_released`` has the released choices. Its
     slips (the fifth site left out of most layers, two layers never trained, a trajectory that aliased the live model)
     are repeated in neither. A local step costs as much as FedAvg's.
 
@@ -44,7 +41,7 @@ class IOPFL(FedAvg):
         adapt_passes: passes over an unseen site's images, >= 0; 0 leaves the routers as they are initialised.
         adapt_lr: learning rate (Adam) of the adaptation.
         entropy_weight: of the entropy of the predictions.
-        consistency_weight: of the difference between the predictions for an image and for a noisy, turned view.
+        consistency_weight: of the squared difference between the predictions for an image and for a noisy, turned view.
         smoothness_weight: of the local range of the predicted masks.
         entropy: per_pixel is the mean, in [0, 1]; released is that times batch size over classes.
         smoothness: mean of the local range, in [0, 1], or its norm over the batch, as released.
@@ -58,12 +55,6 @@ class IOPFL(FedAvg):
         fresh_pass: compare the view with another pass on the image instead of the first, as released; costs half more.
         same_draws: draw the same noise, views and dropout in every step, as released.
         linear: route linear layers too (transformer encoders).
-        start: of the routers: uniform is the plain average of the models; random, as released.
-        reference: what a view is compared with: unadapted, the mixture's prediction before the first step; moving, as
-            released, the current one.
-        consistency: overlap is one minus the soft overlap of the regions; squared, as released, the mean squared
-            difference.
-        adapt_steps: at most so many steps in all passes, > 0; null for no such limit, as released.
     """
 
     views = ("global", "personal")
@@ -92,29 +83,16 @@ class IOPFL(FedAvg):
         fresh_pass: bool = False,
         same_draws: bool = False,
         linear: bool = False,
-        start: Start = "uniform",
-        reference: Literal["moving", "unadapted"] = "unadapted",
-        consistency: Literal["squared", "overlap"] = "overlap",
-        adapt_steps: int | None = 30,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         check_fraction("algorithm.alpha", alpha)
         self.alpha = alpha
         self.keep_dropout = keep_dropout
-        self.mixing = Mixing(expansion, dropout, squash, statistics, linear, start)
+        self.mixing = Mixing(expansion, dropout, squash, statistics, linear)
         weights = (entropy_weight, consistency_weight, smoothness_weight)
-        objective = Objective(
-            self.recipe.activation,
-            *weights,
-            entropy=entropy,
-            smoothness=smoothness,
-            radius=radius,
-            consistency=consistency,
-        )
-        self.adaptation = Adaptation(
-            objective, adapt_passes, adapt_lr, noise, fresh_pass, same_draws, reference, adapt_steps
-        )
+        objective = Objective(self.recipe.activation, *weights, entropy=entropy, smoothness=smoothness, radius=radius)
+        self.adaptation = Adaptation(objective, adapt_passes, adapt_lr, noise, fresh_pass, same_draws)
         self.trajectory = deepcopy(self.model).requires_grad_(False)
         self.register_buffer("trained", torch.tensor(False))
         self._adapted: tuple[nn.Module, ...] = ()  # in a tuple: no sub-module, so it is neither kept nor published

@@ -18,7 +18,6 @@ from algorithms.functional.adaptation import (
     disagreement,
     foreground,
     local_range,
-    mismatch,
     normalised_entropy,
     probabilities,
     set_router_dropout,
@@ -639,51 +638,6 @@ def test_a_fresh_pass_is_a_third_one_and_what_the_view_is_compared_with() -> Non
         close(terms.consistency, disagreement(outputs[1], expected, "softmax"))
         close(terms.entropy, normalised_entropy(outputs[0], "softmax"))
         assert len(list(answers)) == (0 if fresh_pass else 1)
-
-
-def soft_blob(size: int = 64, radius: int = 6) -> Tensor:
-    """Logits of a small structure that the network is not sure of: 3 % of the image at 0.7, the rest at 0.1."""
-    grid = torch.arange(size) - size // 2
-    inside = grid[:, None].square() + grid.square() < radius**2
-    return torch.where(inside, 0.85, -2.2)[None, None].double()
-
-
-def test_the_anchored_objective_prefers_a_small_structure_to_an_empty_mask_and_the_published_form_does_not() -> None:
-    seen = soft_blob()
-    empty = torch.full_like(seen, -20.0)
-    weights = {"entropy_weight": 0.07, "consistency_weight": 1.0, "smoothness_weight": 0.03}
-    published = objective(activation="sigmoid", **weights)
-    anchored = objective(activation="sigmoid", **weights, consistency="overlap")
-    assert published.terms(empty, empty, empty).total < 0.01 * published.terms(seen, seen, seen).total
-    assert published.terms(empty, empty, seen).total < published.terms(seen, seen, seen).total, (
-        "a reference is too little"
-    )
-    assert anchored.terms(empty, empty, seen).total > 5 * anchored.terms(seen, seen, seen).total
-
-
-def test_mismatch_is_one_minus_the_overlap_of_the_regions() -> None:
-    seen = soft_blob()
-    assert mismatch(seen, seen, "sigmoid").item() == pytest.approx(0)
-    assert mismatch(torch.full_like(seen, -30.0), seen, "sigmoid").item() == pytest.approx(1)
-    nothing = torch.full_like(seen, -40.0).requires_grad_()
-    mismatch(nothing, nothing.detach(), "sigmoid").backward()
-    assert nothing.grad is not None
-    assert nothing.grad.isfinite().all()
-    two = torch.cat([torch.zeros_like(seen), seen], 1)
-    close(mismatch(two, two.roll(3, -1), "softmax"), mismatch(seen, seen.roll(3, -1), "sigmoid"))
-    p, q = seen.sigmoid().flatten(), seen.roll(3, -1).sigmoid().flatten()
-    close(mismatch(seen, seen.roll(3, -1), "sigmoid"), 1 - 2 * (p @ q) / (p @ p + q @ q))
-
-
-def test_routers_that_start_uniform_average_the_experts() -> None:
-    models = siblings(depthwise, 3)
-    states = [m.state_dict() for m in models]
-    routed = route(
-        models[0], states[:2], states[2], expansion=0.5, dropout=0.2, squash="softmax", linear=False, start="uniform"
-    ).train()
-    for layer in routed_layers(routed).values():
-        weight, _ = layer.mix(torch.rand(4, layer.router.hidden.in_features))
-        close(weight, layer.weight.mean(0).expand_as(weight), 1e-6)
 
 
 def test_adaptation_lowers_its_objective() -> None:

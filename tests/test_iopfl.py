@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import launch.run
-from algorithms.functional.outside import Dropping, Unadapted
+from algorithms.functional.outside import Dropping
 from algorithms.functional.routing import adaptable, mixtures, routed_layers
 from algorithms.iopfl import IOPFL
 from algorithms.recipe import Recipe, Training
@@ -212,7 +212,7 @@ def test_every_layer_mixes_every_site_and_the_global_model_and_every_router_lear
     knobs: dict[str, Any], tmp_path: Path
 ) -> None:
     outcome = trained(tmp_path, sites=toy_sites(5), rounds=1)
-    worker, message = arrive(outcome, **{**knobs, "adapt_passes": 2})  # uniform routers: hidden layers learn second
+    worker, message = arrive(outcome, **{**knobs, "adapt_passes": 1})
     network = adapt(worker)
     routed = network.routed if isinstance(network, Dropping) else network
     layers = routed_layers(routed)
@@ -255,31 +255,6 @@ def test_adaptation_lowers_its_objective_and_depends_on_its_knobs(tmp_path: Path
     assert len(totals) == 30
     assert sum(totals[-5:]) < 0.98 * sum(totals[:5])
     assert not any(terms.total.requires_grad for terms in history)
-
-
-def test_the_reference_stays_where_the_mixture_started(tmp_path: Path) -> None:
-    worker, message = arrive(trained(tmp_path))
-    routed = worker.mixing.build(worker.model, [ts for g, ts in message.tensors.items() if g.startswith("personal/")])
-    adaptable(routed, normalisation(routed))
-    images = worker.normalize(outsider().images)
-    before = routed(images).detach()
-    judge = Unadapted(routed)
-    with torch.no_grad():
-        for parameter in routed.parameters():
-            parameter.add_(0.5)
-    assert not torch.allclose(routed(images), before)
-    torch.testing.assert_close(judge(images), before)
-    assert not judge(images).requires_grad
-    assert sum(t.numel() for t in judge.start.values()) < sum(t.numel() for t in routed.state_dict().values())
-
-
-def test_adaptation_stops_after_its_steps_within_a_pass_or_across(tmp_path: Path) -> None:
-    worker, _ = arrive(trained(tmp_path))
-    images = outsider().images
-    for passes, steps, expected in ((1, 2, 2), (3, 8, 8), (2, None, 10), (2, 50, 10)):
-        routed = worker.mixing.build(worker.model, [worker.model.state_dict()])
-        adaptation = replace(worker.adaptation, passes=passes, steps=steps)
-        assert len(adaptation.run(routed, images.split(1), worker.normalize)) == expected
 
 
 def test_random_labels_change_nothing_but_the_score(tmp_path: Path) -> None:
@@ -377,7 +352,6 @@ def test_a_method_with_personal_layers_has_no_whole_model_to_offer() -> None:
     [
         ({"alpha": 1.5}, r"algorithm\.alpha must lie in \[0, 1\]"),
         ({"adapt_passes": -1}, r"algorithm\.adapt_passes=-1"),
-        ({"adapt_steps": 0}, r"algorithm\.adapt_steps=0"),
         ({"adapt_lr": 0.0}, r"algorithm\.adapt_lr=0\.0"),
         ({"noise": -0.1}, r"algorithm\.noise=-0\.1"),
         ({"expansion": 0.0}, r"algorithm\.expansion=0\.0"),

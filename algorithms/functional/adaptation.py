@@ -19,7 +19,6 @@ from algorithms.functional.routing import routed_layers
 
 Activation = Literal["sigmoid", "softmax"]
 LOG_FLOOR = 1e-6  # added inside the logarithm, as published
-OVERLAP_FLOOR = 1e-8  # below it two predictions count as empty
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,13 @@ class Objective:
     Attributes:
         activation: how logits become probabilities.
         entropy_weight: of the entropy term.
-        consistency_weight: of the difference between image and view.
+        consistency_weight: of the mean squared difference between image and view.
         smoothness_weight: of the local range of the mask.
         entropy: ``per_pixel`` is the mean over images, pixels (and regions), in [0, 1]; ``released`` is that times
             B / C, the published program's reduction, which grows with the batch.
         smoothness: ``norm`` is the Euclidean norm of the local range over the whole batch, as published; ``mean`` its
             mean, in [0, 1], the same for any image size and batch.
         radius: of the window of the local range, in pixels; the window is 2 * radius + 1 wide.
-        consistency: ``squared`` is the mean squared difference, as published, which a small structure hardly enters;
-            ``overlap`` is one minus the soft overlap of the regions, in [0, 1] however small they are.
     """
 
     activation: Activation
@@ -98,7 +95,6 @@ class Objective:
     entropy: Literal["per_pixel", "released"]
     smoothness: Literal["norm", "mean"]
     radius: int
-    consistency: Literal["squared", "overlap"] = "squared"
 
     def __post_init__(self) -> None:
         if min(self.entropy_weight, self.consistency_weight, self.smoothness_weight) < 0:
@@ -120,10 +116,9 @@ class Objective:
             entropy = entropy * logits.shape[0] / classes
         spread = local_range(foreground(logits, self.activation), self.radius)
         smoothness = spread.mean() if self.smoothness == "mean" else torch.linalg.vector_norm(spread)
-        compare = disagreement if self.consistency == "squared" else mismatch
         return Terms(
             entropy=self.entropy_weight * entropy,
-            consistency=self.consistency_weight * compare(first, second, self.activation),
+            consistency=self.consistency_weight * disagreement(first, second, self.activation),
             smoothness=self.smoothness_weight * smoothness,
         )
 
@@ -150,7 +145,6 @@ def adaptation_terms(
     objective: Objective,
     *,
     fresh_pass: bool,
-    reference: Tensor | None = None,
 ) -> Terms:
     """Terms of the objective for one batch without labels.
 
@@ -162,13 +156,10 @@ def adaptation_terms(
         objective: terms and weights.
         fresh_pass: compare the view with a second pass on the images, as published (it differs from the first by its
             dropout), instead of with the first one, which is a third cheaper.
-        reference: compare the view with these logits (B, classes, H, W) instead; nothing is learned from them.
     """
     logits = network(images)
     first = views.inverse(network(views.forward(images + noise)))
-    if reference is None:
-        reference = network(images) if fresh_pass else logits
-    return objective.terms(logits, first, reference)
+    return objective.terms(logits, first, network(images) if fresh_pass else logits)
 
 
 def probabilities(logits: Tensor, activation: Activation) -> Tensor:
@@ -204,18 +195,6 @@ def normalised_entropy(logits: Tensor, activation: Activation) -> Tensor:
 def disagreement(first: Tensor, second: Tensor, activation: Activation) -> Tensor:
     """Mean squared difference of the probabilities behind two (B, C, H, W) logits: a scalar in [0, 1]."""
     return functional.mse_loss(probabilities(first, activation), probabilities(second, activation))
-
-
-def mismatch(first: Tensor, second: Tensor, activation: Activation) -> Tensor:
-    """One minus the soft overlap of the regions behind two (B, C, H, W) logits: a scalar in [0, 1].
-
-    2 sum(p q) / (sum(p^2) + sum(q^2)) over images and pixels, mean over regions: 1 for equal predictions, sure or not;
-    0 when one of them is empty, however small the region of the other.
-    """
-    one, other = foreground(first, activation), foreground(second, activation)
-    common = (one * other).sum((0, 2, 3))
-    total = (one.square() + other.square()).sum((0, 2, 3))
-    return 1 - (2 * common / total.clamp(min=OVERLAP_FLOOR)).mean()
 
 
 def local_range(maps: Tensor, radius: int) -> Tensor:

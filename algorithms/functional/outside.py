@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from algorithms.functional.adaptation import (
     Objective,
@@ -19,7 +17,7 @@ from algorithms.functional.adaptation import (
     set_router_dropout,
     use_batch_statistics,
 )
-from algorithms.functional.routing import Squash, Start, adaptable, route
+from algorithms.functional.routing import Squash, adaptable, route
 from models.select import normalisation
 
 
@@ -33,7 +31,6 @@ class Mixing:
         squash: softmax or logistic mixture.
         statistics: of batch normalisation: running ones of the global model, or those of the batch.
         linear: route linear layers too.
-        start: routers start with equal weights for all models, or at random.
     """
 
     expansion: float
@@ -41,7 +38,6 @@ class Mixing:
     squash: Squash
     statistics: Literal["running", "batch"]
     linear: bool
-    start: Start
 
     def __post_init__(self) -> None:
         if not self.expansion > 0:
@@ -50,7 +46,7 @@ class Mixing:
             raise ValueError(f"algorithm.dropout={self.dropout} is not in [0, 1)")
 
     def build(self, model: nn.Module, personal: Sequence[Mapping[str, Tensor]]) -> nn.Module:
-        """A routed copy of the global ``model`` and K personal states, in evaluation mode."""
+        """A routed copy of the global ``model`` and K personal states, in evaluation mode; routers start at random."""
         routed = route(
             model,
             personal,
@@ -59,7 +55,6 @@ class Mixing:
             dropout=self.dropout,
             squash=self.squash,
             linear=self.linear,
-            start=self.start,
         )
         if self.statistics == "batch":
             use_batch_statistics(routed)
@@ -77,9 +72,6 @@ class Adaptation:
         noise: deviation of the view's noise on normalised images, >= 0.
         fresh_pass: see `adaptation_terms`.
         same_draws: the same noise, views and dropout in every step.
-        reference: what the prediction for a view is compared with: the prediction for the image, which moves with it,
-            or that of the mixture before its first step, which does not.
-        steps: at most so many steps, > 0; None for all of the passes.
     """
 
     objective: Objective
@@ -88,19 +80,13 @@ class Adaptation:
     noise: float
     fresh_pass: bool
     same_draws: bool
-    reference: Literal["moving", "unadapted"]
-    steps: int | None
 
     def __post_init__(self) -> None:
-        limits = {
-            "adapt_passes": (self.passes, self.passes >= 0),
-            "adapt_steps": (self.steps, self.steps is None or self.steps > 0),
-            "adapt_lr": (self.lr, self.lr > 0),
-            "noise": (self.noise, self.noise >= 0),
-        }
-        for name, (value, fine) in limits.items():
+        limits = {"adapt_passes": self.passes >= 0, "adapt_lr": self.lr > 0, "noise": self.noise >= 0}
+        values = {"adapt_passes": self.passes, "adapt_lr": self.lr, "noise": self.noise}
+        for name, fine in limits.items():
             if not fine:
-                raise ValueError(f"algorithm.{name}={value} is out of range; see train.py --help")
+                raise ValueError(f"algorithm.{name}={values[name]} is out of range; see train.py --help")
 
     @torch.enable_grad()
     def run(self, routed: nn.Module, batches: Iterable[Tensor], normalize: Callable[[Tensor], Tensor]) -> list[Terms]:
@@ -118,47 +104,24 @@ class Adaptation:
         """
         seed = torch.initial_seed()
         optimizer = torch.optim.Adam(adaptable(routed, normalisation(routed)), lr=self.lr)
-        judge = Unadapted(routed) if self.reference == "unadapted" else None
         set_router_dropout(routed, True)
         history = []
-        for batch in islice(chain.from_iterable(repeat(batches, self.passes)), self.steps):
-            if self.same_draws:
-                torch.manual_seed(seed)
-            terms = self._terms(routed, normalize(batch), judge)
-            optimizer.zero_grad()
-            terms.total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
+        for _ in range(self.passes):
+            for batch in batches:
+                if self.same_draws:
+                    torch.manual_seed(seed)
+                terms = self._terms(routed, normalize(batch))
+                optimizer.zero_grad()
+                terms.total.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
         set_router_dropout(routed, False)
         return history
 
-    def _terms(self, routed: nn.Module, images: Tensor, judge: Unadapted | None) -> Terms:
+    def _terms(self, routed: nn.Module, images: Tensor) -> Terms:
         noise = self.noise * torch.randn(images.shape).to(images)  # drawn on the CPU: the same on every device
         views = Views.draw(images, torch.default_generator)
-        reference = None if judge is None else judge(images)
-        return adaptation_terms(
-            routed, images, noise, views, self.objective, fresh_pass=self.fresh_pass, reference=reference
-        )
-
-
-class Unadapted:
-    """A mixture as it is now, whatever it learns later; costs memory for what learns, not for the experts.
-
-    Args:
-        routed: what `Mixing.build` returned, with only what learns asking for gradients.
-    """
-
-    def __init__(self, routed: nn.Module) -> None:
-        self.routed = routed
-        self.start = {name: p.detach().clone() for name, p in routed.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) normalised images -> logits, without dropout; routers drop out again afterwards."""
-        set_router_dropout(self.routed, False)
-        logits: Tensor = functional_call(self.routed, self.start, (images,))
-        set_router_dropout(self.routed, True)
-        return logits
+        return adaptation_terms(routed, images, noise, views, self.objective, fresh_pass=self.fresh_pass)
 
 
 class Dropping(nn.Module):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 Squash = Literal["logistic", "softmax"]
-Start = Literal["random", "uniform"]
 
 
 class Router(nn.Module):
@@ -29,27 +28,14 @@ class Router(nn.Module):
         dropout: on the hidden layer, in [0, 1).
         squash: ``logistic`` gives weights in (0, 1) that need not sum to one, as published; ``softmax`` gives a convex
             mixture, so that the scale of kernels and biases stays that of the experts.
-        start: ``uniform`` gives all experts the same weight until something is learned; ``random``, as published.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        experts: int,
-        *,
-        expansion: float,
-        dropout: float,
-        squash: Squash,
-        start: Start = "random",
-    ) -> None:
+    def __init__(self, channels: int, experts: int, *, expansion: float, dropout: float, squash: Squash) -> None:
         super().__init__()
         hidden = max(1, round(expansion * channels))
         self.hidden = nn.Linear(channels, hidden)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden, experts)
-        if start == "uniform":
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
         self.squash = squash
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -146,12 +132,11 @@ def route(
     dropout: float,
     squash: Squash,
     linear: bool,
-    start: Start = "random",
 ) -> nn.Module:
     """A copy of ``model`` in which every convolution is mixed from K personal models and the global one.
 
-    What is not a convolution (normalisation, unrouted linear layers) holds the global model's tensors. Routers draw
-    their weights from torch's global generator. Memory: K + 1 times the convolutions' weights and, while a
+    What is not a convolution (normalisation, unrouted linear layers) holds the global model's tensors. Routers are
+    initialised at random from torch's global generator. Memory: K + 1 times the convolutions' weights and, while a
     batch is in flight, one mixed kernel per image and layer.
 
     Args:
@@ -162,7 +147,6 @@ def route(
         dropout: see `Router`.
         squash: see `Router`.
         linear: route plain ``nn.Linear`` layers as well (transformer encoders).
-        start: see `Router`.
 
     Raises:
         ValueError: no personal model; a state of another architecture; a convolution with further parameters; a
@@ -176,7 +160,7 @@ def route(
         _check_architecture(expected, state, f"expert {index}" if index < len(personal) else "the global model")
     routed = copy.deepcopy(model)
     routed.load_state_dict(dict(shared))
-    make_router = partial(Router, experts=len(states), expansion=expansion, dropout=dropout, squash=squash, start=start)
+    make_router = partial(Router, experts=len(states), expansion=expansion, dropout=dropout, squash=squash)
     kinds = (_ConvNd, nn.Linear) if linear else (_ConvNd,)
     replaced: dict[int, nn.Module] = {}  # a layer used in two places stays one layer
     for name, layer in list(routed.named_modules(remove_duplicate=False)):
