@@ -39,6 +39,8 @@ class IOPFL(FedAvg):
     Args:
         alpha: weight of the old value in the trajectory, in [0, 1]; 0 keeps the latest local model.
         adapt_passes: passes over an unseen site's images, >= 0; 0 leaves the routers as they are initialised.
+        adapt_steps: at most so many steps, whatever the passes; null for all of them. The terms alone prefer an empty
+            mask: with many images, and so many steps, masks vanish (docs/methods/iopfl.md).
         adapt_lr: learning rate (Adam) of the adaptation.
         entropy_weight: of the entropy of the predictions.
         consistency_weight: of the squared difference between the predictions for an image and for a noisy, turned view.
@@ -67,6 +69,7 @@ class IOPFL(FedAvg):
         *args: Any,
         alpha: float = 0.1,
         adapt_passes: int = 5,
+        adapt_steps: int | None = 10,
         adapt_lr: float = 3e-4,
         entropy_weight: float = 0.07,
         consistency_weight: float = 1.0,
@@ -92,7 +95,7 @@ class IOPFL(FedAvg):
         self.mixing = Mixing(expansion, dropout, squash, statistics, linear)
         weights = (entropy_weight, consistency_weight, smoothness_weight)
         objective = Objective(self.recipe.activation, *weights, entropy=entropy, smoothness=smoothness, radius=radius)
-        self.adaptation = Adaptation(objective, adapt_passes, adapt_lr, noise, fresh_pass, same_draws)
+        self.adaptation = Adaptation(objective, adapt_passes, adapt_lr, noise, fresh_pass, same_draws, adapt_steps)
         self.trajectory = deepcopy(self.model).requires_grad_(False)
         self.register_buffer("trained", torch.tensor(False))
         self._adapted: tuple[nn.Module, ...] = ()  # in a tuple: no sub-module, so it is neither kept nor published

@@ -233,6 +233,14 @@ def test_every_layer_mixes_every_site_and_the_global_model_and_every_router_lear
     assert moved - routers == {f"{part}.1.{kind}" for part in ("encoder", "decoder") for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize(("steps", "done"), [(None, 8), (5, 5), (100, 8)])
+def test_steps_are_limited_whatever_the_passes(steps: int | None, done: int, tmp_path: Path) -> None:
+    worker, message = arrive(trained(tmp_path, rounds=1), adapt_steps=steps)
+    batches = [outsider().images] * 2
+    routed = worker.mixing.build(worker.model, [t for g, t in message.tensors.items() if g.startswith("personal/")])
+    assert len(replace(worker.adaptation, passes=4).run(routed, batches, worker.normalize)) == done
+
+
 def test_equal_models_with_a_convex_mixture_are_the_global_model(tmp_path: Path) -> None:
     worker, message = arrive(trained(tmp_path))
     same = {**worker.model.state_dict()}
@@ -248,7 +256,7 @@ def test_adaptation_lowers_its_objective_and_depends_on_its_knobs(tmp_path: Path
     worker, message = arrive(trained(tmp_path))
     personal = [ts for group, ts in message.tensors.items() if group.startswith("personal/")]
     torch.manual_seed(0)
-    adaptation = replace(worker.adaptation, passes=30, lr=1e-2)
+    adaptation = replace(worker.adaptation, passes=30, steps=None, lr=1e-2)
     routed = worker.mixing.build(worker.model, personal)
     history = adaptation.run(routed, Images(outsider(), "test"), worker.normalize)
     totals = [float(terms.total) for terms in history]
@@ -352,6 +360,7 @@ def test_a_method_with_personal_layers_has_no_whole_model_to_offer() -> None:
     [
         ({"alpha": 1.5}, r"algorithm\.alpha must lie in \[0, 1\]"),
         ({"adapt_passes": -1}, r"algorithm\.adapt_passes=-1"),
+        ({"adapt_steps": 0}, r"algorithm\.adapt_steps=0"),
         ({"adapt_lr": 0.0}, r"algorithm\.adapt_lr=0\.0"),
         ({"noise": -0.1}, r"algorithm\.noise=-0\.1"),
         ({"expansion": 0.0}, r"algorithm\.expansion=0\.0"),

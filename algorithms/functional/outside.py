@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Literal
 
 import torch
@@ -72,6 +73,7 @@ class Adaptation:
         noise: deviation of the view's noise on normalised images, >= 0.
         fresh_pass: see `adaptation_terms`.
         same_draws: the same noise, views and dropout in every step.
+        steps: at most so many steps, > 0; None for all of the passes.
     """
 
     objective: Objective
@@ -80,13 +82,18 @@ class Adaptation:
     noise: float
     fresh_pass: bool
     same_draws: bool
+    steps: int | None
 
     def __post_init__(self) -> None:
-        limits = {"adapt_passes": self.passes >= 0, "adapt_lr": self.lr > 0, "noise": self.noise >= 0}
-        values = {"adapt_passes": self.passes, "adapt_lr": self.lr, "noise": self.noise}
-        for name, fine in limits.items():
+        limits = {
+            "adapt_passes": (self.passes, self.passes >= 0),
+            "adapt_steps": (self.steps, self.steps is None or self.steps > 0),
+            "adapt_lr": (self.lr, self.lr > 0),
+            "noise": (self.noise, self.noise >= 0),
+        }
+        for name, (value, fine) in limits.items():
             if not fine:
-                raise ValueError(f"algorithm.{name}={values[name]} is out of range; see train.py --help")
+                raise ValueError(f"algorithm.{name}={value} is out of range; see train.py --help")
 
     @torch.enable_grad()
     def run(self, routed: nn.Module, batches: Iterable[Tensor], normalize: Callable[[Tensor], Tensor]) -> list[Terms]:
@@ -106,15 +113,14 @@ class Adaptation:
         optimizer = torch.optim.Adam(adaptable(routed, normalisation(routed)), lr=self.lr)
         set_router_dropout(routed, True)
         history = []
-        for _ in range(self.passes):
-            for batch in batches:
-                if self.same_draws:
-                    torch.manual_seed(seed)
-                terms = self._terms(routed, normalize(batch))
-                optimizer.zero_grad()
-                terms.total.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
+        for batch in islice(chain.from_iterable(repeat(batches, self.passes)), self.steps):
+            if self.same_draws:
+                torch.manual_seed(seed)
+            terms = self._terms(routed, normalize(batch))
+            optimizer.zero_grad()
+            terms.total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
         set_router_dropout(routed, False)
         return history
 
