@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from federation.admission import Admission
 from federation.checkpoint import Checkpoint
 from federation.contract import Observer, RoundRecord, Row, ServerHalf, Task, Transform, Transport
 from federation.seeds import derive_seed
@@ -259,10 +260,11 @@ class Federation:
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
         mean = Mean(self.algorithm.per_site)
+        admission = Admission(server, self.algorithm.per_site)
         waiting: list[Update] = []
         usable = 0
         for update in self.transport.ask(tasks, messages):
-            if not self._accept(round, update):
+            if not self._accept(round, update, admission):
                 continue
             usable += 1
             if self.algorithm.reads_updates:
@@ -290,9 +292,10 @@ class Federation:
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
-    def _accept(self, round: int, update: Update) -> bool:
+    def _accept(self, round: int, update: Update, admission: Admission) -> bool:
         broken = update.non_finite()
-        refusal = update.refusal or (f"{len(broken)} tensors are not finite" if broken else "")
+        refusal = update.refusal or admission.refusal(update)
+        refusal = refusal or (f"{len(broken)} tensors are not finite" if broken else "")
         if refusal:
             self._record.events.append(_event(round, update.site, "refused", refusal))
             return False
