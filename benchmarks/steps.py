@@ -1,7 +1,7 @@
 """What a local step of a method costs, as a multiple of FedAvg's, and what a site keeps, sends and receives.
 
     OMP_NUM_THREADS=1 python -m benchmarks.steps                        the methods the suite is named for
-    OMP_NUM_THREADS=1 python -m benchmarks.steps "feddg algorithm.second_order=true" ditto --common data.size=256 model=unet
+    OMP_NUM_THREADS=1 python -m benchmarks.steps "feddg algorithm.second_order=true" ditto --common model=unet
 
 Each method plays its first round for real, so that what sites tell each other is there in the second one. Then all
 methods take turns: one local fit of the first site each, on batches read beforehand. CPU seconds (on a GPU: seconds) of

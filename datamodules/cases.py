@@ -18,6 +18,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]  # 0 to 255, or 0 to 1
+LONGEST_NAME = 200  # characters of a site or a case
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ def check_cases(cases: Sequence[Case]) -> None:
             )
         if not site or not case or re.search(r"[/\\]", site) or site in {".", "..", "pooled"}:
             raise DataError(f"site {site!r}, case {case!r}: names must not be empty; a site has no slash, nor 'pooled'")
+        if not (site + case).isprintable() or max(len(site), len(case)) > LONGEST_NAME:
+            raise DataError(
+                f"site {site[:80]!r}, case {case[:80]!r}: names must be printable and have at most {LONGEST_NAME} "
+                "characters, as they name files and rows"
+            )
     _check_patients(cases)
 
 

@@ -16,6 +16,7 @@ from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
 
 REQUIRED = ("site", "image", "mask")
 OPTIONAL = ("case", "patient", "group", "split")
+LARGEST_MANIFEST = 2**27  # bytes
 NO_CASES = {"thumbs.db", "desktop.ini"}
 
 
@@ -204,14 +205,25 @@ def read_manifest(path: Path) -> list[tuple[Case, str]]:
     """
     if not path.is_file():
         raise DataError(f"data.manifest={path} does not exist")
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise DataError(f"{path} has more than {LARGEST_MANIFEST >> 20} MiB: this is no table of files")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}); save the table as CSV UTF-8") from error
+    try:
+        return _rows(text, path)
+    except csv.Error as error:
+        raise DataError(f"{path} is no table ({error}); save it as CSV UTF-8") from error
+
+
+def _rows(text: str, path: Path) -> list[tuple[Case, str]]:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    if twice := sorted({name for name in (*REQUIRED, *OPTIONAL) if reader.fieldnames.count(name) > 1}):
+        raise DataError(f"{path} has the column {twice[0]!r} twice; remove or rename one")
     for name in REQUIRED:
         if name not in reader.fieldnames:
             raise DataError(
@@ -224,6 +236,13 @@ def read_manifest(path: Path) -> list[tuple[Case, str]]:
     return rows
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (ValueError, OSError):  # a zero byte in the name, or a name too long for any file
+        return False
+
+
 def _row(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, str]:
     if None in row:
         raise DataError(f"{where} has more cells than the header; quote cells that contain the separator")
@@ -233,7 +252,7 @@ def _row(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, str]:
             raise DataError(f"{where}: the cell {name!r} is empty; fill it or remove the row")
     image = folder / cell["image"]
     for role in ("image", "mask"):
-        if cell[role] and not (folder / cell[role]).is_file():
+        if cell[role] and not _is_file(folder / cell[role]):
             raise DataError(
                 f"{where}: site {cell['site']!r}: {role} {folder / cell[role]} does not exist; correct the path "
                 "(relative to the manifest), or remove the row; an empty mask cell means not labelled"

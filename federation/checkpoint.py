@@ -18,7 +18,7 @@ from typing import Any
 
 from federation.state import State, from_bytes, to_bytes
 
-STATE_FILE = re.compile(r"(server|site-.*)-\d{5,}\.safetensors|\..*\.part")
+STATE_FILE = re.compile(r"(server|site-[^/\\]*)-\d{5,}\.safetensors|\.[^/\\]*\.part")
 """Names that this module gives: nothing else in the folder is ever swept away."""
 
 
@@ -174,8 +174,12 @@ def _read_index(path: Path) -> dict[str, Any]:
     kinds = {"round": int, "server": str, "kept": dict, "best": dict}
     if not isinstance(index, dict) or any(not isinstance(index.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(f"it should hold {', '.join(kinds)}")
+    files = [index["server"], *index["kept"].values()]
     for entry in index["best"].values():
-        Best(**entry)
+        best = Best(**entry)
+        files += [best.server, best.kept]
+    if odd := [file for file in files if file and not (isinstance(file, str) and STATE_FILE.fullmatch(file))]:
+        raise ValueError(f"it names {odd[0]!a}, which is no state file")
     return index
 
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from federation.admission import Admission
 from federation.checkpoint import Checkpoint
 from federation.contract import (
     Accumulator,
@@ -292,12 +293,13 @@ class Federation:
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
         mean = self._mean()
+        admission = self._admission(server)
         waiting: list[Update] = []
         accounts: dict[str, float] = {}
         usable = 0
         for arrived in self.transport.ask(tasks, messages):
             accounts |= self._account(round, arrived)
-            update = self._accept(round, arrived)
+            update = self._accept(round, arrived, admission)
             if update is None:
                 continue
             usable += 1
@@ -387,17 +389,22 @@ class Federation:
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
-    def _accept(self, round: int, arrived: Update) -> Update | None:
+    def _admission(self, server: State) -> Admission | None:
+        """What updates are held against; None where they are added up unread, by something that checks them itself."""
+        unread = any(transform.accumulator() is not None for transform in self.transforms)
+        return None if unread else Admission(server, self.algorithm.per_site)
+
+    def _accept(self, round: int, arrived: Update, admission: Admission | None) -> Update | None:
         """Note what arrived and decode it; None when it cannot be used."""
-        if arrived.refusal:
-            self._record.events.append(_event(round, arrived.site, "refused", arrived.refusal))
-            return None
-        update = arrived
-        for transform in reversed(self.transforms):
-            update = transform.on_arrival(update)
-        if broken := update.non_finite():
-            detail = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
-            self._record.events.append(_event(round, update.site, "refused", detail))
+        update, refusal = arrived, arrived.refusal
+        if not refusal:
+            update, refusal = self._decoded(arrived)
+        if not refusal and admission is not None:
+            refusal = admission.refusal(update)
+        if not refusal and (broken := update.non_finite()):
+            refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
+        if refusal:
+            self._record.events.append(_event(round, arrived.site, "refused", refusal))
             return None
         seconds = update.scalars.pop("seconds")
         row: Row = {"round": round, "site": update.site, "task": "train", "examples": update.examples}
@@ -410,6 +417,15 @@ class Federation:
             self._record.audit.append({**left, "transforms": names})
         self.observer.site_done("train", round, update.site, update.scalars, seconds)
         return update
+
+    def _decoded(self, update: Update) -> tuple[Update, str]:
+        """An update as it was before the site's transforms, or why it cannot be read."""
+        try:
+            for transform in reversed(self.transforms):
+                update = transform.on_arrival(update)
+        except Exception as error:  # whatever a site sent: it is that site's update that cannot be used
+            return update, f"{type(error).__name__} while it was decoded"
+        return update, ""
 
     def _require(self, round: int, server: State, usable: int) -> bool:
         """Whether there are enough updates for a mean; if there never will be, because budgets are spent, False.

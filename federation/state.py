@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -18,6 +19,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+LARGEST_HEADER, HIGHEST_RANK = 2**24, 16
+"""Bytes that the names and shapes of a serialised state may take, and the dimensions of a tensor."""
 
 
 @dataclass
@@ -161,22 +164,58 @@ def to_bytes(state: State) -> bytes:
 
 
 def from_bytes(data: bytes) -> State:
-    """Read what `to_bytes` wrote.
+    """Read what `to_bytes` wrote, from anybody: nothing is executed, and memory is bounded by a few times the data.
+
+    Types, shapes and offsets are checked by safetensors: tensors lie one after the other, without gap or overlap, and
+    fill the data.
 
     Raises:
         ValueError: the bytes are not a serialised state.
     """
     try:
-        header_size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_size])["__metadata__"]
-        groups, scalars = json.loads(metadata["groups"]), json.loads(metadata["scalars"])
+        names, groups, scalars = _read_header(data)
         tensors: dict[str, Tensors] = {group: {} for group in groups}
-        for key, tensor in load_tensors(data).items():
-            index, name = key.split(":", 1)
-            tensors[groups[int(index)]][name] = tensor
+        loaded = load_tensors(data)
+        if loaded.keys() != names.keys():
+            raise ValueError("the header names other tensors than the data hold")
+        for key, tensor in loaded.items():
+            group, name = names[key]
+            tensors[groups[group]][name] = tensor
     except Exception as error:
-        raise ValueError(f"these {len(data)} bytes are not a serialised state: {error}") from error
+        raise ValueError(f"these {len(data)} bytes are not a serialised state: {str(error)[:200]!a}") from error
     return State(tensors, scalars)
+
+
+def _read_header(data: bytes) -> tuple[dict[str, tuple[int, str]], list[str], dict[str, float]]:
+    """Tensors of the file -> place of their group, and name; groups; numbers."""
+    size = int.from_bytes(data[:8], "little")
+    if not 0 < size <= min(len(data) - 8, LARGEST_HEADER):
+        raise ValueError("its header has no size that makes sense")
+    header = _strict_json(data[8 : 8 + size])
+    metadata = header.pop("__metadata__")
+    groups, scalars = _strict_json(metadata["groups"]), _strict_json(metadata["scalars"])
+    if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups) or len({*groups}) != len(groups):
+        raise ValueError("its groups are not named once each")
+    if not isinstance(scalars, dict) or not all(type(value) in (float, int) for value in scalars.values()):
+        raise ValueError("its scalars are not numbers")
+    names: dict[str, tuple[int, str]] = {}
+    for key, entry in header.items():
+        index, name = key.split(":", 1)
+        if not index.isdecimal() or str(int(index)) != index or int(index) >= len(groups):
+            raise ValueError("a tensor belongs to no group")
+        if len(entry["shape"]) > HIGHEST_RANK:
+            raise ValueError(f"a tensor has more than {HIGHEST_RANK} dimensions")
+        names[key] = int(index), name
+    return names, groups, {name: float(value) for name, value in scalars.items()}
+
+
+def _strict_json(text: str | bytes) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _finite(tensor: Tensor) -> bool:

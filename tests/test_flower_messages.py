@@ -104,11 +104,11 @@ LIES: dict[str, tuple[Lie, str]] = {
     "no text of ours": (lambda honest, envelope: Envelope("{}", b""), "the answer cannot be read (site)"),
     "no state": (lambda honest, envelope: Envelope(honest(envelope).text, b"garbage"), "not a serialised state"),
     "another site's name": (altered(lambda answer, state: (replace(answer, site="s0"), state)), "another site's name"),
-    "other shapes": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.flatten()[:1]))), "other names, shapes"),
-    "other types": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.double()))), "other names, shapes or types"),
-    "tensors missing": (altered(lambda answer, state: (answer, State({}, state.scalars))), "other names, shapes"),
+    "other shapes": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.flatten()[:1]))), "the one it was sent is"),
+    "other types": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.double()))), "the one it was sent is"),
+    "tensors missing": (altered(lambda answer, state: (answer, State({}, state.scalars))), "left out the group"),
     "numbers missing": (altered(lambda answer, state: (answer, State(state.tensors))), "it lacks seconds and steps"),
-    "a word as number": (altered(lambda a, s: (a, State(s.tensors, {**s.scalars, "loss": "low"}))), "not a number"),  # type: ignore[dict-item]
+    "a word as number": (altered(lambda a, s: (a, State(s.tensors, {**s.scalars, "loss": "low"}))), "are not numbers"),  # type: ignore[dict-item]
     "not finite": (altered(lambda a, s: (a, each_tensor(s, lambda t: t * torch.nan))), "tensors are not finite"),
     "a refusal": (altered(lambda answer, state: (replace(answer, refusal="no"), State())), "no"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -113,12 +112,11 @@ def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
     return content, from_bytes(envelope.data) if envelope.data else State()
 
 
-def checked_update(answer: Answer, state: State, site: str, task: Task, message: State) -> Update:
-    """The update that an answer carries, after it was compared with what was asked.
+def checked_update(answer: Answer, state: State, site: str, task: Task) -> Update:
+    """The update that an answer carries; what its tensors may be is for `federation.admission`, once they are decoded.
 
     Raises:
-        ValueError: another site's name, numbers that are missing or no numbers, or tensors that do not fit those that
-            were sent.
+        ValueError: another site's name, or numbers that are missing or no numbers.
     """
     if answer.site != site:
         raise ValueError("it carries another site's name")
@@ -132,20 +130,5 @@ def checked_update(answer: Answer, state: State, site: str, task: Task, message:
     missing = [name for name in NUMBERS.get(task.kind, ()) if not math.isfinite(state.scalars.get(name, math.nan))]
     if missing:
         raise ValueError(f"it lacks {' and '.join(missing)}")
-    if task.kind == "train":
-        _check_shapes(message, state)
     scalars = {name: float(value) for name, value in state.scalars.items()}
     return Update(tensors=state.tensors, scalars=scalars, site=site, examples=answer.examples)
-
-
-def _check_shapes(message: State, state: State) -> None:
-    """Shared tensors come back as they went: the same names, shapes and types."""
-    for group in ("model", "buffers"):
-        wanted, found = _described(message.get(group)), _described(state.get(group))
-        if wanted != found:
-            odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            raise ValueError(f"{len(odd)} tensors of {group!r} have other names, shapes or types than those sent")
-
-
-def _described(tensors: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}

@@ -144,7 +144,7 @@ class FlowerTransport:
                 arrived, answer = next(arriving)
                 answers[arrived] = answer
             found = answers.pop(node, "it is not connected")
-            yield self._update(site, task, messages[site], found)
+            yield self._update(site, task, found)
 
     def kept(self) -> Mapping[str, State]:
         """Nothing: sites keep their states on their own disks."""
@@ -172,12 +172,12 @@ class FlowerTransport:
         question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed)
         return pack(question, messages[site])
 
-    def _update(self, site: str, task: Task, message: State, found: Envelope | str) -> Update:
+    def _update(self, site: str, task: Task, found: Envelope | str) -> Update:
         if isinstance(found, str):
             return Update(site=site, examples=0, refusal=found)
         try:
             answer, state = unpack(found, Answer)
-            update = checked_update(answer, state, site, task, message)
+            update = checked_update(answer, state, site, task)
         except ValueError as error:
             return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
         if not update.refusal:
