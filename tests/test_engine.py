@@ -462,7 +462,12 @@ def test_transforms_run_in_order_on_the_way_out_and_in_reverse_on_the_way_back(t
 
 
 def test_what_is_counted_is_what_travels(tmp_path: Path) -> None:
-    halve = Step("halve", [], lambda t: t.half(), lambda t: t.float())
+    class Halve(Step):
+        def on_arrival(self, update: Update) -> Update:
+            model = {k: t.float() for k, t in update["model"].items()}
+            return replace(update, tensors={**update.tensors, "model": model})
+
+    halve = Halve("halve", [], lambda t: t.half(), lambda t: t)
     outcome = simulate("fedavg", tmp_path, rounds=1, transforms=(halve,))
     sizes = {(r["direction"], r["group"]): r["bytes"] for r in outcome.observer.rows("traffic")}
     assert sizes["up", "model"] == 2 * PARAMETERS
