@@ -142,9 +142,8 @@ def _weight_per_image(images: Tensor, donor_weight: Tensor | float) -> Tensor:
     weight = torch.as_tensor(donor_weight, dtype=images.dtype)
     if weight.ndim > 0 and weight.shape != images.shape[:1]:
         raise ValueError(f"donor_weight must be one number or ({images.shape[0]},), got shape {tuple(weight.shape)}")
-    numbers = weight.tolist()
-    if not all(0 <= number <= 1 for number in (numbers if weight.ndim else [numbers])):
-        raise ValueError(f"donor_weight must lie in [0, 1], got {numbers}")
+    if not all(0 <= number <= 1 for number in weight.flatten().tolist()):
+        raise ValueError(f"donor_weight must lie in [0, 1], got {weight.tolist()}")
     weight = weight.to(images.device)
     return weight.expand(len(images)).reshape(-1, 1, 1, 1)
 
