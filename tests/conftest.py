@@ -1,7 +1,9 @@
 """Settings shared by all tests: one thread, no network, no accounts."""
 
+import contextlib
 import logging
 import os
+import signal
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -11,4 +13,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import torch
 
 torch.set_num_threads(1)
+# started in the background, a shell lets its processes ignore interrupts, and so would those that tests interrupt
+with contextlib.suppress(ValueError):  # only the main thread may
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-import launch.stages
 from configs.compose import ConfigError, compose
 from launch.settings import SCHEMA
 from launch.stages import _alone, execute_stages, plan
@@ -20,16 +20,16 @@ def arguments(output: Path, *more: str, stages: str = STAGES) -> list[str]:
     return ["model=tiny", "data.n_sites=2", "federation.local_steps=1", *more, stages, f"output={output}"]
 
 
-@pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+class Executed(list[tuple[str, int, bool]]):
     """Instead of running: which folder, how many rounds, and whether it goes on."""
-    calls: list[tuple[str, int, bool]] = []
-    monkeypatch.setattr(
-        launch.stages,
-        "execute",
-        lambda config, job_type: calls.append((Path(config.output).name, config.federation.rounds, config.resume)),
-    )
-    return calls
+
+    def __call__(self, config: DictConfig, job_type: str = "") -> Any:
+        self.append((Path(config.output).name, config.federation.rounds, config.resume))
+
+
+@pytest.fixture
+def executed() -> Executed:
+    return Executed()
 
 
 def leave_behind(output: Path, given: list[str], *numbers: int) -> None:
@@ -40,10 +40,10 @@ def leave_behind(output: Path, given: list[str], *numbers: int) -> None:
             RunFolder(stage.folder.path).write_config(OmegaConf.to_yaml(_alone(stage)))
 
 
-def test_the_same_settings_go_on(tmp_path: Path, executed: list[tuple[str, int, bool]]) -> None:
+def test_the_same_settings_go_on(tmp_path: Path, executed: Executed) -> None:
     given = arguments(tmp_path)
     leave_behind(tmp_path, given, 1, 2)
-    execute_stages(given, compose(given, SCHEMA))
+    execute_stages(given, compose(given, SCHEMA), executed)
     assert executed == [("1", 2, True), ("2", 20, True)]
 
 
@@ -61,19 +61,17 @@ def test_the_same_settings_go_on(tmp_path: Path, executed: list[tuple[str, int, 
     ],
 )
 def test_other_settings_are_named_and_refused(
-    tmp_path: Path, executed: list[tuple[str, int, bool]], more: list[str], stages: str, message: str
+    tmp_path: Path, executed: Executed, more: list[str], stages: str, message: str
 ) -> None:
     leave_behind(tmp_path, arguments(tmp_path), 1, 2)
     given = arguments(tmp_path, *more, stages=stages)
     with pytest.raises(ConfigError, match=message):
-        execute_stages(given, compose(given, SCHEMA))
+        execute_stages(given, compose(given, SCHEMA), executed)
     assert executed == []
 
 
-def test_a_first_stage_that_no_other_started_from_may_have_more_rounds(
-    tmp_path: Path, executed: list[tuple[str, int, bool]]
-) -> None:
+def test_a_first_stage_that_no_other_started_from_may_have_more_rounds(tmp_path: Path, executed: Executed) -> None:
     leave_behind(tmp_path, arguments(tmp_path), 1)
     given = arguments(tmp_path, stages=STAGES.replace("rounds=2", "rounds=9"))
-    execute_stages(given, compose(given, SCHEMA))
+    execute_stages(given, compose(given, SCHEMA), executed)
     assert executed == [("1", 9, True), ("2", 20, False)]
