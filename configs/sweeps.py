@@ -228,11 +228,12 @@ def _check(name: str, parameter: Any, grid: bool) -> None:
     kind = _distribution(parameter)
     if kind not in DISTRIBUTIONS:
         raise ConfigError(f"parameters.{name}: " + unknown(kind, DISTRIBUTIONS, "distribution"))
-    ends = [parameter.get("min"), parameter.get("max")]
-    if "normal" not in kind and not (all(isinstance(end, int | float) for end in ends) and ends[0] < ends[1]):  # type: ignore[operator]
+    low, high = parameter.get("min"), parameter.get("max")
+    bounded = isinstance(low, int | float) and isinstance(high, int | float) and low < high
+    if "normal" not in kind and not bounded:
         raise ConfigError(f"parameters.{name} needs value, values, or min below max")
-    if kind.endswith("log_uniform_values") and not ends[0] > 0:  # type: ignore[operator]
-        raise ConfigError(f"parameters.{name}.min={ends[0]} must be above 0 for {kind}")
+    if kind.endswith("log_uniform_values") and not (isinstance(low, int | float) and low > 0):
+        raise ConfigError(f"parameters.{name}.min={low} must be above 0 for {kind}")
     if grid and listed(parameter) is None:
         raise ConfigError(f"parameters.{name} is drawn from {kind}, which a grid cannot list; give values")
 

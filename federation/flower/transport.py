@@ -40,7 +40,7 @@ class NotConnectedError(RuntimeError):
     """The sites that should take part do not."""
 
 
-def _nowhere(site: str) -> Collection[int]:  # noqa: ARG001
+def _nowhere(site: str) -> Collection[int]:  # noqa: ARG001  (as of `goes_back_to`)
     return ()
 
 
