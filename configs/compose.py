@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasEvent, ScalarEvent, YAMLError
 
 from configs.knobs import unknown, validated
 
@@ -83,6 +84,9 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
 def load(text: str, schema: Schema | None = None, source: str = "the saved config") -> DictConfig:
     """A config that `compose` resolved earlier, read-only again.
 
+    It may come from another machine: references, which could read this machine's environment or grow without end, are
+    refused.
+
     Args:
         text: YAML.
         schema: what it must hold; None does not look.
@@ -92,9 +96,15 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
         ConfigError: it is damaged.
     """
     try:
-        config = OmegaConf.create(text)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        referring = any(
+            isinstance(event, AliasEvent) or (isinstance(event, ScalarEvent) and "${" in event.value)
+            for event in yaml.parse(text, yaml.SafeLoader)
+        )
+        config = OmegaConf.create("" if referring else text)
+    except (OmegaConfBaseException, YAMLError, ValueError, AssertionError, RecursionError) as error:
         raise ConfigError(f"{source} is damaged: {error}") from error
+    if referring:
+        raise ConfigError(f"{source} refers to other values (${{...}} or *alias); a config of a run holds them all")
     if not isinstance(config, DictConfig) or (schema is not None and not _resolved(config, schema)):
         raise ConfigError(f"{source} is damaged: it does not hold all settings of a run")
     OmegaConf.set_readonly(config, True)

@@ -60,9 +60,12 @@ class Admission:
         server: the server's state; its groups without a slash are what sites share.
         per_site: groups that the method files per site.
         limits: bounds of the rest.
+        unread: whether something else adds updates up unread, and looks at their tensors itself.
     """
 
-    def __init__(self, server: State, per_site: Iterable[str] = (), limits: Limits | None = None) -> None:
+    def __init__(
+        self, server: State, per_site: Iterable[str] = (), limits: Limits | None = None, unread: bool = False
+    ) -> None:
         self.per_site = frozenset(per_site)
         self.shared = {
             group: tensors
@@ -70,10 +73,11 @@ class Admission:
             if tensors and "/" not in group and group not in self.per_site
         }
         self.limits = limits or Limits()
+        self.unread = unread
 
     def refusal(self, update: Update) -> str:
         """Why an update cannot be used; empty if it can."""
-        checks = (self._examples, self._scalars, self._groups, self._filed)
+        checks = [self._examples, self._scalars, *([] if self.unread else [self._groups, self._filed])]
         return next((reason for check in checks if (reason := check(update))), "")
 
     def _examples(self, update: Update) -> str:
@@ -125,6 +129,15 @@ class Admission:
         if len(name) > self.limits.name or not name.isprintable():
             return f"its name {quoted(name)} is too long or holds control characters"
         return ""
+
+
+def unbounded(answer: Update, limits: Limits | None = None) -> str:
+    """Why an answer without a counterpart at the server is too much or no plain finite numbers; empty if it is fine."""
+    own = Admission(State(), answer.tensors, limits)
+    if reason := next((reason for group in answer.tensors if (reason := own._name(group))), "") or own.refusal(answer):
+        return reason
+    broken = answer.non_finite()
+    return f"{len(broken)} tensors are not finite, the first is {quoted(broken[0])}" if broken else ""
 
 
 def _differs(group: str, tensors: Tensors, expected: Mapping[str, torch.Tensor]) -> str:

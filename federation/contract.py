@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from federation.state import State, Update
+from federation.state import State, Tensors, Update
 
+T = TypeVar("T")
 Batch = dict[str, Any]
-Kind = Literal["introduce", "train", "evaluate", "publish"]
+Kind = Literal["introduce", "train", "evaluate", "publish", "consult"]
 Row = dict[str, Any]
 
 
@@ -36,6 +37,7 @@ class Task:
         adapt: whether an evaluation first lets the method adapt what was published, to the images of a site that never
             took part.
         views: views to evaluate; empty for all that the method has.
+        topic: what a transform's server side asks its site side in a consultation: ``transform/stage``.
     """
 
     kind: Kind
@@ -49,6 +51,7 @@ class Task:
     personalise: bool = False
     adapt: bool = False
     views: tuple[str, ...] = ()
+    topic: str = ""
 
 
 class Site(Protocol):
@@ -228,6 +231,43 @@ class Accumulator(Protocol):
         """The mean of what was taken in."""
 
 
+class Consult(Protocol):
+    """A way from the server side of a transform to its site sides, within a round."""
+
+    def __call__(self, topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]) -> dict[str, T]:
+        """Ask sites; those that do not answer, or whose answer cannot be read, are missing.
+
+        Args:
+            topic: ``transform/stage``.
+            messages: site -> what it is told.
+            read: makes something of a site's answer; a ValueError or KeyError refuses it.
+        """
+
+
+@runtime_checkable
+class Session(Accumulator, Protocol):
+    """An accumulator that talks to the sites before they train and after they have answered."""
+
+    def begin(self, sites: Sequence[str], shared: Mapping[str, Tensors], consult: Consult) -> Mapping[str, State]:
+        """Before training.
+
+        Args:
+            sites: that are to train.
+            shared: tensors of which updates are differences.
+            consult: asks the sites.
+
+        Returns:
+            What the message of each site is to carry in addition; sites that are missing take no part in the round.
+        """
+
+    def end(self, consult: Consult) -> None:
+        """After the last update, before `result`.
+
+        Raises:
+            ValueError: the sum cannot be had.
+        """
+
+
 class Transform:
     """Changes what travels, never what is learned; a subclass says only what it does, the rest does nothing.
 
@@ -244,6 +284,11 @@ class Transform:
 
     hides_updates: bool = False
     """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
+    least: int = 1
+    """Fewest updates that a mean may be made of."""
+    lives_in: Literal["state", "site", "run"] = "state"
+    """Where its site side remembers: in what the site keeps; in the one process that serves the site while a round
+    lasts; or in the one process of the whole run."""
 
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse a method that this transform cannot serve, before anything runs.
@@ -255,6 +300,14 @@ class Transform:
     def refusal(self, memory: State) -> str:
         """At a site, before it trains: why it does not; empty when it does."""
         return ""
+
+    def consulted(self, site: str, stage: str, message: State) -> State:
+        """At a site: answer the transform's server side; the stage ``train`` is what came along with the training task.
+
+        Raises:
+            ValueError: there is no answer; the message travels, and names nothing of the site's data.
+        """
+        raise ValueError(f"{self.name!r} has nothing to talk about")
 
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Before the update leaves the site."""

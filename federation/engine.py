@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 
-from federation.admission import Admission
+from federation.admission import Admission, Limits, unbounded
 from federation.checkpoint import Checkpoint
 from federation.contract import (
     Accumulator,
@@ -20,6 +21,8 @@ from federation.contract import (
     RoundRecord,
     Row,
     ServerHalf,
+    Session,
+    T,
     Task,
     Transform,
     Transport,
@@ -27,9 +30,11 @@ from federation.contract import (
 from federation.seeds import derive_seed
 from federation.sketch import SketchedMean
 from federation.state import Mean, State, Tensors, Update
-from federation.transforms import EPSILON, PREFIX, SPENT, remembered, with_memories
+from federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
 
 POOL = "pooled"
+PUBLISHED = Limits(filed_bytes=2**31)
+"""What a site may publish: whole models."""
 
 
 class RoundError(RuntimeError):
@@ -129,7 +134,7 @@ class Federation:
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
-        self.schedule.asked(len(self.sites))
+        check_cohort(self.schedule, self.transforms, len(self.sites))
         names = [transform.name for transform in self.transforms]
         if len(set(names)) < len(names):
             raise ValueError(f"two transforms of one name remember in one place: {', '.join(names)}")
@@ -148,7 +153,7 @@ class Federation:
     @property
     def _needed(self) -> int:
         """Usable updates that a round needs; the pool is one, whatever is asked of sites."""
-        return 1 if self._pools else self.schedule.min_sites
+        return 1 if self._pools else max([self.schedule.min_sites, *(transform.least for transform in self.transforms)])
 
     def run(self) -> State:
         """Train until all rounds are done, going on from the checkpoint if there is one.
@@ -165,7 +170,13 @@ class Federation:
         while round < self.schedule.rounds and not self._spent(server):
             round += 1
             server = self._round(round, server)
+        self._record = RoundRecord(round + 1, 0.0)
         return server
+
+    @property
+    def late_events(self) -> list[Row]:
+        """What happened after the last round, while models were scored; as of the round after it."""
+        return [{**row, "round": self._record.round} for row in self._record.events]
 
     def sample(self, round: int) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
@@ -207,8 +218,8 @@ class Federation:
             messages = {site: State({**m.tensors, **published.tensors}, m.scalars) for site, m in messages.items()}
         scores = {}
         for update in self.transport.ask(dict.fromkeys(sites, task), messages):
-            if update.refusal:
-                self._record.events.append(_event(round, update.site, "refused", update.refusal))
+            if refusal := update.refusal or Admission(State()).refusal(update):
+                self._record.events.append(_event(round, update.site, "refused", refusal))
                 continue
             scores[update.site] = update.scalars
             self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars["seconds"])
@@ -224,7 +235,9 @@ class Federation:
         answers = self.transport.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
         published = State()
         for update in answers:
-            if not update.refusal:
+            if refusal := update.refusal or unbounded(update, PUBLISHED):
+                self._record.events.append(_event(round, update.site, "refused", refusal))
+            else:
                 published.tensors |= {f"{group}/{update.site}": ts for group, ts in update.tensors.items()}
         if not published.tensors:
             raise RoundError("no site has a personal model to publish: none of them has trained yet")
@@ -248,8 +261,8 @@ class Federation:
         introductions: dict[str, State] = {}
         record = RoundRecord(0, 0.0)
         for update in answers:
-            if update.refusal:
-                raise RoundError(f"site {update.site!r} cannot introduce itself: {update.refusal}")
+            if refusal := update.refusal or unbounded(update):
+                raise RoundError(f"site {update.site!r} cannot introduce itself: {refusal}")
             record.traffic.extend(_traffic(0, update.site, "up", update))
             for group, tensors in update.tensors.items():
                 left = {"round": 0, "site": update.site, "task": "introduce", **_left(group, tensors)}
@@ -288,31 +301,42 @@ class Federation:
 
     def _train(self, round: int, server: State, present: Sequence[str]) -> State:
         """The server's state after a round, its transforms' memories included."""
-        tasks = {site: self._task(round, site) for site in present}
-        messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
-        for site, message in messages.items():
-            self._record.traffic.extend(_traffic(round, site, "down", message))
         mean = self._mean()
         admission = self._admission(server)
+        along: Mapping[str, State] = {}
+        if isinstance(mean, Session):
+            along = mean.begin(present, admission.shared, partial(self._consult, round))
+            present = [site for site in present if site in along]
+        tasks = {site: self._task(round, site) for site in present}
+        messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
+        messages = {site: joined(message, along[site]) if along else message for site, message in messages.items()}
+        for site, message in messages.items():
+            self._record.traffic.extend(_traffic(round, site, "down", message))
         waiting: list[Update] = []
         accounts: dict[str, float] = {}
-        usable = 0
-        for arrived in self.transport.ask(tasks, messages):
-            accounts |= self._account(round, arrived)
-            update = self._accept(round, arrived, admission)
-            if update is None:
-                continue
-            usable += 1
+
+        def take(update: Update) -> None:
             if self.algorithm.reads_updates:
                 waiting.append(update)
             else:
                 mean.add(update, self.algorithm.weigh(server, [update])[0])
+
+        usable = 0
+        for arrived in self.transport.ask(tasks, messages):
+            accounts |= self._account(round, arrived)
+            usable += self._accept(round, arrived, admission, take)
         server = State(server.tensors, {**server.scalars, **accounts})
         if not self._require(round, server, usable):
             return server
         if waiting:
             for update, weight in zip(waiting, self.algorithm.weigh(server, waiting), strict=True):
                 mean.add(update, weight)
+        if isinstance(mean, Session):
+            try:
+                mean.end(partial(self._consult, round))
+            except ValueError as error:
+                self.observer.round_done(self._record)
+                raise RoundError(f"round {round}: {error}") from error
         if not mean.total:
             detail = "none of the sites present has labelled training images"
             self._record.events.append(_event(round, "", "skipped", detail))
@@ -320,6 +344,30 @@ class Federation:
         if isinstance(mean, SketchedMean):
             self._record.updates.extend(mean.differences(round))
         return self._advance(round, server, mean.result(), usable)
+
+    def _consult(
+        self, round: int, topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]
+    ) -> dict[str, T]:
+        """See `federation.contract.Consult`; what travels is noted."""
+        task = Task("consult", round, self.seed, topic=topic)
+        said: dict[str, T] = {}
+        for site, message in messages.items():
+            self._record.traffic.extend(_traffic(round, site, "down", message))
+        for update in self.transport.ask(dict.fromkeys(messages, task), messages):
+            refusal = update.refusal or unbounded(update)
+            if not refusal:
+                try:
+                    said[update.site] = read(update.site, update)
+                except (KeyError, ValueError) as error:
+                    refusal = f"its answer to {topic} cannot be used: {error}"
+            if refusal:
+                self._record.events.append(_event(round, update.site, "refused", refusal))
+                continue
+            self._record.traffic.extend(_traffic(round, update.site, "up", update))
+            for group, tensors in update.tensors.items():
+                left = {"round": round, "site": update.site, "task": "consult", **_left(group, tensors)}
+                self._record.audit.append({**left, "transforms": topic})
+        return said
 
     def _advance(self, round: int, server: State, mean: State, usable: int) -> State:
         """The server's state after a mean, and what its transforms remember."""
@@ -389,24 +437,29 @@ class Federation:
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
-    def _admission(self, server: State) -> Admission | None:
-        """What updates are held against; None where they are added up unread, by something that checks them itself."""
+    def _admission(self, server: State) -> Admission:
+        """What updates are held against; their tensors not, where something adds them up unread that looks itself."""
         unread = any(transform.accumulator() is not None for transform in self.transforms)
-        return None if unread else Admission(server, self.algorithm.per_site)
+        return Admission(server, self.algorithm.per_site, unread=unread)
 
-    def _accept(self, round: int, arrived: Update, admission: Admission | None) -> Update | None:
-        """Note what arrived and decode it; None when it cannot be used."""
+    def _accept(self, round: int, arrived: Update, admission: Admission, take: Callable[[Update], None]) -> bool:
+        """Decode what arrived, hand it on and note it; whether it could be used."""
         update, refusal = arrived, arrived.refusal
         if not refusal:
             update, refusal = self._decoded(arrived)
-        if not refusal and admission is not None:
+        if not refusal:
             refusal = admission.refusal(update)
         if not refusal and (broken := update.non_finite()):
             refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
+        seconds = update.scalars.pop("seconds", 0.0)
+        if not refusal:
+            try:
+                take(update)
+            except ValueError as error:
+                refusal = str(error)
         if refusal:
             self._record.events.append(_event(round, arrived.site, "refused", refusal))
-            return None
-        seconds = update.scalars.pop("seconds")
+            return False
         row: Row = {"round": round, "site": update.site, "task": "train", "examples": update.examples}
         row |= {"loss": update.scalars.get("loss"), "steps": update.scalars["steps"], "seconds": seconds}
         self._record.rounds.append(row)
@@ -416,7 +469,7 @@ class Federation:
             left = {"round": round, "site": update.site, "task": "train", **_left(group, tensors)}
             self._record.audit.append({**left, "transforms": names})
         self.observer.site_done("train", round, update.site, update.scalars, seconds)
-        return update
+        return True
 
     def _decoded(self, update: Update) -> tuple[Update, str]:
         """An update as it was before the site's transforms, or why it cannot be read."""
@@ -445,6 +498,21 @@ class Federation:
             f"({reasons}). "
             "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
         )
+
+
+def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int) -> None:
+    """Whether a round can have as many sites as the schedule and the transforms need.
+
+    Raises:
+        ValueError: naming who needs more.
+    """
+    asked = schedule.asked(sites)
+    for transform in transforms:
+        if asked < transform.least:
+            raise ValueError(
+                f"{transform.name} needs {transform.least} sites in a round, {asked} take part "
+                f"(federation.fraction={schedule.fraction} of {sites})"
+            )
 
 
 def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> dict[str, float]:

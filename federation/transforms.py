@@ -12,6 +12,8 @@ from federation.state import State, Update
 
 PREFIX = "transform/"
 EPSILON, SPENT = "epsilon", "spent"
+TRAIN = "train"
+"""The stage of a consultation that comes along with the training task."""
 
 
 def answer(
@@ -26,17 +28,22 @@ def answer(
 ) -> tuple[Update, State]:
     """One site's turn, and what the transforms make of an update before it leaves.
 
+    A consultation is between the two sides of a transform: the method does not hear of it.
+
     Returns:
         The update that travels, and what the site keeps, memories of the transforms included.
     """
+    if task.kind == "consult":
+        return _consulted(site, task, message, transforms), kept
     if not transforms:
         return turn(worker, site, task, message, kept, compute, evaluate)
     memories = {transform.name: remembered(kept, transform.name) for transform in transforms}
     own = forgotten(kept)
     if task.kind == "train":
         reasons = filter(None, (transform.refusal(memories[transform.name]) for transform in transforms))
-        if reason := next(reasons, ""):
+        if reason := next(reasons, "") or _prepared(site, message, transforms):
             return _refused(site, reason, told(memories)), kept
+        message = forgotten(message)
     update, now = turn(worker, site, task, message, own, compute, evaluate)
     if task.kind != "train" or update.refusal:
         return update, kept if now is own else with_memories(now, memories)
@@ -74,10 +81,39 @@ def with_memories(state: State, memories: Mapping[str, State]) -> State:
     return joint
 
 
+def joined(message: State, extra: State) -> State:
+    """A message, and what goes along with it."""
+    return State({**message.tensors, **extra.tensors}, {**message.scalars, **extra.scalars})
+
+
 def told(memories: Mapping[str, State]) -> dict[str, float]:
     """What a site tells the server of its accounts."""
     found = {name: memory.scalars for name, memory in memories.items()}
     return {f"{PREFIX}{name}/{key}": s[key] for name, s in found.items() for key in (EPSILON, SPENT) if key in s}
+
+
+def _consulted(site: Site, task: Task, message: State, transforms: Sequence[Transform]) -> Update:
+    name, _, stage = task.topic.partition("/")
+    found = next((transform for transform in transforms if transform.name == name), None)
+    if found is None or stage == TRAIN:
+        return _refused(site, "it was consulted about something that its settings do not have", {})
+    try:
+        said = found.consulted(site.name, stage, message)
+    except ValueError as error:
+        return _refused(site, str(error), {})
+    return Update(tensors=said.tensors, scalars=said.scalars, site=site.name, examples=0)
+
+
+def _prepared(site: Site, message: State, transforms: Sequence[Transform]) -> str:
+    """Hand over what came along for transforms; why the site cannot take part, or nothing."""
+    for transform in transforms:
+        extra = remembered(message, transform.name)
+        if extra.tensors or extra.scalars:
+            try:
+                transform.consulted(site.name, TRAIN, extra)
+            except ValueError as error:
+                return str(error)
+    return ""
 
 
 def _refused(site: Site, reason: str, scalars: Mapping[str, float]) -> Update:

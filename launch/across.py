@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError
 from federation.checkpoint import Checkpoint
-from federation.engine import RoundError
+from federation.engine import RoundError, check_cohort
 from federation.flower.records import Facts, Question
 from federation.flower.transport import FlowerTransport, NotConnectedError
 from federation.state import State
@@ -57,6 +57,7 @@ class Across:
         settings.check()
         if settings.algorithm(in_channels=3).trains_on == "pool":
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
+        check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         transport = self._transport(config, settings, run_id(folder))
         sites = _in_order(transport.sites)
@@ -161,12 +162,31 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
     if not seen:
         raise ConfigError("data.unseen holds every site out; leave at least one to train")
     try:
-        experiment.schedule.asked(len(seen))
+        check_cohort(experiment.schedule, experiment.transforms, len(seen))
         algorithm = experiment.algorithm()
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if algorithm.labelled and not any(facts.examples for facts in seen):
         raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
+
+
+def check_transforms(experiment: Experiment, engine: str) -> None:
+    """Refuse what must remember in one process, where sites are served by several.
+
+    Raises:
+        ConfigError: naming the transform and the engines that serve it.
+    """
+    for transform in experiment.transforms:
+        if transform.lives_in == "run":
+            raise ConfigError(
+                f"{transform.name} needs all sites in one process, which holds the key: take engine=in-process, or "
+                "privacy.aggregation=masked across machines"
+            )
+        if transform.lives_in == "site" and engine == "flower-simulation":
+            raise ConfigError(
+                f"{transform.name} needs one process for each site, and a simulation may serve a site by several; take "
+                "engine=in-process or sites on their own machines"
+            )
 
 
 def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:

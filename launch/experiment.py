@@ -22,7 +22,7 @@ from federation.allocator import keep_freed_memory
 from federation.checkpoint import Checkpoint
 from federation.client import Compute, Evaluate
 from federation.contract import Observer, Transform, Transport
-from federation.engine import POOL, Federation, Schedule
+from federation.engine import POOL, Federation, Schedule, check_cohort
 from federation.seeds import derive_seed
 from federation.transport import InProcess
 from launch.pretrained import PretrainedEncoder
@@ -81,7 +81,7 @@ class Experiment:
         """
         try:
             self.sites()
-            self.schedule.asked(len(self.data.sites))
+            check_cohort(self.schedule, self.transforms, len(self.data.sites))
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
             algorithm = self.algorithm()
@@ -139,6 +139,10 @@ class Experiment:
         poisson = schedule.sampling == "poisson"
         if self.privacy.mechanism == "site" and poisson and schedule.min_sites > 1:
             raise ValueError("federation.sampling=poisson draws few sites at times; it needs federation.min_sites=1")
+        if self.privacy.aggregation == "masked" and poisson:
+            raise ValueError(
+                "federation.sampling=poisson draws few sites at times; privacy.aggregation=masked needs three"
+            )
         rate = schedule.fraction if poisson else 1.0
         return build_transforms(self.privacy, Compression(**self._section("compression")), rate)
 

@@ -166,6 +166,7 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     server = federation.run()
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server, federation.checkpoint))
+    reporter.late(federation.late_events)
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from launch.experiment import Experiment
 from launch.pretrained import PretrainedEncoder
 from launch.run import check_splits
 from launch.scoring import Scorer
+from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
 from reporting.summary import as_means
@@ -150,7 +151,7 @@ class LaunchedSite:
         self._record()
 
     def _experiment(self, question: Question) -> Experiment:
-        config = self.local.applied(load(question.config))
+        config = self.local.applied(load(question.config, SCHEMA, "the run's config"))
         experiment = Experiment(config, channels=question.channels, encoder=_encoder(config, self.folder.path))
         check_metrics(experiment.evaluation.metrics, experiment.evaluation.tolerance)
         experiment.data.restrict(self.local.site, question.channels or None)

@@ -6,6 +6,7 @@ from federation.contract import Guarantee, Transform
 from privacy.accounting import Account
 from privacy.compression import Cast, TopK
 from privacy.encryption import Encrypted, KeyHolder
+from privacy.masked import Masked
 from privacy.patient_level import PatientLevel
 from privacy.settings import Compression, Privacy
 from privacy.site_level import SiteLevel
@@ -28,9 +29,9 @@ def build_transforms(privacy: Privacy, compression: Compression, rate: float) ->
         transforms.append(TopK(compression.top_k))
     if privacy.mechanism != "none":
         transforms.append(_mechanism(privacy, rate))
-    if privacy.aggregation == "encrypted":
+    if privacy.aggregation != "plain":
         _refuse_beside(privacy, compression)
-        transforms.append(Encrypted(KeyHolder()))
+        transforms.append(Masked() if privacy.aggregation == "masked" else Encrypted(KeyHolder()))
     if compression.cast != "none":
         transforms.append(Cast(compression.cast))
     return tuple(transforms)

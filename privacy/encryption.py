@@ -97,23 +97,27 @@ class EncryptedSum:
             self._shapes = told
         if not _same(self._shapes, told):
             raise ValueError(f"site {update.site!r} sent other tensors than the sites before it")
-        for part, tensors in update.tensors.items():
-            if part.endswith(f":{CIPHER}"):
-                self._take(part, tensors, weight, update.site)
+        read = {
+            part: self._read(part, tensors, weight, update.site)
+            for part, tensors in update.tensors.items()
+            if part.endswith(f":{CIPHER}")
+        }
+        for part, ciphers in read.items():  # only now, so that nothing of an update that cannot be read is in the sum
+            sums = self._sums.setdefault(part, {})
+            for name, cipher in ciphers.items():
+                sums[name] = sums[name] + cipher if name in sums else cipher
         self.total += weight
 
-    def _take(self, part: str, tensors: Tensors, weight: float, site: str) -> None:
+    def _read(self, part: str, tensors: Tensors, weight: float, site: str) -> dict[str, Any]:
         import tenseal
 
-        sums = self._sums.setdefault(part, {})
+        sums = self._sums.get(part)
         if sums and sums.keys() != tensors.keys():
             raise ValueError(f"site {site!r} sent {len(tensors)} ciphertexts in {part!r}, the others {len(sums)}")
-        for name, tensor in tensors.items():
-            try:
-                cipher = tenseal.ckks_vector_from(self.context, _bytes(tensor)) * weight
-            except (ValueError, RuntimeError) as error:
-                raise ValueError(f"site {site!r} sent something in {part!r} that is no ciphertext: {error}") from error
-            sums[name] = sums[name] + cipher if name in sums else cipher
+        try:
+            return {name: tenseal.ckks_vector_from(self.context, _bytes(t)) * weight for name, t in tensors.items()}
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"site {site!r} sent something in {part!r} that is no ciphertext: {error}") from error
 
     def result(self) -> State:
         """The encrypted sum, and the sum of the weights."""
@@ -134,6 +138,9 @@ class Encrypted(Transform):
     """
 
     name = "encrypted"
+    hides_updates = True
+    least = 2
+    lives_in = "run"
 
     def __init__(self, keys: KeyHolder) -> None:
         self.keys = keys

@@ -13,12 +13,14 @@ bits (flwr 1.42). Stages, each one message a site: `public`, `seal`, `mask`, `re
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
@@ -34,16 +36,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Words = NDArray[np.uint64]
-FRACTION = 2.0**32
-"""Fixed point: 32 bits behind the point, 31 before it, modulo 2^64."""
-LARGEST = 2.0**24
+FRACTION = 2.0**28
+"""Fixed point: 28 bits behind the point, 35 before it, modulo 2^64."""
+LARGEST = 2.0**28
+"""Of a weighted number; 127 of them fit into a sum."""
 
 
 class Public(NamedTuple):
-    """A site's public keys."""
+    """A site's public keys, and a hash that binds it to the secret of its own stream."""
 
     pair: bytes
     seal: bytes
+    own: bytes
+
+
+def checked(site: str, public: Public) -> Public:
+    """The keys, if they are any.
+
+    Raises:
+        ValueError: they are not; peers could not work with them.
+    """
+    try:
+        bytes_to_public_key(public.pair)
+        bytes_to_public_key(public.seal)
+    except Exception as error:  # whatever the library makes of foreign bytes
+        raise ValueError(f"site {site!r} sent no public keys") from error
+    return public
 
 
 class Party:
@@ -60,10 +78,11 @@ class Party:
         self.name, self.threshold = name, threshold
         self._pair, pair = generate_key_pairs()
         self._seal, seal = generate_key_pairs()
-        self.public = Public(public_key_to_bytes(pair), public_key_to_bytes(seal))
         self._own = os.urandom(32)
+        self.public = Public(public_key_to_bytes(pair), public_key_to_bytes(seal), _hash(self._own))
         self._peers: dict[str, Public] = {}
         self._shares: dict[str, tuple[bytes, bytes]] = {}
+        self._with: frozenset[str] = frozenset()  # whose pairs' streams are on the row
         self._revealed = False
 
     def seal(self, publics: Mapping[str, Public]) -> dict[str, bytes]:
@@ -74,7 +93,7 @@ class Party:
         """
         if publics.get(self.name) != self.public:
             raise ValueError(f"site {self.name!r}: these are not its own public keys")
-        if len(publics) <= self.threshold or len({key for both in publics.values() for key in both}) < 2 * len(publics):
+        if len(publics) <= self.threshold or len({key for keys in publics.values() for key in keys}) < 3 * len(publics):
             raise ValueError(f"{len(publics)} sites with keys of their own, more than {self.threshold} are needed")
         self._peers = {name: publics[name] for name in sorted(publics) if name != self.name}
         own = create_shares(self._own, self.threshold, len(publics))
@@ -88,14 +107,27 @@ class Party:
         """The weighted row, masked.
 
         Args:
-            row: (N,) numbers; weighted they must lie within 2^24.
+            row: (N,) numbers; weighted they must lie within 2^28.
             weight: applied here, since the server cannot weigh what it cannot read.
             sealed: peer -> what it sealed for this site; peers that are missing dropped out before.
+
+        Raises:
+            ValueError: a second row, a share that does not open, a stranger, or numbers that do not fit.
         """
+        if self._with:
+            raise ValueError(f"site {self.name!r} has masked a row already; two under one mask show their difference")
+        if strangers := sorted(sealed.keys() - self._peers.keys()):
+            raise ValueError(f"site {self.name!r} got shares of {strangers[0]!r}, whose keys it does not know")
+        if len(sealed) + 1 < self.threshold:
+            raise ValueError(f"shares of {len(sealed)} peers came, {self.threshold - 1} are needed")
         for name, message in sealed.items():
-            opened = decrypt(self._sealing(name), message)
+            try:
+                opened = decrypt(self._sealing(name), message)
+            except InvalidToken as error:
+                raise ValueError(f"the share that {name!r} sealed for site {self.name!r} does not open") from error
             cut = 4 + int.from_bytes(opened[:4], "little")
             self._shares[name] = opened[4:cut], opened[cut:]
+        self._with = frozenset({self.name, *sealed})
         masked = fixed_point(row, weight) + stream(self._own, len(row))
         for name in sealed:
             secret = generate_shared_key(self._pair, bytes_to_public_key(self._peers[name].pair))
@@ -106,13 +138,14 @@ class Party:
         """Shares that unmask the sum: of own streams of those who answered, of pairs' keys of those who did not.
 
         Raises:
-            ValueError: a site is said to have done both, so few answered that their sum tells of single ones, or this
-                is the second time: two different answers could give both secrets of a site.
+            ValueError: these are not the sites whose masks are on the row, a site is said to have done both, so few
+                answered that their sum tells of single ones, or this is the second time: two different answers could
+                give both secrets of a site.
         """
         there, gone = set(answered), set(dropped)
         if self._revealed:
             raise ValueError(f"site {self.name!r} has unmasked the sum of this round already")
-        if there & gone or len(there) < self.threshold:
+        if there & gone or there | gone != self._with or len(there) < self.threshold:
             raise ValueError(f"site {self.name!r} unmasks no sum of {sorted(there)} without {sorted(gone)}")
         self._revealed = True
         own = {name: self._shares[name][0] for name in sorted(there & self._shares.keys())}
@@ -160,15 +193,18 @@ class MaskedSum:
             threshold: shares that open a secret.
 
         Raises:
-            ValueError: too few shares of some site, or nobody answered.
+            ValueError: too few shares of some site, shares that are not of its secret, or nobody answered.
         """
         if self._sum is None:
             raise ValueError("no site answered")
         total = self._sum
         for site in self.answered:
-            total = _add(total, stream(_opened(site, revealed, threshold), len(total)), False)
+            own = _opened(site, revealed, threshold)
+            if _hash(own) != self.publics[site].own:
+                raise ValueError(f"the shares of site {site!r} are not of its secret; some peer sent a wrong one")
+            total = _add(total, stream(own, len(total)), False)
         for gone in self.dropped:
-            key = bytes_to_private_key(_opened(gone, revealed, threshold))
+            key = _pair_key(_opened(gone, revealed, threshold), self.publics[gone].pair, gone)
             for site in self.answered:
                 secret = generate_shared_key(key, bytes_to_public_key(self.publics[site].pair))
                 total = _add(total, stream(base64.urlsafe_b64decode(secret), len(total)), not site < gone)
@@ -176,7 +212,7 @@ class MaskedSum:
 
 
 def fixed_point(row: Tensor, weight: float) -> Words:
-    """Numbers as whole multiples of 2^-32, modulo 2^64.
+    """Numbers as whole multiples of 2^-28, modulo 2^64.
 
     Raises:
         ValueError: one is not finite or too large.
@@ -193,6 +229,21 @@ def stream(secret: bytes, count: int) -> Words:
     return np.frombuffer(cipher.update(bytes(8 * count)), np.uint64)
 
 
+def _hash(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def _pair_key(content: bytes, public: bytes, site: str) -> Any:
+    try:
+        key = bytes_to_private_key(content)
+        fits = public_key_to_bytes(key.public_key()) == public
+    except Exception as error:  # whatever the library makes of foreign bytes
+        raise ValueError(f"the shares of site {site!r} are not of its key; some peer sent a wrong one") from error
+    if not fits:
+        raise ValueError(f"the shares of site {site!r} are not of its key; some peer sent a wrong one")
+    return key
+
+
 def _add(total: Words, words: Words, plus: bool) -> Words:
     return total + words if plus else total - words
 
@@ -201,4 +252,7 @@ def _opened(site: str, revealed: Mapping[str, Mapping[str, bytes]], threshold: i
     shares = [told[site] for told in revealed.values() if site in told]
     if len(shares) < threshold:
         raise ValueError(f"{len(shares)} shares of site {site!r}, {threshold} are needed to unmask the sum")
-    return bytes(combine_shares(shares[:threshold]))
+    try:
+        return bytes(combine_shares(shares[:threshold]))
+    except Exception as error:  # whatever the library makes of foreign bytes
+        raise ValueError(f"the shares of site {site!r} do not fit together; some peer sent a wrong one") from error

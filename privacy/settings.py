@@ -28,7 +28,8 @@ class Privacy:
         accountant: of Opacus: rdp, or prv, which is tighter (not for sparse).
         randomness: seeded repeats the noise of a run, for simulation only, since whoever knows the seed can subtract
             it; secret draws from the system and is what a deployment needs.
-        aggregation: plain, or encrypted: the server adds up CKKS ciphertexts that it cannot read.
+        aggregation: plain; masked: the server sees the sum of a round's updates only, by masks that cancel (secure
+            aggregation); or encrypted: it adds up CKKS ciphertexts that it cannot read (simulation only).
     """
 
     mechanism: Literal["none", "site", "patient", "sparse"] = "none"
@@ -42,7 +43,7 @@ class Privacy:
     max_epsilon: float | None = None
     accountant: Literal["rdp", "prv"] = "rdp"
     randomness: Randomness = "seeded"
-    aggregation: Literal["plain", "encrypted"] = "plain"
+    aggregation: Literal["plain", "masked", "encrypted"] = "plain"
 
     def __post_init__(self) -> None:
         limits = {

@@ -142,6 +142,12 @@ class Reporter:
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
 
+    def late(self, events: Sequence[Row]) -> None:
+        """What happened after the last round: a site that could not be scored would only be missing otherwise."""
+        self.folder.append_events(events)
+        for row in events:
+            self.progress.say(f"{row['event']}: {row['site']} {row['detail']}")
+
     def overlays(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
         """Draw cases of one site into overlays/<site>.png and add them to W&B.
 

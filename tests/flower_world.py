@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,17 @@ def federate(
     sites: Mapping[str, ToySite] | None = None,
     before: Callable[[LoopbackGrid, dict[str, int]], None] | None = None,
     timeout: float = 0.05,
+    transforms: Sequence[Any] = (),
+    site_transforms: Callable[[], Sequence[Any]] = tuple,
     **knobs: Any,
 ) -> Outcome:
-    """`tests.world.simulate`, through Flower's messages; the sites' states lie under the folder."""
+    """`tests.world.simulate`, through Flower's messages; the sites' states lie under the folder.
+
+    The server has `transforms`, every site some of its own from `site_transforms`: nothing is shared in memory.
+    """
     sites = {site: data for site, data in (sites or toy_sites()).items() if site != POOL}
     nodes = {site: 100 + number for number, site in enumerate(sites)}
-    clients = {site: toy_client(name, data, folder / site, **knobs) for site, data in sites.items()}
+    clients = {s: toy_client(name, data, folder / s, site_transforms(), **knobs) for s, data in sites.items()}
     grid: Any = LoopbackGrid({nodes[site]: app_of(client.answer) for site, client in clients.items()})
     way = FlowerTransport(grid, Question("hello", RUN, ""), timeout=timeout, poll=0.001)
     way.meet(tuple(sites), 1, 0.0)
@@ -123,7 +128,7 @@ def federate(
     way.goes_back_to = lambda site: {checkpoint.round}
     seen = [site for site, data in sites.items() if data.seen]
     settings = Schedule(rounds=rounds, **{"local_steps": 3, **(schedule or {})})
-    federation = Federation(build(name, **knobs), way, seen, settings, 7, checkpoint, observer)
+    federation = Federation(build(name, **knobs), way, seen, settings, 7, checkpoint, observer, transforms)
     server = federation.run()
     return Outcome(server, {site: latest(folder / site) for site in sites}, observer, federation)
 

@@ -133,6 +133,9 @@ def test_what_an_encoder_learnt_from_does_not_score_the_next_run(tmp_path: Path)
         (["federation.min_sites=4", "deployment.patience=0"], "4 are needed"),
         (["deployment.sites=[site_01,site_09]", "deployment.patience=0"], "not site_09"),
         (["deployment.timeout=0"], "deployment.timeout=0"),
+        (["privacy.aggregation=encrypted"], "encrypted needs all sites in one process"),
+        (["privacy.aggregation=masked", "algorithm=feddg"], "before round 1 .introduces."),
+        (["privacy.aggregation=masked", "data.unseen=[site_02]"], "masked needs 3 sites in a round, 2 take part"),
     ],
 )
 def test_what_cannot_run_across_sites_says_why_at_once(settings: list[str], told: str, tmp_path: Path) -> None:

@@ -13,14 +13,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from configs.compose import ConfigError, compose, load
 from datamodules.cases import Case, check_cases
 from datamodules.errors import DataError
 from datamodules.folder import read_manifest
-from federation.admission import Admission, Limits, quoted
+from federation.admission import Admission, Limits, quoted, unbounded
 from federation.checkpoint import Checkpoint, CheckpointError
+from federation.contract import Kind
+from federation.engine import RoundError
 from federation.state import LARGEST_HEADER, State, Update, from_bytes, to_bytes
 from federation.transport import InProcess
+from launch.settings import SCHEMA
 from tests.world import simulate
 
 ROOT = Path(__file__).parent.parent
@@ -274,6 +279,98 @@ def test_a_round_goes_on_without_an_update_that_does_not_fit(tmp_path: Path) -> 
     assert [(e["round"], e["site"], e["event"]) for e in events] == [(1, "s1", "refused"), (2, "s1", "refused")]
     assert "the one it was sent is" in events[0]["detail"]
     assert not outcome.server.non_finite()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Update({"bank": {"a": torch.ones(300)}}, site="a", examples=1), "1200 bytes"),
+        (Update({"bank": {str(i): torch.ones(1) for i in range(4)}}, site="a", examples=1), "4 tensors"),
+        (Update({"bank": {"a": torch.tensor(math.inf)}}, site="a", examples=1), "the first is 'bank/a'"),
+        (Update({"b\nk": {"a": torch.ones(1)}}, site="a", examples=1), "control characters"),
+        (Update({}, {"x": math.inf}, site="a", examples=1), "'x' is not finite"),
+        (Update({"bank": {"a": torch.ones(3)}}, {"x": 1.0}, site="a", examples=1), "^$"),
+    ],
+)
+def test_answers_without_a_counterpart_are_bounded(answer: Update, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(unbounded(answer, Limits(filed_bytes=1000, filed_tensors=3)))
+
+
+def answering(kind: Kind, tensors: dict[str, dict[str, torch.Tensor]], scalars: dict[str, float]) -> type[InProcess]:
+    """One site answers questions of one kind with something else."""
+
+    class Lying(InProcess):
+        def ask(self, tasks: Any, messages: Any) -> Any:
+            for update in super().ask(tasks, messages):
+                if update.site == "s1" and tasks[update.site].kind == kind:
+                    update.tensors, update.scalars = tensors, {**update.scalars, **scalars}
+                yield update
+
+    return Lying
+
+
+def test_an_introduction_that_is_no_plain_numbers_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    lie = answering("introduce", {"amplitude": {"0": torch.full((3,), math.nan)}}, {})
+    with pytest.raises(RoundError, match=r"'s1' cannot introduce itself: 1 tensors are not finite"):
+        simulate("feddg", tmp_path, transport=lie)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scalars", "reason"),
+    [
+        ({}, {"val/global/dice": math.nan}, "'val/global/dice' is not finite"),
+        ({"model": {"w": torch.ones(1)}}, {}, "which nobody asked for"),
+    ],
+)
+def test_scores_that_are_none_choose_no_model(tensors: Any, scalars: Any, reason: str, tmp_path: Path) -> None:
+    outcome = simulate("fedavg", tmp_path, rounds=1, transport=answering("evaluate", tensors, scalars))
+    (event,) = outcome.observer.rows("events")
+    assert reason in event["detail"]
+    assert not outcome.federation.checkpoint.best()
+
+
+def test_a_model_that_is_no_numbers_is_not_published_and_the_table_says_so(tmp_path: Path) -> None:
+    lie = answering("publish", {"personal": {"w": torch.full((3,), math.inf)}}, {})
+    outcome = simulate("iopfl", tmp_path, rounds=1, transport=lie)
+    published = outcome.federation.publish(1)
+    assert {group.partition("/")[2] for group in published.tensors} == {"s0", "s2"}
+    (event,) = outcome.federation.late_events
+    assert (event["round"], event["site"]) == (2, "s1")
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("name", ["${oc.env:HOME}", "a ${oc.env:HOME} b", "${data.name}"])
+def test_settings_from_elsewhere_do_not_read_this_machine(name: str) -> None:
+    text = OmegaConf.to_yaml(compose([], SCHEMA)).replace("seed: 0", f"seed: '{name}'")
+    assert name in text
+    with pytest.raises(ConfigError, match="refers to other values"):
+        load(text, SCHEMA)
+
+
+def test_settings_do_not_grow_by_references() -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]" for n in range(60))]
+    with pytest.raises(ConfigError, match="refers to other values"):
+        load("\n".join(lines))
+
+
+words = st.sampled_from(
+    ["a", ":", "- ", "\n", "  ", "{", "}", "[", "]", "!!python/object:os.system ", "&x ", "*x", "'"]
+)
+
+
+@settings(quick, max_examples=500 * MANY)
+@given(st.one_of(st.text(max_size=40), st.lists(words, max_size=25).map("".join)))
+@example("[" * 5000)
+@example("!!python/object/apply:os.system ['true']")
+def test_any_settings_are_read_or_refused(text: str) -> None:
+    try:
+        load(text, SCHEMA)
+    except ConfigError:
+        return
+    pytest.fail("a short text cannot hold all settings of a run")
 
 
 # ---------------------------------------------------------------------------------------------------- paths and tables

@@ -87,7 +87,7 @@ def test_a_partial_sum_is_noise_as_well() -> None:
     partial = played.masked["a"] + played.masked["b"] + played.masked["c"] + played.masked["d"]
     true = torch.stack([played.rows[s].double() * w for s, w in zip("abcd", (1, 2, 3, 4), strict=True)]).sum(dim=0)
     apart = np.abs((partial - fixed_point(true, 1.0)).view(np.int64) / FRACTION)
-    assert float(np.median(apart)) > 1e8
+    assert float(np.median(apart)) > 1e9
 
 
 def test_peers_never_give_both_secrets_of_a_site_nor_open_small_sums() -> None:
@@ -122,7 +122,7 @@ def test_strangers_repeats_and_other_lengths_are_refused_by_name() -> None:
             server.add(site, np.zeros(length, np.uint64))
 
 
-@pytest.mark.parametrize("value", [torch.inf, torch.nan, 2.0**25])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 2.0**29])
 def test_numbers_that_do_not_fit_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="does not lie within"):
         fixed_point(torch.tensor([value]), 1.0)

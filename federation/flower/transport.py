@@ -20,7 +20,7 @@ from federation.state import State, Update
 if TYPE_CHECKING:
     from flwr.serverapp import Grid  # importing it loads all of Flower's strategies
 
-TYPES = {"train": "train", "evaluate": "evaluate", "publish": "evaluate", "introduce": "query"}
+TYPES = {"train": "train", "evaluate": "evaluate", "publish": "evaluate", "introduce": "query", "consult": "query"}
 TOLD = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its SuperNode cannot load the app (is everything installed there?)",
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "its app failed; the SuperNode's log says why",
