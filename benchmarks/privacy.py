@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.privacy model=unet data.size=128
 
 CPU seconds, medians of paired repetitions; implementations take turns. Arguments are settings of `train.py`; the
-network has group normalisation. Encryption is measured on PIECE numbers and grows in proportion.
+network has group normalisation. Encryption is measured on PIECE numbers and grows in proportion. Masks are a whole
+round of SITES sites, one of which drops out after it sealed its shares; the row counts one site, or the server.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from torch import Tensor
 
 from algorithms import Algorithm
 from configs.compose import compose
-from federation.contract import Batch, Cohort, Transform
+from federation.contract import Batch, Cohort, T, Transform
 from federation.state import Mean, State, Update
+from federation.transforms import remembered
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
 from privacy.build import build_transforms
+from privacy.masked import Masked, MaskedRound
 from privacy.settings import Compression, Privacy
 
-PATIENTS, REPEATS, PIECE = 4, 5, 200_000
+PATIENTS, REPEATS, PIECE, SITES = 4, 5, 200_000, 5
 COMMON = ["algorithm=fedavg", "model.norm=group", "trainer.threads=1", "trainer.accelerator=cpu"]
 CHAINS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "float16": ({}, {"cast": "float16"}),
@@ -50,6 +53,7 @@ def main() -> None:
         chain = build_transforms(Privacy(**mechanism), Compression(**compression), 1.0)  # type: ignore[arg-type]
         part = {"row": torch.randn(PIECE) * 1e-3} if name == "encrypted" else {k: t * 1e-3 for k, t in shape.items()}
         show(name, chain, part, numbers)
+    show_masked({k: t * 1e-3 for k, t in shape.items()}, numbers)
     steps(plain, private)
 
 
@@ -83,6 +87,38 @@ def show(name: str, chain: tuple[Transform, ...], tensors: Mapping[str, Tensor],
     off = max(float((mean["model"][key] - tensor).abs().max()) for key, tensor in tensors.items())
     site, server = (scale * statistics.median(taken) for taken in (at_site, at_server))
     print(f"{name:22}{size:14,.0f}{size / 4 / numbers:8.3f}{site:9.3f}{server:10.3f}{off:10.1e}", flush=True)
+
+
+def show_masked(tensors: dict[str, Tensor], numbers: int) -> None:
+    """The row of secure aggregation: a site's seconds and bytes over the four messages of a round."""
+    sides, size, at_site = {f"s{n}": Masked() for n in range(SITES)}, 0, 0.0
+    *there, _ = sides
+
+    def consult(topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]) -> dict[str, T]:
+        nonlocal size, at_site
+        said, start = {}, time.process_time()
+        for site, message in messages.items():
+            said[site] = sides[site].consulted(site, topic.partition("/")[2], message)
+        at_site += time.process_time() - start
+        size += sum(sum(answer.sizes().values()) for answer in said.values())
+        return {site: read(site, answer) for site, answer in said.items()}
+
+    start, total = time.process_time(), MaskedRound()
+    along = total.begin(list(sides), {"model": tensors}, consult)
+    for site in there:
+        begun = time.process_time()
+        sides[site].consulted(site, "train", remembered(along[site], Masked.name))
+        update = Update({"model": tensors}, {"steps": 1.0, "seconds": 0.0}, site=site, examples=7)
+        sent, _ = sides[site].on_client(update, State(), 0)
+        at_site += time.process_time() - begun
+        size += sum(sent.sizes().values())
+        total.add(sent, 0.0)
+    total.end(consult)
+    mean = total.result()
+    server = time.process_time() - start - at_site
+    off = max(float((mean["model"][key] - tensor).abs().max()) for key, tensor in tensors.items())
+    name, site_bytes = f"masked, {SITES} sites", size / len(there)
+    print(f"{name:22}{site_bytes:14,.0f}{site_bytes / 4 / numbers:8.3f}{at_site / SITES:9.3f}{server:10.3f}{off:10.1e}")
 
 
 def steps(plain: Algorithm, private: Algorithm) -> None:

@@ -21,6 +21,7 @@ from federation.state import State, Tensors, Update
 from privacy.accounting import Account, gaussian_event, pure_event
 from privacy.build import build_transforms
 from privacy.encryption import Encrypted, KeyHolder
+from privacy.masked import Masked
 from privacy.patient_level import PatientLevel
 from privacy.payload import clipped, dense, flat, norm, restored, shapes, sparse
 from privacy.settings import Compression, Privacy
@@ -533,7 +534,7 @@ PATIENT = SINGLY | {
 
 
 def refusals() -> list[tuple[str, str, str]]:
-    chains = {"site": SINGLY, "sparse": SINGLY, "patient": PATIENT, "encrypted": SINGLY}
+    chains = {"site": SINGLY, "sparse": SINGLY, "patient": PATIENT, "encrypted": SINGLY, "masked": SINGLY}
     chains["top_k"] = dict.fromkeys(("lcfed", "contrastive"), r"compression\.top_k sends parts of differences")
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
@@ -545,6 +546,7 @@ def test_each_method_is_served_or_refused_with_its_reason(kind: str, name: str, 
         "sparse": sparse_vector(),
         "patient": PatientLevel(1.0, account()),
         "encrypted": Encrypted(keys),
+        "masked": Masked(),
         "top_k": transforms({"top_k": 0.1})[0],
     }
     plain = name == "silobn"  # it has running statistics or nothing to keep

@@ -18,6 +18,7 @@ KINDS = {
     "`site`": (Privacy(mechanism="site"), Compression()),
     "`patient`": (Privacy(mechanism="patient"), Compression()),
     "`sparse`": (Privacy(mechanism="sparse"), Compression()),
+    "`masked`": (Privacy(aggregation="masked"), Compression()),
     "`encrypted`": (Privacy(aggregation="encrypted"), Compression()),
     "`top_k`": (Privacy(), Compression(top_k=0.1)),
     "`cast`": (Privacy(), Compression(cast="float16")),
