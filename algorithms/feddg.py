@@ -37,8 +37,10 @@ class FedDG(FedAvg):
 
         loss = L(x; w) + meta_weight L(x'; w - step clamp(dL(x; w)/dw)) + contrast_weight L_contrast
 
-    The server averages as FedAvg does. Defaults follow the paper; ``algorithm=feddg_released`` follows the authors'
-    program, in which only the mean colour is swapped. Corrected in both: one initial model for all, running statistics
+    The server averages as FedAvg does. Defaults follow the paper but for the contrast's denominator, which is the
+    authors' program's: without the pair in it the contrast has no lower bound and can keep a network from learning
+    (docs/results.md). ``algorithm=feddg_paper`` is the paper in this, too; ``algorithm=feddg_released`` follows the
+    program, in which only the mean colour is swapped. Corrected in all: one initial model for all, running statistics
     averaged, empty structures leave the contrast instead of making it NaN, one window that works on crops. A local step
     has two forward passes and three backward ones: 2.7 times FedAvg's.
 
@@ -51,7 +53,7 @@ class FedDG(FedAvg):
         meta_weight: of the task loss of the re-styled images, >= 0.
         contrast_weight: of the contrast, >= 0; with meta_weight 0 too, training is FedAvg's.
         temperature: of the contrast, > 0.
-        denominator: what a pair is told from: negatives (the paper), or positive_and_negatives (the program).
+        denominator: what a pair is told from: positive_and_negatives (the program), or negatives alone (the paper).
         group: contrast each image with its own versions (image, the paper) or the whole batch (the program).
         boundary_steps: width of the band inside of a structure's boundary, in pixels.
         background_steps: width of the band around a structure, in pixels.
@@ -78,7 +80,7 @@ class FedDG(FedAvg):
         meta_weight: float = 1.0,
         contrast_weight: float = 0.1,
         temperature: float = 0.05,
-        denominator: Denominator = "negatives",
+        denominator: Denominator = "positive_and_negatives",
         group: Group = "image",
         boundary_steps: int = 1,
         background_steps: int = 5,
