@@ -1,8 +1,11 @@
 """The same work in one process, across machines through Flower (on loopback, TLS and keys on), and in its simulation.
 
-`python -m benchmarks.engines FOLDER [SETTING=VALUE ...]` prints one table: seconds per round (between two checkpoints,
-median after the first round), what of it is work at the slowest site, megabytes per round, and memory of all processes
-together (proportional set size, so that shared pages count once). Flower's overhead is what is left.
+`python -m benchmarks.engines FOLDER [cores=N] [SETTING=VALUE ...]` prints one table: seconds per round (between two
+checkpoints, median after the first round) and as a multiple of the first row's, CPU seconds of all processes in the
+same span, megabytes per round, and memory of all processes together (proportional set size: shared pages count once).
+
+With `cores=1` all processes of a row share one core. That is like for like: in one process sites train one after the
+other, across machines side by side, and on one core both take as long as the work does. What is above 1 is overhead.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -47,17 +50,33 @@ class Measured:
     """What was seen of one run.
 
     Attributes:
-        ends: when the rounds were saved, in seconds.
+        ends: when the rounds were saved, in seconds, and CPU seconds of all its processes by then.
         peak: largest memory of all its processes, in bytes.
     """
 
-    ends: list[float] = field(default_factory=list)
+    ends: list[tuple[float, float]] = field(default_factory=list)
     peak: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of a round."""
+        return self._per_round(0)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of a round; those of processes that ended within it are missing unless their parent waited."""
+        return self._per_round(1)
+
+    def _per_round(self, place: int) -> float:
+        return median(b[place] - a[place] for a, b in zip(self.ends, self.ends[1:], strict=False))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure all three, and print the table."""
-    folder, settings = Path(arguments[0]).absolute(), [*SETTINGS, *arguments[1:]]
+    folder, given = Path(arguments[0]).absolute(), [setting for setting in arguments[1:] if "cores=" not in setting]
+    for cores in (setting.partition("=")[2] for setting in arguments[1:] if setting not in given):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])  # children inherit it
+    settings = [*SETTINGS, *given]
     folder.mkdir(parents=True, exist_ok=True)
     engines: dict[str, Callable[[Path, list[str]], None]] = {
         "in process": in_process,
@@ -65,14 +84,16 @@ def main(arguments: Sequence[str]) -> int:
         "Flower, simulation": simulated,
     }
     print(f"imports of a site, once per worker: {imports():.1f} CPU s\n", flush=True)
-    print(f"{'engine':20}{'s/round':>9}{'work':>8}{'rest':>8}{'MB/round':>10}{'memory MB':>11}", flush=True)
+    print(f"{'engine':20}{'s/round':>9}{'times':>8}{'CPU s':>8}{'MB/round':>10}{'memory MB':>11}", flush=True)
+    first = 0.0
     for name, engine in engines.items():
         run = RunFolder(folder / name.replace(",", "").replace(" ", "-"))
         mark = uuid4().hex
         os.environ[MARK] = mark
         with watching(run, mark) as measured:
             engine(run.path, settings)
-        print(row(name, run, measured), flush=True)
+        first = first or measured.seconds
+        print(row(name, run, measured, first), flush=True)
     return 0
 
 
@@ -112,16 +133,13 @@ def imports() -> float:
     return after.children_user - before.children_user + after.children_system - before.children_system
 
 
-def row(name: str, run: RunFolder, measured: Measured) -> str:
+def row(name: str, run: RunFolder, measured: Measured, first: float) -> str:
     """One line of the table."""
-    spans = [b - a for a, b in zip(measured.ends, measured.ends[1:], strict=False)]
-    seconds = median(spans)
-    rounds = run.rounds()
-    by_round = rounds[rounds["round"] > 1].groupby("round")["seconds"]
-    work = float((by_round.sum() if name == "in process" else by_round.max()).median())
     traffic = run.traffic()
     megabytes = traffic[traffic["round"] == 2]["bytes"].sum() / 1e6
-    return f"{name:20}{seconds:9.2f}{work:8.2f}{seconds - work:8.2f}{megabytes:10.1f}{measured.peak / 1e6:11.0f}"
+    times = measured.seconds / first
+    numbers = f"{measured.seconds:9.2f}{times:8.2f}{measured.cpu:8.2f}"
+    return f"{name:20}{numbers}{megabytes:10.1f}{measured.peak / 1e6:11.0f}"
 
 
 @contextmanager
@@ -136,7 +154,7 @@ def watching(run: RunFolder, mark: str) -> Iterator[Measured]:
                 return
             if index.exists() and (changed := index.stat().st_mtime_ns) != seen:
                 seen = changed
-                measured.ends.append(changed / 1e9)
+                measured.ends.append((changed / 1e9, sum(cpu(process) for process in marked(mark))))
             if count % 20 == 0:
                 measured.peak = max(measured.peak, memory(mark))
 
@@ -149,17 +167,32 @@ def watching(run: RunFolder, mark: str) -> Iterator[Measured]:
         thread.join()
 
 
+def marked(mark: str) -> Iterator[Path]:
+    """All processes that were started with the mark."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended, or is another user's
+            if process.name != str(os.getpid()) and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
+                yield process
+
+
 def memory(mark: str) -> int:
-    """Bytes of all processes that were started with the mark."""
-    return sum(_memory(process, f"{MARK}={mark}".encode()) for process in Path("/proc").glob("[0-9]*"))
+    """Bytes of all processes with the mark."""
+    return sum(_memory(process) for process in marked(mark))
 
 
-def _memory(process: Path, mark: bytes) -> int:
+def cpu(process: Path) -> float:
+    """CPU seconds of a process and of its children that have ended."""
     try:
-        if process.name == str(os.getpid()) or mark not in (process / "environ").read_bytes():
-            return 0
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory(process: Path) -> int:
+    try:
         rollup = (process / "smaps_rollup").read_text()
-    except OSError:  # it ended, or is another user's
+    except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 from federation.state import State, from_bytes, to_bytes
 
@@ -72,7 +73,7 @@ class Checkpoint:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.index: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}}
-        self._saved_kept: dict[str, State] = {}
+        self._saved_kept: dict[str, ReferenceType[State]] = {}  # weak: what a site keeps no more must not stay
         path = folder / "index.json"
         if path.exists():
             try:
@@ -103,10 +104,11 @@ class Checkpoint:
         self._write(server_file, to_bytes(server))
         files = dict(self.index["kept"])
         for site, state in kept.items():
-            if self._saved_kept.get(site) is not state:
+            saved = self._saved_kept.get(site)
+            if saved is None or saved() is not state:
                 files[site] = f"{_file_name(site)}-{round:05d}.safetensors"
                 self._write(files[site], to_bytes(state))
-                self._saved_kept[site] = state
+                self._saved_kept[site] = ref(state)
         best = dict(self.index["best"])
         for name, score in scores.items():
             before = best.get(name)
@@ -122,7 +124,7 @@ class Checkpoint:
         if not self.round:
             return None
         kept = {site: self.read(file) for site, file in self.index["kept"].items()}
-        self._saved_kept = dict(kept)
+        self._saved_kept = {site: ref(state) for site, state in kept.items()}
         return Snapshot(self.round, self.read(self.index["server"]), kept)
 
     def read(self, file: str) -> State:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -693,3 +694,15 @@ def test_mean_of_the_federation_is_streamed_in_the_order_of_sites(tmp_path: Path
     )
     simulate("fedavg", tmp_path, rounds=1)
     assert order == ["s0", "s1", "s2"]
+
+
+def test_what_a_site_keeps_no_more_does_not_stay_in_memory(tmp_path: Path) -> None:
+    checkpoint, kept = Checkpoint(tmp_path), {"a": State({"w": {"w": torch.ones(3)}})}
+    checkpoint.save(1, State(), kept, {})
+    old = ref(kept.pop("a"))
+    assert old() is None
+    again = {"a": State({"w": {"w": torch.zeros(3)}})}
+    checkpoint.save(2, State(), again, {})
+    before = {path.name for path in tmp_path.iterdir()}
+    checkpoint.save(3, State(), again, {})  # the same object: not written again
+    assert {name for name in before if name.startswith("site-a")} <= {path.name for path in tmp_path.iterdir()}
