@@ -1,11 +1,12 @@
 """The same work in one process, across machines through Flower (on loopback, TLS and keys on), and in its simulation.
 
-`python -m benchmarks.engines FOLDER [cores=N] [SETTING=VALUE ...]` prints one table: seconds per round (between two
-checkpoints, median after the first round) and as a multiple of the first row's, CPU seconds of all processes in the
+`python -m benchmarks.engines FOLDER [cores=N] [rows=N] [SETTING=VALUE ...]` prints a table: seconds per round (between
+two checkpoints, median after the first round) and as a multiple of the first row's, CPU seconds of all processes in the
 same span, megabytes per round, and memory of all processes together (proportional set size: shared pages count once).
 
 With `cores=1` all processes of a row share one core. That is like for like: in one process sites train one after the
 other, across machines side by side, and on one core both take as long as the work does. What is above 1 is overhead.
+`rows=2` leaves the simulation out. Behind each row: CPU seconds per round by program.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
@@ -42,6 +45,7 @@ SETTINGS = (
     "trainer.threads=1",
     "trainer.accelerator=cpu",
 )
+OWN = ("cores", "rows")
 MARK = "BENCHMARK_OF_ENGINES"
 
 
@@ -50,32 +54,32 @@ class Measured:
     """What was seen of one run.
 
     Attributes:
-        ends: when the rounds were saved, in seconds, and CPU seconds of all its processes by then.
+        ends: when the rounds were saved, in seconds, and CPU seconds of its processes by then, by program.
         peak: largest memory of all its processes, in bytes.
     """
 
-    ends: list[tuple[float, float]] = field(default_factory=list)
+    ends: list[tuple[float, dict[str, float]]] = field(default_factory=list)
     peak: int = 0
 
     @property
     def seconds(self) -> float:
         """Of a round."""
-        return self._per_round(0)
+        return median(b - a for (a, _), (b, _) in pairwise(self.ends))
 
     @property
-    def cpu(self) -> float:
-        """CPU seconds of a round; those of processes that ended within it are missing unless their parent waited."""
-        return self._per_round(1)
-
-    def _per_round(self, place: int) -> float:
-        return median(b[place] - a[place] for a, b in zip(self.ends, self.ends[1:], strict=False))
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of a round by program; those of processes that ended are their parents', once these waited."""
+        spans = list(pairwise(spent for _, spent in self.ends))
+        names = self.ends[-1][1]
+        return {name: median(b.get(name, 0.0) - a.get(name, 0.0) for a, b in spans) for name in names}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure all three, and print the table."""
-    folder, given = Path(arguments[0]).absolute(), [setting for setting in arguments[1:] if "cores=" not in setting]
-    for cores in (setting.partition("=")[2] for setting in arguments[1:] if setting not in given):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])  # children inherit it
+    folder, given = Path(arguments[0]).absolute(), [word for word in arguments[1:] if word.partition("=")[0] not in OWN]
+    own = dict(word.split("=") for word in arguments[1:] if word not in given)
+    if "cores" in own:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(own["cores"]) :])  # children inherit it
     settings = [*SETTINGS, *given]
     folder.mkdir(parents=True, exist_ok=True)
     engines: dict[str, Callable[[Path, list[str]], None]] = {
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"imports of a site, once per worker: {imports():.1f} CPU s\n", flush=True)
     print(f"{'engine':20}{'s/round':>9}{'times':>8}{'CPU s':>8}{'MB/round':>10}{'memory MB':>11}", flush=True)
     first = 0.0
-    for name, engine in engines.items():
+    for name, engine in [*engines.items()][: int(own.get("rows", 3))]:
         run = RunFolder(folder / name.replace(",", "").replace(" ", "-"))
         mark = uuid4().hex
         os.environ[MARK] = mark
@@ -138,8 +142,9 @@ def row(name: str, run: RunFolder, measured: Measured, first: float) -> str:
     traffic = run.traffic()
     megabytes = traffic[traffic["round"] == 2]["bytes"].sum() / 1e6
     times = measured.seconds / first
-    numbers = f"{measured.seconds:9.2f}{times:8.2f}{measured.cpu:8.2f}"
-    return f"{name:20}{numbers}{megabytes:10.1f}{measured.peak / 1e6:11.0f}"
+    numbers = f"{measured.seconds:9.2f}{times:8.2f}{sum(measured.cpu.values()):8.2f}"
+    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in sorted(measured.cpu.items()) if seconds > 0.05)
+    return f"{name:20}{numbers}{megabytes:10.1f}{measured.peak / 1e6:11.0f}   {parts}"
 
 
 @contextmanager
@@ -154,7 +159,10 @@ def watching(run: RunFolder, mark: str) -> Iterator[Measured]:
                 return
             if index.exists() and (changed := index.stat().st_mtime_ns) != seen:
                 seen = changed
-                measured.ends.append((changed / 1e9, sum(cpu(process) for process in marked(mark))))
+                spent: dict[str, float] = defaultdict(float)
+                for process in marked(mark):
+                    spent[program(process)] += cpu(process)
+                measured.ends.append((changed / 1e9, spent))
             if count % 20 == 0:
                 measured.peak = max(measured.peak, memory(mark))
 
@@ -173,6 +181,16 @@ def marked(mark: str) -> Iterator[Path]:
         with suppress(OSError):  # it ended, or is another user's
             if process.name != str(os.getpid()) and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 yield process
+
+
+def program(process: Path) -> str:
+    """What a process runs: a script's name, or that of a module."""
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "ended"
+    word = words[words.index("-m") + 1] if "-m" in words[:3] else words[1] if len(words) > 1 else words[0]
+    return Path(word).name
 
 
 def memory(mark: str) -> int:

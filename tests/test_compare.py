@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import compare
 from evaluation.statistics import holm, over_seeds, paired
@@ -146,6 +147,27 @@ def test_seeds_collapse_and_knobs_stay_apart(tmp_path: Path) -> None:
     assert [method.seeds for method in found.methods.values()] == [(0, 1), (0, 1), (0,)]
     assert any(note.startswith("Methods differ in training.lr") for note in found.notes)
     assert any("fedprox has seeds [0] of [0, 1]" in note for note in found.notes)
+
+
+def test_runs_of_an_earlier_version_join_those_of_a_later_one(tmp_path: Path) -> None:
+    """They lack settings that came later; where the others disagree on one, it stays what it is: missing."""
+    for seed in (0, 1):
+        run = write_run(tmp_path / f"ditto{seed}", "ditto", seed)
+        write_run(tmp_path / f"prox{seed}", "fedprox", seed, f"training.lr={0.01 if seed else 0.02}")
+        if seed == 0:
+            config = OmegaConf.create(run.read_config())
+            for section, key in (("algorithm", "lam"), ("privacy", "clip"), ("training", "lr")):
+                del config[section][key]
+            run.write_config(OmegaConf.to_yaml(config))
+    found = gathered(tmp_path)
+    told = next(note for note in found.notes if note.startswith("Some runs are older than these settings"))
+    assert "algorithm.lam=" in told
+    assert "privacy.clip=1.0" in told
+    assert "training.lr" not in told
+    assert {label for label in found.methods if label.startswith("ditto")} == {
+        "ditto (training.lr=0.001)",
+        "ditto (training.lr=null)",
+    }
 
 
 def test_encoders_of_one_kind_do_not_split_a_method(tmp_path: Path) -> None:

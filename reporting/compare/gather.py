@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -89,6 +89,7 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
     if not runs:
         told = "\n".join(f"  {one.path}: {one.reason}" for one in left_out)
         raise ReportingError(f"no run is left to compare\n{told}")
+    runs, younger = with_younger_settings(runs)
     check_comparable(runs)
     grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -106,8 +107,38 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
         _joined(by_label, "cases"),
         _joined(by_label, "regions"),
         left_out,
-        _notes(methods, by_label),
+        [*younger, *_notes(methods, by_label)],
     )
+
+
+def with_younger_settings(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Settings that a run lacks because it is older than they are, as the other runs have them if these agree.
+
+    Of a method's own settings, only runs of that method count.
+
+    Returns:
+        The runs, and a note that says what was filled in.
+    """
+    values: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)  # method or nothing, key -> signature -> value
+    for run in runs:
+        for key, value in run.settings.items():
+            values[_owner(run, key), key][_signature(value)] = value
+    agreed = {place: next(iter(found.values())) for place, found in values.items() if len(found) == 1}
+    filled: list[Run] = []
+    told: dict[str, Any] = {}
+    for run in runs:
+        own = {key: value for (owner, key), value in agreed.items() if owner == _owner(run, key)}
+        lacking = {key: value for key, value in own.items() if key not in run.settings}
+        told |= lacking
+        filled.append(replace(run, settings={**run.settings, **lacking}) if lacking else run)
+    if not told:
+        return filled, []
+    listed = ", ".join(f"{key}={_signature(value)}" for key, value in sorted(told.items()))
+    return filled, [f"Some runs are older than these settings, which are taken to be as in the others: {listed}."]
+
+
+def _owner(run: Run, key: str) -> str:
+    return str(run.settings["algorithm.name"]) if key.startswith("algorithm.") else ""
 
 
 def own_settings(run: Run) -> dict[str, Any]:
