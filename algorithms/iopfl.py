@@ -50,7 +50,8 @@ class IOPFL(FedAvg):
         radius: of the window of the local range, in pixels.
         noise: deviation of the view's noise, on the scale of the normalised image.
         squash: softmax mixes convexly; logistic, as released, changes the scale of kernels with the mixture.
-        statistics: of batch normalisation: running ones of the global model, or those of the batch, as released.
+        statistics: of batch normalisation: site fits them once to the site's images; running are the global model's;
+            batch are those of the batch, as released.
         expansion: width of a router's hidden layer over the channels of its layer.
         dropout: on a router's hidden layer while adapting, in [0, 1).
         keep_dropout: predict with that dropout too, as released (the same draw for every batch).
@@ -79,7 +80,7 @@ class IOPFL(FedAvg):
         radius: int = 10,
         noise: float = 0.5,
         squash: Squash = "softmax",
-        statistics: Literal["running", "batch"] = "running",
+        statistics: Literal["site", "running", "batch"] = "site",
         expansion: float = 2.0,
         dropout: float = 0.2,
         keep_dropout: bool = False,
@@ -131,6 +132,10 @@ class IOPFL(FedAvg):
         """Mix the published models for these images; reads the images only and changes none of the models."""
         personal = [tensors for group, tensors in self.received.tensors.items() if group.startswith(f"{PERSONAL}/")]
         seed = torch.initial_seed()
-        routed = self.mixing.build(self.model, personal)
-        self.adaptation.run(routed, images, lambda batch: self.normalize(batch.to(self.device)))
+
+        def ready(batch: Tensor) -> Tensor:
+            return self.normalize(batch.to(self.device))
+
+        routed = self.mixing.build(self.model, personal, map(ready, images))
+        self.adaptation.run(routed, images, ready)
         self._adapted = (Dropping(routed, seed) if self.keep_dropout else routed,)

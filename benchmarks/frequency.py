@@ -47,7 +47,8 @@ def real_fft(images: Tensor, crop: Tensor, weight: float, half_width: int) -> Te
     for place, of_crop in rows:
         window = spectrum[..., place, : half_width + 1]
         window *= (crop[..., of_crop, half_width:] * weight).div_(window.abs()).add_(1 - weight)
-    return torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    mixed: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:])
+    return mixed
 
 
 def ways(images: Tensor, donors: Tensor, weight: float, half_width: int) -> dict[str, Callable[[], Tensor]]:

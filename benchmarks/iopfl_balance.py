@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from federation.client import Images
 from federation.contract import Task
 from federation.state import State
 from launch.experiment import Experiment
-from launch.rescore import Silent
+from launch.reopen import Silent
 from launch.settings import SCHEMA
 from models.select import normalisation
 
@@ -79,10 +80,12 @@ class Fold:
         """Norm of each unweighted term's gradient in all learning parameters, mean over the site's batches."""
         torch.manual_seed(0)
         groups = self.worker.received.tensors
-        routed = self.worker.mixing.build(self.worker.model, [t for g, t in groups.items() if "/" in g])
+        every = map(self.worker.normalize, Images(self.site, "test"))
+        routed = self.worker.mixing.build(self.worker.model, [t for g, t in groups.items() if "/" in g], every)
         learning = adaptable(routed, normalisation(routed))
         set_router_dropout(routed, True)
-        objective = replace(self.worker.adaptation.objective, **{f"{term}_weight": 1.0 for term in TERMS})
+        alike: Any = {f"{term}_weight": 1.0 for term in TERMS}
+        objective = replace(self.worker.adaptation.objective, **alike)
         norms: dict[str, list[float]] = {term: [] for term in TERMS}
         for batch in Images(self.site, "test"):
             images = self.worker.normalize(batch)
@@ -106,7 +109,8 @@ class Fold:
     def adapted(self, weights: dict[str, float], passes: int, lr: float | None = None) -> float:
         """Dice after adapting with these weights, and another learning rate if one is given."""
         before = self.worker.adaptation
-        objective = replace(before.objective, **{f"{term}_weight": weights[term] for term in TERMS})
+        chosen: Any = {f"{term}_weight": weights[term] for term in TERMS}
+        objective = replace(before.objective, **chosen)
         self.worker.adaptation = replace(before, objective=objective, passes=passes, lr=lr or before.lr)
         torch.manual_seed(1)
         self.worker.adapt(Images(self.site, "test"))

@@ -16,6 +16,7 @@ from algorithms.functional.adaptation import (
     Views,
     adaptation_terms,
     disagreement,
+    fit_statistics,
     foreground,
     local_range,
     normalised_entropy,
@@ -670,3 +671,33 @@ def test_router_dropout_and_batch_statistics_are_switches() -> None:
     use_batch_statistics(routed)
     assert not torch.allclose(routed(images)[:1], routed(images[:1]), atol=1e-3)
     close(routed(images).mean((0, 2, 3)), torch.zeros(4), 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 1)])
+def test_fitted_statistics_are_the_mean_of_the_batches_own(sizes: tuple[int, ...]) -> None:
+    layer = nn.BatchNorm2d(2)
+    layer(torch.rand(8, 2, 4, 4))  # it has statistics of other images
+    layer.eval()
+    batches = [torch.rand(size, 2, 5, 5) + place for place, size in enumerate(sizes)]
+    fit_statistics(layer, batches)
+    own = [batch if len(batch) > 1 else torch.cat([batch, batch.flip(-1)]) for batch in batches]
+    close(layer.running_mean, torch.stack([batch.mean((0, 2, 3)) for batch in own]).mean(0), 1e-6)
+    close(layer.running_var, torch.stack([batch.var((0, 2, 3)) for batch in own]).mean(0), 1e-6)
+    assert layer.momentum == 0.1
+    assert not layer.training
+    close(layer(batches[0])[:1], layer(batches[0][:1]), 1e-6)
+
+
+def test_without_images_or_batch_normalisation_statistics_stay() -> None:
+    layer = nn.BatchNorm2d(2)
+    layer(torch.rand(8, 2, 4, 4))
+    before = {name: t.clone() for name, t in layer.eval().state_dict().items()}
+    fit_statistics(layer, [])
+    assert all(torch.equal(before[name], t) for name, t in layer.state_dict().items())
+    fit_statistics(nn.GroupNorm(1, 2), iter([torch.rand(1, 2, 4, 4)]))
+
+
+def test_one_image_whose_deepest_map_is_one_pixel_has_statistics() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 4, stride=4), nn.BatchNorm2d(3)).eval()
+    fit_statistics(network, [torch.rand(1, 2, 4, 4)])
+    assert all(t.isfinite().all() for t in network.state_dict().values())

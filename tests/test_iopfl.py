@@ -224,7 +224,8 @@ def test_every_layer_mixes_every_site_and_the_global_model_and_every_router_lear
         for expert, source in enumerate(sources):
             assert torch.equal(layer.weight[expert], source[f"{name}.weight"])
     torch.manual_seed(3)
-    fresh = worker.mixing.build(worker.model, sources[:-1]).state_dict()
+    images = map(worker.normalize, Images(outsider(), "test"))
+    fresh = worker.mixing.build(worker.model, sources[:-1], images).state_dict()
     moved = {name for name, tensor in routed.state_dict().items() if not torch.equal(tensor, fresh[name])}
     learning = {id(parameter) for parameter in adaptable(routed, normalisation(routed))}
     assert moved == {name for name, parameter in routed.named_parameters() if id(parameter) in learning}
@@ -242,7 +243,7 @@ def test_steps_are_limited_whatever_the_passes(steps: int | None, done: int, tmp
 
 
 def test_equal_models_with_a_convex_mixture_are_the_global_model(tmp_path: Path) -> None:
-    worker, message = arrive(trained(tmp_path))
+    worker, message = arrive(trained(tmp_path), statistics="running")
     same = {**worker.model.state_dict()}
     groups = {group: same if group.startswith("personal/") else ts for group, ts in message.tensors.items()}
     worker.receive(State(groups), State(), outsider())
@@ -250,6 +251,22 @@ def test_equal_models_with_a_convex_mixture_are_the_global_model(tmp_path: Path)
     adapt(worker)
     images = outsider().images
     torch.testing.assert_close(worker.predict(images, "adapted"), worker.predict(images, "global"))
+
+
+def test_the_outside_sites_own_statistics_take_the_place_of_the_global_models(tmp_path: Path) -> None:
+    """Of its images only, and not of the published models: these and the global one stay as they are."""
+    outcome = trained(tmp_path)
+    found = {}
+    for kind in ("site", "running"):
+        worker, _ = arrive(outcome, adapt_passes=0, statistics=kind)
+        before = {name: t.clone() for name, t in worker.model.state_dict().items()}
+        adapt(worker)
+        assert all(torch.equal(before[name], t) for name, t in worker.model.state_dict().items())
+        found[kind] = {n: t for n, t in worker.network("adapted").state_dict().items() if n.endswith("running_mean")}
+        if kind == "running":
+            assert all(torch.equal(t, before[name]) for name, t in found[kind].items())
+    assert found["site"]
+    assert all(not torch.allclose(t, found["running"][name]) for name, t in found["site"].items())
 
 
 def test_adaptation_lowers_its_objective_and_depends_on_its_knobs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ smoothness of the foreground channels) and sigmoid per region, where every regio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -221,6 +221,30 @@ def use_batch_statistics(model: nn.Module) -> None:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+@torch.no_grad()
+def fit_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let the running statistics of batch normalisation be the mean of these batches' own (Li et al., 2016: AdaBN).
+
+    In place, and for good: predictions do not depend on the other images of a batch afterwards. Without batches, or
+    batch normalisation, nothing changes.
+
+    Args:
+        model: in evaluation mode, in which it stays.
+        batches: what the network takes, (B, C, H, W); a single image comes with its mirror image, for a variance.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for place, batch in enumerate(batches if layers else ()):
+        for layer in layers if place == 0 else ():
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over all batches
+            layer.train()
+        model(batch if len(batch) > 1 else torch.cat([batch, batch.flip(-1)]))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
 
 
 def set_router_dropout(model: nn.Module, active: bool) -> None:

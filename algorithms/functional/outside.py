@@ -15,6 +15,7 @@ from algorithms.functional.adaptation import (
     Terms,
     Views,
     adaptation_terms,
+    fit_statistics,
     set_router_dropout,
     use_batch_statistics,
 )
@@ -30,14 +31,15 @@ class Mixing:
         expansion: width of a router's hidden layer over the channels of its layer, > 0.
         dropout: on a router's hidden layer, in [0, 1).
         squash: softmax or logistic mixture.
-        statistics: of batch normalisation: running ones of the global model, or those of the batch.
+        statistics: of batch normalisation: the site's own, fitted once to its images; running ones of the global model;
+            or those of the batch.
         linear: route linear layers too.
     """
 
     expansion: float
     dropout: float
     squash: Squash
-    statistics: Literal["running", "batch"]
+    statistics: Literal["site", "running", "batch"]
     linear: bool
 
     def __post_init__(self) -> None:
@@ -46,8 +48,17 @@ class Mixing:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"algorithm.dropout={self.dropout} is not in [0, 1)")
 
-    def build(self, model: nn.Module, personal: Sequence[Mapping[str, Tensor]]) -> nn.Module:
-        """A routed copy of the global ``model`` and K personal states, in evaluation mode; routers start at random."""
+    def build(
+        self, model: nn.Module, personal: Sequence[Mapping[str, Tensor]], batches: Iterable[Tensor] = ()
+    ) -> nn.Module:
+        """A routed copy of the global ``model`` and K personal states, in evaluation mode; routers start at random.
+
+        Args:
+            model: the global one; it stays as it is.
+            personal: states of the others.
+            batches: the site's images as the network takes them, for its statistics; without any, the global model's
+                stay.
+        """
         routed = route(
             model,
             personal,
@@ -59,7 +70,10 @@ class Mixing:
         )
         if self.statistics == "batch":
             use_batch_statistics(routed)
-        return routed.eval()
+        routed.eval()
+        if self.statistics == "site":
+            fit_statistics(routed, batches)
+        return routed
 
 
 @dataclass(frozen=True)

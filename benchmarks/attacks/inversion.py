@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ class Shield:
         if self.half:
             flat = flat.half().to(flat.dtype)
         sizes = [tensor.numel() for tensor in update]
-        return [part.view_as(like) for part, like in zip(flat.split(sizes), update, strict=True)]
+        return [part.view_as(like) for part, like in zip(torch.split(flat, sizes), update, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Inversion:
                 tensor.grad = slope
             return value.detach()
 
-        optimizer.step(objective)  # type: ignore[arg-type]
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
         return images.detach().clamp(0, 1)
 
 
@@ -251,7 +252,7 @@ def phantom_images(count: int, size: int, site: int = 0) -> tuple[Tensor, Tensor
     """Images (N, 3, H, W) in [0, 1] of one site of the phantom and masks (N, 2, H, W), float64, drawn at 64 pixels."""
     drawn = [draw_case("fundus", 0, site, index, DIALS, resolution=DRAWN) for index in range(count)]
     images = torch.stack([torch.from_numpy(sample.image[0]).permute(2, 0, 1) for sample in drawn]).double() / 255
-    labels = torch.stack([torch.from_numpy(sample.labels[0]) for sample in drawn])
+    labels = torch.stack([torch.from_numpy(sample.labels[0]) for sample in drawn if sample.labels is not None])
     masks = torch.stack([labels >= 1, labels == 2], dim=1).double()
     return avg_pool2d(images, DRAWN // size), avg_pool2d(masks, DRAWN // size).round()
 
@@ -272,7 +273,7 @@ def attack(situation: Situation, size: int, seed: int, inversion: Inversion) -> 
                 parameter.add_(step)
     first = seed * situation.batch
     images, masks = (tensor[first:] for tensor in phantom_images(first + situation.batch, size))
-    chosen = {"batch": situation.batch, "steps": situation.steps, "optimizer": situation.optimizer}
+    chosen: Any = {"batch": situation.batch, "steps": situation.steps, "optimizer": situation.optimizer}
     update = victim.update(images, masks, lr=LR if situation.optimizer == "sgd" else LR / 100, **chosen)
     told = masks if situation.masks_known else None
     rebuilt = inversion.run(victim, situation.shield(update, seed), images.shape, told, seed)
