@@ -46,7 +46,7 @@ SETTINGS = (
     "trainer.accelerator=cpu",
 )
 OWN = ("cores", "rows")
-MARK = "BENCHMARK_OF_ENGINES"
+MARK, POLL = "BENCHMARK_OF_ENGINES", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # 1 s is Flower's own default
 
 
 @dataclass
@@ -113,7 +113,7 @@ def simulated(output: Path, settings: list[str]) -> None:
 
 def across(output: Path, settings: list[str]) -> None:
     """SuperLink and SuperNodes."""
-    with Loopback(output.parent / "lab") as loopback:
+    with Loopback(output.parent / "lab", {POLL: "1"}) as loopback:
         loopback.certificates()
         loopback.start_link()
         for site in SITES:

@@ -32,6 +32,9 @@ TOLD = {
 }
 
 
+PATIENCE, LONGEST = 0.03, 5.0
+"""Between two looks for answers: that share of the time waited so far, at most so many seconds. A look costs the
+SuperLink work, and sites train for minutes."""
 GRACE = 60.0
 """Seconds that a message stays valid after nobody waits for its answer: after them no site begins to work on it."""
 
@@ -52,7 +55,7 @@ class FlowerTransport:
         grid: Flower's way to the nodes.
         question: of this run; every message is a copy of it.
         timeout: seconds to wait for a site's answer.
-        poll: seconds between two looks for answers.
+        poll: least seconds between two looks for answers.
         sites: name -> what the site told of itself; filled by `meet`.
         goes_back_to: rounds whose end the server may come back to, for a site.
         rows: scores that sites showed, until somebody takes them.
@@ -196,14 +199,16 @@ class FlowerTransport:
                 waiting[number] = node
             else:
                 yield node, "the message could not be sent"
-        deadline = time.monotonic() + timeout
-        while waiting and time.monotonic() < deadline:
+        start = time.monotonic()
+        while waiting:
             for reply in self.grid.pull_messages(list(waiting)):
                 found = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if found is not None:
                     yield found, _opened(reply)
-            if waiting:
-                time.sleep(self.poll)
+            waited = time.monotonic() - start
+            if not waiting or waited >= timeout:
+                break
+            time.sleep(min(max(self.poll, PATIENCE * waited), LONGEST, timeout - waited))
         for node in waiting.values():
             yield node, f"it did not answer within {timeout:g} s (deployment.timeout)"
 
