@@ -30,9 +30,9 @@ class IOPFL(FedAvg):
     global one become experts of every convolution; a small router per layer mixes their kernels anew for each image.
     Routers and normalisation (scale and shift) learn on the site's images without labels; everything else is frozen.
 
-    The defaults correct the authors' release: entropy per pixel, a convex mixture with the global model's running
-    statistics (so that no image depends on others), no dropout in the result, and weights that were chosen on seen
-    sites held out in turn (benchmarks/iopfl_balance.py). ``algorithm=iopfl_released`` has the released choices. Its
+    The defaults correct the authors' release: entropy per pixel, a convex mixture, batch normalisation with statistics
+    fitted once to the site's images (so that no mask depends on the other images of a batch), no dropout in the result,
+    and weights that were chosen on seen sites held out in turn (benchmarks/iopfl_balance.py). ``algorithm=iopfl_released`` has the released choices. Its
     slips (the fifth site left out of most layers, two layers never trained, a trajectory that aliased the live model)
     are repeated in neither. A local step costs as much as FedAvg's.
 
@@ -71,7 +71,7 @@ class IOPFL(FedAvg):
         alpha: float = 0.1,
         adapt_passes: int = 5,
         adapt_steps: int | None = 10,
-        adapt_lr: float = 3e-4,
+        adapt_lr: float = 1e-4,
         entropy_weight: float = 0.07,
         consistency_weight: float = 1.0,
         smoothness_weight: float = 0.03,
