@@ -33,8 +33,8 @@ from federation.state import Mean, State, Tensors, Update
 from federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
 
 POOL = "pooled"
-PUBLISHED = Limits(filed_bytes=2**31)
-"""What a site may publish: whole models."""
+ONCE = Limits(filed_bytes=2**31)
+"""What a site may send once in a run: wide spectra of all its images, a whole model."""
 
 
 class RoundError(RuntimeError):
@@ -235,7 +235,7 @@ class Federation:
         answers = self.transport.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
         published = State()
         for update in answers:
-            if refusal := update.refusal or unbounded(update, PUBLISHED):
+            if refusal := update.refusal or unbounded(update, ONCE):
                 self._record.events.append(_event(round, update.site, "refused", refusal))
             else:
                 published.tensors |= {f"{group}/{update.site}": ts for group, ts in update.tensors.items()}
@@ -261,7 +261,7 @@ class Federation:
         introductions: dict[str, State] = {}
         record = RoundRecord(0, 0.0)
         for update in answers:
-            if refusal := update.refusal or unbounded(update):
+            if refusal := update.refusal or unbounded(update, ONCE):
                 raise RoundError(f"site {update.site!r} cannot introduce itself: {refusal}")
             record.traffic.extend(_traffic(0, update.site, "up", update))
             for group, tensors in update.tensors.items():
