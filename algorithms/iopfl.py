@@ -32,9 +32,10 @@ class IOPFL(FedAvg):
 
     The defaults correct the authors' release: entropy per pixel, a convex mixture, batch normalisation with statistics
     fitted once to the site's images (so that no mask depends on the other images of a batch), no dropout in the result,
-    and weights that were chosen on seen sites held out in turn (benchmarks/iopfl_balance.py). ``algorithm=iopfl_released`` has the released choices. Its
-    slips (the fifth site left out of most layers, two layers never trained, a trajectory that aliased the live model)
-    are repeated in neither. A local step costs as much as FedAvg's.
+    and weights that were chosen on seen sites held out in turn (benchmarks/iopfl_balance.py).
+    ``algorithm=iopfl_released`` has the released choices. Its slips (the fifth site left out of most layers, two layers
+    never trained, a trajectory that aliased the live model) are repeated in neither. A local step costs as much as
+    FedAvg's.
 
     Args:
         alpha: weight of the old value in the trajectory, in [0, 1]; 0 keeps the latest local model.
