@@ -18,7 +18,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError
-from launch.across import Across, run_id
+from launch.across import Across, check_transforms, run_id
 from launch.experiment import Experiment
 from launch.run import default_folder
 from launch.site import Local, Opener
@@ -56,6 +56,7 @@ def execute_in_simulation(config: DictConfig) -> Summary:
             raise ConfigError(f"engine=flower-simulation needs the package {package!r}: {cure}")
     experiment = Experiment(config)
     experiment.check()
+    check_transforms(experiment, "flower-simulation")
     names = tuple(sorted({case.site for case in experiment.data.cases()}))
     chosen = _with_output(config, names)
     summary = _simulate(chosen, experiment, names)

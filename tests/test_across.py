@@ -25,6 +25,7 @@ from federation.flower.client import SiteClient
 from federation.flower.envelope import Envelope
 from federation.flower.worker import WorkerError, ask
 from launch import flower_server
+from launch.across import check_transforms
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
 from launch.site import Local, Opener
@@ -121,6 +122,16 @@ def test_what_an_encoder_learnt_from_does_not_score_the_next_run(tmp_path: Path)
     first = across(tmp_path, "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1", grid=grid)
     with pytest.raises(RoundError, match="learnt from images that validate or test here"):
         across(tmp_path / "second", "algorithm=fedavg", f"pretrained={first.path}", "data.split_seed=5", grid=grid)
+
+
+@pytest.mark.parametrize(("engine", "refused"), [("flower", False), ("flower-simulation", True)])
+def test_masks_need_one_process_for_each_site(engine: str, refused: bool) -> None:
+    experiment = Experiment(compose([*SMALL, "algorithm=fedavg", "privacy.aggregation=masked"], SCHEMA))
+    if not refused:
+        check_transforms(experiment, engine)
+        return
+    with pytest.raises(ConfigError, match="masked needs one process for each site"):
+        check_transforms(experiment, engine)
 
 
 @pytest.mark.parametrize(
