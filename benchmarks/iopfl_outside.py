@@ -47,7 +47,7 @@ def main() -> None:
 
     def train() -> None:
         optimizer.zero_grad()
-        worker.loss({"image": images, "mask": masks}).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(worker.loss({"image": images, "mask": masks}))
         optimizer.step()
 
     plain = seconds(train, options.steps)

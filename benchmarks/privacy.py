@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from privacy.settings import Compression, Privacy
 
 PATIENTS, REPEATS, PIECE, SITES = 4, 5, 200_000, 5
 COMMON = ["algorithm=fedavg", "model.norm=group", "trainer.threads=1", "trainer.accelerator=cpu"]
-CHAINS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+CHAINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float16": ({}, {"cast": "float16"}),
     "top_k 0.1": ({}, {"top_k": 0.1}),
     "top_k 0.01, float16": ({}, {"top_k": 0.01, "cast": "float16"}),
@@ -50,7 +51,7 @@ def main() -> None:
     print(f"an update of {numbers:,} numbers, {4 * numbers:,} bytes\n")
     print(f"{'transforms':22}{'bytes':>14}{'times':>8}{'site s':>9}{'server s':>10}{'off by':>10}")
     for name, (mechanism, compression) in CHAINS.items():
-        chain = build_transforms(Privacy(**mechanism), Compression(**compression), 1.0)  # type: ignore[arg-type]
+        chain = build_transforms(Privacy(**mechanism), Compression(**compression), 1.0)
         part = {"row": torch.randn(PIECE) * 1e-3} if name == "encrypted" else {k: t * 1e-3 for k, t in shape.items()}
         show(name, chain, part, numbers)
     show_masked({k: t * 1e-3 for k, t in shape.items()}, numbers)
@@ -144,7 +145,7 @@ def stepper(algorithm: Algorithm, batch: Batch) -> Callable[[], float]:
 
     def step() -> float:
         start = time.process_time()
-        algorithm.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(algorithm.training_step(batch, 0))
         optimizer.step()
         optimizer.zero_grad()
         return time.process_time() - start

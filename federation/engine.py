@@ -302,7 +302,7 @@ class Federation:
     def _train(self, round: int, server: State, present: Sequence[str]) -> State:
         """The server's state after a round, its transforms' memories included."""
         mean = self._mean()
-        admission = self._admission(server)
+        admission = Admission(server, self.algorithm.per_site, unread=not isinstance(mean, Mean))  # it looks itself
         along: Mapping[str, State] = {}
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))
@@ -436,11 +436,6 @@ class Federation:
         share = 1.0 - self.schedule.work_spread * rng.random()
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
-
-    def _admission(self, server: State) -> Admission:
-        """What updates are held against; their tensors not, where something adds them up unread that looks itself."""
-        unread = any(transform.accumulator() is not None for transform in self.transforms)
-        return Admission(server, self.algorithm.per_site, unread=unread)
 
     def _accept(self, round: int, arrived: Update, admission: Admission, take: Callable[[Update], None]) -> bool:
         """Decode what arrived, hand it on and note it; whether it could be used."""

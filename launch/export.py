@@ -122,7 +122,7 @@ def _export(
     return Exported(name, view, site, models.round(view, site, checkpoint), gap)
 
 
-def traced(deployed: Deployed, channels: int, size: tuple[int, int], name: str) -> tuple[Any, float]:
+def traced(deployed: nn.Module, channels: int, size: tuple[int, int], name: str) -> tuple[Any, float]:
     """A TorchScript program, tried on other images than it was traced with, and its largest error.
 
     Raises:
@@ -132,7 +132,8 @@ def traced(deployed: Deployed, channels: int, size: tuple[int, int], name: str) 
     example, other = (torch.rand(count, channels, *size, generator=generator) for count in (2, 3))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that are fixed, and that TorchScript will be replaced one day
-        program = torch.jit.trace(deployed, example, check_trace=False)  # type: ignore[no-untyped-call]
+        trace: Any = torch.jit.trace  # PyTorch leaves it untyped
+        program = trace(deployed, example, check_trace=False)
         gap = float((program(other) - deployed(other)).abs().max())
     if not gap <= TOLERANCE:
         raise ReportingError(f"{name}: the exported program answers differently ({gap:.2g}); it is not written")

@@ -79,7 +79,7 @@ def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str]) 
     outcome: list[Summary | BaseException] = []
 
     @server.main()
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  (the signature of a ServerApp)
+    def main(grid: Grid, _context: Context) -> None:
         try:
             outcome.append(Across(grid, poll=0.02).execute(config))
         except BaseException as error:  # the thread's end must not hide it

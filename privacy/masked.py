@@ -212,5 +212,5 @@ def _public(site: str, answer: State) -> Public:
     return checked(site, Public(*(data(answer.get(KEYS).get(name)) for name in Public._fields)))
 
 
-def _revealed(site: str, answer: State) -> dict[str, bytes]:  # noqa: ARG001  (as `Consult` calls it)
+def _revealed(_site: str, answer: State) -> dict[str, bytes]:
     return {name: data(share) for name, share in answer.get(SHARES).items()}

@@ -31,22 +31,14 @@ from launch.settings import SCHEMA
 from launch.site import Local, Opener
 from reporting.folder import RunFolder
 from tests.flower_world import LoopbackGrid, app_of
+from tests.tiny_run import TINY
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
+    *TINY,
     "data.n_sites=3",
-    "data.cases_per_site=8",
-    "data.amount=0",
-    "data.size=32",
-    "data.resolution=32",
-    "data.batch_size=2",
-    "model=tiny",
     "model.decoder_channels=[16,8,8,8]",
     "federation.rounds=2",
-    "federation.local_steps=1",
-    "trainer.threads=1",
-    "trainer.accelerator=cpu",
-    "evaluation.overlays=false",
     "evaluation.metrics=[dice,hd95]",
 ]
 SITES = ("site_01", "site_02", "site_03")

@@ -32,7 +32,9 @@ def test_everything_that_left_a_site_is_in_the_manifest(tmp_path: Path) -> None:
     assert set(sent[sent["group"] == "model"]["transforms"]) == {"float16"}
     model = contents[contents["content"] == sent[sent["group"] == "model"]["content"].iloc[0]]
     shapes = {row.tensor: row.shape for row in model.itertuples()}
-    server = Checkpoint(finished.folder.checkpoints).load().server["model"]  # type: ignore[union-attr]
+    snapshot = Checkpoint(finished.folder.checkpoints).load()
+    assert snapshot is not None
+    server = snapshot.server["model"]
     assert shapes == {name: "x".join(map(str, t.shape)) for name, t in server.items()}
     assert set(model["dtype"]) == {"float16"}
     up = finished.folder.traffic().query("direction == 'up'")
@@ -64,9 +66,11 @@ def test_a_resumed_run_lists_contents_once_and_rows_as_if_never_stopped(tmp_path
     training = [f.folder.audit().query("task == 'train'").reset_index(drop=True) for f in (whole, resumed)]
     pd.testing.assert_frame_equal(*training)
     assert not resumed.folder.contents().duplicated(["content", "tensor"]).any()
-    states = [Checkpoint(f.folder.checkpoints).load() for f in (whole, resumed)]
-    for name, tensor in states[0].server["model"].items():  # type: ignore[union-attr]
-        assert torch.equal(tensor, states[1].server["model"][name])  # type: ignore[union-attr]
+    one, two = (Checkpoint(f.folder.checkpoints).load() for f in (whole, resumed))
+    assert one is not None
+    assert two is not None
+    for name, tensor in one.server["model"].items():
+        assert torch.equal(tensor, two.server["model"][name])
 
 
 def test_a_truncated_folder_lists_contents_again(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from federation.state import State
 from reporting.folder import RunFolder
 from scripts import deployment_on_loopback
 from scripts.loopback import Loopback
+from tests.tiny_run import TINY
 from tests.world import assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,18 +32,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parent.parent
 SITES = ("site_01", "site_02", "site_03")
 SETTINGS = (
+    *TINY,
     "data.n_sites=3",
-    "data.cases_per_site=8",
-    "data.amount=0",
-    "data.size=32",
-    "data.resolution=32",
-    "data.batch_size=2",
-    "model=tiny",
-    "federation.local_steps=1",
     "federation.evaluate_every=10",
-    "trainer.threads=1",
-    "trainer.accelerator=cpu",
-    "evaluation.overlays=false",
     "evaluation.metrics=[dice]",
 )
 ALL = "deployment.sites=[site_01,site_02,site_03]"

@@ -19,22 +19,14 @@ from federation.flower.kept import Kept
 from launch.settings import SCHEMA
 from launch.simulation import execute_in_simulation
 from reporting.folder import RunFolder
+from tests.tiny_run import TINY
 from tests.world import assert_same
 
 SETTINGS = [
+    *TINY,
     "algorithm=ditto",
     "data.n_sites=2",
-    "data.cases_per_site=8",
-    "data.amount=0",
-    "data.size=32",
-    "data.resolution=32",
-    "data.batch_size=2",
-    "model=tiny",
     "federation.rounds=2",
-    "federation.local_steps=1",
-    "trainer.threads=1",
-    "trainer.accelerator=cpu",
-    "evaluation.overlays=false",
     "evaluation.metrics=[dice]",
 ]
 

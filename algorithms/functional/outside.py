@@ -132,7 +132,7 @@ class Adaptation:
                 torch.manual_seed(seed)
             terms = self._terms(routed, normalize(batch))
             optimizer.zero_grad()
-            terms.total.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(terms.total)
             optimizer.step()
             history.append(Terms(terms.entropy.detach(), terms.consistency.detach(), terms.smoothness.detach()))
         set_router_dropout(routed, False)

@@ -7,13 +7,18 @@ OMP_NUM_THREADS=1 python -m benchmarks.attacks OUT --only recognition
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from benchmarks.attacks import inversion, membership, recognition
 
-ATTACKS = {"inversion": inversion.main, "recognition": recognition.main, "membership": membership.main}
+ATTACKS: dict[str, Callable[[Path], None]] = {
+    "inversion": inversion.main,
+    "recognition": recognition.main,
+    "membership": membership.main,
+}
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ class Inversion:
         regions = update[-1].numel()  # the last layer's bias
         guessed = torch.zeros((shape[0], regions, *shape[2:]), dtype=torch.float64).requires_grad_()
         searched = [images] if masks is not None else [images, guessed]
-        optimizer = torch.optim.LBFGS(
+        optimizer: Any = torch.optim.LBFGS(
             searched,
             max_iter=self.evaluations,
             max_eval=self.evaluations,
@@ -151,7 +151,7 @@ class Inversion:
                 tensor.grad = slope
             return value.detach()
 
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
+        optimizer.step(objective)
         return images.detach().clamp(0, 1)
 
 

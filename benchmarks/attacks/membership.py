@@ -74,7 +74,7 @@ class Trained:
         return np.array(found)
 
 
-def main(folder: Path) -> None:  # noqa: ARG001  (every attack is given the folder)
+def main(_folder: Path) -> None:
     """Print the table."""
     quieten_libraries()
     print("Membership inference by the loss: mean AUC over sites (95 %); 0.5 is chance")

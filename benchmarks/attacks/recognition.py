@@ -123,7 +123,7 @@ def attack(bank: Tensor, apart: Tensor) -> tuple[float, tuple[float, float, floa
     return float((rank_of_own(inside) == 1).float().mean()), mean_auc([(nearest[0], nearest[1])])
 
 
-def main(folder: Path) -> None:  # noqa: ARG001  (every attack is given the folder)
+def main(_folder: Path) -> None:
     """Print both tables."""
     print(f"Recognition from shared amplitudes, {PATIENTS} patients in the bank (chance: top-1 {1 / PATIENTS:.3f})")
     print(f"  {'candidate':26}{'':12}{'noise':>6}{'top-1':>8}   AUC (95 %)")

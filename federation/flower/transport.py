@@ -43,7 +43,7 @@ class NotConnectedError(RuntimeError):
     """The sites that should take part do not."""
 
 
-def _nowhere(site: str) -> Collection[int]:  # noqa: ARG001  (as of `goes_back_to`)
+def _nowhere(_site: str) -> Collection[int]:
     return ()
 
 

@@ -1,0 +1,14 @@
+"""Settings of runs that are over in seconds; a test adds what it is about."""
+
+TINY = (
+    "data.cases_per_site=8",
+    "data.amount=0",
+    "data.size=32",
+    "data.resolution=32",
+    "data.batch_size=2",
+    "model=tiny",
+    "federation.local_steps=1",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "evaluation.overlays=false",
+)
