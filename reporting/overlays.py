@@ -171,14 +171,15 @@ def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure
     frame = window(together, index)
     columns = min(len(pictures) + 1, MOST_COLUMNS)
     rows = -(-(len(pictures) + 1) // columns)
-    figure = Figure(figsize=(3.5 * columns, 4.3 * rows + 0.7), dpi=130, layout="constrained")
+    scores = 0.16 * (len(regions) + 2)  # inches above each square: heading, names of views, a line per region
+    figure = Figure(figsize=(3.5 * columns, (3.5 + scores) * rows + 0.6), dpi=130, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(pictures) + 1 :]:
         axis.set_axis_off()
     _draw_bare(axes[0], first, index, frame)
     for axis, (name, picture) in zip(axes[1:], pictures.items(), strict=False):
         _draw_framed(axis, picture, regions, index, frame, heading=_shortened(name))
-    figure.suptitle(f"Site {first.site}, case {_place(first, index)}: {', '.join(regions)}", fontweight="bold")
+    figure.suptitle(f"{first.site}, {_place(first, index)}: {', '.join(regions)}", fontsize=11, fontweight="bold")
     _add_legend(figure, list(pictures.values()))
     return figure
 
@@ -220,7 +221,7 @@ def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
 def save_overlays(figure: Figure, path: Path) -> None:
     """Write the picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
 
 
 def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
