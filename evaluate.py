@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     from launch.command import guarded
 
-    return guarded(run, arguments, go_on=None)
+    return guarded(run, arguments)
 
 
 def run(arguments: Sequence[str]) -> int:

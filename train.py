@@ -1,5 +1,6 @@
 """Train one federated method on one data set: `python train.py algorithm=ditto data=phantom federation.rounds=20`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +19,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     from launch.command import guarded
 
-    return guarded(run, arguments)
+    return guarded(run, arguments, go_on=go_on(arguments))
+
+
+def go_on(arguments: Sequence[str]) -> str:
+    """How to go on after an interruption."""
+    output = next((a for a in arguments if a.startswith("output=")), "output=THE_RUN'S_FOLDER")
+    if any(argument.startswith("stages=") for argument in arguments):
+        return f"the same command, with {output}"
+    return f"python train.py {shlex.quote(output) if ' ' in output else output} resume=true"
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Local training: the lower line of every comparison."""
+"""Local training: the lower bound of every comparison."""
 
 from algorithms.base import Algorithm
 from models.select import everything

@@ -111,6 +111,21 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
     return config
 
 
+def departing(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """The same settings but for some, read-only too.
+
+    Args:
+        config: as `compose` resolved it; it stays as it is.
+        values: dotted key -> value; used as they are.
+    """
+    changed: DictConfig = config.copy()
+    OmegaConf.set_readonly(changed, False)
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value, merge=False)
+    OmegaConf.set_readonly(changed, True)
+    return changed
+
+
 def choices(group: str, owners: Mapping[str, Owner]) -> list[str]:
     """Names that ``group=NAME`` accepts."""
     files = {path.stem for path in (FOLDER / group).glob("*.yaml")}

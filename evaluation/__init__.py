@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.metrics import FULL, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
 
 if TYPE_CHECKING:
-    from evaluation.cases import CaseMasks, CaseScore, Predict, ScoredSite, evaluate, predict_cases
+    from evaluation.cases import CaseMasks, CaseScore, DivergedError, Predict, ScoredSite, evaluate, predict_cases
 
 __all__ = [
     "FULL",
@@ -17,6 +17,7 @@ __all__ = [
     "QUICK",
     "CaseMasks",
     "CaseScore",
+    "DivergedError",
     "Metric",
     "Predict",
     "ScoredSite",

@@ -20,6 +20,10 @@ from models.heads import decide
 Predict = Callable[[Tensor], Tensor]
 
 
+class DivergedError(ValueError):
+    """A model whose probabilities are no numbers any more."""
+
+
 class ScoredSite(Protocol):
     """What evaluation needs of a site; `datamodules.SiteData` has it."""
 
@@ -72,8 +76,8 @@ def evaluate(
 
     Args:
         predict: Images (B, C, H, W) in [0, 1], as the batches hold them, to probabilities (B, R, H, W) on any device.
-        site: Whose cases.
-        split: Which of them.
+        site: The site to score.
+        split: The split to score.
         regions: What the channels of the probabilities are.
         metrics: Names of `evaluation.metrics.METRICS`, such as `QUICK` or `FULL`.
         tolerance: Of nsd, in millimetres for cases with known spacing, else in pixels.
@@ -82,7 +86,8 @@ def evaluate(
         One entry per case, region and metric, in that order; empty if the split has no case.
 
     Raises:
-        ValueError: Unknown metrics, or a model whose probabilities are not finite or do not fit the regions.
+        DivergedError: The model's probabilities are not finite.
+        ValueError: Unknown metrics, probabilities that do not fit the regions, slices missing or out of order.
     """
     check_metrics(metrics, tolerance)
     scores = []
@@ -101,8 +106,8 @@ def predict_cases(
 
     Args:
         predict: As for `evaluate`.
-        site: Whose cases.
-        split: Which of them.
+        site: The site to score.
+        split: The split to score.
         regions: What the channels of the probabilities are.
         only: Names of the cases to predict (for pictures); None: all of the split.
 
@@ -110,7 +115,8 @@ def predict_cases(
         One entry per case, in the order of the split.
 
     Raises:
-        ValueError: Probabilities that are not finite or do not fit the regions; slices missing or out of order.
+        DivergedError: The model's probabilities are not finite.
+        ValueError: Probabilities that do not fit the regions; slices missing or out of order.
     """
     slices = _slices(predict, site, split, regions, only)
     for case in site.cases(split):
@@ -162,6 +168,6 @@ def _masks(
         )
     if not probabilities.isfinite().all():
         names = dict.fromkeys(name for name, want in zip(batch["case"], wanted, strict=True) if want)
-        raise ValueError(f"site {site!r}: the model's probabilities are not finite (cases {', '.join(names)})")
+        raise DivergedError(f"site {site!r}: the model's probabilities are not finite (cases {', '.join(names)})")
     prediction = decide(probabilities, regions.activation).cpu()
     return list(zip(prediction.numpy(), truth.cpu().numpy(), strict=True))

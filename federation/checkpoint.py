@@ -91,6 +91,15 @@ class Checkpoint:
         """``global`` and ``personal/<site>`` -> best model so far."""
         return {name: Best(**entry) for name, entry in self.index["best"].items()}
 
+    def last(self, name: str) -> Best:
+        """The last model of that name, scored or not."""
+        kept = self.index["kept"].get(name.removeprefix("personal/"), "")
+        return Best(round=self.round, server=self.index["server"], kept=kept)
+
+    def chosen(self, name: str) -> Best:
+        """The best model of that name; the last one where none was chosen."""
+        return self.best().get(name) or self.last(name)
+
     def save(self, round: int, server: State, kept: Mapping[str, State], scores: Mapping[str, float]) -> None:
         """Write the state after a round, and note the models whose validation score is the best so far.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError
+from configs.compose import ConfigError, departing
 from federation.checkpoint import Checkpoint
 from federation.engine import RoundError, check_cohort
 from federation.flower.records import Facts, Question
@@ -19,7 +19,7 @@ from federation.state import State
 from launch.experiment import Experiment
 from launch.run import default_folder, finish, inputs, open_wandb, train_and_score
 from launch.scoring import Notes
-from reporting.environment import Meter
+from reporting.environment import Meter, library_versions
 from reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
 from reporting.reporter import Reporter
 from reporting.summary import Summary
@@ -62,19 +62,21 @@ class Across:
         transport = self._transport(config, settings, run_id(folder))
         sites = _in_order(transport.sites)
         experiment = Experiment(config, channels=agreed(transport.sites, settings))
-        transport.question = _with_channels(transport.question, experiment.channels)
+        transport.question = replace(transport.question, channels=experiment.channels)
         check_sites(experiment, transport.sites)
         checkpoint = Checkpoint(folder.checkpoints)
         if checkpoint.round > config.federation.rounds:
             raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
         transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
-        folder.write_config(OmegaConf.to_yaml(_with_sites(config, sites)))
+        # whoever is there at the start must be there again when the run is resumed
+        folder.write_config(OmegaConf.to_yaml(departing(config, {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
         folder.truncate(checkpoint.round if checkpoint.round else -1)
         with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
             reporter.progress.say(f"{experiment.title}; {', '.join(sites)}; the run's folder: {folder.path}")
+            reporter.notice(other_versions(transport.sites, checkpoint.round))
             seen = [site for site in sites if transport.sites[site].seen]
             scores = Shown(transport)
             federation = experiment.federation_over(transport, seen, checkpoint, Notes(reporter, scores))
@@ -189,6 +191,21 @@ def check_transforms(experiment: Experiment, engine: str) -> None:
             )
 
 
+def other_versions(sites: Mapping[str, Facts], round: int) -> list[dict[str, Any]]:
+    """Events for sites whose libraries are not the server's, although its code runs there: numbers may differ."""
+    here = library_versions()
+    events = []
+    for facts in sites.values():
+        other = [
+            f"{name} {re.sub('[^ -~]', '?', facts.versions.get(name, 'unknown'))[:20]} (server: {own})"
+            for name, own in here.items()
+            if facts.versions.get(name) != own
+        ]
+        if other:
+            events.append({"round": round, "site": facts.site, "event": "versions", "detail": ", ".join(other)})
+    return events
+
+
 def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:
     """Rounds whose end the server may come back to: the last checkpoint's, and that of the site's best model."""
     best = checkpoint.best()
@@ -198,19 +215,6 @@ def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:
 def _in_order(sites: Mapping[str, Facts]) -> list[str]:
     """As the data module orders them: seen ones first, then by name."""
     return sorted(sites, key=lambda name: (not sites[name].seen, name))
-
-
-def _with_sites(config: DictConfig, sites: Sequence[str]) -> DictConfig:
-    """Whoever is there at the start must be there again when the run is resumed."""
-    named: DictConfig = config.copy()
-    OmegaConf.set_readonly(named, False)
-    named.deployment.sites = list(sites)
-    OmegaConf.set_readonly(named, True)
-    return named
-
-
-def _with_channels(question: Question, channels: int) -> Question:
-    return Question("hello", question.run, question.config, channels=channels, earlier=question.earlier)
 
 
 def _is_score(row: Mapping[str, Any]) -> bool:

@@ -9,18 +9,15 @@ from contextlib import suppress
 from types import FrameType
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
-GO_ON = "python train.py output=THE_RUN'S_FOLDER resume=true"
 
 
-def guarded(
-    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str], *, go_on: str | None = GO_ON
-) -> int:
+def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str], *, go_on: str = "") -> int:
     """Run a command.
 
     Args:
         command: the command.
         arguments: of the command line.
-        go_on: how to go on after an interruption.
+        go_on: how to go on after an interruption; empty where the command is simply given again.
 
     Returns:
         What the command returns, or 0; 2 after a mistake in settings or data, a damaged folder, a file that cannot be
@@ -35,7 +32,7 @@ def guarded(
         return _ended_by(error, go_on)
 
 
-def _ended_by(error: BaseException, go_on: str | None) -> int:
+def _ended_by(error: BaseException, go_on: str) -> int:
     """Say what happened, there and at W&B; an error that is nobody's mistake goes on."""
     from reporting.wandb import failing_run  # here, for commands that come to a good end without it
 

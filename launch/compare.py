@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs.compose import ConfigError
+from configs.compose import ConfigError, Schema, parsed
 from configs.knobs import Knob, knobs, validated
 from reporting import ReportingError
 from reporting.compare.analysis import Analysis
@@ -59,13 +57,9 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place]:
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or no run.
     """
-    places, values = [], {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and not Path(argument).exists() and "/" not in key:
-            values[key] = _read(argument, value)
-        else:
-            places.append(argument)
+    told = [a for a in arguments if "=" in a and not Path(a).exists() and "/" not in a.partition("=")[0]]
+    places = [argument for argument in arguments if argument not in told]
+    values = parsed(told, Schema({}, {}, Options))
     known = {name: owner for owner in (Options, Place) for name in knobs(owner)}
     settings, errors = [], []
     for owner in (Options, Place):
@@ -133,7 +127,7 @@ def _clear(output: Path) -> None:
 def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path) -> Extras:
     if not place.pictures:
         return Extras(None, "Not measured (pictures=false).", (), "Not drawn (pictures=false).")
-    if not any((run.folder.checkpoints / "index.json").is_file() for _, run in analysis.gathered.ordinary):
+    if not any(run.folder.has_checkpoint for _, run in analysis.gathered.ordinary):
         missing = "these runs' folders hold no saved models (checkpoints/)."
         return Extras(None, f"Not measured: {missing}", (), f"Not drawn: {missing}")
     from launch.evidence import look_again  # torch, networks, images
@@ -143,13 +137,6 @@ def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, outpu
         file=sys.stderr,
     )
     return look_again(analysis, verdicts, place.cases, output / CASES)
-
-
-def _read(argument: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read {argument!r}: {error}") from error
 
 
 def _shown(value: Any) -> str:

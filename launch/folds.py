@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError
+from configs.compose import ConfigError, departing
 from launch.experiment import Experiment
 from launch.run import Execute, default_folder, execute, finished, group_name, open_wandb, saved_config
 from reporting.folder import RunFolder, file_name, write_atomic
@@ -96,13 +96,15 @@ def _open(output: Path, config: DictConfig) -> RunFolder:
 
 
 def _fold(config: DictConfig, site: str, folder: RunFolder) -> DictConfig:
-    fold: DictConfig = config.copy()
-    OmegaConf.set_readonly(fold, False)
-    fold.data.unseen = [site]
-    fold.protocol = "personalised"
-    fold.output = str(folder.path)
-    fold.resume = folder.holds_run
-    fold.wandb.group = group_name(config)
-    fold.wandb.name = f"{config.wandb.name or fold.wandb.group}-{site}-seed{config.seed}"
-    OmegaConf.set_readonly(fold, True)
-    return fold
+    group = group_name(config)
+    return departing(
+        config,
+        {
+            "data.unseen": [site],
+            "protocol": "personalised",
+            "output": str(folder.path),
+            "resume": folder.holds_run,
+            "wandb.group": group,
+            "wandb.name": f"{config.wandb.name or group}-{site}-seed{config.seed}",
+        },
+    )

@@ -69,7 +69,7 @@ def predict_choices(run: Reopened, choices: Mapping[str, Sequence[str]]) -> dict
                 f"sites: {', '.join(_names(run))}; test cases there: {', '.join(sorted(known)) or 'none'}"
             )
     painter = Painter(data.regions, choices)
-    paint_best(run.federation(painter), run.checkpoint, painter)
+    paint_best(run.federation(painter), painter)
     scores = run.folder.scores()
     places = [(site, case) for site, cases in choices.items() for case in cases]
     return {(site, case): painter.picture(data.site(site), case, scores) for site, case in places}

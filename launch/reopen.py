@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from omegaconf import DictConfig
@@ -66,13 +67,11 @@ class Reopened:
         folder: where it lies.
         experiment: its settings.
         checkpoint: its saved models.
-        snapshot: where it stood last.
     """
 
     folder: RunFolder
     experiment: Experiment
     checkpoint: Checkpoint
-    snapshot: Snapshot
 
     @classmethod
     def read(cls, folder: RunFolder, overrides: Sequence[str] = ()) -> Reopened:
@@ -87,14 +86,20 @@ class Reopened:
             CheckpointError: its checkpoint is damaged.
         """
         experiment = Experiment(settings(folder, overrides))
-        none = ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
-        if not (folder.checkpoints / "index.json").is_file():
-            raise none
-        checkpoint = Checkpoint(folder.checkpoints)
-        snapshot = checkpoint.load()
-        if snapshot is None:
-            raise none
-        return cls(folder, experiment, checkpoint, snapshot)
+        if folder.has_checkpoint and (checkpoint := Checkpoint(folder.checkpoints)).round:
+            return cls(folder, experiment, checkpoint)
+        raise ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """Where the run stood last: what all sites kept, read from disk.
+
+        Raises:
+            CheckpointError: a file is damaged or gone.
+        """
+        snapshot = self.checkpoint.load()
+        assert snapshot is not None  # `read` refuses a run without
+        return snapshot
 
     def prepare_data(self) -> None:
         """Read the run's data again.

@@ -27,7 +27,7 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     run = Reopened.read(folder, overrides)
     run.prepare_data()
     scorer = Scorer(run.experiment)
-    return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server, run.checkpoint))
+    return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server))
 
 
 def difference(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[float, int]:

@@ -19,6 +19,7 @@ from launch.experiment import Experiment
 from launch.scoring import Notes, Scorer, Scores, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
 from reporting import ReportingError
+from reporting.circumstance import CIRCUMSTANCE, ENGINE
 from reporting.environment import Meter
 from reporting.folder import RunFolder, flattened
 from reporting.reporter import Reporter
@@ -33,19 +34,7 @@ class Execute(Protocol):
         """The result; `job_type` is what the run is to W&B, within its group."""
 
 
-MAY_CHANGE = (
-    "federation.rounds",
-    "trainer.accelerator",
-    "trainer.threads",
-    "trainer.deterministic",
-    "deployment.patience",
-    "deployment.timeout",
-    "wandb.",
-    "output",
-    "resume",
-    "experiment",
-    "evaluation.overlays",
-)
+MAY_CHANGE = ("federation.rounds", *CIRCUMSTANCE)
 
 
 def read_settings(arguments: Sequence[str]) -> DictConfig:
@@ -138,7 +127,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         train_and_score(federation, scorer, reporter)
         if config.evaluation.overlays:
             regions = experiment.data.regions.names
-            for pictures in paint_overlays(federation, experiment, checkpoint, folder.scores()).values():
+            for pictures in paint_overlays(federation, experiment, folder.scores()).values():
                 reporter.overlays(pictures, regions)
         return finish(reporter, config, meter)
 
@@ -165,8 +154,8 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
     reporter.progress.say("scoring the last and the best models on validation and test cases")
-    reporter.scores(score_checkpoints(federation, scorer, server, federation.checkpoint))
-    reporter.late(federation.late_events)
+    reporter.scores(score_checkpoints(federation, scorer, server))
+    reporter.notice(federation.late_events)
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -221,13 +210,7 @@ def group_name(config: DictConfig) -> str:
     """The group at W&B: the one asked for, else DATA-ALGORITHM-DIGEST; the digest leaves out seed, folder and site."""
     if config.wandb.group is not None:
         return str(config.wandb.group)
-    alone = (
-        "seed",
-        "data.unseen",
-        "protocol",
-        "pretrained",
-        *(key for key in MAY_CHANGE if key != "federation.rounds"),
-    )
+    alone = (*CIRCUMSTANCE, *ENGINE, "seed", "data.unseen", "protocol", "pretrained")
     told = {key: value for key, value in flat(config).items() if not key.startswith(alone)}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:6]
     protocol = "" if config.protocol == "personalised" else f"-{config.protocol}"

@@ -36,27 +36,27 @@ class NamedSite:
     patients: int = 0
 
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
-        """None."""
+        """There are none."""
         return 0
 
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
-        """None."""
+        """There are none."""
         return ()
 
     def patient_batches(self, seed: int, steps: int, rate: float) -> Iterable[Batch]:
-        """None."""
+        """There are none."""
         return ()
 
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Iterable[Batch]:
-        """None."""
+        """There are none."""
         return ()
 
     def plain_batches(self) -> Iterable[Batch]:
-        """None."""
+        """There are none."""
         return ()
 
     def eval_batches(self, split: str) -> Iterable[Batch]:
-        """None."""
+        """There are none."""
         return ()
 
 
@@ -116,8 +116,7 @@ class SavedModels:
 
     def round(self, view: str, site: str | None, chosen: Chosen) -> int:
         """After which round the model was saved."""
-        best = self._best(view, site, chosen)
-        return best.round if best else self.run.snapshot.round
+        return self._saved(view, site, chosen).round
 
     def load(
         self, view: str, site: str | None, chosen: Chosen = "best", images: Iterable[Tensor] | None = None
@@ -134,10 +133,10 @@ class SavedModels:
             ReportingError: the view needs images.
             CheckpointError: a saved model is damaged or gone.
         """
-        name, best = site or NEW, self._best(view, site, chosen)
-        server = self._state(best.server) if best else self.run.snapshot.server
+        name, saved = site or NEW, self._saved(view, site, chosen)
+        server = self.run.checkpoint.read(saved.server)
         kept = self._kept(name, chosen) if view == "personal" else State()
-        round, seed = self.round(view, site, chosen), self.run.experiment.config.seed
+        round, seed = saved.round, self.run.experiment.config.seed
         message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(view,)))
         worker = self.run.experiment.algorithm(self.channels)
         if view == ADAPTED:
@@ -151,20 +150,15 @@ class SavedModels:
             worker.adapt(images)
         return worker
 
-    def _best(self, view: str, site: str | None, chosen: Chosen) -> Best | None:
-        """The best saved model; None where the last one serves."""
-        name = f"personal/{site}" if view == "personal" else "global"
-        return None if chosen == LAST else self.run.checkpoint.best().get(name)
+    def _saved(self, view: str, site: str | None, chosen: Chosen) -> Best:
+        """Where the model lies."""
+        name, checkpoint = f"personal/{site}" if view == "personal" else "global", self.run.checkpoint
+        return checkpoint.last(name) if chosen == LAST else checkpoint.chosen(name)
 
     def _kept(self, site: str, chosen: Chosen) -> State:
         """What a site kept with its personal model."""
-        best = self._best("personal", site, chosen)
-        if best is None:
-            return self.run.snapshot.kept.get(site, State())
-        return self._state(best.kept) if best.kept else State()
-
-    def _state(self, file: str) -> State:
-        return self.run.checkpoint.read(file)
+        file = self._saved("personal", site, chosen).kept
+        return self.run.checkpoint.read(file) if file else State()
 
     def _published(self, worker: Algorithm, chosen: Chosen) -> State:
         """What all sites give to one that never took part."""

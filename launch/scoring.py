@@ -11,8 +11,7 @@ import torch
 
 from algorithms import Algorithm
 from datamodules import Regions, SiteData
-from evaluation import QUICK, evaluate, predict_cases
-from federation.checkpoint import Best, Checkpoint
+from evaluation import QUICK, DivergedError, evaluate, predict_cases
 from federation.contract import RoundRecord, Row, Task
 from federation.engine import Federation, RoundError
 from federation.state import State
@@ -77,7 +76,7 @@ class Scorer:
                 metrics=QUICK if task.checkpoint == DURING else self.settings.metrics,
                 tolerance=self.settings.tolerance,
             )
-        except ValueError as error:
+        except DivergedError as error:
             cure = "lower the learning rate or clip gradients (trainer.gradient_clip)"
             raise RoundError(f"the {view} model cannot be scored: {error}; {cure}") from error
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
@@ -150,7 +149,7 @@ def predict(algorithm: Algorithm, view: str, images: Any) -> Any:
     return algorithm.predict(images.to(algorithm.device), view)
 
 
-def score_checkpoints(federation: Federation, scorer: Scores, server: State, checkpoint: Checkpoint) -> list[Row]:
+def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> list[Row]:
     """Score the last model and the best ones on validation and test cases of every site.
 
     The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
@@ -160,83 +159,74 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State, che
     Returns:
         Rows of the scores' table.
     """
-    score_sites(federation, server, checkpoint.round, checkpoint=LAST)
+    score_sites(federation, server, federation.checkpoint.round, checkpoint=LAST)
     last = scorer.take()
     rows = list(last)
-    for name, best in best_models(federation, checkpoint).items():
+    for name in best_models(federation):
         view, _, site = name.partition("/")
-        if best is None:
+        if last_serves(federation, name):
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] == view and site in ("", row["site"])]
         else:
-            show_best(federation, checkpoint, name, best)
+            show_best(federation, name)
             rows += scorer.take()
     return rows
 
 
-def paint_overlays(
-    federation: Federation, experiment: Experiment, checkpoint: Checkpoint, scores: pd.DataFrame
-) -> dict[str, list[Picture]]:
+def paint_overlays(federation: Federation, experiment: Experiment, scores: pd.DataFrame) -> dict[str, list[Picture]]:
     """Pictures of the best models' worst, median and best test case of every site, worst case first."""
     roles = {name: pick_cases(scores, name) for name in all_sites(federation)}
-    painter = paint_best(federation, checkpoint, Painter(experiment.data.regions, roles))
+    painter = paint_best(federation, Painter(experiment.data.regions, roles))
     return {
         name: [painter.picture(experiment.data.site(name), case, scores, role) for case, role in chosen.items()]
         for name, chosen in roles.items()
     }
 
 
-def paint_best(federation: Federation, checkpoint: Checkpoint, painter: Painter) -> Painter:
+def paint_best(federation: Federation, painter: Painter) -> Painter:
     """Let the best models predict the painter's cases."""
     transport: Any = federation.transport
     transport.evaluate = painter
-    for name, best in best_models(federation, checkpoint).items():
-        show_best(federation, checkpoint, name, best)
+    for name in best_models(federation):
+        show_best(federation, name)
     return painter
 
 
-def best_models(federation: Federation, checkpoint: Checkpoint) -> dict[str, Best | None]:
-    """``global``, ``personal/<site>`` and ``adapted`` -> best model; None where the last one serves.
-
-    The last one serves where it is the best, or where nothing could be chosen. An adapted model is a mixture of others:
-    it comes with an earlier one among them.
-    """
-    best: Mapping[str, Best] = checkpoint.best()
+def best_models(federation: Federation) -> list[str]:
+    """Names of the models of which there is a best one: ``global``, ``personal/<site>``, ``adapted``."""
     algorithm: Any = federation.algorithm
     names = ["global"] if "global" in algorithm.views else []
     if "personal" in algorithm.views:
         names += [f"personal/{site}" for site in federation.sites]
-    found = {name: best.get(name) for name in names}
-    chosen = {name: None if it is None or it.round == checkpoint.round else it for name, it in found.items()}
-    if algorithm.adapts and unseen_sites(federation):
-        chosen[ADAPTED] = next((it for it in chosen.values() if it is not None), None)
-    return chosen
+    return [*names, ADAPTED] if algorithm.adapts and unseen_sites(federation) else names
 
 
-def show_best(federation: Federation, checkpoint: Checkpoint, name: str, best: Best | None) -> None:
+def last_serves(federation: Federation, name: str) -> bool:
+    """Whether the best model of a name is the last one; an adapted one mixes all others."""
+    checkpoint = federation.checkpoint
+    mixed = [other for other in best_models(federation) if other != ADAPTED] if name == ADAPTED else [name]
+    return all(checkpoint.chosen(other).round == checkpoint.round for other in mixed)
+
+
+def show_best(federation: Federation, name: str) -> None:
     """Evaluate one best model where it serves."""
     if name == ADAPTED:
-        return show_best_adapted(federation, checkpoint)
+        return show_best_adapted(federation)
     view, _, site = name.partition("/")
-    index = checkpoint.index
-    server = checkpoint.read(best.server if best else index["server"])
-    kept = best.kept if best else index["kept"].get(site, "")
-    round = best.round if best else checkpoint.round
-    federation.transport.restore({site: checkpoint.read(kept)} if site and kept else {}, {site: round} if site else {})
-    score_sites(federation, server, round, sites=[site] if site else None, views=(view,), checkpoint=BEST)
+    checkpoint, best = federation.checkpoint, federation.checkpoint.chosen(name)
+    kept = {site: checkpoint.read(best.kept)} if site and best.kept else {}
+    federation.transport.restore(kept, {site: best.round} if site else {})
+    sites, server = [site] if site else None, checkpoint.read(best.server)
+    score_sites(federation, server, best.round, sites=sites, views=(view,), checkpoint=BEST)
     return None
 
 
-def show_best_adapted(federation: Federation, checkpoint: Checkpoint) -> None:
+def show_best_adapted(federation: Federation) -> None:
     """Evaluate, at unseen sites, what they adapt from the best global model and every site's best personal one."""
-    best, index = checkpoint.best(), checkpoint.index
-    shared = best.get("global")
-    kept = {site: index["kept"].get(site, "") for site in federation.sites}
-    kept |= {site: best[f"personal/{site}"].kept for site in kept if f"personal/{site}" in best}
-    at = {site: best[f"personal/{site}"].round if f"personal/{site}" in best else checkpoint.round for site in kept}
-    federation.transport.restore({site: checkpoint.read(file) for site, file in kept.items() if file}, at)
-    server = checkpoint.read(shared.server if shared else index["server"])
-    round = shared.round if shared else checkpoint.round
-    score_unseen(federation, server, round, views=(ADAPTED,), checkpoint=BEST)
+    checkpoint, shared = federation.checkpoint, federation.checkpoint.chosen("global")
+    own = {site: checkpoint.chosen(f"personal/{site}") for site in federation.sites}
+    kept = {site: checkpoint.read(best.kept) for site, best in own.items() if best.kept}
+    federation.transport.restore(kept, {site: best.round for site, best in own.items()})
+    score_unseen(federation, checkpoint.read(shared.server), shared.round, views=(ADAPTED,), checkpoint=BEST)
 
 
 def score_sites(

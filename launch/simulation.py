@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from configs.compose import ConfigError
+from configs.compose import ConfigError, departing
 from launch.across import Across, check_transforms, run_id
 from launch.experiment import Experiment
 from launch.run import default_folder
@@ -116,12 +116,8 @@ def _client(site: str, folder: str) -> Any:
 
 
 def _with_output(config: DictConfig, names: Sequence[str]) -> DictConfig:
-    chosen: DictConfig = config.copy()
-    OmegaConf.set_readonly(chosen, False)
-    chosen.output = str(config.output or default_folder(config))
-    chosen.deployment.sites = list(names)
-    OmegaConf.set_readonly(chosen, True)
-    return chosen
+    output = str(config.output or default_folder(config))
+    return departing(config, {"output": output, "deployment.sites": list(names)})
 
 
 def _gather_splits(folder: RunFolder, names: Sequence[str]) -> None:

@@ -11,15 +11,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, load
-from datamodules.cases import SPLITS
+from configs.compose import ConfigError, compose, departing, load
 from datamodules.errors import DataError
 from evaluation import check_metrics
 from federation.contract import Row, Task
@@ -33,6 +31,7 @@ from launch.run import check_splits
 from launch.scoring import Scorer
 from launch.settings import SCHEMA
 from reporting import ReportingError
+from reporting.environment import library_versions
 from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
 from reporting.summary import as_means
 
@@ -47,7 +46,6 @@ LOCAL = (
     "trainer.accelerator",
 )
 """Settings that a site has for itself; all others are the run's."""
-LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless", "segmentation-models-pytorch")
 
 
 @dataclass(frozen=True)
@@ -88,25 +86,22 @@ class Local:
         """The run's settings, with those that are the site's own.
 
         Raises:
-            ConfigError: a setting that is not a site's to choose.
+            ConfigError: a setting that is not a site's to choose, that the run's data set does not have, or a value
+                that cannot be used.
         """
         own: dict[str, Any] = {"data.cache": "disk", "data.cache_dir": str(self.state / "cache")}
-        for setting in shlex.split(self.settings):
-            key, _, value = setting.partition("=")
-            if key not in LOCAL:
-                raise ConfigError(f"node-config: settings may hold {', '.join(LOCAL)}, not {key!r}")
-            own[key] = OmegaConf.from_dotlist([f"x={value}"]).x
-        if self.data_root:
-            own["data.root"] = str(Path(self.data_root).expanduser())
-        if "manifest" in config.data and "data.manifest" not in own:
+        if "manifest" in config.data:
             own["data.manifest"] = None
-        changed: DictConfig = config.copy()
-        OmegaConf.set_readonly(changed, False)
-        for key, value in own.items():
-            if key != "data.root" or "root" in config.data:
-                OmegaConf.update(changed, key, value)
-        OmegaConf.set_readonly(changed, True)
-        return changed
+        if self.data_root and "root" in config.data:
+            own["data.root"] = str(Path(self.data_root).expanduser())
+        told = shlex.split(self.settings)
+        for setting in told:
+            if (key := setting.partition("=")[0]) not in LOCAL:
+                raise ConfigError(f"node-config: settings may hold {', '.join(LOCAL)}, not {key!r}")
+        try:
+            return compose(told, SCHEMA, base=departing(config, own))
+        except ConfigError as error:
+            raise ConfigError(f"node-config: settings={self.settings!r}: {error}") from error
 
 
 class Opener:
@@ -206,10 +201,7 @@ class LaunchedSite:
         site = data.site(self.local.site)
         regions = {name: list(ids) for name, ids in data.regions.labels.items()}
         settings = {"regions": json.dumps(regions), "exclusive": str(data.regions.exclusive), "size": str(data.size)}
-        splits: dict[str, int] = {name: len(site.cases(name)) for name in SPLITS}
-        versions = {name: version(name) for name in LIBRARIES}
-        images = (data.image_channels, site.examples, site.training_images)
-        return Facts(self.local.site, site.seen, *images, settings, splits, versions)
+        return Facts(self.local.site, site.seen, data.image_channels, site.examples, settings, library_versions())
 
     def rows(self, task: Task) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""

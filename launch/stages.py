@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from configs.compose import ConfigError, compose
+from configs.compose import ConfigError, compose, departing
 from launch.experiment import Experiment
 from launch.run import MAY_CHANGE, Execute, default_folder, differences, execute, finished, saved_config
 from launch.settings import SCHEMA
@@ -63,7 +63,7 @@ def execute_stages(arguments: Sequence[str], config: DictConfig, execute: Execut
         raise ConfigError("stages start from each other: leave pretrained out, and take protocol=personalised")
     stages = plan(arguments, config, Path(config.output or default_folder(config)))
     for stage in stages:
-        _check(stage, used=any(later.folder.holds_run for later in stages[stage.number :]))
+        _check(stage, is_used(stages, stage))
     for stage in stages:
         last = stage.number == len(stages)
         if not last and finished(stage.folder, stage.config.federation.rounds):
@@ -94,17 +94,10 @@ def plan(arguments: Sequence[str], config: DictConfig, output: Path) -> list[Sta
 
 
 def _check(stage: Stage, used: bool) -> None:
-    """Look at a stage before any runs.
-
-    Args:
-        stage: which one.
-        used: a later stage has started from it, so that it must stay as it is.
-    """
+    """Look at a stage before any runs."""
     try:
         Experiment(_alone(stage, pretrained=False)).check()
-        if not stage.folder.holds_run:
-            return
-        changed = differences(saved_config(stage.folder), _alone(stage), FREE_ONCE_USED if used else FREE)
+        changed = changes(stage, used)
     except ConfigError as error:
         raise ConfigError(f"stage {stage.number}: {error}") from error
     if changed:
@@ -114,13 +107,27 @@ def _check(stage: Stage, used: bool) -> None:
         )
 
 
+def changes(stage: Stage, used: bool) -> str:
+    """The settings that are other ones than when the stage ran; empty if there is none, or if it never ran.
+
+    Args:
+        stage: which one.
+        used: a later stage has started from it, so that its rounds count, too.
+
+    Raises:
+        ConfigError: the saved settings are damaged.
+    """
+    if not stage.folder.holds_run:
+        return ""
+    return differences(saved_config(stage.folder), _alone(stage), FREE_ONCE_USED if used else FREE)
+
+
+def is_used(stages: Sequence[Stage], stage: Stage) -> bool:
+    """Whether a later stage has started from this one, so that it must stay as it is."""
+    return any(later.folder.holds_run for later in stages[stage.number :])
+
+
 def _alone(stage: Stage, pretrained: bool = True) -> DictConfig:
     """The settings of one stage, which names no stages of its own."""
-    alone: DictConfig = stage.config.copy()
-    OmegaConf.set_readonly(alone, False)
-    alone.stages = []
-    alone.resume = stage.folder.holds_run
-    if not pretrained:
-        alone.pretrained = None  # the stage before may not have run yet
-    OmegaConf.set_readonly(alone, True)
-    return alone
+    absent = {} if pretrained else {"pretrained": None}  # the stage before may not have run yet
+    return departing(stage.config, {"stages": [], "resume": stage.folder.holds_run, **absent})

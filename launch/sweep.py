@@ -23,6 +23,7 @@ from federation.checkpoint import CheckpointError
 from launch.folds import folds_finished
 from launch.run import differences, finished, saved_config
 from launch.settings import SCHEMA
+from launch.stages import changes, is_used
 from launch.stages import plan as plan_stages
 from reporting import ReportingError
 from reporting.folder import RunFolder, write_atomic
@@ -75,18 +76,28 @@ class Job:
             ConfigError: the folder holds a run with other settings.
         """
         try:
-            if self.config.stages:
-                stages = plan_stages(self.arguments, self.config, self.folder)
-                return all(finished(stage.folder, stage.config.federation.rounds) for stage in stages)
-            folder = RunFolder(self.folder)
-            changed = differences(saved_config(folder), self.config) if folder.holds_run else ""
-            if not changed and self.config.protocol == "leave_one_site_out":
-                return folder.holds_run and folds_finished(self.config, self.folder)
+            changed, done = self._stages() if self.config.stages else self._run()
         except (CheckpointError, ConfigError):
             return False  # it is damaged: its own process says how, and the others go on
         if changed:
             raise ConfigError(f"{self.folder} holds a run with other settings ({changed}); take another output=")
-        return finished(folder, self.config.federation.rounds)
+        return done
+
+    def _run(self) -> tuple[str, bool]:
+        """Settings that are other ones than in the folder, and whether the run came to its end."""
+        folder = RunFolder(self.folder)
+        if not folder.holds_run:
+            return "", False
+        changed = differences(saved_config(folder), self.config)
+        if self.config.protocol == "leave_one_site_out":
+            return changed, folds_finished(self.config, self.folder)
+        return changed, finished(folder, self.config.federation.rounds)
+
+    def _stages(self) -> tuple[str, bool]:
+        """The same of all stages."""
+        stages = plan_stages(self.arguments, self.config, self.folder)
+        changed = [f"stage {s.number}: {told}" for s in stages if (told := changes(s, is_used(stages, s)))]
+        return "; ".join(changed), all(finished(s.folder, s.config.federation.rounds) for s in stages)
 
     def command(self) -> list[str]:
         """Start it, or go on with it."""
@@ -323,7 +334,7 @@ class Report:
 
     def end(self) -> None:
         """The table, and what failed."""
-        print(f"\n{self.table().text(colour=sys.stdout.isatty() and not os.environ.get('NO_COLOR'))}")
+        print(f"\n{self.table().text(sys.stdout)}")
         print(f"All runs: {self.output / 'sweep.csv'}")
         for result in self.results.values():
             if result.state == FAILED:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting import ReportingError
+from reporting.compare.runs import find_runs
 from reporting.curves import COLOURS
 from reporting.folder import RunFolder, write_atomic
 from reporting.summary import HEADLINE, Table, site_scores
@@ -32,7 +32,7 @@ DIALS = {
 }
 """Dial of the phantom to what differs between its hospitals."""
 POINT = ["method", "dial", "level"]
-MAY_DIFFER = ("name", "preset", *DIALS, "split_seed", "cache", "cache_dir", "workers")
+MAY_DIFFER = tuple(f"data.{key}" for key in ("preset", *DIALS, "split_seed", "cache", "cache_dir", "workers"))
 
 
 @dataclass(frozen=True)
@@ -56,36 +56,20 @@ class Point:
     @classmethod
     def read(cls, folder: RunFolder) -> Point | None:
         """Read a run's settings; None if it is no run on the phantom."""
-        config = yaml.safe_load(folder.read_config())
-        data = config.get("data", {})
-        if data.get("name") != "phantom":
+        config = folder.settings()
+        if config.get("data.name") != "phantom":
             return None
-        settings = {f"data.{key}": value for key, value in data.items() if key not in MAY_DIFFER}
-        settings |= {f"federation.{key}": value for key, value in config["federation"].items()}
-        levels = {dial: float(data[dial]) for dial in DIALS if data[dial]}
-        return cls(folder, config["algorithm"]["preset"], config["seed"], levels, settings)
+        shared = ("data.", "federation.")
+        settings = {key: value for key, value in config.items() if key.startswith(shared) and key not in MAY_DIFFER}
+        levels = {dial: float(config[f"data.{dial}"]) for dial in DIALS if config[f"data.{dial}"]}
+        return cls(folder, config["algorithm.preset"], config["seed"], levels, settings)
 
 
-def find_runs(paths: Iterable[Path]) -> list[RunFolder]:
-    """The runs in some folders, which may be runs themselves.
-
-    Raises:
-        ReportingError: a folder holds none.
-    """
-    found: list[RunFolder] = []
-    for path in paths:
-        here = sorted(file.parent for file in path.rglob("config.yaml"))
-        if not here:
-            raise ReportingError(f"{path} holds no run (no config.yaml in it or below it)")
-        found += [RunFolder(folder) for folder in here]
-    return found
-
-
-def gains(runs: Sequence[RunFolder]) -> tuple[pd.DataFrame, list[str]]:
+def gains(runs: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
     """Test Dice of both models at every site, by dial.
 
     Args:
-        runs: finished or not.
+        runs: folders of runs, finished or not.
 
     Returns:
         Columns method, dial, level, seed, site, global, personal, gain; and what was left out, and why.
@@ -96,7 +80,7 @@ def gains(runs: Sequence[RunFolder]) -> tuple[pd.DataFrame, list[str]]:
     points: list[Point] = []
     left_out: list[str] = []
     tables: list[pd.DataFrame] = []
-    for folder in runs:
+    for folder in map(RunFolder, runs):
         point = Point.read(folder)
         table = None if point is None else _scores(point)
         if point is None or table is None:
@@ -197,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     out: Path = options.out or options.runs[0]
     try:
-        table, left_out = gains(find_runs(options.runs))
+        table, left_out = gains(find_runs([str(folder) for folder in options.runs]))
     except ReportingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -207,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figure = draw_gains(table)
     for ending in ("png", "svg"):
         figure.savefig(out / f"dials.{ending}")
-    print(summary_table(table).text(colour=sys.stdout.isatty()), end="")
+    print(summary_table(table).text(sys.stdout), end="")
     print(f"\n{out / 'dials.png'}")
     return 0
 

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve()
+LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless", "segmentation-models-pytorch")
+"""Those that numbers depend on."""
 
 
 def describe_process() -> dict[str, Any]:
@@ -32,6 +34,11 @@ def describe_process() -> dict[str, Any]:
         "git": git_state(SOURCE),
         "packages": dict(sorted({d.name: d.version for d in distributions()}.items(), key=lambda p: p[0].lower())),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Library -> version, of those that numbers depend on; without the build (CPU, CUDA)."""
+    return {name: version(name).partition("+")[0] for name in LIBRARIES}
 
 
 class Meter:

@@ -229,6 +229,11 @@ class RunFolder:
             text = extend_environment(before, seeds, describe_process())
         write_atomic(self.environment_path, text)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether models were saved."""
+        return (self.checkpoints / "index.json").is_file()
+
     def settings(self) -> dict[str, Any]:
         """The configuration, one level deep: dotted key to value.
 

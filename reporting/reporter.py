@@ -73,11 +73,10 @@ class Reporter:
         self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
         self._audit: list[Row] = []  # of the round that is under way: numbers that left sites
-        self._means: list[Row] = []  # of the round that is under way: scores that the sites reported as means
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
-        self._round, self._rounds, self._values, self._means, self._audit = round, rounds, {}, [], []
+        self._round, self._rounds, self._values, self._audit = round, rounds, {}, []
         self.progress.round_started(round, rounds, sites)
 
     def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
@@ -87,8 +86,8 @@ class Reporter:
             task: "train", "evaluate", ...
             round: Number of the round.
             site: Name of the site.
-            scalars: What it reports, e.g. "loss", or means over its cases as "<split>/<view>/<metric>"; these go to
-                metrics.csv (region "mean", no case) unless the round's single cases come through `scores`.
+            scalars: What it reports, e.g. "loss", or means over its cases as "<split>/<view>/<metric>", whose rows
+                come through `scores`.
             seconds: How long it took.
         """
         self.progress.site_done(task, site, scalars)
@@ -96,8 +95,7 @@ class Reporter:
         if round != self._round:
             self.folder.append_audit(self._audit)
             self._audit = []
-            return  # the final scoring: its rows come through `scores`
-        self._means += _mean_rows(round, site, scalars)
+            return  # the final scoring
         plain = {name: value for name, value in scalars.items() if "/" not in name}
         self._values |= {f"{site}/{task}/{name}": value for name, value in {**plain, "seconds": seconds}.items()}
 
@@ -105,7 +103,6 @@ class Reporter:
         """New scores: appended to metrics.csv; those during training also go to W&B and to the progress line."""
         self.folder.append_scores(rows)
         during = [row for row in rows if row["checkpoint"] == DURING_TRAINING]
-        self._means = [row for row in self._means if row["round"] not in {single["round"] for single in during}]
         for round, values in validation_values(during).items():
             if round == self._round:
                 self._values |= values
@@ -116,8 +113,6 @@ class Reporter:
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended: its rows go to the tables, its means to W&B and the progress line."""
-        if self._means:
-            self.scores(self._means)
         self.folder.append_rounds(record.rounds)
         self.folder.append_updates(record.updates)
         self.folder.append_traffic(record.traffic)
@@ -142,8 +137,8 @@ class Reporter:
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
 
-    def late(self, events: Sequence[Row]) -> None:
-        """What happened after the last round: a site that could not be scored would only be missing otherwise."""
+    def notice(self, events: Sequence[Row]) -> None:
+        """What happened outside of a round: other versions at a site, a site that could not be scored at the end."""
         self.folder.append_events(events)
         for row in events:
             self.progress.say(f"{row['event']}: {row['site']} {row['detail']}")
@@ -232,17 +227,6 @@ def _numbers_left(task: str, round: int, site: str, names: Iterable[str]) -> Row
     listing = [(name, "", "number") for name in sorted(names)]
     row = {"round": round, "site": site, "task": task, "group": "(numbers)", "transforms": ""}
     return {**row, "numbers": len(listing), "bytes": 8 * len(listing), "listing": listing}
-
-
-def _mean_rows(round: int, site: str, scalars: Mapping[str, float]) -> list[Row]:
-    """Rows for metrics.csv from means that a seen site reports under "<split>/<view>/<metric>"."""
-    rows: list[Row] = []
-    for name, value in scalars.items():
-        if name.count("/") == 2:
-            split, view, metric = name.split("/")
-            row = {"round": round, "checkpoint": DURING_TRAINING, "site": site, "seen": True, "split": split}
-            rows.append({**row, "view": view, "region": "mean", "case": "", "metric": metric, "value": value})
-    return rows
 
 
 def sweep_values(summary: Summary) -> dict[str, float]:

@@ -111,8 +111,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
-    def text(self, *, colour: bool = False) -> str:
-        """Aligned plain text, the first column to the left, the others to the right."""
+    def text(self, stream: TextIO | None = None) -> str:
+        """Aligned text, the first column to the left, the others to the right.
+
+        Args:
+            stream: where it will be printed; on a terminal that wants colour (NO_COLOR unset) it is coloured.
+        """
+        colour = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
         widths = [max(len(row[i]) for row in (self.header, *self.rows) if row) for i in range(len(self.header))]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         lines = [_aligned(self.header, widths), rule, *(_aligned(row, widths) if row else rule for row in self.rows)]
@@ -147,10 +152,9 @@ class Summary:
     values: dict[str, float]
 
     def text(self, stream: TextIO) -> str:
-        """What to print on `stream`: coloured only on a terminal that wants colour (NO_COLOR unset)."""
-        colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        """What to print on `stream`."""
         tables = [self.sites] if self.metrics is None else [self.sites, self.metrics]
-        return "\n".join(table.text(colour=colour) for table in tables)
+        return "\n".join(table.text(stream) for table in tables)
 
     def markdown(self) -> str:
         """The text of summary.md."""

@@ -73,7 +73,7 @@ class ToyOpen:
         self.site = site
 
     def facts(self) -> Facts:
-        return Facts(self.site.name, self.site.seen, 3, self.site.examples, self.site.training_images)
+        return Facts(self.site.name, self.site.seen, 3, self.site.examples)
 
     def rows(self, task: Task) -> list[Row]:
         return []

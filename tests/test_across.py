@@ -23,12 +23,14 @@ from datamodules.errors import DataError
 from federation.engine import RoundError
 from federation.flower.client import SiteClient
 from federation.flower.envelope import Envelope
+from federation.flower.records import Facts
 from federation.flower.worker import WorkerError, ask
 from launch import flower_server
-from launch.across import check_transforms
+from launch.across import check_transforms, other_versions
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
 from launch.site import Local, Opener
+from reporting.environment import library_versions
 from reporting.folder import RunFolder
 from tests.flower_world import LoopbackGrid, app_of
 from tests.tiny_run import TINY
@@ -218,6 +220,33 @@ def test_a_site_chooses_its_own_settings_and_no_others(tmp_path: Path) -> None:
     assert (own.data.root, own.data.manifest, own.data.cache, own.trainer.threads) == ("/data/mine", None, "memory", 4)
     with pytest.raises(ConfigError, match=r"not 'training\.lr'"):
         Local("A", tmp_path, "", "training.lr=1").applied(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("trainer.threads=four", r"trainer\.threads='four' should be int"),
+        ("data.cache=ram", r"data\.cache='ram' should be"),
+        ("data.workers", "'data.workers' is not of the form key=value"),
+        ("data.manifest=mine.csv", r"unknown key 'data\.manifest'"),
+    ],
+)
+def test_a_sites_own_settings_are_checked_like_those_of_a_run(tmp_path: Path, settings: str, told: str) -> None:
+    config = compose(["data=phantom"], SCHEMA)
+    with pytest.raises(ConfigError, match=rf"node-config: settings='{settings}': .*{told}"):
+        Local("A", tmp_path, "", settings).applied(config)
+
+
+def test_a_site_with_other_libraries_than_the_server_is_named() -> None:
+    here = library_versions()
+    assert "+" not in here["torch"]
+    same = Facts("A", True, 3, 9, versions=here)
+    other = Facts("B", True, 3, 9, versions={**here, "torch": "1.0\x1b[2J", "numpy": ""})
+    (row,) = other_versions({"A": same, "B": other}, 4)
+    assert (row["round"], row["site"], row["event"]) == (4, "B", "versions")
+    assert row["detail"].startswith(f"torch 1.0?[2J (server: {here['torch']})")
+    assert "numpy" in row["detail"]
+    assert "albumentations" not in row["detail"]
 
 
 def test_the_guide_uses_the_options_that_its_script_uses() -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 import compare
 from evaluation.statistics import holm, over_seeds, paired
+from launch.compare import requested
 from reporting import ReportingError
 from reporting.compare.analysis import OVERALL, Analysis, Model
 from reporting.compare.gather import Gathered, Method, gather
@@ -147,6 +148,16 @@ def test_seeds_collapse_and_knobs_stay_apart(tmp_path: Path) -> None:
     assert [method.seeds for method in found.methods.values()] == [(0, 1), (0, 1), (0,)]
     assert any(note.startswith("Methods differ in training.lr") for note in found.notes)
     assert any("fedprox has seeds [0] of [0, 1]" in note for note in found.notes)
+
+
+def test_where_sites_were_served_makes_no_other_method(tmp_path: Path) -> None:
+    write_run(tmp_path / "here", "ditto", 0)
+    write_run(
+        tmp_path / "spread", "ditto", 1, "engine=flower-simulation", "deployment.sites=[site_01, site_02, site_03]"
+    )
+    found = gathered(tmp_path)
+    assert list(found.methods) == ["ditto"]
+    assert found.methods["ditto"].seeds == (0, 1)
 
 
 def test_runs_of_an_earlier_version_join_those_of_a_later_one(tmp_path: Path) -> None:
@@ -446,6 +457,11 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_values_are_read_as_train_reads_them(tmp_path: Path) -> None:
+    places, options, place = requested([str(tmp_path), "alpha=1e-2", "output=2024-01-01"])
+    assert (places, options.alpha, place.output) == ([str(tmp_path)], 0.01, "2024-01-01")
 
 
 def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from configs.compose import FOLDER, compose
 from launch.settings import SCHEMA
-from reporting.dials import DIALS, draw_gains, find_runs, gains, main, summary_table
+from reporting.compare.runs import find_runs
+from reporting.dials import DIALS, draw_gains, gains, main, summary_table
 from reporting.folder import RunFolder
 
 
@@ -46,8 +47,10 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_gains_are_those_that_were_planted(sweep: Path) -> None:
-    table, left_out = gains(find_runs([sweep]))
+    table, left_out = gains(find_runs([str(sweep)]))
     assert not left_out
+    planted(sweep / "none-0" / "sites" / "site_01" / "its-own-record", 9.0)  # a run within a run is no other run
+    assert gains(find_runs([str(sweep)]))[0].equals(table)
     assert set(table["site"]) == {"site_01", "site_02"}  # an unseen site has no personal model of its own
     mean = table.groupby(["dial", "level"])["gain"].mean()
     assert mean["annotation"].to_dict() == pytest.approx({0.0: 0.0, 0.5: 0.075, 1.0: 0.15})
@@ -59,7 +62,7 @@ def test_gains_are_those_that_were_planted(sweep: Path) -> None:
 
 
 def test_only_dials_that_were_turned_have_a_panel(sweep: Path) -> None:
-    figure = draw_gains(gains(find_runs([sweep]))[0])
+    figure = draw_gains(gains(find_runs([str(sweep)]))[0])
     assert [axis.get_title().split("\n")[0] for axis in figure.axes] == ["annotation", "structure"]
     line = figure.axes[0].lines[-1]
     assert line.get_xdata().tolist() == [0, 0.5, 1]
@@ -69,7 +72,7 @@ def test_only_dials_that_were_turned_have_a_panel(sweep: Path) -> None:
 def test_methods_have_a_line_each(sweep: Path) -> None:
     for level in (0.5, 1):
         planted(sweep / f"ditto-{level}", 0.2, f"data.annotation={level}", "algorithm=ditto")
-    figure = draw_gains(gains(find_runs([sweep]))[0])
+    figure = draw_gains(gains(find_runs([str(sweep)]))[0])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ditto", "finetune"]
 
 

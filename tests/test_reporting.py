@@ -554,7 +554,7 @@ def finish(folder: RunFolder) -> tuple[FakeWandb, str]:
         reporter.round_started(1, 1, ["A", "B"])
         reporter.site_done("train", 1, "A", {"loss": 0.5, "steps": 5}, 0.1)
         reporter.site_done("evaluate", 1, "A", {"val/global/dice": 0.75, "seconds": 1.0}, 1.0)
-        reporter.site_done("evaluate", 1, "B", {"val/global/dice": 0.25, "val/personal/dice": 0.5}, 1.0)
+        reporter.scores([during(1, "A", 0.75), during(1, "B", 0.25), during(1, "B", 0.5, view="personal")])
         reporter.round_done(Record(1, [trained(1, "A", 0.5), trained(1, "B", 0.7)], traffic, [event(1, "B", "late")]))
         reporter.site_done("evaluate", 1, "A", {"test/global/dice": 0.9}, 1.0)
         reporter.scores([score("A", 0.9), score("A", 0.8, split="val"), score("B", 0.6, split="val")])
@@ -572,7 +572,6 @@ def test_the_reporter_files_what_the_engine_tells(folder: RunFolder) -> None:
         ["B", "global", 0.25],
         ["B", "personal", 0.5],
     ]
-    assert set(means["region"]) == {"mean"}
     assert len(scores) == 6, "the final scoring is not a second validation of the round"
     assert folder.traffic()["round"].tolist() == [0, 1, 1]
     assert folder.events()["event"].tolist() == ["late"]
@@ -598,15 +597,6 @@ def test_dashboards_get_one_point_per_round_and_sweep_keys(folder: RunFolder) ->
     assert wandb.summary["val/worst_site/dice"] == pytest.approx(0.6)
     assert wandb.summary["best/test/global/dice"] == 0.9
     assert wandb.exit_code == 0
-
-
-def test_single_cases_replace_the_means_of_a_round(folder: RunFolder) -> None:
-    with Reporter(folder, FakeWandb(), progress=Progress(io.StringIO())) as reporter:
-        reporter.round_started(1, 2, ["A"])
-        reporter.site_done("evaluate", 1, "A", {"val/global/dice": 0.5}, 1.0)
-        reporter.scores([during(1, "A", 0.4), during(1, "A", 0.6, case="c1")])
-        reporter.round_done(Record(1))
-    assert folder.scores()["value"].tolist() == [0.4, 0.6]
 
 
 def test_a_crash_marks_the_run_failed(folder: RunFolder) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from configs.compose import ConfigError, compose
 from launch.settings import SCHEMA
 from launch.stages import _alone, execute_stages, plan
+from launch.sweep import Job
 from reporting.folder import RunFolder
 
 STAGES = 'stages=["algorithm=contrastive federation.rounds=2", "algorithm=local data.labelled_patients=2"]'
@@ -68,6 +69,15 @@ def test_other_settings_are_named_and_refused(
     with pytest.raises(ConfigError, match=message):
         execute_stages(given, compose(given, SCHEMA), executed)
     assert executed == []
+
+
+def test_a_sweep_notices_stages_with_other_settings(tmp_path: Path) -> None:
+    leave_behind(tmp_path, arguments(tmp_path), 1, 2)
+    job = Job("a", {}, tuple(arguments(tmp_path)), compose(arguments(tmp_path), SCHEMA), tmp_path)
+    assert not job.finished()  # no summary yet
+    other = arguments(tmp_path, "training.lr=0.5")
+    with pytest.raises(ConfigError, match=r"other settings \(stage 1: training.lr: 0.001 in the folder, 0.5 now"):
+        Job("a", {}, tuple(other), compose(other, SCHEMA), tmp_path).finished()
 
 
 def test_a_first_stage_that_no_other_started_from_may_have_more_rounds(tmp_path: Path, executed: Executed) -> None:

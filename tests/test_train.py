@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import compare
 import evaluate
 import train
 from configs.compose import compose, load
@@ -333,8 +334,17 @@ def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert code == 130
-    assert "stopped; go on with: python train.py" in err
+    assert f"stopped; go on with: python train.py output={tmp_path / 'run'} resume=true" in err
     assert not (tmp_path / "run" / "summary.csv").exists()
+
+
+def test_how_to_go_on_fits_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.go_on(["seed=1"]) == "python train.py output=THE_RUN'S_FOLDER resume=true"
+    assert train.go_on(["output=my runs/a"]) == "python train.py 'output=my runs/a' resume=true"
+    assert train.go_on(['stages=["a", "b"]', "output=x"]) == "the same command, with output=x"
+    monkeypatch.setattr("launch.compare.compare", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    code, _, err = command(compare.main, "runs")
+    assert (code, err.strip()) == (130, "stopped")  # there is nothing to go on with
 
 
 # ------------------------------------------------------------------------------------------------------ other methods

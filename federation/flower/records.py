@@ -53,9 +53,7 @@ class Facts:
         seen: whether it trains.
         channels: of its images.
         examples: labelled training images.
-        training_images: labelled or not.
         settings: what must be the same at every site, as text: regions, size, classes.
-        splits: how many cases serve for training, validation and testing.
         versions: of the libraries that numbers depend on.
     """
 
@@ -63,9 +61,7 @@ class Facts:
     seen: bool
     channels: int
     examples: int
-    training_images: int
     settings: dict[str, str] = field(default_factory=dict)
-    splits: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
 

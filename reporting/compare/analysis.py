@@ -95,7 +95,7 @@ class Analysis:
         seeds = {model: len(next(iter(sites.values()))) for model, sites in self._all_test.items()}
         firsts: dict[Model, Model] = {}
         for model in sorted(seeds, key=lambda m: (self.name(m) != REFERENCE, -seeds[m], m)):
-            same = (f for f in set(firsts.values()) if _same_scores(self._all_test[model], self._all_test[f]))
+            same = (f for f in dict.fromkeys(firsts.values()) if _same_scores(self._all_test[model], self._all_test[f]))
             firsts[model] = next(same, model)
         return firsts
 
@@ -131,7 +131,7 @@ class Analysis:
         return self.gathered.methods[model.method].name
 
     def is_baseline(self, model: Model) -> bool:
-        """Local and pooled training are lines to compare with, not candidates."""
+        """Local and pooled training are baselines, not candidates."""
         return self.name(model) in BASELINES
 
     @cached_property

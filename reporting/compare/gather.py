@@ -11,13 +11,13 @@ import pandas as pd
 import yaml
 
 from reporting import ReportingError
+from reporting.circumstance import CIRCUMSTANCE, ENGINE
 from reporting.compare.runs import LeftOut, Run
 from reporting.folder import RunFolder
 
-# What may differ between runs of one method: where, how fast and under which name a run computed.
-CIRCUMSTANCE = ("seed", "output", "resume", "experiment", "protocol", "stages", "wandb.", "evaluation.",
-    "trainer.threads", "trainer.accelerator", "trainer.deterministic", "data.cache", "data.workers", "data.root",
-    "data.split_seed", "data.unseen", "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
+# What may differ between runs of one method.
+WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "data.split_seed", "data.unseen",
+    "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
 # What a method may do with the data: part of the method. Every other setting of the data must be the same.
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
@@ -142,8 +142,8 @@ def _owner(run: Run, key: str) -> str:
 
 
 def own_settings(run: Run) -> dict[str, Any]:
-    """What makes a run's method: all settings but circumstances."""
-    own = {key: value for key, value in run.settings.items() if not key.startswith(CIRCUMSTANCE)}
+    """What makes a run's method."""
+    own = {key: value for key, value in run.settings.items() if not key.startswith(WITHIN)}
     if own.get("pretrained"):
         own["pretrained"] = _pretraining(str(own["pretrained"]))
     return own
@@ -170,7 +170,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
 def _must_agree(key: str) -> bool:
     if key in SHARED:
         return True
-    return key.startswith("data.") and key not in TRAINING_DATA and not key.startswith(CIRCUMSTANCE)
+    return key.startswith("data.") and key not in TRAINING_DATA and not key.startswith(WITHIN)
 
 
 def _disagreement(key: str, values: Sequence[tuple[Any, Run]]) -> str:

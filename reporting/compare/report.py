@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +95,9 @@ class Report:
     scores: Table
 
     def text(self, stream: TextIO) -> str:
-        """What to print on `stream`: coloured only on a terminal that wants colour (NO_COLOR unset)."""
-        colour = stream.isatty() and not os.environ.get("NO_COLOR")
+        """What to print on `stream`."""
         lines = [line for verdict in self.verdicts for line in (verdict.text, f"  {verdict.aside}") if line.strip()]
-        parts = [self.scores.text(colour=colour), f"{headline(self.verdicts)}.\n", *lines, f"\nThe report: {self.page}"]
+        parts = [self.scores.text(stream), f"{headline(self.verdicts)}.\n", *lines, f"\nThe report: {self.page}"]
         return "\n".join(parts)
 
 

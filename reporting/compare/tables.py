@@ -54,7 +54,7 @@ class Grid:
         header: one per column.
         rows: cells.
         note: below it.
-        muted: numbers of rows that are lines to compare with.
+        muted: numbers of rows that are baselines.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """One plain sentence per site: should it use its personal model or the global one?
 
 The pair is chosen on validation cases, for each site: its best personal model and its best global one (local and pooled
-training are lines to compare with, not candidates). Test cases then answer one question per site, and these questions
+training are baselines, not candidates). Test cases then answer one question per site, and these questions
 are one family for Holm's correction. What is said about local training comes from the family of all tests
 (`Analysis.tests`), which holds every model at every site.
 """

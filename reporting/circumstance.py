@@ -1,0 +1,22 @@
+"""Settings that are no part of what a run computes."""
+
+CIRCUMSTANCE = (
+    "output",
+    "resume",
+    "experiment",
+    "wandb.",
+    "trainer.accelerator",
+    "trainer.threads",
+    "trainer.deterministic",
+    "data.root",
+    "data.cache",
+    "data.workers",
+    "deployment.patience",
+    "deployment.timeout",
+    "deployment.cores",
+    "deployment.gpus",
+    "evaluation.overlays",
+)
+"""Beginnings of their keys: where, how fast and under which name a run computes. A resumed run may change them."""
+ENGINE = ("engine", "deployment.")
+"""Where sites are. The result is the same everywhere, but a run stays where it began: what sites keep lies there."""
