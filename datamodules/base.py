@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from datamodules.cache import Store, build_store
 from datamodules.cases import SPLITS, Case, Sample, Split, check_cases
 from datamodules.errors import DataError, nearest
+from datamodules.findings import Finding, Report, refuse
 from datamodules.readers import Intensity, Reading, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
@@ -140,6 +141,17 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def cases(self) -> list[Case]:
         """Every case of every site, in any order, without decoding images."""
 
+    def survey(self, report: Report) -> list[Case]:
+        """:meth:`cases` of data that may be broken: a problem is reported, and what can be read on is still listed.
+
+        Here the first problem hides all cases; a subclass that can go on overrides this.
+        """
+        try:
+            return self.cases()
+        except DataError as error:
+            report(Finding.of_error("layout", error))
+            return []
+
     def read(self, case: Case) -> Sample:
         """Decodes one case at its own size."""
         return read_case(case, self.reading)
@@ -207,17 +219,16 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             self._check_named(by_site)
         return by_site
 
-    def _check_named(self, by_site: Mapping[str, Sequence[Case]]) -> None:
+    def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
         for knob, named in (("unseen", self._held_out), ("unlabelled", self._without_labels)):
             for site in named:
                 if site not in by_site:
-                    raise DataError(f"data.{knob}: no site {site!r}; {nearest(site, by_site)}")
-        if both := set(self._held_out) & set(self._without_labels):
-            raise DataError(
-                f"data.unseen and data.unlabelled both name {sorted(both)[0]!r}: an unseen site never trains"
-            )
-        if len(self._held_out) == len(by_site):
-            raise DataError("data.unseen holds every site out; leave at least one to train")
+                    report(Finding("layout", f"data.{knob}: no site {site!r}", nearest(site, by_site)))
+        for site in sorted(set(self._held_out) & set(self._without_labels)):
+            what = f"data.unseen and data.unlabelled both name {site!r}"
+            report(Finding("layout", what, "name it once: an unseen site never trains"))
+        if not by_site.keys() - self._held_out:
+            report(Finding("layout", "data.unseen holds every site out", "leave at least one to train"))
 
     def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
         labelled = {case.case for case in cases if case.labelled}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError, nearest
+from datamodules.findings import Finding, Report, place, refuse
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -19,6 +18,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]  # 0 to 255, or 0 to 1
 LONGEST_NAME = 200  # characters of a site or a case
+NO_SITES = {".", "..", "pooled"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Case:
         return self.mask is not None
 
     def __str__(self) -> str:
-        return f"site {self.site!r}, case {self.case!r}"
+        return place(self.site, self.case)
 
 
 @dataclass(frozen=True)
@@ -67,96 +67,87 @@ class Sample:
     spacing: tuple[float, float, float] | None = None
 
 
-def parse_split(text: str, where: str) -> Split | None:
-    """Reads a cell of a split column.
-
-    Args:
-        text: ``train``, ``val``, ``test`` in any case, or empty for "no official split".
-        where: Names the cell in an error.
-
-    Raises:
-        DataError: Another word.
-    """
-    word = text.strip().lower()
-    if not word:
-        return None
-    if word not in SPLITS:
-        raise DataError(f"{where}: unknown split {text!r}; {nearest(word, SPLITS)}, or leave the cell empty")
-    return word
-
-
 def slice_order(name: str) -> tuple[str, int]:
     """Sorts slice names by the number that ends them: ``scan_9`` comes before ``scan_10``."""
     found = re.search(r"(\d+)$", name)
     return (name[: found.start()], int(found.group(1))) if found else (name, -1)
 
 
-def stack_slices(name: str, slices: Sequence[Case]) -> Case:
+def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> Case:
     """Makes one case of the single 2-D images of a patient.
 
     Args:
         name: Name of the new case, usually the patient's.
         slices: The images; they are put in the order of the number that ends their name.
-
-    Raises:
-        DataError: Some of the slices have a mask and some have none.
+        report: Told of slices without a mask although others have one, and of different official splits.
     """
     ordered = tuple(sorted(slices, key=lambda case: slice_order(case.case)))
     first = ordered[0]
     unlabelled = [case.case for case in ordered if not case.labelled]
     if unlabelled and len(unlabelled) < len(ordered):
-        raise DataError(
-            f"site {first.site!r}, patient {name!r}: slice {unlabelled[0]!r} has no mask although others of the "
-            "patient do; add the mask, leave the slice out, or set data.stack_slices=false"
-        )
-    splits = {case.split for case in ordered} - {None}
-    if len(splits) > 1:
-        raise _torn_patient(first.site, name, cast("set[Split]", splits))
-    return Case(first.site, name, first.patient, mask=first.mask and "", split=next(iter(splits), None), slices=ordered)
+        what = f"slice {unlabelled[0]!r} has no mask although others of the patient do"
+        cure = "add the mask, leave the slice out, or set data.stack_slices=false"
+        report(Finding("missing mask", what, cure, first.site, name))
+    _check_split(name, ordered, report)
+    mask = "" if len(unlabelled) < len(ordered) else None
+    split = next((case.split for case in ordered if case.split is not None), None)
+    return Case(first.site, name, first.patient, mask=mask, split=split, slices=ordered)
 
 
-def check_cases(cases: Sequence[Case]) -> None:
-    """Refuses cases that cannot be told apart or split.
+def check_cases(cases: Sequence[Case], report: Report = refuse) -> list[Case]:
+    """Looks for cases that cannot be told apart or split.
 
-    Raises:
-        DataError: No case at all, a case name twice within a site, a nameless or slashed site, or a patient in two
-            official splits.
+    Args:
+        cases: Of all sites.
+        report: Told of no case at all, a case name twice within a site, a name that cannot name files, and a patient in
+            two official splits.
+
+    Returns:
+        Those that a check can go on with: the first of each name.
     """
     if not cases:
-        raise DataError("there is no case at all; check data.root")
-    for (site, case), count in Counter((case.site, case.case) for case in cases).items():
-        if count > 1:
-            files = [c.image for c in cases if (c.site, c.case) == (site, case) and c.image]
-            raise DataError(
-                f"site {site!r}: case {case!r} occurs {count} times{_listed(files)}; case names must be unique within "
-                "a site: rename the files, or give them names in the manifest's case column"
+        report(Finding("layout", "there is no case at all", "check data.root"))
+    named: dict[tuple[str, str], list[Case]] = {}
+    patients: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        named.setdefault((case.site, case.case), []).append(case)
+        patients.setdefault((case.site, case.patient), []).append(case)
+    for (site, name), same in named.items():
+        if len(same) > 1:
+            files = ", ".join(case.image for case in same[:3] if case.image)
+            what = f"the name occurs {len(same)} times" + (f" ({files})" if files else "")
+            cure = (
+                "case names must be unique within a site: rename the files, or give them names in the manifest's case "
+                "column"
             )
-        if not site or not case or re.search(r"[/\\]", site) or site in {".", "..", "pooled"}:
-            raise DataError(f"site {site!r}, case {case!r}: names must not be empty; a site has no slash, nor 'pooled'")
-        if not (site + case).isprintable() or max(len(site), len(case)) > LONGEST_NAME:
-            raise DataError(
-                f"site {site[:80]!r}, case {case[:80]!r}: names must be printable and have at most {LONGEST_NAME} "
-                "characters, as they name files and rows"
-            )
-    _check_patients(cases)
+            report(Finding("ambiguous name", what, cure, site, name))
+    for site in {case.site: None for case in cases}:
+        if not site or re.search(r"[/\\]", site) or site in NO_SITES:
+            cure = "names must not be empty; a site has no slash, nor is it '.', '..' or 'pooled'"
+            report(Finding("layout", f"{site!r} cannot be the name of a site", cure))
+    kept = [same[0] for names, same in named.items() if _can_be_written(*names, report)]
+    for (_, patient), same in patients.items():
+        _check_split(patient, same, report)
+    return kept
 
 
-def _check_patients(cases: Iterable[Case]) -> None:
-    official: dict[tuple[str, str], set[Split]] = {}
+def _can_be_written(site: str, case: str, report: Report) -> bool:
+    """Whether these names can name files and rows."""
+    if case and (site + case).isprintable() and max(len(site), len(case)) <= LONGEST_NAME:
+        return True
+    what = f"site {site[:80]!r}, case {case[:80]!r} cannot name files and rows"
+    report(Finding("layout", what, f"names must be printable and have 1 to {LONGEST_NAME} characters"))
+    return False
+
+
+def _check_split(patient: str, cases: Iterable[Case], report: Report) -> None:
+    """A patient's cases must be in one official split."""
+    found: dict[Split, Case] = {}
     for case in cases:
         if case.split is not None:
-            official.setdefault((case.site, case.patient), set()).add(case.split)
-    for (site, patient), splits in official.items():
-        if len(splits) > 1:
-            raise _torn_patient(site, patient, splits)
-
-
-def _torn_patient(site: str, patient: str, splits: set[Split]) -> DataError:
-    return DataError(
-        f"site {site!r}: patient {patient!r} is in two official splits ({', '.join(sorted(splits))}); scores would "
-        "leak: correct the manifest's split column, or empty it to let the suite split by patient"
-    )
-
-
-def _listed(files: Sequence[str]) -> str:
-    return f" ({', '.join(files[:3])})" if files else ""
+            found.setdefault(case.split, case)
+    if len(found) > 1:
+        told = ", ".join(f"{case.case} in {split}" for split, case in found.items())
+        what = f"patient {patient!r} is in two official splits ({told}): scores would leak"
+        cure = "correct the manifest's split column, or empty it to let the suite split by patient"
+        report(Finding("patient in two splits", what, cure, next(iter(found.values())).site))

@@ -10,6 +10,12 @@ class DataError(ValueError):
     """Input data or a data setting that cannot be used; the message names the culprit and the cure."""
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """Ends an error about an unknown name: ``did you mean 'kvasir'?``, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Ends an error about an unknown name: the nearest known name, then all of them.
 
@@ -21,6 +27,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
         A phrase such as ``did you mean 'kvasir'? Known: etis, kvasir``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(names)}"
+    return f"{closest(name, names)} Known: {', '.join(names)}".lstrip()

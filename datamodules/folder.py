@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, parse_split, stack_slices
+from datamodules.cases import SPLITS, Case, Split, stack_slices
 from datamodules.errors import DataError, nearest
+from datamodules.findings import Finding, Report, refuse
 from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
 
 REQUIRED = ("site", "image", "mask")
 OPTIONAL = ("case", "patient", "group", "split")
 LARGEST_MANIFEST = 2**27  # bytes
+KNOWN = (*FLAT, *VOLUMES)
 NO_CASES = {"thumbs.db", "desktop.ini"}
 
 
@@ -71,49 +74,56 @@ class FolderDataModule(MultiCenterDataModule):
         Raises:
             DataError: Nothing there, or files that do not pair up.
         """
-        if not self.root.is_dir() and self.manifest is None:
-            raise DataError(f"data.root={self.root} is no folder; set data.root to the folder that holds the sites")
-        manifest = self.manifest or self.root / "sites.csv"
-        if self.manifest is not None or manifest.is_file():
-            found = read_manifest(manifest)
+        return self.survey(refuse)
+
+    def survey(self, report: Report) -> list[Case]:
+        """:meth:`cases`, where a problem is reported and what can be read on is still listed.
+
+        A mask that should be there and is not counts as one: its case is labelled, with an empty path.
+        """
+        table = self.table
+        if table is not None:
+            found = read_manifest(table, report)
         else:
-            found = [(case, case.patient) for site in _site_folders(self.root) for case in self._folder(site)]
-        return _stacked(found) if self.stack_slices else [case for case, _ in found]
+            found = [case for site in _site_folders(self.root, report) for case in self._folder(site, report)]
+        return _stacked(found, report) if self.stack_slices else [case for case, _ in found]
 
-    def _folder(self, site: Path) -> list[Case]:
-        images = _files(site, "images")
-        masks = _files(site, "masks") if (site / "masks").is_dir() else {}
+    @property
+    def table(self) -> Path | None:
+        """The manifest, if there is one."""
+        default = self.root / "sites.csv"
+        return self.manifest or (default if there(default.is_file) else None)
+
+    def _folder(self, site: Path, report: Report) -> Iterator[tuple[Case, str]]:
+        images, masks = (image_files(site / kind, report, site.name) for kind in ("images", "masks"))
+        if not images:
+            cure = "add images; every folder in data.root is a site, so move others away"
+            report(Finding("layout", "is missing or empty", cure, site.name, file=str(site / "images")))
         if not masks and self.missing_masks == "error":
-            raise DataError(
-                f"site {site.name!r}: {site / 'masks'} is missing or empty; add masks of the same names, or set "
-                "data.missing_masks=unlabelled"
-            )
-        expected = {f"{stem}{self.mask_suffix}" for stem in images}
-        if orphans := sorted(set(masks) - expected):
-            raise DataError(f"site {site.name!r}: mask {masks[orphans[0]]} has no image; remove it or add the image")
-        return [self._case(site.name, stem, path, masks) for stem, path in images.items()]
+            cure = "add masks of the same names, or set data.missing_masks=unlabelled"
+            report(Finding("layout", "is missing or empty", cure, site.name, file=str(site / "masks")))
+        expected = {f"{stem}{self.mask_suffix}": stem for stem in images}
+        hint = "" if masks.keys() == expected.keys() else _suffix_hint(images, masks, self.mask_suffix)
+        for stem in sorted(masks.keys() - expected.keys()):
+            cure = hint or "remove it, rename it, or add the image"
+            report(Finding("missing image", "has no image", cure, site.name, stem, str(masks[stem])))
+        for name, stem in expected.items():
+            mask = str(masks[name]) if name in masks else None
+            if mask is None and self.missing_masks == "error":
+                cure = hint or "add it, remove the image, or set data.missing_masks=unlabelled"
+                report(Finding("missing mask", f"has no mask {name}.*", cure, site.name, stem, str(images[stem])))
+                mask = ""
+            patient = self._patient(site.name, stem, report)
+            yield Case(site.name, stem, patient, str(images[stem]), mask), patient
 
-    def _case(self, site: str, stem: str, image: Path, masks: Mapping[str, Path]) -> Case:
-        mask = masks.get(f"{stem}{self.mask_suffix}")
-        if mask is None and self.missing_masks == "error":
-            raise DataError(
-                f"site {site!r}, case {stem!r}: image {image} has no mask {stem}{self.mask_suffix}.*; add it, remove "
-                "the image, or set data.missing_masks=unlabelled"
-            )
-        return Case(site, stem, self._patient(site, stem), str(image), None if mask is None else str(mask))
-
-    def _patient(self, site: str, stem: str) -> str:
+    def _patient(self, site: str, stem: str, report: Report) -> str:
         if self.patient_pattern is None:
-            if self.stack_slices:
-                raise DataError(
-                    f"site {site!r}: data.stack_slices needs to know the patients; set data.patient_pattern, such as "
-                    r"'^(.+)_\d+$', or give a manifest with a patient column"
-                )
             return stem
         found = self.patient_pattern.search(stem)
-        if found is None:
-            raise DataError(f"site {site!r}: data.patient_pattern finds no patient in case {stem!r}; correct it")
-        return found.group(1)
+        if found is not None and found.group(1):
+            return str(found.group(1))
+        report(Finding("layout", "data.patient_pattern finds no patient", "correct it, or rename the file", site, stem))
+        return stem
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -128,137 +138,170 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def _stacked(found: Iterable[tuple[Case, str]]) -> list[Case]:
-    """One case per patient."""
+def _stacked(found: Iterable[tuple[Case, str]], report: Report) -> list[Case]:
+    """One case per patient; volumes, which do not belong here, stay as they are."""
     patients: dict[tuple[str, str], list[Case]] = {}
+    volumes = []
     for case, patient in found:
         if suffix_of(Path(case.image)) in VOLUMES:
-            raise DataError(f"{case}: {case.image} is a volume; data.stack_slices is for 2-D images")
-        patients.setdefault((case.site, patient), []).append(case)
-    if all(len(slices) == 1 for slices in patients.values()):
-        raise DataError("data.stack_slices: every patient has a single image; fill the manifest's patient column")
-    return [stack_slices(patient, slices) for (_, patient), slices in patients.items()]
+            what, cure = "is a volume", "data.stack_slices is for 2-D images: move it, or set data.stack_slices=false"
+            report(Finding("layout", what, cure, case.site, case.case, case.image))
+            volumes.append(case)
+        else:
+            patients.setdefault((case.site, patient), []).append(case)
+    if patients and all(len(slices) == 1 for slices in patients.values()):
+        what = "data.stack_slices: every patient has a single image"
+        cure = r"set data.patient_pattern, such as '^(.+)_\d+$', or fill the manifest's column patient"
+        report(Finding("layout", what, cure))
+    return volumes + [stack_slices(patient, slices, report) for (_, patient), slices in patients.items()]
+
+
+def there(look: Callable[[], bool]) -> bool:
+    """What ``path.is_file`` or ``path.is_dir`` says; names that no file can have raise there: too long, a zero byte."""
+    try:
+        return look()
+    except (ValueError, OSError):
+        return False
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _site_folders(root: Path) -> list[Path]:
+def _site_folders(root: Path, report: Report) -> list[Path]:
+    if not there(root.is_dir):
+        report(Finding("layout", f"data.root={root} is no folder", "set data.root to the folder that holds the sites"))
+        return []
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if {"images", "masks"} & {path.name for path in folders}:
-        raise DataError(
-            f"{root} holds images without a site; move them to {root}/<site>/images and {root}/<site>/masks"
-        )
+        cure = f"move them to {root}/<site>/images and {root}/<site>/masks"
+        report(Finding("layout", f"{root} holds images without a site", cure))
+        return []
     if not folders:
-        raise DataError(f"{root} holds no site: expected {root}/<site>/images and {root}/<site>/masks, or sites.csv")
+        cure = "give each site a folder with the folders images and masks, or write a manifest sites.csv"
+        report(Finding("layout", f"{root} holds no site", cure))
     return folders
 
 
-def _files(site: Path, kind: str) -> dict[str, Path]:
-    """Files by stem; whatever is no image is refused rather than left out in silence."""
-    folder = site / kind
-    if not folder.is_dir():
-        raise DataError(f"site {site.name!r}: {folder} does not exist; every folder in data.root is a site with images")
-    files = image_files(folder, f"site {site.name!r}")
-    if not files and kind == "images":
-        raise DataError(f"site {site.name!r}: {folder} is empty; add images or remove the site's folder")
-    return files
-
-
-def image_files(folder: Path, where: str) -> dict[str, Path]:
-    """Files of a folder by stem; whatever is no image is refused rather than left out in silence.
+def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[str, Path]:
+    """Files of a folder by stem; none where there is no folder.
 
     Args:
         folder: Not searched deeper.
-        where: Begins an error.
-
-    Raises:
-        DataError: A file of another type, a folder, or two files of one stem.
+        report: Told of whatever is no image, rather than leaving it out in silence, and of two files of one stem, of
+            which the first counts.
+        site: Whose folder it is.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or path.name.lower() in NO_CASES:
             continue
-        if path.is_dir() or suffix_of(path) not in (*FLAT, *VOLUMES):
-            raise DataError(f"{where}: {path} is none of {', '.join((*FLAT, *VOLUMES))}; move or convert it")
         stem = stem_of(path)
-        if stem in files:
-            raise DataError(f"{where}: {files[stem]} and {path} are both case {stem!r}; rename or remove one")
-        files[stem] = path
+        if path.is_dir():
+            report(Finding("foreign file", "is a folder among images", "move it", site, stem, str(path)))
+        elif suffix_of(path) not in KNOWN:
+            what = f"is none of {', '.join(KNOWN)}"
+            report(Finding("foreign file", what, "move or convert it", site, stem, str(path)))
+        elif stem in files:
+            what = f"is the same case as {files[stem].name}"
+            report(Finding("ambiguous name", what, "rename or remove one", site, stem, str(path)))
+        else:
+            files[stem] = path
     return files
+
+
+def _suffix_hint(images: Mapping[str, Path], masks: Iterable[str], suffix: str) -> str:
+    """The cure when masks have an ending that data.mask_suffix does not tell."""
+    endings = Counter[str]()
+    for mask in masks:
+        longest = next((end for end in range(len(mask), 0, -1) if mask[:end] in images), None)
+        if longest is not None:
+            endings[mask[longest:]] += 1
+    ending, count = endings.most_common(1)[0] if endings else ("", 0)
+    return f"set data.mask_suffix={ending}" if count > 1 and ending != suffix and not ending.isdigit() else ""
 
 
 # --- manifest ---------------------------------------------------------------------------------------------------------
 
 
-def read_manifest(path: Path) -> list[tuple[Case, str]]:
+def read_manifest(path: Path, report: Report = refuse) -> list[tuple[Case, str]]:
     """Reads a table of cases.
 
     Args:
         path: CSV with a header, separated by comma, semicolon or tab, in UTF-8 with or without byte-order mark.
+        report: Told of no such file, a missing column, an empty cell that is needed, a bad split, or a file that is
+            not there.
 
     Returns:
-        Each case with the patient whose slices a stack gathers.
-
-    Raises:
-        DataError: No such file, a missing column, an empty cell that is needed, or a bad split.
+        Each case whose image is there, with the patient whose slices a stack gathers.
     """
-    if not path.is_file():
-        raise DataError(f"data.manifest={path} does not exist")
+
+    def fault(what: str, cure: str) -> None:
+        report(Finding("manifest", what, cure, file=str(path)))
+
+    if not there(path.is_file):
+        fault("does not exist", "correct data.manifest")
+        return []
     if path.stat().st_size > LARGEST_MANIFEST:
-        raise DataError(f"{path} has more than {LARGEST_MANIFEST >> 20} MiB: this is no table of files")
+        fault(f"has more than {LARGEST_MANIFEST >> 20} MiB", "this is no table of files")
+        return []
+    rows: list[tuple[int, dict[str | None, Any]]] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        rows = _rows(path.read_text(encoding="utf-8-sig"), fault)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); save the table as CSV UTF-8") from error
-    try:
-        return _rows(text, path)
+        fault(f"is not UTF-8 ({error})", "save the table as CSV UTF-8")
+    except OSError as error:
+        fault(f"cannot be read ({error.strerror})", "correct its permissions")
     except csv.Error as error:
-        raise DataError(f"{path} is no table ({error}); save it as CSV UTF-8") from error
+        fault(f"is no table ({error})", "save it as CSV UTF-8")
+    return [found for line, row in rows for found in _row(row, line, path, report)]
 
 
-def _rows(text: str, path: Path) -> list[tuple[Case, str]]:
+def _rows(text: str, fault: Callable[[str, str], None]) -> list[tuple[int, dict[str | None, Any]]]:
+    """Filled rows with their line."""
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
-    if twice := sorted({name for name in (*REQUIRED, *OPTIONAL) if reader.fieldnames.count(name) > 1}):
-        raise DataError(f"{path} has the column {twice[0]!r} twice; remove or rename one")
-    for name in REQUIRED:
-        if name not in reader.fieldnames:
-            raise DataError(
-                f"{path} has no column {name!r}; {nearest(name, set(reader.fieldnames) - {''})}. Needed: "
-                f"{', '.join(REQUIRED)}; optional: {', '.join(OPTIONAL)}"
-            )
-    rows = [_row(row, f"{path}, line {reader.line_num}", path.parent) for row in reader if any(row.values())]
+    names = reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    twice = [name for name in (*REQUIRED, *OPTIONAL) if names.count(name) > 1]
+    lacking = [name for name in REQUIRED if name not in names]
+    for name in twice:
+        fault(f"has the column {name!r} twice", "remove or rename one")
+    for name in lacking:
+        needed = f"Needed: {', '.join(REQUIRED)}; optional: {', '.join(OPTIONAL)}"
+        fault(f"has no column {name!r}", f"{nearest(name, {*names} - {''})}. {needed}")
+    if twice or lacking:
+        return []
+    rows = [(reader.line_num, row) for row in reader if any(row.values())]
     if not rows:
-        raise DataError(f"{path} lists no case; add rows")
+        fault("lists no case", "add rows")
     return rows
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (ValueError, OSError):  # a zero byte in the name, or a name too long for any file
-        return False
-
-
-def _row(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Case, str]:
-    if None in row:
-        raise DataError(f"{where} has more cells than the header; quote cells that contain the separator")
+def _row(row: Mapping[str | None, Any], line: int, table: Path, report: Report) -> Iterator[tuple[Case, str]]:
     cell = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *OPTIONAL)}
-    for name in ("site", "image"):
-        if not cell[name]:
-            raise DataError(f"{where}: the cell {name!r} is empty; fill it or remove the row")
-    image = folder / cell["image"]
-    for role in ("image", "mask"):
-        if cell[role] and not _is_file(folder / cell[role]):
-            raise DataError(
-                f"{where}: site {cell['site']!r}: {role} {folder / cell[role]} does not exist; correct the path "
-                "(relative to the manifest), or remove the row; an empty mask cell means not labelled"
-            )
-    case = cell["case"] or stem_of(image)
+    image = table.parent / cell["image"]
+    case = cell["case"] or stem_of(Path(cell["image"]))
+
+    def fault(kind: str, what: str, cure: str) -> None:
+        report(Finding(kind, f"line {line}: {what}", cure, cell["site"], case, str(table)))
+
+    if None in row:
+        fault("manifest", "more cells than the header", "quote cells that contain the separator")
+    word = cell["split"].lower()
+    split: Split | None = next((name for name in SPLITS if name == word), None)
+    if word and split is None:
+        fault("manifest", f"unknown split {word!r}", f"{nearest(word, SPLITS)}, or leave the cell empty")
+    if empty := [name for name in ("site", "image") if not cell[name]]:
+        fault("manifest", f"the cell {empty[0]!r} is empty", "fill it or remove the row")
+        return
+    correct = "correct the path (relative to the manifest), or remove the row"
+    mask = str(table.parent / cell["mask"]) if cell["mask"] else None
+    if mask is not None and not there(Path(mask).is_file):
+        cure = f"{correct}; an empty mask cell means not labelled"
+        fault("missing mask", f"mask {mask} does not exist", cure)
+        mask = ""
+    if not there(image.is_file):
+        fault("missing image", f"image {image} does not exist", correct)
+        return
     patient = cell["patient"] or cell["group"] or case
-    mask = str(folder / cell["mask"]) if cell["mask"] else None
-    split = parse_split(cell["split"], where)
-    return Case(cell["site"], case, cell["group"] or patient, str(image), mask, split), patient
+    yield Case(cell["site"], case, cell["group"] or patient, str(image), mask, split), patient

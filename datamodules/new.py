@@ -150,7 +150,7 @@ def _files(path: Path) -> Mapping[str, Path]:
         return {stem_of(path): path}
     if not path.is_dir():
         raise DataError(f"images: {path} does not exist; give a folder of images, or an image")
-    files = image_files(path, "images")
+    files = image_files(path)
     if not files:
         raise DataError(f"images: {path} holds no image")
     return files

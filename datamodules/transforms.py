@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from datamodules.cases import Pixels, Sample
-from datamodules.errors import DataError, nearest
+from datamodules.errors import DataError, closest, nearest
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
 import albumentations as A  # noqa: N812
@@ -59,8 +59,9 @@ def to_grey(sample: Sample) -> Sample:
 
 
 def _resize(plane: NDArray[Any], size: tuple[int, int], how: int) -> NDArray[Any]:
-    resized: NDArray[Any] = cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=how)
-    return resized.reshape(*size, plane.shape[-1])
+    fours = [plane[..., first : first + 4] for first in range(0, plane.shape[-1], 4)]  # OpenCV averages no more at once
+    resized = [cv2.resize(np.ascontiguousarray(four), size[::-1], interpolation=how) for four in fours]
+    return np.concatenate([part.reshape(*size, -1) for part in resized], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,9 @@ def _transform_class(name: str, part: str, path: Path) -> type[Any]:
     kinds = (A.ImageOnlyTransform, A.DualTransform, A.OneOf, A.SomeOf, A.RandomOrder, A.Sequential)
     everything = {key: value for key, value in vars(A).items() if isinstance(value, type) and issubclass(value, kinds)}
     if name not in everything:
-        raise DataError(f"{path}, {part}: albumentations has no {name}; {_close(name, everything)}")
+        hint = closest(name, everything) or "see its list of transforms"
+        raise DataError(f"{path}, {part}: albumentations has no {name}; {hint}")
     return everything[name]
-
-
-def _close(name: str, known: dict[str, Any]) -> str:
-    return nearest(name, known).split("Known:")[0].strip() or "see its list of transforms"
 
 
 def _construct(cls: type[Any], arguments: dict[str, Any], where: str) -> Any:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import FolderDataModule, PhantomDataModule
+from datamodules import DataError, FolderDataModule, PhantomDataModule
 from datamodules.check.command import FAULTY, MISTAKE, READY, check, main
 from datamodules.check.duplicates import ALIKE, digest, outlines_of
-from datamodules.check.findings import KINDS, Finding
 from datamodules.check.sheet import Sheet
 from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
+from datamodules.findings import KINDS, Finding
 from tests.data_files import make_site, make_sites, picture, save, save_volume, square, write_manifest
 
 Damage = Callable[[Path], None]
@@ -94,8 +94,8 @@ def renamed(name: str) -> Damage:
 
 not_finite = np.full((20, 24), np.nan, np.float32)
 DEFECTS: list[tuple[str, Damage, str, str]] = [
-    ("missing mask", drop("masks/case_02.png"), "case_02", "without a mask"),
-    ("missing image", drop("images/case_02.png"), "case_02", "without an image"),
+    ("missing mask", drop("masks/case_02.png"), "case_02", "has no mask"),
+    ("missing image", drop("images/case_02.png"), "case_02", "has no image"),
     ("unreadable file", truncate("images/case_02.png"), "case_02", "cannot be read"),
     ("unreadable file", truncate("masks/case_02.png"), "case_02", "cannot be read"),
     ("unreadable file", write("images/case_02.png", b""), "case_02", "cannot be read"),
@@ -107,7 +107,7 @@ DEFECTS: list[tuple[str, Damage, str, str]] = [
     ("grey and colour", image(picture(1, channels=1)), "", "1 channels, others 3"),
     ("blank image", image(np.full((20, 24, 3), 9, np.uint8)), "case_02", "every value is 9"),
     ("empty mask", mask(square(label=0)), "case_02", "nothing is outlined"),
-    ("foreign file", write("images/notes.txt", b"hello"), "notes", ".txt"),
+    ("foreign file", write("images/notes.txt", b"hello"), "notes", "is none of .png"),
     ("ambiguous name", new("images/case_02.jpg", picture(5)), "case_02", "same case as case_02"),
     ("duplicate image", copied("b/images/case_101.png"), "case_02", "b/case_101, at another site"),
     ("duplicate image", copied("a/images/case_03.png"), "case_02", "case_03, of another patient"),
@@ -196,14 +196,18 @@ def test_manifest_without_defects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        ("patient in two splits", {"split": {0: "train", 2: "test"}}, "patient 'a0': 00 in train, 02 in test"),
+        (
+            "patient in two splits",
+            {"split": {0: "train", 2: "test"}},
+            "in two official splits (00 in train, 02 in test)",
+        ),
         ("patient at two sites", {"patient": {0: "p", 1: "p"}}, "1 patient(s) at a, b: p"),
         ("missing image", {"image": {3: "gone.png"}}, "line 5"),
         ("missing mask", {"mask": {3: "gone.png"}}, "line 5"),
         ("manifest", {"split": {3: "trian"}}, "unknown split 'trian'"),
-        ("manifest", {"site": {3: ""}}, "the cell site is empty"),
+        ("manifest", {"site": {3: ""}}, "line 5: the cell 'site' is empty"),
         ("not labelled", {"mask": {3: ""}}, "no mask"),
-        ("ambiguous name", {"image": {2: "00.png"}}, "second case '00'"),
+        ("ambiguous name", {"image": {2: "00.png"}}, "the name occurs 2 times"),
     ],
 )
 def test_manifest_defects(tmp_path: Path, kind: str, changes: dict[str, dict[int, str]], told: str) -> None:
@@ -219,6 +223,89 @@ def test_manifest_defects_do_not_hide_each_other(tmp_path: Path) -> None:
     assert {"manifest", "patient in two splits"} <= {finding.kind for finding in found}
 
 
+def test_a_run_stops_at_the_first_finding_of_a_check(tmp_path: Path) -> None:
+    manifest(tmp_path, image={3: "gone.png", 5: "lost.png"}, mask={7: "gone.png"})
+    found: list[Finding] = []
+    data = FolderDataModule(root=str(tmp_path))
+    cases = data.survey(found.append)
+    with pytest.raises(DataError) as error:
+        data.cases()
+    assert str(error.value) == str(found[0])
+    assert [finding.case for finding in found] == ["gone", "lost", "07"]
+    assert [(case.case, case.mask) for case in cases if case.mask == ""] == [("07", "")]
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "x\x00.png"])
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_names_that_no_file_can_have(tmp_path: Path, column: str, name: str) -> None:
+    manifest(tmp_path, **{column: {3: name}})
+    assert "line 5" in of(findings(tmp_path), f"missing {column}").what
+    (finding,) = findings(tmp_path, manifest=name)
+    assert (finding.kind, finding.what) == ("manifest", "does not exist")
+
+
+def test_a_missing_mask_is_told_once(tmp_path: Path) -> None:
+    """Its case counts as labelled, as it will be once the mask is there."""
+    manifest(tmp_path, mask={3: "gone.png"})
+    for stacked in (False, True):
+        found = findings(tmp_path, stack_slices=stacked)
+        assert of(found, "missing mask").case == "03"
+        assert {finding.kind for finding in found if finding.severity != "note"} == {"missing mask"}
+        assert "not labelled" not in {finding.kind for finding in found}
+
+
+def test_stacks_are_of_patients_whatever_else_is_wrong(tmp_path: Path) -> None:
+    """A group binds patients, and slices of two patients may have one name."""
+    rows = []
+    for patient in "pqrs":
+        for number in range(2):
+            save(tmp_path / patient / f"{number}.png", picture(10 * ord(patient) + number))
+            save(tmp_path / patient / f"{number}_m.png", square())
+            row = {"site": "a", "patient": patient, "group": "g" if patient in "pq" else ""}
+            rows.append(row | {"image": f"{patient}/{number}.png", "mask": f"{patient}/{number}_m.png"})
+    for number in (0, 1):
+        write_manifest(tmp_path / "sites.csv", [*rows, *[rows[0] | {"image": "gone.png"}] * number])
+        checked = check(FolderDataModule(root=str(tmp_path), stack_slices=True))
+        assert [f.kind for f in checked.findings if f.severity == "error"] == ["missing image"] * number
+        (site,) = checked.sites
+        assert [(case.case, case.patient, len(case.slices)) for case in site.cases] == [
+            ("p", "g", 2),
+            ("q", "g", 2),
+            ("r", "r", 2),
+            ("s", "s", 2),
+        ]
+
+
+def test_volumes_are_no_slices(tmp_path: Path) -> None:
+    manifest(tmp_path, image={0: "v.nii.gz"}, mask={0: "", 3: "gone.png"})
+    save_volume(tmp_path / "v.nii.gz", np.zeros((4, 5, 6), np.uint8))
+    found = findings(tmp_path, stack_slices=True)
+    assert Path(of(found, "layout").file).name == "v.nii.gz"
+    assert of(found, "missing mask").case == "03"
+
+
+def test_tables_that_are_none(tmp_path: Path) -> None:
+    """What a run refuses does not end a check with a traceback."""
+    table = tmp_path / "sites.csv"
+    for text, told in [
+        ("site,image,mask\n" + "x" * 140_000, "is no table"),
+        ("site,image,mask,site\na,gone.png,,b\n", "the column 'site' twice"),
+        ("site,image,mask\n", "lists no case"),
+        ("", "has no column 'site'"),
+    ]:
+        table.write_text(text)
+        assert told in next(f.what for f in findings(tmp_path) if f.kind == "manifest")
+
+
+def test_names_that_would_harm_files_or_logs(tmp_path: Path) -> None:
+    names = dict.fromkeys(range(12), "") | {2: "x" * 250, 4: "a\x1b[31m"}
+    manifest(tmp_path, site={3: "b/c"}, case=names, image={5: "gone.png"})
+    found = findings(tmp_path)
+    assert of(found, "missing image").case == "gone"
+    told = [finding.what[:20] for finding in found if finding.kind == "layout"]
+    assert told == ["'b/c' cannot be the ", "site 'a', case 'xxxx", "site 'a', case 'a\\x1"]
+
+
 def test_file_that_no_row_names(tmp_path: Path) -> None:
     manifest(tmp_path)
     save(tmp_path / "extra.png", picture(99))
@@ -227,7 +314,7 @@ def test_file_that_no_row_names(tmp_path: Path) -> None:
 
 def test_manifest_without_a_column(tmp_path: Path) -> None:
     write_manifest(tmp_path / "sites.csv", [{"centre": "a", "image": "x", "mask": "y"}])
-    assert "no column site" in of(findings(tmp_path), "manifest").what
+    assert "no column 'site'" in of(findings(tmp_path), "manifest").what
 
 
 def test_names_that_hint_at_patients(tmp_path: Path) -> None:
@@ -237,6 +324,8 @@ def test_names_that_hint_at_patients(tmp_path: Path) -> None:
     assert of(findings(tmp_path), "patients unknown").site == "a"
     found = findings(tmp_path, patient_pattern=r"^(P\d)_")
     assert not [finding for finding in found if finding.kind == "patients unknown"]
+    found = findings(tmp_path, patient_pattern=r"^P\d(x)?")
+    assert {finding.what for finding in found if finding.kind == "layout"} == {"data.patient_pattern finds no patient"}
 
 
 def test_mask_suffix_is_suggested(tmp_path: Path) -> None:
@@ -355,6 +444,8 @@ def test_broken_slice_does_not_hide_its_stack(tmp_path: Path) -> None:
     found = findings(tmp_path, stack_slices=True)
     assert Path(of(found, "unreadable file").file).name == "00.png"
     assert of(found, "slices differ").case == "b1"
+    save(tmp_path / "05.png", picture(5, channels=1))
+    assert of(findings(tmp_path, stack_slices=True), "slices differ").case == "b1"
 
 
 def test_data_sets_that_draw_their_images() -> None:
@@ -467,11 +558,29 @@ def test_named_layout_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
         ([".", "batch_size=many"], "batch_size"),
         ([".", "regions={a: [0]}"], "background"),
         ([".", "split=[1, 1, 1]"], "three fractions"),
+        ([".", "augment=flip"], "did you mean 'flips'"),
+        (["x" * 300], "is no folder"),
     ],
 )
 def test_wrong_usage(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == MISTAKE
     assert told in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make_sites(tmp_path / "data", "a"), tmp_path / "out"
+    out.write_text("a file")
+    for place in (out, out / "below", tmp_path / ("x" * 300)):
+        assert main([str(root), f"output={place}"]) == MISTAKE
+        told = capsys.readouterr()
+        assert f"output={place} cannot be written" in told.err
+        assert not told.out, "told before any image is read"
+    out.unlink()
+    (out / "report.md").mkdir(parents=True)
+    assert main([str(root), f"output={out}"]) == MISTAKE
+    told = capsys.readouterr()
+    assert "report.md" in told.err
+    assert "1 site, 6 cases" in told.out
 
 
 def test_knobs_reach_the_data(tmp_path: Path) -> None:

@@ -329,14 +329,14 @@ MANIFEST_ERRORS: list[tuple[Callable[[list[dict[str, str]]], list[dict[str, str]
     (lambda rows: [rows[0] | {"site": ""}, *rows[1:]], "line 2: the cell 'site' is empty"),
     (
         lambda rows: [rows[0] | {"image": "north/images/none.png"}, *rows[1:]],
-        "line 2: site 'north': image .*none.png does not exist",
+        "site 'north', case 'none': .*sites.csv line 2: image .*none.png does not exist",
     ),
     (
         lambda rows: [rows[0] | {"mask": "north/masks/none.png"}, *rows[1:]],
         "mask .*none.png does not exist.*empty mask cell",
     ),
     (lambda rows: [rows[0] | {"mask": rows[0]["mask"] + ",extra"}, *rows[1:]], "more cells than the header"),
-    (lambda rows: [rows[0], *rows], "site 'north': case 'case_00' occurs 2 times .*case_00.png"),
+    (lambda rows: [rows[0], *rows], "site 'north', case 'case_00': the name occurs 2 times .*case_00.png"),
     (lambda rows: [row | {"split": "trian"} for row in rows], "line 2: unknown split 'trian'; did you mean 'train'"),
     (
         lambda rows: [row | {"patient": "p", "split": "train" if i else "test"} for i, row in enumerate(rows)],
@@ -394,14 +394,23 @@ def test_a_single_site_is_a_federation_of_one(tmp_path: Path) -> None:
 
 
 FOLDER_ERRORS: list[tuple[Callable[[Path], object], str]] = [
-    (lambda root: (root / "north/masks/case_03.png").unlink(), "site 'north', case 'case_03': image .* has no mask"),
-    (lambda root: (root / "north/images/case_03.png").unlink(), "site 'north': mask .*case_03.png has no image"),
+    (
+        lambda root: (root / "north/masks/case_03.png").unlink(),
+        "site 'north', case 'case_03': .*images/case_03.png has no mask case_03",
+    ),
+    (
+        lambda root: (root / "north/images/case_03.png").unlink(),
+        "site 'north', case 'case_03': .*masks/case_03.png has no image",
+    ),
     (lambda root: shutil.rmtree(root / "north/masks"), "site 'north': .*masks is missing or empty"),
-    (lambda root: shutil.rmtree(root / "north/images"), "site 'north': .*images does not exist"),
-    (lambda root: [path.unlink() for path in (root / "north/images").iterdir()], "site 'north': .*images is empty"),
-    (lambda root: (root / "east" / "images").mkdir(parents=True), "site 'east': .*images is empty"),
+    (lambda root: shutil.rmtree(root / "north/images"), "site 'north': .*images is missing or empty"),
+    (
+        lambda root: [path.unlink() for path in (root / "north/images").iterdir()],
+        "site 'north': .*images is missing or empty",
+    ),
+    (lambda root: (root / "east" / "images").mkdir(parents=True), "site 'east': .*images is missing or empty"),
     (lambda root: (root / "north/images/notes.txt").write_text(""), "notes.txt is none of"),
-    (lambda root: save(root / "north/images/case_03.jpg", picture(3)), "are both case 'case_03'"),
+    (lambda root: save(root / "north/images/case_03.jpg", picture(3)), "case_03.png is the same case as case_03.jpg"),
     (lambda root: (root / "north").rename(root / "images"), "holds images without a site; move them"),
     (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "holds no site"),
     (
@@ -481,7 +490,7 @@ def test_masks_of_0_and_255_and_labels_to_ignore(root: Path) -> None:
         ({"window": [1.0]}, "data.window"),
         ({"patient_pattern": "("}, "no regular expression"),
         ({"patient_pattern": "case"}, "needs a group"),
-        ({"patient_pattern": "(x)"}, "finds no patient in case"),
+        ({"patient_pattern": "(x)"}, "case 'case_00': data.patient_pattern finds no patient"),
         ({"augment": "flip"}, "did you mean 'flips'"),
         ({"regions": {"a": [1], "b": [1]}, "exclusive": True}, "share label 1"),
     ],

@@ -36,6 +36,8 @@ def test_resizing_keeps_types_channels_and_label_ids() -> None:
     assert large.labels is not None
     assert set(np.unique(large.labels)) == {0, 9}
     assert large.image.max() <= 1
+    small = resize(Sample(image, labels), (10, 12)).image
+    assert np.array_equal(small[..., 4:], resize(Sample(image[..., 4:], labels), (10, 12)).image)
 
 
 def test_grey_is_luminance() -> None:

@@ -284,7 +284,7 @@ def stranger(folder: Path) -> None:
     [
         (broken, "torn.png cannot be read"),
         (four_channels, "four.npy has 4 channel(s), the network takes 3"),
-        (twins, "are both case 'x'"),
+        (twins, "x.png is the same case as x.jpg"),
         (stranger, "notes.txt is none of"),
         (lambda folder: folder.mkdir(), "holds no image"),
         (lambda folder: None, "does not exist; give a folder of images"),

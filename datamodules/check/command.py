@@ -7,9 +7,10 @@ import json
 import sys
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -22,13 +23,15 @@ from datamodules import DATASETS
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case
 from datamodules.check.duplicates import Fingerprints
-from datamodules.check.findings import Finding
 from datamodules.check.listing import list_cases
 from datamodules.check.reading import open_case
 from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from datamodules.check.sheet import Sheet, draw_sheet, save_sheet
 from datamodules.check.statistics import SiteStatistics, site_findings
-from datamodules.errors import DataError, nearest
+from datamodules.errors import DataError, closest, nearest
+from datamodules.findings import Finding
+from datamodules.folder import there
+from datamodules.transforms import load_augmentation
 
 USAGE = """python -m datamodules.check DIR [KNOB=VALUE ...] [output=FOLDER]
 python -m datamodules.check MANIFEST.csv [KNOB=VALUE ...]
@@ -38,7 +41,7 @@ Looks at every file of DIR/<site>/{images,masks}, of the manifest or of a named 
 run or make its scores mislead. Knobs are those of `python train.py data=...`, with or without "data." before them, such
 as regions='{disc: [1, 2], cup: [2]}'. Leaves report.md, findings.csv and contact_sheet.png in FOLDER (data-check).
 
-Exit code: 0 ready (warnings may remain), 1 errors found, 2 wrong usage."""
+Exit code: 0 ready (warnings may remain), 1 errors found, 2 wrong usage or a report that cannot be written."""
 
 READY, FAULTY, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 PRESETS = Path(__file__).parent.parent.parent / "configs" / "data"
@@ -76,7 +79,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         for site, of_site in by_site.items()
     }
     if not any(finding.severity == "error" for finding in findings):
-        findings += _site_settings(data)
+        data._check_named(by_site, findings.append)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
     known = data.regions.ids | data.ignore_labels | {0}
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
@@ -87,14 +90,6 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     measured = list(sites.values())
     findings += [*prints.findings(), *site_findings(measured, data.regions, data.channels)]
     return Checked(measured, findings, sheet)
-
-
-def _site_settings(data: MultiCenterDataModule) -> Iterator[Finding]:
-    """What is wrong with settings that name sites, such as data.unseen."""
-    try:
-        data._listed()
-    except DataError as error:
-        yield Finding.of_error("layout", error)
 
 
 def _planned(
@@ -130,6 +125,7 @@ def main(arguments: Sequence[str]) -> int:
         return READY
     try:
         data, title, output = build(arguments)
+        _claim(output)
     except (UsageError, DataError) as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
         return MISTAKE
@@ -138,22 +134,34 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
-    print(write(checked, data, title, output))
+    try:
+        write(checked, data, title, output)
+    except OSError as error:
+        print(f"error: output={output}: {error}; make room, or name another folder", file=sys.stderr)
+        return MISTAKE
     return FAULTY if any(finding.severity == "error" for finding in checked.findings) else READY
 
 
-def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Path) -> str:
-    """Leaves report, findings and contact sheet in a folder; returns the report as text."""
-    output.mkdir(parents=True, exist_ok=True)
+def _claim(output: Path) -> None:
+    """Makes the folder for the report, before hours of reading would be in vain."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UsageError(f"output={output} cannot be written ({error.strerror}); name another folder") from error
+
+
+def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Path) -> None:
+    """Prints the report, and leaves it with findings and contact sheet in a folder."""
     line = headline(checked.sites, checked.findings)
     all_tables = tables(checked.sites, data.regions, checked.findings) if checked.sites else []
+    print(as_text(title, line, all_tables, checked.findings))
     write_findings(checked.findings, output / "findings.csv")
     (output / "report.md").write_text(as_markdown(title, line, all_tables, checked.findings), encoding="utf-8")
     if checked.sites:
         save_sheet(draw_sheet(checked.sheet, checked.sites, title), output / "contact_sheet.png")
-    return (
-        as_text(title, line, all_tables, checked.findings) + f"\nreport.md, findings.csv, contact_sheet.png: {output}"
-    )
+    print(f"report.md, findings.csv{', contact_sheet.png' if checked.sites else ''}: {output}")
 
 
 def build(arguments: Sequence[str]) -> tuple[MultiCenterDataModule, str, Path]:
@@ -171,9 +179,11 @@ def build(arguments: Sequence[str]) -> tuple[MultiCenterDataModule, str, Path]:
         raise UsageError(f"unknown data set {owner!r}; {nearest(owner, DATASETS)}")
     given = _checked(DATASETS[owner], departures | settings)
     root = given.get("root")
-    if root is not None and not Path(root).expanduser().is_dir():
+    if root is not None and not there(Path(root).expanduser().is_dir):
         raise UsageError(f"{root} is no folder")
-    return DATASETS[owner](**given), f"Data check: {given.get('manifest') or root or name}", output
+    data = DATASETS[owner](**given)
+    load_augmentation(data.augment)
+    return data, f"Data check: {given.get('manifest') or root or name}", output
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], str, Path]:
@@ -203,7 +213,7 @@ def _checked(owner: type[MultiCenterDataModule], settings: Mapping[str, Any]) ->
     given: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in knobs:
-            raise UsageError(f"unknown knob {name!r}; {nearest(name, knobs).split(' Known')[0]}")
+            raise UsageError(f"unknown knob {name!r}; {closest(name, knobs) or 'python train.py --help lists them'}")
         try:
             given[name] = TypeAdapter(knobs[name][0]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
-from datamodules.check.findings import Finding, few
 from datamodules.check.reading import Array, Opened
+from datamodules.findings import Finding, few
 
 SIDE = 32
 # Correlation of outlines: 0.94 and more after recompression, halving or a gamma of 0.8; at most 0.83 between images of

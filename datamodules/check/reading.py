@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
-from datamodules.check.findings import Finding
 from datamodules.errors import DataError
-from datamodules.readers import Spacing, _load, map_labels, scale
+from datamodules.findings import Finding
+from datamodules.readers import Spacing, _load, _size, map_labels, scale
 
 Array = NDArray[Any]
 
@@ -57,7 +57,7 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if type(data).read is not MultiCenterDataModule.read:
         return _by_module(data, case, findings)
     parts = tuple(part for place in case.slices or (case,) if (part := _part(data, place, findings)) is not None)
-    kinds = sorted({f"{_sides(part.image)} {part.image.dtype}" for part in parts})
+    kinds = sorted({f"{_size(part.image.shape[1:])} {part.image.dtype}" for part in parts})
     if len(kinds) > 1:
         what, cure = f"slices of {', '.join(kinds)}", "export them alike, or set data.stack_slices=false"
         findings.append(Finding("slices differ", what, cure, case.site, case.case))
@@ -112,7 +112,7 @@ def _open(
 def _labels(
     data: MultiCenterDataModule, case: Case, image: Array | None, findings: list[Finding]
 ) -> NDArray[np.uint8] | None:
-    if case.mask is None or (opened := _open(data, case, "mask", findings)) is None:
+    if not case.mask or (opened := _open(data, case, "mask", findings)) is None:
         return None
     stored = opened[0]
     where = {"site": case.site, "case": case.case, "file": case.mask}

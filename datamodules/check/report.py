@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from datamodules.cases import SPLITS
-from datamodules.check.findings import KINDS, SEVERITIES, Finding, counts
 from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
+from datamodules.findings import KINDS, SEVERITIES, Finding, counts
 from datamodules.regions import Regions
 
 T = TypeVar("T")

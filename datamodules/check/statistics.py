@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
-from datamodules.check.findings import Finding
 from datamodules.check.reading import Opened, Part
+from datamodules.findings import Finding
 from datamodules.readers import unknown_labels
 from datamodules.regions import Regions
 

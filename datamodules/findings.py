@@ -1,12 +1,14 @@
-"""What a check of the data finds: a fixed list of kinds, each with its severity."""
+"""What is found in data: a fixed list of kinds, each with its severity.
+
+Whoever lists cases tells its problems to a `Report`: a run refuses the first one, a check collects them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from datamodules.cases import Case
 from datamodules.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
@@ -55,7 +57,7 @@ class Finding:
 
     Attributes:
         kind: A key of ``KINDS``, which gives its severity.
-        what: What is the matter, in half a sentence.
+        what: What is the matter, in half a sentence; where there is a file, about it.
         cure: What to do about it.
         site: Where; empty when it concerns all sites.
         case: Which case, if one.
@@ -74,17 +76,39 @@ class Finding:
         """How bad it is."""
         return KINDS[self.kind]
 
+    def __str__(self) -> str:
+        """The message of an error: where, what and cure."""
+        where = place(self.site, self.case) + ": " if self.site else ""
+        return f"{where}{self.file} {self.what}; {self.cure}" if self.file else f"{where}{self.what}; {self.cure}"
+
     @classmethod
     def of_error(cls, kind: str, error: DataError, *, site: str = "", case: str = "", file: str = "") -> Finding:
         """A finding from an error, whose message reads ``where: what; cure``."""
         message = str(error)
-        for prefix in (f"{Case(site, case, case)}: ", f"site {site!r}: "):
+        for prefix in (f"{place(site, case)}: ", f"{place(site)}: "):
             message = message.removeprefix(prefix)
         if file:
             for role in ("image ", "mask "):
                 message = message.removeprefix(f"{role}{file}").removeprefix(": ").lstrip()
         what, _, cure = message.partition("; ")
         return cls(kind, what, cure, site, case, file)
+
+
+Report = Callable[[Finding], None]
+
+
+def refuse(problem: Finding) -> None:
+    """The report of a run: it stops.
+
+    Raises:
+        DataError: The problem.
+    """
+    raise DataError(str(problem))
+
+
+def place(site: str, case: str = "") -> str:
+    """How messages name a site, or a case at it."""
+    return f"site {site!r}, case {case!r}" if case else f"site {site!r}"
 
 
 def counts(findings: list[Finding]) -> dict[Severity, int]:
