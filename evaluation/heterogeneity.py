@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
@@ -68,3 +69,27 @@ def log_amplitudes(amplitudes: Numbers, pixels: int) -> Numbers:
     """(B, C, n, n) amplitudes of an unnormalised transform of so many pixels -> (C, n, n) mean logarithms."""
     logarithms: Numbers = np.log(amplitudes / pixels + FLOOR).mean(axis=0)
     return logarithms
+
+
+def update_differences(updates: pd.DataFrame) -> pd.DataFrame:
+    """How far the sites' updates were apart, as a mean over the rounds of a run.
+
+    * ``update direction``: 1 - cosine to the weighted mean of the other sites' updates: 0 along them, 1 across.
+    * ``update length``: distance of the norm to the round's mean norm, as a share of that mean.
+
+    Args:
+        updates: updates.csv of a run (`RunFolder.updates`).
+
+    Returns:
+        Columns site, other (always ""), measure, value; empty where a run noted no updates.
+    """
+    rounds = updates.groupby("round")["norm"].transform("mean")
+    measured = {
+        "update direction": 1 - updates["cosine_others"],
+        "update length": (updates["norm"] - rounds).abs() / rounds.where(rounds > 0),
+    }
+    tables = [
+        values.groupby(updates["site"]).mean().rename("value").reset_index().assign(other="", measure=measure)
+        for measure, values in measured.items()
+    ]
+    return pd.concat(tables, ignore_index=True)[["site", "other", "measure", "value"]]

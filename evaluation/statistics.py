@@ -32,7 +32,7 @@ class Bootstrap:
     """Means with intervals.
 
     Attributes:
-        sites: of every site: seeds and cases were drawn again.
+        sites: of every site: seeds and cases were drawn again; a single case has no interval.
         overall: of the mean over sites: seeds, sites and cases were drawn again.
     """
 
@@ -90,8 +90,12 @@ def bootstrap(scores: Mapping[str, Scores], *, draws: int, confidence: float, se
     columns = np.stack(list(drawn.values()), axis=1)
     site_weights = generator.multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=draws)
     overall = _weighted(columns, site_weights)
+    alone = np.full(draws, np.nan)
     return Bootstrap(
-        {site: _interval(means[site], values, confidence) for site, values in drawn.items()},
+        {
+            site: _interval(means[site], values if scores[site].shape[1] > 1 else alone, confidence)
+            for site, values in drawn.items()
+        },
         _interval(float(np.nanmean(list(means.values()))), overall, confidence),
     )
 
@@ -133,7 +137,7 @@ class PairedTest:
         worse: cases with a negative one.
         median: of the differences.
         p: of the test, not corrected; 1 where all cases tie.
-        smallest_p: that so many cases can give at all, 2 / 2^pairs.
+        smallest_p: that so many cases can give at all, 2 / 2^n where n of them do not tie.
         effect: matched-pairs rank-biserial correlation in [-1, 1]: share of ranks for, minus share against.
     """
 
@@ -167,9 +171,20 @@ def paired(differences: Scores) -> PairedTest:
         worse=int((rounded < 0).sum()),
         median=float(np.median(differences)),
         p=float(stats.wilcoxon(voting).pvalue) if len(voting) else 1.0,
-        smallest_p=min(1.0, 2.0 ** (1 - len(rounded))),
+        smallest_p=min(1.0, 2.0 ** (1 - len(voting))),
         effect=effect,
     )
+
+
+def attainable(p_values: Sequence[float], index: int, smallest: float) -> float:
+    """The smallest corrected p that one test of a family could have, the others being as they are.
+
+    Args:
+        p_values: of the tests, not corrected.
+        index: which test.
+        smallest: p that it could give at all.
+    """
+    return float(holm([*p_values[:index], smallest, *p_values[index + 1 :]])[index])
 
 
 def holm(p_values: Sequence[float]) -> Scores:
@@ -227,6 +242,8 @@ def ranking(scores: Scores, *, alpha: float, higher_is_better: bool) -> Ranking:
 
 def block_ranks(scores: Scores, *, higher_is_better: bool) -> Scores:
     """(blocks, models) -> ranks within each block, 1 is best, ties share."""
+    if not scores.size:
+        return np.empty(scores.shape)
     ranks: Scores = stats.rankdata(np.round(-scores if higher_is_better else scores, DECIMALS), axis=1)
     return ranks
 
@@ -264,7 +281,7 @@ class Fairness:
         worst: its mean.
         gap: best site minus worst site, never negative.
         spread: standard deviation over sites (of the sample); NaN with one site.
-        decile: the score that the worst tenth of all cases does not pass.
+        decile: the score that bounds the worst tenth of all cases.
     """
 
     mean: float

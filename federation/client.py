@@ -170,9 +170,13 @@ def _train(worker: ClientHalf, site: Site, task: Task, compute: Compute) -> Stat
 
 
 def _evaluate(worker: ClientHalf, site: Site, task: Task, compute: Compute, evaluate: Evaluate) -> State:
+    fitted = {"steps": 0.0, "fit_seconds": 0.0}
+
     def fit(steps: int) -> None:
-        seed = derive_seed(task.seed, "personalise", task.round, site.name)
+        seed, start = derive_seed(task.seed, "personalise", task.round, site.name), time.perf_counter()
         compute.fit(cast(pl.LightningModule, worker), worker.batches(site, seed, steps))
+        fitted["steps"] += steps
+        fitted["fit_seconds"] += time.perf_counter() - start
 
     if task.personalise and worker.personalises and site.examples:
         worker.personalise(site, fit)
@@ -184,4 +188,4 @@ def _evaluate(worker: ClientHalf, site: Site, task: Task, compute: Compute, eval
         worker.adapt(Images(site, "test"))
     scalars = evaluate(worker, site, task)
     module.cpu()
-    return State(scalars=scalars)
+    return State(scalars={**scalars, **fitted} if fitted["steps"] else scalars)

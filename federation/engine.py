@@ -221,6 +221,10 @@ class Federation:
             if refusal := update.refusal or Admission(State()).refusal(update):
                 self._record.events.append(_event(round, update.site, "refused", refusal))
                 continue
+            if "fit_seconds" in update.scalars:
+                row: Row = {"round": round, "site": update.site, "task": "personalise", "examples": update.examples}
+                row |= {"loss": None, "steps": update.scalars.get("steps"), "seconds": update.scalars["fit_seconds"]}
+                self._record.rounds.append(row)
             scores[update.site] = update.scalars
             self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars["seconds"])
         return scores

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.compose import ConfigError, Schema, parsed
-from configs.knobs import Knob, knobs, validated
+from configs.knobs import REQUIRED, Knob, knobs, validated
 from reporting import ReportingError
 from reporting.compare.analysis import Analysis
 from reporting.compare.gather import gather
 from reporting.compare.options import Options
-from reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, write
+from reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, without_images, write
 from reporting.compare.runs import LeftOut, Run, find_runs, read_run
 from reporting.compare.verdicts import Verdict
 from reporting.folder import RunFolder
@@ -95,9 +95,24 @@ def compare(places: Sequence[str], options: Options, place: Place) -> Report:
     for one in read:
         if isinstance(one, LeftOut):
             print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
-    analysis = Analysis(gather(read), options)
+    analysis = Analysis(gather(read, default_settings), options)
     _clear(output)
     return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output))
+
+
+def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Today's defaults of all settings that a run with these could have."""
+    from launch.settings import SCHEMA  # methods, data sets and networks; for runs of an earlier version only
+
+    owners = {f"{section}.": owner for section, owner in SCHEMA.sections.items()}
+    owners |= {f"{group}.": known[settings[f"{group}.name"]] for group, known in SCHEMA.groups.items()}
+    owners[""] = SCHEMA.top
+    return {
+        f"{prefix}{name}": list(knob.default) if isinstance(knob.default, tuple) else knob.default
+        for prefix, owner in owners.items()
+        for name, knob in knobs(owner).items()
+        if knob.default is not REQUIRED
+    }
 
 
 def destination(places: Sequence[str], place: Place) -> Path:
@@ -111,25 +126,24 @@ def destination(places: Sequence[str], place: Place) -> Path:
     output = Path(place.output) if place.output is not None else only / "report" if inside else Path("comparison")
     if output.is_file():
         raise ReportingError(f"output={output} is a file; choose a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
+    inside_it = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if inside_it - {PAGE, *PARTS} and PAGE not in inside_it:  # parts alone are what a stopped comparison leaves
         raise ReportingError(f"output={output} holds something that is no report (no {PAGE}); choose another folder")
     return output
 
 
 def _clear(output: Path) -> None:
     """Remove an earlier report, so that no table or picture of it stays behind."""
-    if (output / PAGE).is_file():
-        (output / PAGE).unlink()
-        for part in PARTS:
-            shutil.rmtree(output / part, ignore_errors=True)
+    (output / PAGE).unlink(missing_ok=True)
+    for part in PARTS:
+        shutil.rmtree(output / part, ignore_errors=True)
 
 
 def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path) -> Extras:
     if not place.pictures:
-        return Extras(None, "Not measured (pictures=false).", (), "Not drawn (pictures=false).")
+        return without_images(analysis, "pictures=false.")
     if not any(run.folder.has_checkpoint for _, run in analysis.gathered.ordinary):
-        missing = "these runs' folders hold no saved models (checkpoints/)."
-        return Extras(None, f"Not measured: {missing}", (), f"Not drawn: {missing}")
+        return without_images(analysis, "these runs' folders hold no saved models (checkpoints/).")
     from launch.evidence import look_again  # torch, networks, images
 
     print(

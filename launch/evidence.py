@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -14,12 +15,12 @@ from configs.compose import ConfigError, load
 from datamodules import DataError
 from evaluation.statistics import over_seeds
 from federation.checkpoint import CheckpointError
-from launch.differences import site_differences, update_differences
+from launch.differences import site_differences
 from launch.experiment import Experiment
 from launch.gallery import draw_cases
 from launch.run import check_splits
 from reporting import ReportingError
-from reporting.compare.analysis import GLOBAL, REFERENCE, Analysis, Model
+from reporting.compare.analysis import GLOBAL, Analysis, Model
 from reporting.compare.report import Case, Extras
 from reporting.compare.runs import Run
 from reporting.compare.verdicts import Verdict
@@ -43,18 +44,15 @@ def look_again(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out:
 
 def _differences(analysis: Analysis) -> tuple[pd.DataFrame | None, str]:
     """By images and masks of one run (all have the same cases), and by the updates of all runs of one method."""
-    runs = _reference_runs(analysis)
-    if not runs:
+    if not analysis.reference_runs:
         return None, "All runs hold sites out in turn; differences between sites are measured on ordinary runs."
     tables, problem = [], ""
     try:
-        tables.append(_by_images(runs[0]))
+        tables.append(_by_images(analysis.reference_runs[0]))
     except UNREADABLE as error:
         problem = f"Images cannot be looked at again: {error}"
-    noted = [update_differences(updates) for run in runs if len(updates := run.folder.updates())]
-    if noted:
-        together = pd.concat(noted).groupby(["site", "other", "measure"], sort=False)["value"].mean()
-        tables.append(together.reset_index())
+    if analysis.update_distances is not None:
+        tables.append(analysis.update_distances)
     return (pd.concat(tables, ignore_index=True) if tables else None), problem
 
 
@@ -65,61 +63,61 @@ def _by_images(run: Run) -> pd.DataFrame:
     return site_differences(experiment)
 
 
-def _reference_runs(analysis: Analysis) -> list[Run]:
-    """FedAvg's runs, or those of another method that has noted updates."""
-    ordinary = analysis.gathered.ordinary
-    chosen = [m.label for m, _ in ordinary if m.name == REFERENCE] or [
-        m.label for m, r in ordinary if len(r.folder.updates())
-    ]
-    label = chosen[0] if chosen else ordinary[0][0].label if ordinary else ""
-    return [run for method, run in ordinary if method.label == label]
-
-
 def _cases(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path) -> tuple[list[Case], str]:
-    """Pictures by site; the models that validation chose, of the first seed that both have."""
-    wanted: dict[tuple[Model, Model], list[Verdict]] = {}
+    """Pictures of the models that validation chose, each with a seed that tested the case."""
+    wanted: dict[tuple[Model, Model, int], dict[str, list[Extreme]]] = {}
     for verdict in verdicts:
         if verdict.personal is not None and verdict.shared is not None and verdict.test:
-            wanted.setdefault((verdict.personal, verdict.shared), []).append(verdict)
+            for one in extremes(analysis, verdict.personal, verdict.shared, verdict.site, count):
+                group = wanted.setdefault((verdict.personal, verdict.shared, one.seed), {})
+                group.setdefault(verdict.site, []).append(one)
     found: list[Case] = []
     problems = []
-    for (personal, shared), group in wanted.items():
-        gains = {verdict.site: extremes(analysis, personal, shared, verdict.site, count) for verdict in group}
-        runs = _runs_of(analysis, personal, shared)
+    for (personal, shared, seed), sites in wanted.items():
+        runs = {name: run.folder for name, run in _runs_of(analysis, personal, shared, seed).items()}
+        choices = {site: [one.case for one in group] for site, group in sites.items()}
         try:
-            drawn = draw_cases(
-                {name: run.folder for name, run in runs.items()}, {s: list(g) for s, g in gains.items()}, out
-            )
+            drawn = draw_cases(runs, choices, out, checkpoint=analysis.options.checkpoint)
         except UNREADABLE as error:
-            problems.append(f"No cases of {', '.join(gains)}: {error}")
+            problems.append(f"No cases of {', '.join(choices)} with seed {seed}: {error}")
             continue
-        found += [Case(site, case, gains[site][case], picture) for (site, case), picture in drawn.items()]
+        for site, chosen in sites.items():
+            found += [Case(site, drawn[site, one.case], *one) for one in chosen]
     return sorted(found, key=lambda case: (case.site, -case.gain)), " ".join(problems)
 
 
-def extremes(analysis: Analysis, personal: Model, shared: Model, site: str, count: int) -> dict[str, float]:
-    """Cases of the first shared seed with the largest gains, then those with the largest losses: case -> gain.
+class Extreme(NamedTuple):
+    """A case in which a personal and a global model differ much: its mean gain, and that of the seed to draw."""
 
-    Gains are means over seeds, as the test takes them.
+    case: str
+    gain: float
+    seed: int
+    own_gain: float
+    seeds: int
+
+
+def extremes(analysis: Analysis, personal: Model, shared: Model, site: str, count: int) -> list[Extreme]:
+    """Cases with the largest gains, then those with the largest losses, over all seeds.
+
+    Gains are means over the seeds that tested a case, as the test takes them; drawn is the seed nearest to the mean.
     """
     table = analysis.gain(personal, shared, site)
     if table is None:
-        return {}
-    means = pd.Series(over_seeds(table.to_numpy()), index=table.columns)
-    means = means[table.iloc[0].notna()].sort_values(ascending=False)
-    gains, losses = means[means > 0].head(count), means[means < 0].tail(count)
-    return {str(case): float(gain) for case, gain in pd.concat([gains, losses]).items()}
+        return []
+    means = pd.Series(over_seeds(table.to_numpy()), index=table.columns).sort_values(ascending=False)
+    chosen = pd.concat([means[means > 0].head(count), means[means < 0].tail(count)])
+    found = []
+    for case, gain in chosen.items():
+        own = {int(str(seed)): float(value) for seed, value in table[case].dropna().items()}
+        seed = min(own, key=lambda one: (abs(own[one] - gain), one))
+        found.append(Extreme(str(case), float(gain), seed, own[seed], len(own)))
+    return found
 
 
-def _runs_of(analysis: Analysis, personal: Model, shared: Model) -> dict[str, Run]:
-    """One run where its own global model is the other one, else one of each method; the first seed of both."""
+def _runs_of(analysis: Analysis, personal: Model, shared: Model, seed: int) -> dict[str, Run]:
+    """One run where its own global model is the other one, else one of each method; of one seed."""
     own = analysis.twins.get(Model(personal.method, GLOBAL)) == shared
     labels = [personal.method] if own else [personal.method, shared.method]
-    seeds = [
-        {run.seed for run in analysis.gathered.runs[label] if not run.held_out}
-        for label in (personal.method, shared.method)
-    ]
-    first = min(set.intersection(*seeds))
     return {
-        label: next(r for r in analysis.gathered.runs[label] if r.seed == first and not r.held_out) for label in labels
+        label: next(r for r in analysis.gathered.runs[label] if r.seed == seed and not r.held_out) for label in labels
     }

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from launch.reopen import Reopened
-from launch.scoring import Painter, paint_best
+from launch.saved import Chosen
+from launch.scoring import LAST, Painter, paint_best, paint_last
 from reporting import ReportingError
 from reporting.folder import RunFolder, file_name
 from reporting.overlays import TRUTH, Picture, draw_case, save_overlays
@@ -17,15 +18,18 @@ Place = tuple[str, str]
 """Site and case."""
 
 
-def draw_cases(runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str]], out: Path) -> dict[Place, Path]:
-    """Draw test cases with the contours of the truth and of what every run's best models predict.
+def draw_cases(
+    runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str]], out: Path, *, checkpoint: Chosen = "best"
+) -> dict[Place, Path]:
+    """Draw test cases with the contours of the truth and of what every run's models predict.
 
-    The runs' data is read again, one run at a time, and the best checkpoints predict anew.
+    The runs' data is read again, one run at a time, and saved models predict anew.
 
     Args:
         runs: the name to show -> a run; all over the same data at the same size.
         choices: site -> names of test cases.
         out: a picture goes to OUT/SITE/CASE.png.
+        checkpoint: the models that validation chose, or the last ones.
 
     Returns:
         (site, case) -> its picture.
@@ -43,7 +47,7 @@ def draw_cases(runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str
         run = Reopened.read(folder)
         run.prepare_data()
         regions = run.experiment.data.regions.names
-        for place, picture in predict_choices(run, choices).items():
+        for place, picture in predict_choices(run, choices, checkpoint).items():
             found[place][name] = picture
             _check_alike(place, found[place])
     drawn = {}
@@ -53,8 +57,10 @@ def draw_cases(runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str
     return drawn
 
 
-def predict_choices(run: Reopened, choices: Mapping[str, Sequence[str]]) -> dict[Place, Picture]:
-    """Predict test cases of a run, whose data is prepared, with its best models.
+def predict_choices(
+    run: Reopened, choices: Mapping[str, Sequence[str]], checkpoint: Chosen = "best"
+) -> dict[Place, Picture]:
+    """Predict test cases of a run, whose data is prepared, with its best or its last models.
 
     Raises:
         ReportingError: a site or case is none of the run's test cases.
@@ -69,10 +75,15 @@ def predict_choices(run: Reopened, choices: Mapping[str, Sequence[str]]) -> dict
                 f"sites: {', '.join(_names(run))}; test cases there: {', '.join(sorted(known)) or 'none'}"
             )
     painter = Painter(data.regions, choices)
-    paint_best(run.federation(painter), painter)
+    if checkpoint == LAST:
+        paint_last(run.federation(painter), painter, run.snapshot.server)
+    else:
+        paint_best(run.federation(painter), painter)
     scores = run.folder.scores()
     places = [(site, case) for site, cases in choices.items() for case in cases]
-    return {(site, case): painter.picture(data.site(site), case, scores) for site, case in places}
+    return {
+        (site, case): painter.picture(data.site(site), case, scores, checkpoint=checkpoint) for site, case in places
+    }
 
 
 def _names(run: Reopened) -> tuple[str, ...]:

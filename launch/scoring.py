@@ -105,11 +105,14 @@ class Painter:
                 self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction
         return {}
 
-    def picture(self, site: SiteData, case: str, scores: pd.DataFrame, role: str = "") -> Picture:
+    def picture(
+        self, site: SiteData, case: str, scores: pd.DataFrame, role: str = "", checkpoint: str = BEST
+    ) -> Picture:
         """What is to be drawn of one case, with its Dice as the run's table has it."""
         truth = self.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool).swapaxes(0, 1)
         masks = self.masks.get((site.name, case), {})  # none where the method has no model for the site
-        return Picture(site.name, case, site.image(case), truth, masks, reported_scores(scores, site.name, case), role)
+        told = reported_scores(scores, site.name, case, checkpoint=checkpoint)
+        return Picture(site.name, case, site.image(case), truth, masks, told, role)
 
 
 class Scores(Protocol):
@@ -188,6 +191,14 @@ def paint_best(federation: Federation, painter: Painter) -> Painter:
     transport.evaluate = painter
     for name in best_models(federation):
         show_best(federation, name)
+    return painter
+
+
+def paint_last(federation: Federation, painter: Painter, server: State) -> Painter:
+    """Let the last models predict the painter's cases; the transport holds what their sites kept."""
+    transport: Any = federation.transport
+    transport.evaluate = painter
+    score_sites(federation, server, federation.checkpoint.round, checkpoint=LAST)
     return painter
 
 

@@ -43,7 +43,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         rows = [(v.site, "", name, float(i)) for i, v in enumerate(found) for name in ("intensity", "size/cup")]
         differences = pd.DataFrame(rows, columns=["site", "other", "measure", "value"])
         return Extras(
-            differences, "", [Case("site_01", "case_0001", 0.2, picture), Case("site_01", "case_0002", -0.1, picture)]
+            differences,
+            "",
+            [
+                Case("site_01", picture, "case_0001", 0.2, 0, 0.3, 2),
+                Case("site_01", picture, "case_0002", -0.1, 1, -0.1, 1),
+            ],
         )
 
     runs = [read_run(path, "dice") for path in find_runs([str(folder)])]
@@ -135,10 +140,16 @@ def test_every_part_of_the_comparison_is_there(page: Any) -> None:
         "Cost",
         "Heterogeneity",
         "Cases",
+        "How to read this",
         "Runs",
     ]
     assert page.locator("nav a").all_inner_texts() == ["Answer", *titles]
     assert page.locator("h2 + p.warn").count() == 0
+    captions = page.locator(".gallery figcaption").all_inner_texts()
+    assert captions == [
+        "site_01, case_0001: gain +30.0 Dice with seed 0, mean of 2 seeds +20.0 Dice",
+        "site_01, case_0002: loss −10.0 Dice with seed 1",
+    ]
     assert page.locator("body b").count() == 0  # names are text, not markup
     page.locator("summary", has_text="Every personal model").click()
     assert page.locator("#table-personal_against_global tbody tr").count() == 3

@@ -17,8 +17,9 @@ from evaluation.heterogeneity import (
     log_amplitudes,
     size_distance,
     spectrum_distance,
+    update_differences,
 )
-from launch.differences import COLUMNS, site_differences, update_differences
+from launch.differences import COLUMNS, site_differences
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
 from reporting.folder import RunFolder

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from evaluation.heterogeneity import update_differences
 from evaluation.statistics import (
     DECIMALS,
     Bootstrap,
@@ -37,6 +38,8 @@ GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
 OVERALL = "mean over sites"
+AGAINST_GLOBAL, AGAINST_LOCAL = "personal against global", "against local training"
+"""Questions of the tests."""
 Sites = dict[str, pd.DataFrame]  # site -> seeds x cases, NaN where a seed did not test a case
 
 
@@ -87,17 +90,45 @@ class Analysis:
 
     @cached_property
     def twins(self) -> dict[Model, Model]:
-        """Model -> the first model with the same scores, such as Ditto's global model and FedAvg's.
+        """Model -> the first model of its view with the same scores, such as Ditto's global model and FedAvg's.
 
         One model under several names would tie with itself in ranks and be tested several times; it takes part once.
-        The reference comes first, then models with more seeds; scores are compared on the seeds that both have.
+        Models with more seeds come first, then the reference. All metrics of both checkpoints must agree, on the seeds
+        that both have: one metric alone may be the same for different models.
         """
-        seeds = {model: len(next(iter(sites.values()))) for model, sites in self._all_test.items()}
+        seeds = {model: self.seeds(model) for model in self._all_test}
         firsts: dict[Model, Model] = {}
-        for model in sorted(seeds, key=lambda m: (self.name(m) != REFERENCE, -seeds[m], m)):
-            same = (f for f in dict.fromkeys(firsts.values()) if _same_scores(self._all_test[model], self._all_test[f]))
-            firsts[model] = next(same, model)
+        for model in sorted(seeds, key=lambda m: (-len(seeds[m]), self.name(m) != REFERENCE, m)):
+            others = (first for first in dict.fromkeys(firsts.values()) if first.view == model.view)
+            firsts[model] = next((o for o in others if self._same_scores(model, o)), model)
         return firsts
+
+    def _same_scores(self, a: Model, b: Model) -> bool:
+        mine, theirs = self._everything[a], self._everything[b]
+        seeds = mine.index.intersection(theirs.index)
+        if not len(seeds):
+            return False
+        mine, theirs = (table.loc[seeds].dropna(axis=1, how="all") for table in (mine, theirs))
+        return mine.columns.equals(theirs.columns) and np.allclose(
+            mine.to_numpy(), theirs.to_numpy(), rtol=0, atol=10.0**-DECIMALS, equal_nan=True
+        )
+
+    @cached_property
+    def _everything(self) -> dict[Model, pd.DataFrame]:
+        """Every model's test scores at seen sites: seeds x (checkpoint, metric, site, case)."""
+        cases = self.gathered.cases
+        rows = cases[(cases["split"] == "test") & cases["seen"]]
+        keys = ["checkpoint", "metric", "site", "case"]
+        return {
+            Model(str(method), str(view)): own.astype(dict.fromkeys(keys, "str")).pivot(
+                index="seed", columns=keys, values="value"
+            )
+            for (method, view), own in rows.groupby(["method", "view"], observed=True)
+        }
+
+    def seeds(self, model: Model) -> frozenset[int]:
+        """Seeds that tested a model at seen sites."""
+        return frozenset(int(seed) for values in self._all_test[model].values() for seed in values.index)
 
     @cached_property
     def test(self) -> dict[Model, Sites]:
@@ -106,16 +137,47 @@ class Analysis:
 
     @cached_property
     def validation(self) -> dict[Model, dict[str, float]]:
-        """Mean validation scores of the chosen checkpoint: model -> site -> mean."""
-        scores = self.scores(self.options.checkpoint, "val", seen=True)
-        return {m: {site: site_mean(v.to_numpy()) for site, v in sites.items()} for m, sites in scores.items()}
+        """Mean validation scores of the checkpoint: model -> site -> mean; of complete models on the ranked seeds."""
+        found = {}
+        for model, sites in self.scores(self.options.checkpoint, "val", seen=True).items():
+            shared = self.ranked_seeds if model in self.complete else None
+            found[model] = {
+                site: site_mean((v if shared is None else v.reindex(shared)).to_numpy()) for site, v in sites.items()
+            }
+        return found
 
     @cached_property
     def models(self) -> list[Model]:
-        """Models of seen sites, the best mean first."""
-        means = {model: self.means(model) for model in self.test}
+        """Models of seen sites, the best mean first; behind them those that lack seeds or sites that others have."""
         sign = -1 if self.options.higher_is_better else 1
-        return sorted(means, key=lambda model: (sign * float(np.mean(list(means[model].values()))), model))
+
+        def order(model: Model) -> tuple[bool, float, Model]:
+            mean = sign * float(np.mean(list(self.means(model).values())))
+            return model not in self.complete, mean if np.isfinite(mean) else np.inf, model
+
+        return sorted(self.test, key=order)
+
+    @cached_property
+    def ranked_seeds(self) -> list[int]:
+        """The seeds on which models stand side by side: those that give the most models times seeds."""
+        own = [self.seeds(model) for model in self.test]
+        if not own:
+            return []
+        chosen = max(
+            sorted(own, key=sorted), key=lambda seeds: (len(seeds) * sum(map(seeds.issubset, own)), -len(seeds))
+        )
+        return sorted(chosen)
+
+    @cached_property
+    def complete(self) -> frozenset[Model]:
+        """Models with a score at every site from each of these seeds: only their means and ranks stand side by side."""
+        return frozenset(
+            model
+            for model, sites in self.test.items()
+            if sites.keys() == set(self.sites)
+            and self.seeds(model).issuperset(self.ranked_seeds)
+            and all(np.isfinite(mean) for mean in self.means(model).values())
+        )
 
     @cached_property
     def sites(self) -> list[str]:
@@ -199,10 +261,8 @@ class Analysis:
         One family for Holm's correction. Columns: question, model, against, site, gain and its interval, cases and
         the fields of `PairedTest`, p_holm.
         """
-        asked = [(m, self.counterpart(m), "personal against global") for m in self.models if self._personalised(m)]
-        asked += [
-            (m, self.peer(m, LOCAL, PERSONAL), "against local training") for m in self.models if not self.is_baseline(m)
-        ]
+        asked = [(m, self.counterpart(m), AGAINST_GLOBAL) for m in self.models if self._personalised(m)]
+        asked += [(m, self.peer(m, LOCAL, PERSONAL), AGAINST_LOCAL) for m in self.models if not self.is_baseline(m)]
         rows = []
         for model, against, question in asked:
             for site in self.sites if against is not None else ():
@@ -211,6 +271,10 @@ class Analysis:
                     rows.append({"question": question, **row})
         table = pd.DataFrame(rows)
         return table.assign(p_holm=holm(table["p"].to_list())) if rows else table
+
+    def answers_to(self, question: str) -> pd.DataFrame:
+        """The tests of one question; empty if none was asked."""
+        return self.tests[self.tests["question"] == question] if len(self.tests) else self.tests
 
     def compare(self, model: Model, against: Model | None, site: str) -> dict[str, Any] | None:
         """One test at one site; None where nothing is shared."""
@@ -229,9 +293,9 @@ class Analysis:
 
     @cached_property
     def fairness(self) -> pd.DataFrame:
-        """How evenly each model serves sites; see `evaluation.statistics.Fairness`."""
+        """How evenly each complete model serves sites; see `evaluation.statistics.Fairness`."""
         rows = []
-        for model in self.models:
+        for model in self.ranked:
             arrays = {site: values.to_numpy() for site, values in self.test[model].items()}
             found = fairness(arrays, higher_is_better=self.options.higher_is_better)
             rows.append({"method": model.method, "view": model.view, **found.__dict__})
@@ -239,21 +303,19 @@ class Analysis:
 
     # --- ranks --------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def shared_seeds(self) -> list[int]:
-        """Seeds that every model has; ranks need all models side by side."""
-        sets = [set(values.index) for sites in self.test.values() for values in sites.values()]
-        return sorted(set.intersection(*sets)) if sets else []
+    @property
+    def ranked(self) -> list[Model]:
+        """Models that are ranked against each other, the best mean first."""
+        return [model for model in self.models if model in self.complete]
 
     @cached_property
     def case_table(self) -> pd.DataFrame:
-        """(site, case) x model: scores averaged over the shared seeds; cases that some model lacks are left out."""
+        """(site, case) x model: scores averaged over the ranked seeds; cases that some model lacks are left out."""
         columns = {}
-        for model in self.models:
-            means = {site: v.reindex(self.shared_seeds).mean() for site, v in self.test[model].items()}
-            columns[model] = pd.concat(means)
-        table = pd.DataFrame({model.label: column for model, column in columns.items()})
-        return table.dropna()
+        for model in self.ranked:
+            means = {site: v.reindex(self.ranked_seeds).mean() for site, v in self.test[model].items()}
+            columns[model.label] = pd.concat(means)
+        return pd.DataFrame(columns).dropna()
 
     @cached_property
     def ranks(self) -> Ranking:
@@ -266,9 +328,11 @@ class Analysis:
     def block_means(self) -> pd.DataFrame:
         """(seed, site) x model: means over cases, where all models have one."""
         columns = {}
-        for model in self.models:
-            sites = {site: v.reindex(self.shared_seeds).mean(axis=1) for site, v in self.test[model].items()}
+        for model in self.ranked:
+            sites = {site: v.reindex(self.ranked_seeds).mean(axis=1) for site, v in self.test[model].items()}
             columns[model.label] = pd.concat(sites).swaplevel()
+        if not columns:
+            return pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=["seed", "site"]))
         return pd.DataFrame(columns).dropna().rename_axis(["seed", "site"]).sort_index()
 
     @cached_property
@@ -291,6 +355,47 @@ class Analysis:
         counts = wins(table.to_numpy(), higher_is_better=self.options.higher_is_better)
         return pd.DataFrame(counts, index=table.columns, columns=table.columns)
 
+    # --- heterogeneity ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reference_runs(self) -> list[Run]:
+        """Ordinary runs of one method: FedAvg, else one that noted its sites' updates."""
+        ordinary = self.gathered.ordinary
+        chosen = [m.label for m, _ in ordinary if m.name == REFERENCE] or [
+            m.label for m, r in ordinary if len(r.folder.updates())
+        ]
+        label = chosen[0] if chosen else ordinary[0][0].label if ordinary else ""
+        return [run for method, run in ordinary if method.label == label]
+
+    @cached_property
+    def update_distances(self) -> pd.DataFrame | None:
+        """How far the sites' updates were apart (`evaluation.heterogeneity.update_differences`), mean over seeds."""
+        noted = [update_differences(updates) for run in self.reference_runs if len(updates := run.folder.updates())]
+        if not noted:
+            return None
+        means = pd.concat(noted).groupby(["site", "other", "measure"], sort=False)["value"].mean()
+        return means.reset_index()
+
+    @cached_property
+    def answering(self) -> tuple[Model, dict[str, float]] | None:
+        """The personal model with the best validation mean over sites, and its gain over its global one by site.
+
+        One model for all sites: gains of different methods would not follow a site's own difference.
+        """
+        sign = 1 if self.options.higher_is_better else -1
+        rows = self.answers_to(AGAINST_GLOBAL)
+
+        def worth(model: Model) -> tuple[bool, float]:
+            mean = float(np.mean(list(self.validation.get(model, {"": float("nan")}).values())))
+            return model in self.complete, sign * mean if np.isfinite(mean) else -np.inf
+
+        asked = [m for m in self.models if len(rows) and m.label in set(rows["model"])]
+        if not asked:
+            return None
+        best = max(asked, key=worth)
+        own = rows[rows["model"] == best.label]
+        return best, {str(site): float(gain) for site, gain in zip(own["site"], own["gain"], strict=True)}
+
     # --- cost ---------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -302,7 +407,8 @@ class Analysis:
             spent = [
                 float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]
             ]
-            parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=spent))
+            known = spent if method.name != POOLED else float("nan")  # what a pool sends to itself is no traffic
+            parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=known))
         empty = pd.DataFrame(columns=["round", "view", "value", "method", "seed", "bytes"])
         return pd.concat(parts, ignore_index=True) if parts else empty
 
@@ -346,45 +452,19 @@ class Analysis:
 
 
 def run_cost(run: Run) -> dict[str, float]:
-    """What one run used; NaN for what its folder does not tell."""
-    processes = run.folder.costs()
-    complete = bool(processes) and len(processes) == run.folder.processes()
-    told: dict[str, float] = {}
-    for name, together in (
-        ("wall_seconds", sum),
-        ("cpu_seconds", sum),
-        ("peak_memory_bytes", max),
-        ("peak_gpu_bytes", max),
-    ):
-        values = [process.get(name) for process in processes]
-        known = [float(value) for value in values if value is not None]
-        told[name] = float(together(known)) if complete and len(known) == len(values) else float("nan")
+    """What one run used; NaN for what its folder does not tell, and for the traffic of data that was pooled."""
+    travelled = len(run.traffic) > 0 or run.settings["algorithm.name"] == LOCAL
+    pooled = run.settings["algorithm.name"] == POOLED
+    unknown = float("nan")
     return {
-        "bytes_down": float(run.traffic["down"].sum()),
-        "bytes_up": float(run.traffic["up"].sum()),
-        "steps": float(run.rounds["steps"].sum()),
-        "training_seconds": float(run.rounds["seconds"].sum()),
-        **told,
+        "bytes_down": float(run.traffic["down"].sum()) if travelled and not pooled else unknown,
+        "bytes_up": float(run.traffic["up"].sum()) if travelled and not pooled else unknown,
+        "steps": float(run.rounds["steps"].sum()) if len(run.rounds) else unknown,
+        "training_seconds": float(run.rounds["seconds"].sum()) if len(run.rounds) else unknown,
+        **run.cost,
     }
 
 
 def _same_seeds(sites: Sites) -> Sites:
     seeds = sorted({seed for values in sites.values() for seed in values.index})
     return {site: values.reindex(seeds) for site, values in sites.items()}
-
-
-def _same_scores(a: Sites, b: Sites) -> bool:
-    """Whether two models have equal scores at every site, on the seeds that both have."""
-    seeds = _seeds(a).intersection(_seeds(b))
-    if a.keys() != b.keys() or not len(seeds):
-        return False
-    pairs = [(a[site].loc[seeds].dropna(axis=1, how="all"), b[site].loc[seeds].dropna(axis=1, how="all")) for site in a]
-    return all(
-        mine.columns.equals(theirs.columns)
-        and np.allclose(mine.to_numpy(), theirs.to_numpy(), rtol=0, atol=10.0**-DECIMALS, equal_nan=True)
-        for mine, theirs in pairs
-    )
-
-
-def _seeds(sites: Sites) -> pd.Index[int]:
-    return next(iter(sites.values())).index

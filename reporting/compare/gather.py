@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,10 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
 SHARED = ("evaluation.tolerance",)
+DIALS = ("data.appearance", "data.annotation", "data.structure", "data.amount")  # of the phantom
 SHOWN_FOLDERS = 2
+Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""A run's settings -> the default of every setting that it could have."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,13 @@ class Gathered:
         return [(self.methods[label], run) for label, runs in self.runs.items() for run in runs if not run.held_out]
 
 
-def gather(found: Iterable[Run | LeftOut]) -> Gathered:
+def gather(found: Iterable[Run | LeftOut], defaults: Defaults | None = None) -> Gathered:
     """Join runs.
+
+    Args:
+        found: what `read_run` returned.
+        defaults: today's defaults of all settings of a run; settings that a run lacks, because it is older than they
+            are, are taken to have them. None: they stay missing, and tell methods apart.
 
     Raises:
         ReportingError: no run is left, two runs have the same settings and seed, or runs cannot be compared; the
@@ -89,11 +97,11 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
     if not runs:
         told = "\n".join(f"  {one.path}: {one.reason}" for one in left_out)
         raise ReportingError(f"no run is left to compare\n{told}")
-    runs, younger = with_younger_settings(runs)
+    runs, younger = (runs, []) if defaults is None else with_younger_settings(runs, defaults)
     check_comparable(runs)
     grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        grouped[run.settings["algorithm.name"], _signature(own_settings(run))].append(run)
+        grouped[run.settings["algorithm.name"], signature(own_settings(run.settings))].append(run)
     _check_repeats(grouped.values())
     labels = _labels(list(grouped.values()))
     by_label = {
@@ -111,39 +119,30 @@ def gather(found: Iterable[Run | LeftOut]) -> Gathered:
     )
 
 
-def with_younger_settings(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Settings that a run lacks because it is older than they are, as the other runs have them if these agree.
-
-    Of a method's own settings, only runs of that method count.
+def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list[Run], list[str]]:
+    """Runs that are older than some settings, with these at their defaults.
 
     Returns:
         The runs, and a note that says what was filled in.
     """
-    values: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)  # method or nothing, key -> signature -> value
-    for run in runs:
-        for key, value in run.settings.items():
-            values[_owner(run, key), key][_signature(value)] = value
-    agreed = {place: next(iter(found.values())) for place, found in values.items() if len(found) == 1}
+    every = {key for run in runs for key in run.settings}
     filled: list[Run] = []
     told: dict[str, Any] = {}
     for run in runs:
-        own = {key: value for (owner, key), value in agreed.items() if owner == _owner(run, key)}
-        lacking = {key: value for key, value in own.items() if key not in run.settings}
+        wanted = {key for key in every - run.settings.keys() if not key.startswith(WITHIN)}
+        known = defaults(run.settings) if wanted else {}
+        lacking = {key: known[key] for key in sorted(wanted & known.keys())}
         told |= lacking
         filled.append(replace(run, settings={**run.settings, **lacking}) if lacking else run)
     if not told:
         return filled, []
-    listed = ", ".join(f"{key}={_signature(value)}" for key, value in sorted(told.items()))
-    return filled, [f"Some runs are older than these settings, which are taken to be as in the others: {listed}."]
+    listed = ", ".join(f"{key}={signature(value)}" for key, value in sorted(told.items()))
+    return filled, [f"Some runs are older than these settings, which are taken at their defaults: {listed}."]
 
 
-def _owner(run: Run, key: str) -> str:
-    return str(run.settings["algorithm.name"]) if key.startswith("algorithm.") else ""
-
-
-def own_settings(run: Run) -> dict[str, Any]:
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run's method."""
-    own = {key: value for key, value in run.settings.items() if not key.startswith(WITHIN)}
+    own = {key: value for key, value in settings.items() if not key.startswith(WITHIN)}
     if own.get("pretrained"):
         own["pretrained"] = _pretraining(str(own["pretrained"]))
     return own
@@ -164,7 +163,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
         problems = _split_problems(runs)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ReportingError(f"these runs cannot be compared:\n{listed}\ncompare runs that agree, one group at a time")
+        cure = "compare runs that agree, one group at a time"
+        if any(problem.startswith(DIALS) for problem in problems):
+            cure += "; gain against each dial of the phantom: python -m reporting.dials FOLDER"
+        raise ReportingError(f"these runs cannot be compared:\n{listed}\n{cure}")
 
 
 def _must_agree(key: str) -> bool:
@@ -177,7 +179,7 @@ def _disagreement(key: str, values: Sequence[tuple[Any, Run]]) -> str:
     """Which value stands in which folder; empty if there is one value only."""
     where: dict[str, list[str]] = defaultdict(list)
     for value, run in values:
-        where[_signature(value)].append(str(run.path))
+        where[signature(value)].append(str(run.path))
     if len(where) < 2:
         return ""
     return f"{key} is " + ", but ".join(f"{value} in {_folders(paths)}" for value, paths in where.items())
@@ -224,6 +226,7 @@ def _check_repeats(groups: Iterable[Sequence[Run]]) -> None:
                     f"{other.path} and {run.path} have the same settings and seed {run.seed}; a run would count twice: "
                     "leave one of them out"
                 )
+        _check_unseen_once(group)
         seeds: dict[tuple[int, bool], Run] = {}
         for run in group:
             other = seeds.setdefault((run.seed, run.held_out), run)
@@ -235,7 +238,21 @@ def _check_repeats(groups: Iterable[Sequence[Run]]) -> None:
                 )
 
 
-def _signature(value: Any) -> str:
+def _check_unseen_once(group: Sequence[Run]) -> None:
+    """A site that was held out for good in one run, and in turn in another, would count twice."""
+    folds = {run.seed: run for run in group if run.held_out}
+    for run in group:
+        other = folds.get(run.seed)
+        sites = set() if run.held_out or other is None else set(run.cases.loc[~run.cases["seen"], "site"])
+        if other is not None and (twice := sorted(sites & set(other.cases["site"]))):
+            raise ReportingError(
+                f"site {twice[0]} took no part in {run.path} (data.unseen), and was held out in turn in {other.path}; "
+                f"with seed {run.seed} it would count twice: compare them apart"
+            )
+
+
+def signature(value: Any) -> str:
+    """A setting as text, the same for equal settings."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=True).replace("\n...", "").strip()
 
 
@@ -251,19 +268,19 @@ def _pretraining(folder: str) -> str:
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """The preset's name, and the settings in which groups of that name differ."""
     presets = [str(group[0].settings["algorithm.preset"]) for group in groups]
-    own = [own_settings(group[0]) for group in groups]
+    own = [own_settings(group[0].settings) for group in groups]
     labels = []
     for preset, settings in zip(presets, own, strict=True):
         peers = [other for name, other in zip(presets, own, strict=True) if name == preset]
         differing = sorted({key for peer in peers for key in peer if any(p.get(key) != peer[key] for p in peers)})
-        told = [f"{key.removeprefix('algorithm.')}={_signature(settings.get(key))}" for key in differing]
+        told = [f"{key.removeprefix('algorithm.')}={signature(settings.get(key))}" for key in differing]
         labels.append(f"{preset} ({', '.join(told)})" if told else preset)
     return labels
 
 
 def _method(label: str, runs: Sequence[Run]) -> Method:
     seeds = tuple(sorted({run.seed for run in runs}))
-    return Method(label, str(runs[0].settings["algorithm.name"]), own_settings(runs[0]), seeds)
+    return Method(label, str(runs[0].settings["algorithm.name"]), own_settings(runs[0].settings), seeds)
 
 
 def _joined(by_label: Mapping[str, Sequence[Run]], table: str) -> pd.DataFrame:
@@ -284,10 +301,11 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
     for key in sorted({key for settings in together for key in settings if not key.startswith("algorithm.")}):
         where: dict[str, list[str]] = defaultdict(list)
         for label, method in methods.items():
-            where[_signature(method.settings.get(key))].append(label)
+            where[signature(method.settings.get(key))].append(label)
         if len(where) > 1:
             told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
             notes.append(f"Methods differ in {key}: {told}.")
+    notes += _notes_on_data([run for group in runs.values() for run in group])
     seeds = {label: sorted({run.seed for run in group}) for label, group in runs.items()}
     every = sorted({seed for own in seeds.values() for seed in own})
     for label, own in seeds.items():
@@ -297,4 +315,21 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
     shared = set.intersection(*metrics.values())
     if extra := sorted(set.union(*metrics.values()) - shared):
         notes.append(f"Not all runs have {', '.join(extra)} (evaluation.metrics differs).")
+    return notes
+
+
+def _notes_on_data(runs: Sequence[Run]) -> list[str]:
+    """Data in different places, which only the names of cases tell apart, and sites that no test case speaks for."""
+    notes = []
+    roots = sorted({str(run.settings["data.root"]) for run in runs if run.settings.get("data.root")})
+    if len(roots) > 1:
+        notes.append(
+            f"The data lies in different folders ({', '.join(roots)}); sites and cases have the same names there, and "
+            "are taken to be the same images and masks."
+        )
+    ordinary = [run for run in runs if not run.held_out]
+    seen = {site for run in ordinary for site in run.splits.loc[run.splits["seen"], "site"]}
+    tested = {site for run in ordinary for site in run.cases.loc[run.cases["split"] == "test", "site"]}
+    if untested := sorted(seen - tested):
+        notes.append(f"No test cases, and so no answer: {', '.join(untested)}.")
     return notes

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from reporting.compare.analysis import Analysis
+from reporting.compare.analysis import Analysis, Model
 from reporting.compare.tables import Grid
 from reporting.compare.verdicts import Answer, Verdict
 
@@ -100,7 +100,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     """How many sites should use which model, in a sentence."""
     counts = Counter(verdict.answer for verdict in verdicts)
     if not verdicts:
-        return "No site took part in training in these runs"
+        return "Every site was held out in turn: scores of sites that took no part in training"
     if len(counts) == 1:
         only = verdicts[0].answer
         every = {
@@ -108,13 +108,13 @@ def headline(verdicts: Sequence[Verdict]) -> str:
             "no difference shown": "No difference between personal and global models is shown at any site",
             "too few cases": "Too few test cases to tell personal and global models apart at any site",
             "not compared": "These runs hold no pair of a personal and a global model",
-            "mixed": "Cases and means disagree at every site",
+            "mixed": "Mixed evidence at every site",
         }  # fmt: skip
         return every[only]
     told: dict[Answer, tuple[str, str]] = {
         "personal": ("gains from its personal model", "gain from their personal model"),
         "global": ("is better served by the global one", "are better served by the global one"),
-        "mixed": ("has cases and mean that disagree", "have cases and means that disagree"),
+        "mixed": ("has mixed evidence", "have mixed evidence"),
         "no difference shown": ("shows no difference", "show no difference"),
         "too few cases": ("has too few cases to tell", "have too few cases to tell"),
         "not compared": ("cannot be compared", "cannot be compared"),
@@ -132,9 +132,15 @@ def facts(analysis: Analysis) -> list[str]:
     return [
         _count(len(gathered.methods), "method"), _count(len(runs), "run"), _count(len(seeds), "seed"),
         _count(len(analysis.sites), "site"), _count(len(cases), "test case"),
-        f"{runs[0].settings.get('data.preset', runs[0].settings['data.name'])} data",
+        f"data: {data_name(runs[0].settings)}",
         f"{analysis.options.title}, {analysis.options.checkpoint} round",
     ]  # fmt: skip
+
+
+def data_name(settings: Mapping[str, Any]) -> str:
+    """The folder of the data where there is one, else the data set's name."""
+    root = settings.get("data.root")
+    return Path(str(root)).name if root else str(settings.get("data.preset", settings["data.name"]))
 
 
 def notes(analysis: Analysis) -> list[str]:
@@ -147,7 +153,30 @@ def notes(analysis: Analysis) -> list[str]:
         f"{first} and {', '.join(others)} have the same scores everywhere; they are shown once."
         for first, others in same.items()
     ]
-    return [*twins, *analysis.gathered.notes]
+    seeds = sorted({run.seed for _, run in analysis.gathered.ordinary})
+    alone = (
+        [
+            "One seed: intervals and tests are about these trained models; what another training of the same methods "
+            "would bring is not in them. Three seeds or more are better."
+        ]
+        if len(seeds) == 1
+        else []
+    )
+    thin = [model for model in analysis.models if model not in analysis.complete]
+    named = "; ".join(f"{model.label} ({_lacking(analysis, model)})" for model in thin)
+    partial = (
+        [f"Listed last, not ranked and chosen only where nothing else is: {named}; the others have all of it."]
+        if thin
+        else []
+    )
+    return [*alone, *partial, *twins, *analysis.gathered.notes]
+
+
+def _lacking(analysis: Analysis, model: Model) -> str:
+    seeds = sorted(set(analysis.ranked_seeds) - analysis.seeds(model))
+    sites = sorted(set(analysis.sites) - {s for s, mean in analysis.means(model).items() if mean == mean})
+    told = [f"lacks {word} {', '.join(map(str, some))}" for word, some in (("seed", seeds), ("site", sites)) if some]
+    return ", ".join(told)
 
 
 def picture(light: Figure, dark: Figure, alt: str) -> Picture:

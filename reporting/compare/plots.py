@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from evaluation.statistics import over_seeds
-from reporting.compare.analysis import OVERALL, PERSONAL, Analysis, Model
+from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, OVERALL, PERSONAL, Analysis, Model
 from reporting.compare.options import Options
 from reporting.compare.runs import CURVE_METRIC
 from reporting.compare.verdicts import Answer, Verdict
@@ -138,17 +138,16 @@ def _score_panel(axes: Axes, analysis: Analysis, rows: pd.DataFrame, models: Seq
 
 def personal_gains(analysis: Analysis, theme: Theme) -> Figure | None:
     """Every personal model against its global one, at every site."""
-    return _tests_heatmap(analysis, "personal against global", theme)
+    return _tests_heatmap(analysis, AGAINST_GLOBAL, theme)
 
 
 def transfer(analysis: Analysis, theme: Theme) -> Figure | None:
     """Every model against local training, at every site: red is negative transfer."""
-    return _tests_heatmap(analysis, "against local training", theme)
+    return _tests_heatmap(analysis, AGAINST_LOCAL, theme)
 
 
 def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | None:
-    tests = analysis.tests
-    rows = tests[tests["question"] == question] if len(tests) else tests
+    rows = analysis.answers_to(question)
     if rows.empty:
         return None
     order = [model.label for model in analysis.models if model.label in set(rows["model"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from reporting.compare.analysis import Analysis
+from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, Analysis
+from reporting.compare.options import Options
 from reporting.compare.page import Picture, Section, file_picture, headline, picture, render, save_figures
 from reporting.compare.plots import DARK, LIGHT, draw_all, draw_heterogeneity
 from reporting.compare.tables import (
@@ -31,6 +33,7 @@ from reporting.folder import write_atomic
 from reporting.summary import Table
 
 PAGE = "report.html"
+LEAST_SITES = 3  # for a correlation
 PARTS = TABLES, PLOTS, CASES = "tables", "plots", "cases"
 CAPTIONS = {
     "scores": "Mean and interval of every model; lines: local and pooled training",
@@ -50,15 +53,21 @@ class Case:
 
     Attributes:
         site: its site.
-        case: its name.
-        gain: of the personal model.
         picture: a PNG file.
+        case: its name.
+        gain: of the personal model, mean over the seeds that tested the case.
+        seed: whose models are drawn.
+        own_gain: with that seed.
+        seeds: how many tested the case.
     """
 
     site: str
+    picture: Path
     case: str
     gain: float
-    picture: Path
+    seed: int
+    own_gain: float
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,11 @@ class Extras:
     no_differences: str = ""
     cases: Sequence[Case] = ()
     no_cases: str = ""
+
+
+def without_images(analysis: Analysis, why: str) -> Extras:
+    """What can be told without looking at images again."""
+    return Extras(analysis.update_distances, f"Images are not looked at again: {why}", (), f"Not drawn: {why}")
 
 
 @dataclass(frozen=True)
@@ -112,25 +126,27 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     found = verdicts(analysis)
     extras = measure(found)
     light, dark = draw_all(analysis, found, LIGHT), draw_all(analysis, found, DARK)
-    if extras.differences is not None:
-        gains = {verdict.site: float(verdict.test["gain"]) for verdict in found if verdict.test}
+    gains = analysis.answering[1] if analysis.answering else {}
+    rows = None if extras.differences is None else telling(extras.differences, gains)
+    if rows is not None:
         for theme, figures in ((LIGHT, light), (DARK, dark)):
-            figure = draw_heterogeneity(telling(extras.differences, gains), gains, analysis.options, theme)
+            figure = draw_heterogeneity(rows, gains, analysis.options, theme)
             if figure is not None:
                 figures["heterogeneity"] = figure
     pictures = {name: picture(light[name], dark[name], CAPTIONS.get(name, name)) for name in light}
-    sections = _sections(analysis, found, extras, pictures)
+    sections = _sections(analysis, extras, rows, pictures)
     page = output / PAGE
     write_atomic(page, render(analysis, found, pictures.get("gain"), sections))
-    grids = [verdict_grid(analysis, found), *(grid for s in sections for grid in (*s.grids, *s.folded))]
-    save_tables(grids, analysis, found, output / TABLES)
+    answers = verdict_grid(analysis, found)
+    grids = [answers, *(grid for s in sections for grid in (*s.grids, *s.folded))]
+    save_tables(grids, analysis, found, extras.differences, output / TABLES)
     save_figures(light, output / PLOTS)
-    checkpoint = analysis.options.checkpoint
-    return Report(page, found, verdict_grid(analysis, found).plain(), score_grid(analysis, checkpoint).plain())
+    scores = score_grid(analysis, analysis.options.checkpoint, seen=bool(analysis.sites))
+    return Report(page, found, answers.plain(), scores.plain())
 
 
 def _sections(
-    analysis: Analysis, found: Sequence[Verdict], extras: Extras, pictures: dict[str, Picture]
+    analysis: Analysis, extras: Extras, differences: pd.DataFrame | None, pictures: dict[str, Picture]
 ) -> list[Section]:
     def drawn(*names: str) -> list[Picture]:
         return [pictures[name] for name in names if name in pictures]
@@ -145,7 +161,7 @@ def _sections(
             folded=[_local_grid(analysis)]),
         Section("Ranks", _rank_text(analysis), drawn("critical_difference", "ranks", "win_tie_loss")),
         Section("Cost", pictures=drawn("progress"), grids=[cost_grid(analysis)]),
-        _heterogeneity(extras, found, drawn("heterogeneity")),
+        _heterogeneity(analysis, extras, differences, drawn("heterogeneity")),
         _cases(extras, analysis),
     ]  # fmt: skip
     if not analysis.overview["seen"].all():
@@ -153,24 +169,47 @@ def _sections(
         folded = [score_grid(analysis, other, seen=False)]
         text = ["Models of federations in which these sites took no part; all their cases are test cases."]
         sections.insert(1, Section("Unseen sites", text, grids=grids, folded=folded))
-    return [*sections, Section("Runs", folded=[run_grid(analysis)])]
+    if not analysis.sites:
+        sections = [section for section in sections if section.title == "Unseen sites"]
+    return [
+        *sections,
+        Section("How to read this", reading(analysis.options)),
+        Section("Runs", folded=[run_grid(analysis)]),
+    ]
+
+
+def reading(options: Options) -> list[str]:
+    """What the page's words mean, in short."""
+    better = "higher" if options.higher_is_better else "lower"
+    return [
+        "Gain: the score of one model minus that of another on the same cases; positive is better "
+        f"({better} {options.title}). Dice and other shares are in points of 100.",
+        f"Interval: {options.confidence:.0%}, from {options.draws} resamples of seeds, of cases within a site and, for "
+        "means over sites, of sites.",
+        "Corrected p: Wilcoxon's signed-rank test over cases, each averaged over the seeds that tested it; then Holm's "
+        "correction for all sites (or all tests of a table). It is about these trained models; a model is recommended "
+        "only where the interval, which also covers the choice of seeds, excludes 0.",
+        "Effect: matched-pairs rank-biserial correlation from -1 (every case worse) to 1 (every case better).",
+        "Ranks: of the models on each case, averaged; two models further apart than the critical difference (Nemenyi) "
+        "differ.",
+        "Models were chosen on validation cases. Where another seed draws another split, a test case of one seed may "
+        "be a validation case of another; data.split_seed keeps the split.",
+    ]
 
 
 def _local_grid(analysis: Analysis) -> Grid:
     title = "Every model against local training"
-    return test_grid(analysis, "against local training", "against_local", title)
+    return test_grid(analysis, AGAINST_LOCAL, "against_local", title)
 
 
 def _personal_grid(analysis: Analysis) -> Grid:
-    return test_grid(
-        analysis, "personal against global", "personal_against_global", "Every personal model against its global one"
-    )
+    title = "Every personal model against its global one"
+    return test_grid(analysis, AGAINST_GLOBAL, "personal_against_global", title)
 
 
 def _transfer_text(analysis: Analysis) -> list[str]:
     """Who gains and who loses by taking part."""
-    tests = analysis.tests
-    rows = tests[tests["question"] == "against local training"] if len(tests) else tests
+    rows = analysis.answers_to(AGAINST_LOCAL)
     if rows.empty:
         return [
             "There is no local training among these runs (algorithm=local), so nobody's gain from taking part is known."
@@ -192,43 +231,56 @@ def _transfer_text(analysis: Analysis) -> list[str]:
 
 def _rank_text(analysis: Analysis) -> list[str]:
     found, stability = analysis.ranks, analysis.stability
-    if len(analysis.models) < 2:
+    if len(analysis.ranked) < 2:
         return ["One model has no rank."]
     text = []
+    seeds = ", ".join(map(str, analysis.ranked_seeds))
     if np.isfinite(found.p):
         differ = "differ" if found.p <= analysis.options.alpha else "are not shown to differ"
         text.append(
-            f"Over {found.blocks} cases the models' ranks {differ} (Friedman p = {found.p:.2g}; Kendall's W "
-            f"{found.agreement:.2f}, 1 if all cases rank the models alike)."
+            f"Over {found.blocks} cases (seeds {seeds}) the models' ranks {differ} (Friedman p = {found.p:.2g}; "
+            f"Kendall's W {found.agreement:.2f}, 1 if all cases rank the models alike)."
         )
     for level, word in (("seed", "seeds"), ("site", "sites")):
-        tau = stability[level]
-        if np.isfinite(tau):
-            text.append(
-                f"Two {word} order the models alike with Kendall's tau {tau:.2f} on average (1: same order, "
-                "0: unrelated)."
-            )
+        if np.isfinite(tau := stability[level]):
+            told = f"{tau:.2f} on average (1: same order, 0: unrelated, -1: opposite)".replace("-", "−")
+            text.append(f"Kendall's tau between the orders of the models at two {word} is {told}.")
+    if left := [model.label for model in analysis.models if model not in analysis.complete]:
+        text.append(f"Not ranked, for want of seeds or sites: {', '.join(left)}.")
     return text
 
 
-def _heterogeneity(extras: Extras, found: Sequence[Verdict], pictures: Sequence[Picture]) -> Section:
+def _heterogeneity(
+    analysis: Analysis, extras: Extras, differences: pd.DataFrame | None, pictures: Sequence[Picture]
+) -> Section:
     """How different sites are, and whether gain from personalisation follows it."""
     section = Section("Heterogeneity", pictures=pictures, problem=extras.no_differences)
-    gains = {verdict.site: float(verdict.test["gain"]) for verdict in found if verdict.test}
-    if extras.differences is None or not pictures:
+    if differences is None or not pictures or analysis.answering is None:
         return section
-    rows = telling(extras.differences, gains)
-    text = ["Each dot is a site: how different its data is from all other sites', and what its personal model gains."]
-    if len(gains) >= 3:
-        told = []
-        for measure, own in rows.groupby("measure", sort=False):
+    model, gains = analysis.answering
+    text = [
+        "Each dot is a site: how different its data is from all other sites', and what the personal model of one "
+        f"method gains there ({model.method}, the best on validation)."
+    ]
+    told = []
+    for measure, own in differences.groupby("measure", sort=False):
+        if len(own) >= LEAST_SITES:
             rho = float(spearmanr(own["value"], [gains[site] for site in own["site"]]).statistic)
-            told.append(f"{measure} {rho:+.2f}".replace("-", "−"))
+            few = f" ({len(own)} sites)" if len(own) < len(gains) else ""
+            told.append(f"{measure} {rho:+.2f}{few}".replace("-", "−"))
+    if told:
+        least = 2 / math.factorial(len(gains))
         text.append(
-            f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. So few sites show a tendency, no proof."
+            f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. Even a perfect order of {len(gains)} "
+            f"sites has p = {least:.2g}, and {_count(len(told), 'measure')} {'is' if len(told) == 1 else 'are'} "
+            "looked at."
         )
     section.text = text
     return section
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def telling(differences: pd.DataFrame, gains: Mapping[str, float]) -> pd.DataFrame:
@@ -241,7 +293,9 @@ def _cases(extras: Extras, analysis: Analysis) -> Section:
     shown = []
     for case in extras.cases:
         kind = "gain" if case.gain > 0 else "loss"
-        caption = f"{case.site}, {case.case}: {kind} {amount(case.gain, analysis.options)}"
+        caption = f"{case.site}, {case.case}: {kind} {amount(case.own_gain, analysis.options)} with seed {case.seed}"
+        if case.seeds > 1:
+            caption += f", mean of {case.seeds} seeds {amount(case.gain, analysis.options)}"
         shown.append(
             (caption, file_picture(case.picture, f"{case.site}, {case.case}: truth, global and personal contours"))
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,12 @@ from reporting.summary import CHECKPOINTS, ENCODER, case_scores
 FOLDS = "leave_one_site_out"
 IDENTITY = ["checkpoint", "split", "view", "site", "seen"]
 NEEDED = ("seed", "algorithm.name", "algorithm.preset", "data.name")
+COSTS: dict[str, Callable[[list[float]], float]] = {
+    "wall_seconds": sum,
+    "cpu_seconds": sum,
+    "peak_memory_bytes": max,
+    "peak_gpu_bytes": max,
+}
 CURVE_METRIC = "dice"  # rounds are scored by quick metrics only
 
 
@@ -48,6 +53,7 @@ class Run:
         rounds: (round, steps, seconds): sums over sites.
         traffic: (round, down, up): bytes of all sites.
         splits: (site, case, patient, split, seen); of all folds where sites were held out in turn.
+        cost: name -> what all processes of the run used together; NaN for what its folder does not tell.
     """
 
     folder: RunFolder
@@ -58,6 +64,7 @@ class Run:
     rounds: pd.DataFrame
     traffic: pd.DataFrame
     splits: pd.DataFrame
+    cost: dict[str, float]
 
     @property
     def path(self) -> Path:
@@ -80,11 +87,6 @@ class Run:
         """Whether its scores are of sites that were held out in turn."""
         return bool(self.settings.get("protocol") == FOLDS)
 
-    @cached_property
-    def views(self) -> tuple[str, ...]:
-        """Models that were scored."""
-        return tuple(sorted(self.cases["view"].unique()))
-
 
 def find_runs(places: Sequence[str]) -> list[Path]:
     """Folders that hold runs, in the order given.
@@ -95,7 +97,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     Raises:
         ReportingError: a place that does not exist, or that holds no run.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by what it is; a run may be named in two ways
     for place in places:
         folders = [Path(place)] if Path(place).exists() else _matching(place)
         if not folders:
@@ -103,8 +105,8 @@ def find_runs(places: Sequence[str]) -> list[Path]:
         runs = [run for folder in folders for run in _runs_below(folder)]
         if not runs:
             raise ReportingError(f"{place} holds no run: no config.yaml at any depth; give folders made by train.py")
-        found |= dict.fromkeys(runs)
-    return list(found)
+        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
+    return list(found.values())
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -131,8 +133,15 @@ def read_run(path: Path, metric: str) -> Run | LeftOut:
         metric: that the comparison is about.
 
     Returns:
-        The run, or why it takes no part: unfinished, or without scores of that metric.
+        The run, or why it takes no part: unfinished, damaged, without scores of that metric or of single cases.
     """
+    try:
+        return _read(path, metric)
+    except (ReportingError, OSError, ValueError, LookupError) as error:
+        return LeftOut(path, f"damaged: {type(error).__name__}: {error}")
+
+
+def _read(path: Path, metric: str) -> Run | LeftOut:
     folder = RunFolder(path)
     settings = folder.settings()
     if missing := [key for key in NEEDED if key not in settings]:
@@ -146,6 +155,9 @@ def read_run(path: Path, metric: str) -> Run | LeftOut:
     if not (final["metric"] == metric).any():
         there = ", ".join(final["metric"].unique())
         return LeftOut(path, f"has no scores of {metric} (evaluation.metrics={there}); choose metric= among these")
+    if (final["case"] == "").any():
+        cure = "take deployment.case_scores=pseudonyms for a run that will be compared"
+        return LeftOut(path, f"its sites told means only, and cases cannot be paired; {cure}")
     final = final.drop(columns="round")
     return Run(
         folder=folder,
@@ -156,6 +168,7 @@ def read_run(path: Path, metric: str) -> Run | LeftOut:
         rounds=_sums(folder.rounds()),
         traffic=_bytes(folder.traffic()),
         splits=_splits(folder, settings),
+        cost=_cost(folder),
     )
 
 
@@ -171,8 +184,18 @@ def _curve(scores: pd.DataFrame) -> pd.DataFrame:
     return sites.groupby(["round", "view"]).mean().reset_index()
 
 
+def _cost(folder: RunFolder) -> dict[str, float]:
+    processes = folder.costs()
+    complete = bool(processes) and len(processes) == folder.processes()
+    told: dict[str, float] = {}
+    for name, together in COSTS.items():
+        known = [float(value) for process in processes if (value := process.get(name)) is not None]
+        told[name] = float(together(known)) if complete and len(known) == len(processes) else float("nan")
+    return told
+
+
 def _sums(rounds: pd.DataFrame) -> pd.DataFrame:
-    training = rounds[rounds["task"] == "train"]
+    training = rounds[rounds["task"].isin(("train", "personalise"))]
     return training.groupby("round", as_index=False)[["steps", "seconds"]].sum()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from reporting.folder import write_atomic
 from reporting.summary import Table
 
 MINUS, ABSENT = "−", "–"
+CASE_MEANS = ["method", "view", "seed", "checkpoint", "split", "site", "seen", "metric"]
+REGION_MEANS = [*CASE_MEANS, "region"]
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,15 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
     found = {(Model(row["method"], row["view"]), row["site"]): row for row in table.to_dict("records")}
     models = [m for m in analysis.models if (m, OVERALL) in found] if seen else sorted({model for model, _ in found})
     scale = analysis.options.scale
-    best = {site: _best([found[m, site]["mean"] for m in models if (m, site) in found], analysis) for site in sites}
+    whole = [m for m in models if not seen or m in analysis.complete]
+    best = {site: _best([found[m, site]["mean"] for m in whole if (m, site) in found], analysis) for site in sites}
     rows = []
     for model in models:
         cells = [Cell(model.label)]
         for site in sites:
             row = found.get((model, site))
-            cells.append(Cell(ABSENT, float("nan")) if row is None else _scored(row, scale, best[site]))
+            bold = best[site] if model in whole else float("nan")
+            cells.append(Cell(ABSENT, float("nan")) if row is None else _scored(row, scale, bold))
         overall = found[model, OVERALL]
         rows.append([*cells, number(overall["seed_spread"], scale), Cell(str(overall["seeds"]), overall["seeds"])])
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
@@ -111,16 +116,21 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
     title = f"Test {analysis.options.title} of the {word} round" if seen else f"Sites that took no part ({word} round)"
     name = f"scores_{word}" if seen else f"unseen_{word}"
     note = (
-        f"{analysis.options.unit.capitalize()}. Small print: {analysis.options.confidence:.0%} interval. "
-        "Seed spread: standard deviation between seeds of the mean over sites."
+        f"{analysis.options.unit.capitalize()}. Small print: {analysis.options.confidence:.0%} interval and standard "
+        "deviation between seeds; seed spread: the same of the mean over sites. With few seeds or sites an interval is "
+        "narrower than its name says."
     )
     return Grid(name, title, ("model", *sites, "seed spread", "seeds"), rows, note, muted)
 
 
-def _scored(row: Mapping[Hashable, float], scale: float, best: float) -> Cell:
+def _scored(row: Mapping[Hashable, Any], scale: float, best: float) -> Cell:
     cell = number(row["mean"], scale)
-    interval = f"{number(row['low'], scale).text} to {number(row['high'], scale).text}"
-    return Cell(cell.text, cell.key, interval, "best" if row["mean"] == best else "")
+    parts = []
+    if np.isfinite(row["low"]):
+        parts.append(f"{number(row['low'], scale).text} to {number(row['high'], scale).text}")
+    if np.isfinite(row["seed_spread"]) and row["site"] != OVERALL:
+        parts.append(f"± {number(row['seed_spread'], scale).text}")
+    return Cell(cell.text, cell.key, ", ".join(parts), "best" if row["mean"] == best else "")
 
 
 def _best(values: Sequence[float], analysis: Analysis) -> float:
@@ -132,7 +142,7 @@ def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
     """All tests of one question."""
     tests = analysis.tests
     rows = []
-    for row in (tests[tests["question"] == question] if len(tests) else tests).to_dict("records"):
+    for row in analysis.answers_to(question).to_dict("records"):
         scale = analysis.options.scale
         gain = number(row["gain"], scale, signed=True)
         interval = f"{number(row['low'], scale, signed=True).text} to {number(row['high'], scale, signed=True).text}"
@@ -175,7 +185,7 @@ def verdict_grid(analysis: Analysis, verdicts: Sequence[Verdict]) -> Grid:
 def fairness_grid(analysis: Analysis) -> Grid:
     """How evenly the models serve sites."""
     scale = analysis.options.scale
-    models = analysis.models
+    models = analysis.ranked
     rows = [
         [
             Cell(model.label), number(row["mean"], scale),
@@ -184,9 +194,11 @@ def fairness_grid(analysis: Analysis) -> Grid:
         ]
         for model, row in zip(models, analysis.fairness.to_dict("records"), strict=True)
     ]  # fmt: skip
-    header = ("model", "mean over sites", "worst site", "gap", "spread of sites", "lowest decile of cases")
-    note = "Gap: best site minus worst site. Spread: standard deviation between sites. " + (
-        "Lowest decile: a tenth of the cases does not pass it."
+    header = ("model", "mean over sites", "worst site", "gap", "spread of sites", "worst decile of cases")
+    least = "at most" if analysis.options.higher_is_better else "at least"
+    note = (
+        "Gap: best site minus worst site. Spread: standard deviation between sites. Worst decile: the worst tenth of "
+        f"the cases has {least} this."
     )
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
     return Grid("fairness", "Fairness", header, rows, note, muted)
@@ -209,8 +221,9 @@ def cost_grid(analysis: Analysis) -> Grid:
     value, origin = analysis.target
     note = (
         f"Per run, all sites together, mean over seeds. Target: validation Dice {value * 100:.1f}, {origin}; "
-        "means are over the seeds that reach it. Wall and CPU time are of the whole run with its scoring; a dash: the "
-        "folder does not tell."
+        "means are over the seeds that reach it. Steps and training time hold what is fitted before a round's scoring. "
+        "Wall and CPU time are of the whole run with its scoring. A dash: the folder does not tell, or nothing travels "
+        "(pooled data)."
     )
     header = ("model", "seeds that reach it", *(title for _, title, _, _ in used))
     return Grid("cost", "Cost", header, rows, note)
@@ -240,12 +253,10 @@ def metric_grid(analysis: Analysis) -> Grid:
     rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
     grid = _means_grid(rows, analysis, "metric", "metrics", "All metrics", shown)
     lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
-    note = (
-        f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}."
-        if lower
-        else grid.note
-    )
-    return Grid(grid.name, grid.title, grid.header, grid.rows, note, grid.muted)
+    if not lower:
+        return grid
+    note = f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}."
+    return replace(grid, note=note)
 
 
 def region_grid(analysis: Analysis) -> Grid:
@@ -285,15 +296,36 @@ def answers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def save_tables(grids: Sequence[Grid], analysis: Analysis, verdicts: Sequence[Verdict], folder: Path) -> None:
+def ranking_table(analysis: Analysis) -> pd.DataFrame:
+    """Average ranks over cases, and the numbers of the ranking as a whole in every row."""
+    found, stability = analysis.ranks, analysis.stability
+    table = pd.DataFrame({"model": list(analysis.case_table.columns), "average_rank": found.ranks})
+    return table.sort_values("average_rank").assign(
+        cases=found.blocks, friedman_p=found.p, kendall_w=found.agreement,
+        critical_difference=found.critical_difference,
+        tau_of_seeds=stability["seed"], tau_of_sites=stability["site"],
+    )  # fmt: skip
+
+
+def save_tables(
+    grids: Sequence[Grid],
+    analysis: Analysis,
+    verdicts: Sequence[Verdict],
+    differences: pd.DataFrame | None,
+    folder: Path,
+) -> None:
     """CSV with all digits, and LaTeX of what the page shows."""
-    raw = {
+    raw: dict[str, pd.DataFrame | None] = {
         "answers": answers(verdicts),
         "scores": analysis.overview, "tests": analysis.tests, "fairness": analysis.fairness, "cost": analysis.cost,
         "ranks": analysis.rank_table.reset_index(), "wins": analysis.wins.rename_axis("model").reset_index(),
+        "ranking": ranking_table(analysis), "curves": analysis.curves, "heterogeneity": differences,
+        "metrics": analysis.gathered.cases.groupby(CASE_MEANS, observed=True)["value"].mean().reset_index(),
+        "regions": analysis.gathered.regions.groupby(REGION_MEANS, observed=True)["value"].mean().reset_index(),
     }  # fmt: skip
     for name, table in raw.items():
-        write_atomic(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        if table is not None:
+            write_atomic(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     for grid in grids:
         write_atomic(folder / f"{grid.name}.tex", grid.latex())
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.statistics import holm
-from reporting.compare.analysis import GLOBAL, PERSONAL, Analysis, Model
+from evaluation.statistics import attainable, holm
+from reporting.compare.analysis import AGAINST_LOCAL, GLOBAL, PERSONAL, Analysis, Model
 from reporting.compare.options import Options
 
 Answer = Literal["personal", "global", "mixed", "no difference shown", "too few cases", "not compared"]
@@ -30,7 +30,8 @@ class Verdict:
         answer: which model it should use, or why that cannot be said.
         personal: the personal model that validation chose; None if there is none.
         shared: the global one.
-        test: personal against global (see `Analysis.compare`), with p_holm; empty if not compared.
+        test: personal against global (see `Analysis.compare`), with p_holm, the smallest p_holm that its cases could
+            give, and how many sites are the family; empty if not compared.
         alone: the same for the recommended model, or validation's choice, against local training; may be empty.
         text: the sentence.
         aside: about local training; may be empty.
@@ -50,67 +51,81 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
     """The verdict of every seen site."""
     drafts = []
     for site in analysis.sites:
-        personal, shared = (best_on_validation(analysis, site, view) for view in (PERSONAL, GLOBAL))
+        personal, shared = chosen_pair(analysis, site)
         row = None if personal is None else analysis.compare(personal, shared, site)
         drafts.append(Verdict(site, "not compared", personal, shared, row or {}))
-    corrected = iter(holm([draft.test["p"] for draft in drafts if draft.test]))
-    return [_finished(draft, analysis, float(next(corrected)) if draft.test else 1.0) for draft in drafts]
+    tested = [draft for draft in drafts if draft.test]
+    family = [draft.test["p"] for draft in tested]
+    corrected = dict(zip((draft.site for draft in tested), holm(family), strict=True))
+    done = []
+    for draft in drafts:
+        test = dict(draft.test)
+        if test:
+            place = tested.index(draft)
+            p_holm = float(corrected[draft.site])
+            least = p_holm if p_holm <= analysis.options.alpha else attainable(family, place, test["smallest_p"])
+            test |= {"p_holm": p_holm, "smallest_p_holm": least, "family": len(tested)}
+        done.append(_finished(replace(draft, test=test), analysis))
+    return done
 
 
-def best_on_validation(analysis: Analysis, site: str, view: str) -> Model | None:
-    """The candidate with the best validation mean at a site (over all sites, where the site has none)."""
+def chosen_pair(analysis: Analysis, site: str) -> tuple[Model | None, Model | None]:
+    """The personal and the global model with the best validation means at a site, of those that share a test case."""
+    personal, shared = (by_validation(analysis, site, view) for view in (PERSONAL, GLOBAL))
+    pairs = ((a, b) for a in personal for b in shared if analysis.gain(a, b, site) is not None)
+    return next(pairs, (next(iter(personal), None), next(iter(shared), None)))
+
+
+def by_validation(analysis: Analysis, site: str, view: str) -> list[Model]:
+    """Candidates at a site, the best validation mean there first (over all sites, where the site has none).
+
+    Complete models come before those that lack seeds or sites: their validation means would say something else.
+    """
     candidates = [
         m for m in analysis.models if m.view == view and not analysis.is_baseline(m) and site in analysis.test[m]
     ]
     sign = 1 if analysis.options.higher_is_better else -1
 
-    def worth(model: Model) -> tuple[float, float]:
+    def worth(model: Model) -> tuple[bool, float, float]:
         means = analysis.validation.get(model, {})
         known = [value for value in means.values() if np.isfinite(value)]
         everywhere = sign * float(np.mean(known)) if known else -np.inf
         own = means.get(site, float("nan"))
-        return (sign * own if np.isfinite(own) else everywhere, everywhere)
+        return model in analysis.complete, sign * own if np.isfinite(own) else everywhere, everywhere
 
-    return max(candidates, key=worth, default=None)
+    return sorted(candidates, key=worth, reverse=True)
 
 
 def answer_of(test: Mapping[str, Any], alpha: float) -> Answer:
     """Read a corrected test.
 
-    The direction is that of the ranks, which the test is about; where the mean points the other way, a few cases with
-    large differences speak against many with small ones, and neither model is recommended.
+    The test is about ranks of cases, given these trained models; the interval of the mean also covers the choice of
+    seeds. A model is recommended where both point to it. Where only the test does, evidence is mixed: the mean points
+    the other way, or its interval contains 0.
     """
     if not test:
         return "not compared"
-    if test["smallest_p"] > alpha:
-        return "too few cases"
     if test["p_holm"] > alpha:
-        return "no difference shown"
-    if test["effect"] * test["gain"] <= 0:
-        return "mixed"
-    return "personal" if test["effect"] > 0 else "global"
+        return "too few cases" if test["smallest_p_holm"] > alpha else "no difference shown"
+    if test["effect"] > 0 and test["low"] > 0:
+        return "personal"
+    return "global" if test["effect"] < 0 and test["high"] < 0 else "mixed"
 
 
-def _finished(draft: Verdict, analysis: Analysis, p_holm: float) -> Verdict:
+def _finished(draft: Verdict, analysis: Analysis) -> Verdict:
     options = analysis.options
-    test = {**draft.test, "p_holm": p_holm} if draft.test else {}
-    answer = answer_of(test, options.alpha)
-    told = replace(draft, test=test, answer=answer)
+    told = replace(draft, answer=answer_of(draft.test, options.alpha))
     alone = _against_local(analysis, told)
     return replace(told, alone=alone, text=_sentence(told, options), aside=_aside(alone, options))
 
 
 def _against_local(analysis: Analysis, verdict: Verdict) -> Mapping[str, Any]:
     """The row of the family of all tests that holds the site's model against local training."""
-    tests = analysis.tests
+    tests = analysis.answers_to(AGAINST_LOCAL)
     used = used_model(analysis, verdict)
     if used is None or tests.empty:
         return {}
-    rows = tests[
-        (tests["question"] == "against local training")
-        & (tests["model"] == used.label)
-        & (tests["site"] == verdict.site)
-    ]
+    rows = tests[(tests["model"] == used.label) & (tests["site"] == verdict.site)]
     return {} if rows.empty else {str(key): value for key, value in rows.iloc[0].to_dict().items()}
 
 
@@ -152,37 +167,47 @@ def _sentence(verdict: Verdict, options: Options) -> str:
         why = f"these runs have no {missing} for it" if missing else "its two models share no seed and test case"
         return f"{site}: personal and global cannot be compared, {why}."
     personal, shared = _named(verdict.personal), _named(verdict.shared)
-    low, high = (f"{test[end] * options.scale:+.1f}".replace("-", "−") for end in ("low", "high"))
-    size = f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
-    p, cases = probability(test["p_holm"]), test["pairs"]
+    size, p, cases = _size(test, options), f"corrected {probability(test['p_holm'])}", test["pairs"]
     better, worse = f"{test['better']} of {cases} cases better", f"{test['worse']} of {cases} cases worse"
-    unsure = (
-        " The mean is less sure than the ranks: look at the cases that go the other way."
-        if test["low"] <= 0 <= test["high"]
-        else ""
-    )
+    pair = f"its personal model ({personal}) and the global one ({shared})"
+    sided = test["low"] > 0 or test["high"] < 0
+    favoured = "its personal model" if test["effect"] > 0 else "the global model"
     return {
-        "personal": f"{site} should use its personal model ({personal}): {size} against the global one "
-        f"({shared}), {better}, {p}.{unsure}",
-        "global": f"{site} should use the global model ({shared}): its personal one ({personal}) makes {size}, "
-        f"{worse}, {p}.{unsure}",
-        "mixed": f"{site}: cases and mean disagree about the personal model ({personal}) against the global one "
-        f"({shared}): {size}, yet {better} and {worse}, {p}; look at the cases.",
-        "no difference shown": f"{site}: no difference shown between its personal model ({personal}) and the global "
-        f"one ({shared}): {size}, {better}, {p}.",
+        "personal": f"{site} should use its personal model ({personal}) rather than the global one ({shared}): "
+        f"{size}, {better}, {p}.",
+        "global": f"{site} should use the global model ({shared}) rather than its personal one ({personal}), whose "
+        f"gain is {size}, {worse}, {p}.",
+        "mixed": f"{site}: mixed evidence about {pair}. The cases favour {favoured} ({better}, {worse}, {p}), but the "
+        f"mean gain of the personal one is {size}: "
+        + ("it points the other way." if sided else "other seeds or cases may turn it.")
+        + " Look at the cases.",
+        "no difference shown": f"{site}: no difference shown between {pair}: {size}, {better}, {p}."
+        + (" The mean alone would say more: look at the cases with the largest differences." if sided else ""),
         "too few cases": f"{site}: too few test cases to tell its personal model ({personal}) from the global "
-        f"one ({shared}): {size}, {better}; with {cases} {'case' if cases == 1 else 'cases'} p cannot be below "
-        f"{test['smallest_p']:.2g}.",
+        f"one ({shared}): {size}, {better}; with {test['better'] + test['worse']} that differ and "
+        f"{_count(test['family'], 'site')} tested, corrected p cannot be below {test['smallest_p_holm']:.2g}.",
     }[verdict.answer]
+
+
+def _size(test: Mapping[str, Any], options: Options) -> str:
+    """A gain and its interval, where there is one."""
+    if not np.isfinite([test["low"], test["high"]]).all():
+        return amount(test["gain"], options)
+    low, high = (f"{test[end] * options.scale:+.1f}".replace("-", "−") for end in ("low", "high"))
+    return f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _aside(alone: Mapping[str, Any], options: Options) -> str:
     if not alone:
         return ""
     cases = f"{alone['better']} of {alone['pairs']} cases better"
-    told = f"{amount(alone['gain'], options)}, {cases}, {probability(alone['p_holm'])}"
+    told = f"{amount(alone['gain'], options)}, {cases}, corrected {probability(alone['p_holm'])}"
     name = alone["model"]
-    if alone["smallest_p"] > options.alpha or alone["p_holm"] > options.alpha:
+    if alone["p_holm"] > options.alpha:
         return f"Against training alone, {name} shows no sure difference: {told}."
     if alone["effect"] > 0:
         return f"Taking part pays against training alone: {name} {told}."
