@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, departing
 from launch.experiment import Experiment
-from launch.run import Execute, default_folder, execute, finished, group_name, open_wandb, saved_config
+from launch.run import Execute, beside, default_folder, execute, finished, group_name, open_wandb, saved_config
 from reporting.folder import RunFolder, file_name, write_atomic
 from reporting.reporter import sweep_values
 from reporting.summary import Summary, summarise
-from reporting.wandb import beside_the_agent
+from reporting.wandb import beside_the_agent, remember_agent
 
 
 def execute_folds(
@@ -44,7 +44,7 @@ def execute_folds(
             if finished(folder, config.federation.rounds):
                 continue
             print(f"\nfold {number} of {len(sites)}: {site} is held out", flush=True)
-            execute(_fold(config, site, folder), job_type="fold")
+            execute(departing(_fold(config, site, folder), beside(parent)), job_type="fold")
     scores = pd.concat([RunFolder(output / file_name(site)).scores() for site in sites], ignore_index=True)
     held_out = scores[~scores["seen"].astype(bool)]
     summary = summarise(held_out.assign(seen=True))  # one row per site, as in an ordinary run
@@ -90,6 +90,7 @@ def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -
 
 def _open(output: Path, config: DictConfig) -> RunFolder:
     folder = RunFolder.create(output, resume=config.resume)
+    remember_agent(folder)
     write_atomic(folder.config_path, OmegaConf.to_yaml(config))
     folder.summary_path.unlink(missing_ok=True)  # until all folds are done again
     return folder

@@ -24,7 +24,7 @@ from reporting.environment import Meter
 from reporting.folder import RunFolder, flattened
 from reporting.reporter import Reporter
 from reporting.summary import Summary
-from reporting.wandb import RUN_ID, WandbRun, swept_by_agent
+from reporting.wandb import RUN_ID, Place, WandbRun, swept_by_agent
 
 
 class Execute(Protocol):
@@ -176,10 +176,21 @@ def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def default_folder(config: DictConfig) -> Path:
     """runs/DATA-ALGORITHM-seedN-TIME; under `wandb agent` runs/SWEEP/DATA-ALGORITHM-seedN-RUN."""
-    name = f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}"
     if swept_by_agent():
-        return Path("runs") / os.environ["WANDB_SWEEP_ID"] / f"{name}-{os.environ[RUN_ID]}"
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return Path("runs") / os.environ["WANDB_SWEEP_ID"] / run_name(config)
+    return Path("runs") / f"{run_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def beside(folder: RunFolder) -> dict[str, Any]:
+    """Settings of folds and early stages: W&B's project and entity are those of the run that they belong to."""
+    place = Place.of(folder)
+    return {"wandb.project": place.project, "wandb.entity": place.entity} if place.project else {}
+
+
+def run_name(config: DictConfig) -> str:
+    """DATA-ALGORITHM-seedN; under `wandb agent` also the run's id, since a sweep may vary anything else."""
+    name = f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}"
+    return f"{name}-{os.environ[RUN_ID]}" if swept_by_agent() else name
 
 
 def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun:
@@ -190,7 +201,7 @@ def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun
         dashboard_config(config),
         project=config.wandb.project,
         entity=config.wandb.entity,
-        name=config.wandb.name or f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}",
+        name=config.wandb.name or run_name(config),
         group=group_name(config),
         job_type=job_type,
         tags=config.wandb.tags,

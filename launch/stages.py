@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 
 from configs.compose import ConfigError, compose, departing
 from launch.experiment import Experiment
-from launch.run import MAY_CHANGE, Execute, default_folder, differences, execute, finished, saved_config
+from launch.run import MAY_CHANGE, Execute, beside, default_folder, differences, execute, finished, saved_config
 from launch.settings import SCHEMA
 from reporting.folder import RunFolder
 from reporting.summary import Summary
-from reporting.wandb import beside_the_agent
+from reporting.wandb import beside_the_agent, remember_agent
 
 OWN = ("stages=", "output=", "resume=", "pretrained=")
 FREE = (*MAY_CHANGE, "pretrained")  # always the stage before, whichever way its path is written
@@ -64,13 +64,15 @@ def execute_stages(arguments: Sequence[str], config: DictConfig, execute: Execut
     stages = plan(arguments, config, Path(config.output or default_folder(config)))
     for stage in stages:
         _check(stage, is_used(stages, stage))
+    remember_agent(stages[-1].folder)
     for stage in stages:
         last = stage.number == len(stages)
         if not last and finished(stage.folder, stage.config.federation.rounds):
             continue
         print(f"\nstage {stage.number} of {len(stages)}: {stage.told}", flush=True)
         with nullcontext() if last else beside_the_agent():
-            summary = execute(_alone(stage), job_type="train" if last else f"stage {stage.number}")
+            alone = departing(_alone(stage), beside(stages[-1].folder))
+            summary = execute(alone, job_type="train" if last else f"stage {stage.number}")
     return summary
 
 

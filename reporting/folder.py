@@ -204,7 +204,8 @@ class RunFolder:
         if not self.path.exists():
             return []
         files = [p for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp"))]
-        return sorted(p.name for p in files if not (p == self.checkpoints and not any(p.iterdir())))
+        ours = {self.checkpoints} if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()) else set()
+        return sorted(p.name for p in files if p not in {*ours, self.wandb_id_path})
 
     def write_config(self, yaml_text: str) -> None:
         """Save the resolved configuration; from here on the folder holds a run."""

@@ -5,7 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import pandas as pd
 
@@ -177,12 +177,32 @@ class Reporter:
         self.wandb.finish(exit_code)
 
     def __enter__(self) -> "Reporter":
+        if self.wandb.goes_on:
+            self._catch_up()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(exit_code=0 if kind is None else 1)
+        if kind is None:
+            self.close()
+        else:
+            self.progress.close()
+            self.wandb.leave()
+
+    def _catch_up(self) -> None:
+        """Send rounds that are in the tables and not at W&B: a kill takes what the client has not sent yet."""
+        scores, rounds, traffic = self.folder.scores(), self.folder.rounds(), self.folder.traffic()
+        during: Any = scores[scores["checkpoint"] == DURING_TRAINING].to_dict("records")
+        values = validation_values(during)
+        trained = rounds[rounds["task"] == "train"]
+        for round in sorted({*trained["round"], *traffic["round"]}):
+            own = trained[trained["round"] == round]
+            told = {"train/loss": _mean(own["loss"].dropna()), **values.get(round, {})}
+            for row in own.to_dict("records"):
+                told |= {f"{row['site']}/train/{name}": row[name] for name in ("loss", "steps", "seconds")}
+            sizes = traffic[traffic["round"] == round].groupby("direction")["bytes"].sum()
+            self.wandb.log_round(int(round), told | {f"bytes/{way}": size for way, size in sizes.items()})
 
 
 def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") -> Summary:

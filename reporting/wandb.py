@@ -4,9 +4,9 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,15 +25,35 @@ AGENT = (RUN_ID, "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agen
 _beside: ContextVar[bool] = ContextVar("beside", default=False)  # whether runs opened now belong to an agent's sweep
 
 
+class Place(NamedTuple):
+    """Where a run is at W&B; its folder keeps it as ENTITY/PROJECT/ID, or as much of that as is known."""
+
+    id: str = ""
+    project: str | None = None
+    entity: str | None = None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> "Place":
+        """What the folder remembers; nothing in a new one."""
+        path = folder.wandb_id_path
+        return cls(*reversed(path.read_text(encoding="utf-8").strip().split("/")[-3:])) if path.exists() else cls()
+
+    def remember(self, folder: RunFolder) -> None:
+        """Keep it in the folder."""
+        if self != self.of(folder):
+            write_atomic(folder.wandb_id_path, "/".join(filter(None, (self.entity, self.project, self.id))) + "\n")
+
+
 class WandbRun:
     """A run at W&B, or nothing at all when it is disabled: then the client is not even imported.
 
-    `round` is the x-axis of every chart. The run's id is kept in the run's folder, so that a resumed run goes on
-    there; under `wandb agent` the agent's id rules. Offline needs no account and no network. Steps of the client are
+    `round` is the x-axis of every chart. The run's folder remembers entity, project and id, so that a resumed run goes
+    on there; under `wandb agent` the agent's rule. Offline needs no account and no network. Steps of the client are
     rounds, so that the parts of a run that was resumed offline follow each other when they are synced.
     """
 
     opened: ClassVar[set[str]] = set()  # ids of the runs that this process has opened
+    current: ClassVar["WandbRun | None"] = None  # the one that is open
 
     def __init__(
         self,
@@ -54,8 +74,8 @@ class WandbRun:
             mode: Where to; "disabled" makes every method do nothing.
             folder: The run's folder; W&B's files go into its `wandb/`.
             config: The resolved configuration as plain values.
-            project: W&B project; None leaves it to WANDB_PROJECT.
-            entity: W&B user or team; None leaves it to WANDB_ENTITY.
+            project: W&B project of a new run; None leaves it to WANDB_PROJECT.
+            entity: W&B user or team of a new run; None leaves it to WANDB_ENTITY.
             name: Display name.
             group: Runs that differ in seed or fold share a group.
             job_type: What kind of run it is, e.g. the method.
@@ -70,32 +90,39 @@ class WandbRun:
             return
         if mode == "offline":
             os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the client calls home even offline
-        swept = swept_by_agent()
+        swept, kept = swept_by_agent(), Place.of(folder)
+        own = kept if kept.project else Place(kept.id or uuid.uuid4().hex[:12], project, entity)
         self._run = _open(
             mode=mode,
             dir=os.fspath(folder.path),
-            id=None if swept else run_id(folder),  # the client takes the agent's, and warns about any other
+            id=None if swept else own.id,  # the client takes the agent's, and warns about any other
             resume="allow" if mode == "online" else None,  # offline the id alone joins the parts when they are synced
             config=dict(config),
             allow_val_change=True,
-            project=None if swept or _beside.get() else project,  # the sweep's
-            entity=None if swept or _beside.get() else entity,
+            project=None if swept else own.project,  # the sweep's
+            entity=None if swept else own.entity,
             name=name,
             group=group,
             job_type=job_type,
             tags=list(tags),
         )
-        run_id(folder)  # under an agent too the folder remembers it
+        Place(self._run.id, self._run.project or own.project, self._run.entity or own.entity).remember(folder)
         self.opened.add(self._run.id)
+        WandbRun.current = self
         if self._run.resumed:
             self._sent = int(self._run.summary.get("round", -1))
         self._run.define_metric("round", hidden=True)
         self._run.define_metric("*", step_metric="round")
 
     @property
-    def active(self) -> bool:
-        """Whether anything is recorded."""
-        return self._run is not None
+    def goes_on(self) -> bool:
+        """Whether this is a run that W&B has from before an interruption."""
+        return self._run is not None and self._run.resumed
+
+    @property
+    def _step(self) -> int:
+        """The client's steps never go back; a resumed run begins where it ended, which `Run.step` does not tell."""
+        return max(self._run.step, self._run.starting_step) if self._run is not None else 0
 
     def log_round(self, round: int, values: Mapping[str, float], *, last: bool = False) -> None:
         """Add points at x = round, e.g. {"train/loss": 0.4, "site_a/val/global/dice": 0.8}; NaN is left out.
@@ -108,7 +135,7 @@ class WandbRun:
         known = {key: float(value) for key, value in values.items() if not np.isnan(value)}
         if self._run is not None and known and round > self._sent:
             self._sent = round
-            self._run.log({"round": round, **known}, step=max(round, self._run.step), commit=not last)
+            self._run.log({"round": round, **known}, step=max(round, self._step), commit=not last)
 
     def summarise(self, values: Mapping[str, float]) -> None:
         """Set the numbers that stand for the whole run (what a sweep reads); nothing is logged after that."""
@@ -149,13 +176,18 @@ class WandbRun:
     def _log_last(self, values: Mapping[str, Any]) -> None:
         """Add to the last round's row, or behind it if that is gone already."""
         if self._run is not None:
-            self._run.log({"round": max(self._sent, 0), **values}, step=max(self._sent, self._run.step), commit=False)
+            self._run.log({"round": max(self._sent, 0), **values}, step=max(self._sent, self._step), commit=False)
 
     def finish(self, exit_code: int) -> None:
         """Close the run; an exit code other than 0 marks it as failed."""
         if self._run is not None:
             self._run.finish(exit_code=exit_code)
-            self._run = None
+            self._run = WandbRun.current = None
+
+    def leave(self) -> None:
+        """An error passes: the run stays open until `failing_run` has told its log why; one beside an agent's ends."""
+        if _beside.get():
+            self.finish(exit_code=1)
 
 
 def swept_by_agent() -> bool:
@@ -178,22 +210,29 @@ def beside_the_agent() -> Iterator[None]:
             sys.modules["wandb"].teardown()  # the client reads its environment once
 
 
+def remember_agent(folder: RunFolder) -> None:
+    """Let a folder know which run it will be before that opens: stopped folds and stages go on as the agent's run."""
+    if swept_by_agent():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        Place(os.environ[RUN_ID], os.environ.get("WANDB_PROJECT"), os.environ.get("WANDB_ENTITY")).remember(folder)
+
+
 @contextmanager
 def failing_run(exit_code: int) -> Iterator[None]:
-    """Mark the agent's run as failed, if this process came to its end before it opened that run.
+    """Mark the open run as failed; where this process ends before it opened the agent's run, mark that one.
 
-    What is printed inside is the run's log at W&B, so that a refused combination of settings can be read there.
+    What is printed inside is the run's log at W&B, so that it can be read there why a run failed or was refused.
     """
-    if not swept_by_agent() or os.environ[RUN_ID] in WandbRun.opened:
-        yield
-        return
-    try:
-        run = _open(mode="online")
-    except ReportingError:
-        run = None  # what went wrong first is what counts, and is printed
+    opened = WandbRun.current
+    run = None
+    if opened is None and swept_by_agent() and os.environ[RUN_ID] not in WandbRun.opened:
+        with suppress(ReportingError):  # what went wrong first is what counts, and is printed
+            run = _open(mode="online")
     try:
         yield
     finally:
+        if opened is not None:
+            opened.finish(exit_code)
         if run is not None:
             run.finish(exit_code=exit_code)
 
@@ -207,15 +246,6 @@ def _open(**settings: Any) -> "Run":
         raise ReportingError(
             f"W&B did not open the run ({error}). Log in with `wandb login`, or set wandb.mode=offline or disabled."
         ) from error
-
-
-def run_id(folder: RunFolder) -> str:
-    """The agent's id, else the one in the folder, else a new one; kept in the folder."""
-    kept = folder.wandb_id_path.read_text(encoding="utf-8").strip() if folder.wandb_id_path.exists() else ""
-    chosen = os.environ.get(RUN_ID) or kept or uuid.uuid4().hex[:12]
-    if chosen != kept:
-        write_atomic(folder.wandb_id_path, chosen + "\n")
-    return chosen
 
 
 def _worth(column: pd.Series) -> pd.Series:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from reporting.overlays import Picture, best_slice, displayed, draw_overlays, pi
 from reporting.progress import Progress, duration
 from reporting.reporter import Reporter, validation_values
 from reporting.summary import summarise
-from reporting.wandb import WandbRun, label_map, run_id
+from reporting.wandb import (
+    Place,
+    WandbRun,
+    _wandb_image,
+    failing_run,
+    label_map,
+    remember_agent,
+)
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -528,6 +536,7 @@ class FakeWandb(WandbRun):
         self.points: list[tuple[int, dict[str, float]]] = []
         self.summary: dict[str, float] = {}
         self.exit_code: int | None = None
+        self._run = None
 
     def log_round(self, round: int, values: Mapping[str, float], *, last: bool = False) -> None:
         self.points.append((round, dict(values)))
@@ -599,11 +608,38 @@ def test_dashboards_get_one_point_per_round_and_sweep_keys(folder: RunFolder) ->
     assert wandb.exit_code == 0
 
 
-def test_a_crash_marks_the_run_failed(folder: RunFolder) -> None:
+def test_a_crashed_run_stays_open_until_its_log_says_why(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = FakeWandb()
+    monkeypatch.setattr(WandbRun, "current", wandb)
     with pytest.raises(RuntimeError), Reporter(folder, wandb, progress=Progress(io.StringIO())):
         raise RuntimeError
-    assert wandb.exit_code == 1
+    assert wandb.exit_code is None
+    with failing_run(2):
+        assert wandb.exit_code is None
+    assert wandb.exit_code == 2
+    beside = FakeWandb()
+    monkeypatch.setattr(WandbRun, "current", beside)
+    monkeypatch.setattr("reporting.wandb._beside", ContextVar("beside", default=True))
+    with pytest.raises(RuntimeError), Reporter(folder, beside, progress=Progress(io.StringIO())):
+        raise RuntimeError
+    assert beside.exit_code == 1, "the agent's run tells why; this one ends before that opens"
+
+
+def test_rounds_that_a_kill_took_from_wandb_are_sent_from_the_tables(folder: RunFolder) -> None:
+    folder.append_rounds([trained(round, site, loss) for round in (1, 2) for site, loss in (("A", 0.5), ("B", 0.7))])
+    folder.append_scores([during(1, "A", 0.4), during(2, "A", 0.6)])
+    folder.append_traffic([{"round": 2, "site": "A", "direction": "up", "group": "model", "bytes": 10}])
+
+    class GoesOn(FakeWandb):
+        goes_on = True
+
+    wandb = GoesOn()
+    with Reporter(folder, wandb, progress=Progress(io.StringIO())):
+        pass
+    assert [round for round, _ in wandb.points] == [1, 2]
+    assert wandb.points[0][1]["A/val/global/dice"] == 0.4
+    assert wandb.points[1][1]["train/loss"] == pytest.approx(0.6)
+    assert (wandb.points[1][1]["bytes/up"], wandb.points[1][1]["B/train/steps"]) == (10, 5)
 
 
 def test_validation_values_of_unseen_sites_are_left_out() -> None:
@@ -636,7 +672,6 @@ def test_disabled_imports_and_writes_nothing(tmp_path: Path, monkeypatch: pytest
     run.log_pictures([picture()], ("disc", "cup"))
     run.log_cases(pd.DataFrame([score("A", 0.5)]))
     run.finish(0)
-    assert not run.active
     assert list(tmp_path.iterdir()) == []
 
 
@@ -701,7 +736,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def offline_session(folder: RunFolder, first: int, exit_code: int) -> None:
     config = {"algorithm": "ditto", "federation": {"rounds": 4}}
-    run = WandbRun("offline", folder, config, project="p", group="g", job_type="ditto", tags=["t"])
+    run = WandbRun("offline", folder, config, project="p", name="n", group="g", job_type="ditto", tags=["t"])
     for round in (first, first + 1):
         run.log_round(round, {"val/global/dice": round / 10, "nothing": float("nan")})
     run.log_pictures([picture()], ("disc", "cup"))
@@ -732,8 +767,11 @@ def offline(folder: RunFolder, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 def test_an_offline_run_holds_all_and_a_resumed_one_keeps_its_id(offline: RunFolder) -> None:
     records = offline_records(offline)
     runs = [record.run for record in records if record.HasField("run")]
-    assert {run.run_id for run in runs} == {offline.wandb_id_path.read_text().strip()}
+    assert {run.run_id for run in runs} == {Place.of(offline).id}
     assert {(run.run_group, run.job_type, run.project) for run in runs} == {("g", "ditto", "p")}
+    assert {(run.display_name, *run.tags) for run in runs} == {("n", "t")}
+    metrics = {m.name or m.glob_name: m.step_metric for r in records if r.HasField("metric") for m in [r.metric]}
+    assert metrics["*"] == "round"
     config = {key(update): json.loads(update.value_json) for update in runs[0].config.update}
     assert config["algorithm"] == "ditto"
     assert config["federation"] == {"rounds": 4}
@@ -750,14 +788,32 @@ def test_an_offline_run_holds_all_and_a_resumed_one_keeps_its_id(offline: RunFol
     assert [r.exit.exit_code for r in records if r.HasField("exit")] == [1, 0]
 
 
-def test_under_an_agent_the_id_of_the_agent_rules(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    made = run_id(folder)
-    assert run_id(folder) == made
-    monkeypatch.setenv("WANDB_RUN_ID", "agent1")
-    assert run_id(folder) == "agent1"
-    monkeypatch.delenv("WANDB_RUN_ID")
-    assert run_id(folder) == "agent1"
+def test_a_folder_remembers_where_its_run_is(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Place.of(folder) == Place()
+    folder.wandb_id_path.write_text("abc\n")  # as earlier versions wrote it
+    assert Place.of(folder) == Place("abc")
+    Place("abc", "trial", "team").remember(folder)
+    assert folder.wandb_id_path.read_text() == "team/trial/abc\n"
+    remember_agent(folder)  # there is none
+    assert Place.of(folder) == Place("abc", "trial", "team")
+    for name, value in (("RUN_ID", "r1"), ("SWEEP_ID", "s1"), ("PROJECT", "p"), ("ENTITY", "e")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    remember_agent(folder)
+    assert Place.of(folder) == Place("r1", "p", "e")
+
+
+def test_each_mask_of_an_image_is_its_own_and_its_classes_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.Image", lambda pixels, **told: shown.update(told, pixels=pixels))
+    drawn = picture()
+    _wandb_image(drawn, ("disc", "cup"))
+    assert shown["caption"] == f"{drawn.role}: {drawn.case}"
+    assert set(shown["masks"]) == {"truth", "global", "personal"}
+    index = best_slice(drawn)
+    for view, mask in shown["masks"].items():
+        assert mask["class_labels"] == {1: "disc", 2: "cup"}
+        assert np.array_equal(mask["mask_data"], label_map(drawn.masks[view][:, index]))
+    assert not np.array_equal(shown["masks"]["truth"]["mask_data"], shown["masks"]["global"]["mask_data"])
 
 
 def test_online_without_an_account_names_the_cure(

@@ -22,6 +22,7 @@ from federation.checkpoint import Checkpoint
 from reporting.folder import RunFolder
 from reporting.reporter import sweep_values
 from reporting.summary import summarise
+from reporting.wandb import Place
 from tests.wandb_server import ENTITY, Run, WandbServer
 
 pytest.importorskip("wandb")
@@ -186,7 +187,8 @@ def test_an_agent_runs_a_sweep_and_a_refused_combination_does_not_end_it(shell: 
     (found,) = (shell.folder / "runs" / good.sweep).iterdir()  # the refused ones leave no folder
     assert found.name == f"phantom-ditto-seed0-{good.name}"
     folder = RunFolder(found)
-    assert folder.wandb_id_path.read_text().strip() == good.name
+    assert folder.wandb_id_path.read_text() == f"{ENTITY}/trial/{good.name}\n"
+    assert good.display_name == f"phantom-ditto-seed0-{good.name}"
     assert_arrived(good, folder)
     assert len(good.history) == 3, "rounds 0 to 2, one row each"
     assert_pictures_and_table(good, server, folder)
@@ -241,7 +243,7 @@ def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shel
     assert whole.summary["best/test/global/dice"] == pytest.approx(mean)
     for fold, site in zip(folds, ("site_01", "site_02", "site_03"), strict=True):
         assert fold.config["data.unseen"] == [site]
-        assert RunFolder(found / site).wandb_id_path.read_text().strip() == fold.name
+        assert Place.of(RunFolder(found / site)).id == fold.name
         assert_arrived(fold, RunFolder(found / site))
 
 
@@ -250,6 +252,7 @@ def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, s
     settings = {**PLAIN, "algorithm": "fedavg", "seed": 5, "federation.rounds": 5000}
     agent = shell.start("wandb", "agent", "--count", "1", shell.sweep(settings))
     wait_for(lambda: any(len(rounds(known)) >= 2 for known in server.runs.values()), agent, shell)
+    time.sleep(1 if how == "killed" else 0)  # rounds that the client holds back are lost with it, and sent later
     (run,) = server.runs.values()
     (found,) = (shell.folder / "runs" / run.sweep).iterdir()
     pid = training(agent)
@@ -264,14 +267,34 @@ def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, s
         agent.wait(60)
         assert run.state == "failed"
         assert "stopped; go on with" in shell.printed()
+        assert "stopped; go on with" in run.output, "the log at W&B says why"
     done = Checkpoint(found / "checkpoints").round
     assert done >= 2
     more = f"federation.rounds={done + 2}"
     shell.run(sys.executable, str(ROOT / "train.py"), f"output={found}", "resume=true", more)
-    assert list(server.runs) == [run.name]
+    assert list(server.runs) == [run.name], "also in the project of the sweep: the server keeps runs apart by it"
     assert run.state == "finished"
     assert rounds(run) == list(range(1, done + 3)), "no round twice, none missing"
     assert_arrived(run, RunFolder(found))
+
+
+def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, server: WandbServer) -> None:
+    settings = {**PLAIN, "data.n_sites": 3, "federation.rounds": 2, "algorithm": "fedavg"}
+    agent = shell.start("wandb", "agent", "--count", "1", shell.sweep({**settings, "protocol": "leave_one_site_out"}))
+    wait_for(lambda: any(known.job_type == "fold" and rounds(known) for known in server.runs.values()), agent, shell)
+    pid = training(agent)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert agent.wait(60) == 0
+    (whole,) = (run for run in server.runs.values() if run.sweep)
+    (found,) = (shell.folder / "runs" / whole.sweep).iterdir()
+    shell.run(sys.executable, str(ROOT / "train.py"), f"output={found}", "resume=true")
+    assert {run.state for run in server.runs.values()} == {"finished"}
+    assert {run.project for run in server.runs.values()} == {"trial"}
+    assert len(server.runs) == 4, "three folds, and the agent's run that gathers them"
+    assert "best/test/global/dice" in whole.summary
+    for site in ("site_01", "site_02", "site_03"):
+        assert_arrived(server.runs[Place.of(RunFolder(found / site)).id], RunFolder(found / site))
 
 
 def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, server: WandbServer) -> None:
@@ -284,6 +307,6 @@ def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, ser
     assert len(parts) == 2
     shell.run("wandb", "sync", *parts)
     (run,) = server.runs.values()
-    assert run.name == RunFolder(shell.folder / "run").wandb_id_path.read_text().strip()
+    assert run.name == Place.of(RunFolder(shell.folder / "run")).id
     assert (run.state, run.project, rounds(run)) == ("finished", "federated-segmentation", [1, 2, 3])
     assert_arrived(run, RunFolder(shell.folder / "run"))

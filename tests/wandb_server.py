@@ -211,6 +211,9 @@ class WandbServer:
 
     def _upsert_bucket(self, query: str, variables: Json) -> Json:
         name = variables.get("name") or variables["id"]
+        there, project = self.runs.get(name), variables.get("project")
+        if there is not None and project and there.project not in ("", project):
+            name = f"{project}/{name}"  # another project's run of the same name is another run
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(name))
         run.upserts += 1
@@ -223,15 +226,15 @@ class WandbServer:
         run.tags = variables.get("tags") or run.tags
         if variables.get("config"):
             run.config = {k: v["value"] for k, v in json.loads(variables["config"]).items() if k != "_wandb"}
-        project = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
-        bucket = {"id": name, "name": name, "displayName": run.display_name, "description": "", "project": project}
+        shown = {"id": "p", "name": run.project, "entity": {"id": "e", "name": ENTITY}}
+        bucket = {"id": name, "name": name, "displayName": run.display_name, "description": "", "project": shown}
         bucket |= {"config": "{}", "sweepName": run.sweep or None, "historyLineCount": len(run.history)}
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
 
     def _resume_status(self, query: str, variables: Json) -> Json:
         run = self.runs.get(variables["name"])
         model: Json = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": ENTITY}}
-        if run is None or not run.upserts:
+        if run is None or not run.upserts or run.project != variables["project"]:
             return {"model": {**model, "bucket": None}}
         last = json.dumps([json.dumps(run.history[-1])] if run.history else [])
         bucket = {
