@@ -7,13 +7,15 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 REQUIRED = inspect.Parameter.empty
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,16 @@ class Knob:
 
     @property
     def type_name(self) -> str:
-        """The annotation as a user would write it."""
+        """The annotation as a user would write it, with its range."""
         if typing.get_origin(self.type) is typing.Literal:
             return "|".join(str(value) for value in typing.get_args(self.type))
         members = typing.get_args(self.type)
+        if typing.get_origin(self.type) is typing.Annotated:
+            range_ = FieldInfo.from_annotation(self.type).metadata
+            bounds = [f"{SIGNS[word]} {limit:g}" for bound in range_ for word, limit in asdict(bound).items()]
+            return f"{Knob(members[0], None, '').type_name} {' and '.join(bounds)}"
         if type(None) in members:
-            return "|".join(Knob(m, None, "").type_name for m in members)
+            return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)
         return name.replace("typing.", "").replace("NoneType", "null")
 
@@ -49,7 +55,7 @@ def knobs(owner: Callable[..., Any]) -> dict[str, Knob]:
     """
     found: dict[str, Knob] = {}
     for function, documentation in _layers(owner):
-        types = typing.get_type_hints(function)
+        types = typing.get_type_hints(function, include_extras=True)
         descriptions = described(documentation)
         for name, parameter in inspect.signature(function).parameters.items():
             if name in found or not _is_setting(parameter, owner):

@@ -96,12 +96,6 @@ class Objective:
     smoothness: Literal["norm", "mean"]
     radius: int
 
-    def __post_init__(self) -> None:
-        if min(self.entropy_weight, self.consistency_weight, self.smoothness_weight) < 0:
-            raise ValueError(f"the weights of the adaptation terms must not be negative: {self}")
-        if self.radius < 1:
-            raise ValueError(f"the radius of the smoothness window must be at least 1 pixel, not {self.radius}")
-
     def terms(self, logits: Tensor, first: Tensor, second: Tensor) -> "Terms":
         """The terms for one batch, each (B, C, H, W) logits.
 
