@@ -9,9 +9,10 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 REQUIRED = inspect.Parameter.empty
@@ -48,7 +49,8 @@ class Knob:
         return name.replace("typing.", "").replace("NoneType", "null")
 
 
-def knobs(owner: Callable[..., Any]) -> dict[str, Knob]:
+@cache
+def knobs(owner: Callable[..., Any]) -> Mapping[str, Knob]:
     """The keyword settings of a function, a dataclass, or a class whose constructors pass ``**kwargs`` to their parent.
 
     A subclass's own definition wins. Positional parameters of functions and constructors are not settings.
@@ -72,15 +74,10 @@ def validated(owner: Callable[..., Any], values: Mapping[str, Any], prefix: str)
     """
     settings = knobs(owner)
     errors = [unknown(f"{prefix}{key}", [prefix + name for name in settings]) for key in values if key not in settings]
-    fields: Any = {
-        f"knob_{name}": (knob.type, Field(... if knob.default is REQUIRED else knob.default, alias=name))
-        for name, knob in settings.items()
-    }
-    schema = create_model("Settings", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
     given = {name: _plain(value) for name, value in values.items() if name in settings}
     try:
         # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers
-        values = schema.model_validate_json(json.dumps(given)).model_dump(by_alias=True)
+        values = _model(owner).model_validate_json(json.dumps(given)).model_dump(by_alias=True)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}, errors  # as YAML reads it
     except ValidationError as error:
         return given, errors + _lines(error, settings, prefix)
@@ -104,6 +101,15 @@ def described(documentation: str) -> dict[str, str]:
         for entry in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block, re.M):
             found[entry[1]] = " ".join(entry[2].split())
     return found
+
+
+@cache
+def _model(owner: Callable[..., Any]) -> type[BaseModel]:
+    fields: Any = {
+        f"knob_{name}": (knob.type, Field(... if knob.default is REQUIRED else knob.default, alias=name))
+        for name, knob in knobs(owner).items()
+    }
+    return create_model("Settings", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
 
 
 def _layers(owner: Callable[..., Any]) -> list[tuple[Callable[..., Any], str]]:
