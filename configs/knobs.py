@@ -66,14 +66,23 @@ def knobs(owner: Callable[..., Any]) -> Mapping[str, Knob]:
     return found
 
 
-def validated(owner: Callable[..., Any], values: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+def validated(
+    owner: Callable[..., Any], values: Mapping[str, Any], prefix: str, beside: typing.Iterable[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Check values against an owner's knobs and fill in defaults.
+
+    Args:
+        owner: of the knobs.
+        values: name -> value.
+        prefix: of the names, as the user writes them.
+        beside: other names that the user may have meant.
 
     Returns:
         All settings with their values, and a line for each thing that is wrong.
     """
     settings = knobs(owner)
-    errors = [unknown(f"{prefix}{key}", [prefix + name for name in settings]) for key in values if key not in settings]
+    known = [*(prefix + name for name in settings), *beside]
+    errors = [unknown(f"{prefix}{key}", known) for key in values if key not in settings]
     given = {name: _plain(value) for name, value in values.items() if name in settings}
     try:
         # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class DataError(ValueError):
     """Input data or a data setting that cannot be used; the message names the culprit and the cure."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question such as ``did you mean 'kvasir'?``; empty where no known name is near."""
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,6 +27,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
         A phrase such as ``did you mean 'kvasir'? Known: etis, kvasir``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(names)}"
+    return f"{did_you_mean(name, names)} Known: {', '.join(names)}".lstrip()

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datamodules.cache import Store
 from datamodules.cases import SPLITS, Case, Pixels, Split
-from datamodules.errors import DataError, nearest
+from datamodules.errors import DataError, did_you_mean
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
 from datamodules.transforms import Augmentation
@@ -316,6 +316,8 @@ class SiteData:
                 try:
                     return store, store.number(name)
                 except KeyError:
-                    hint = nearest(name, (known.case for known in store.cases)).split(" Known")[0]
-                    raise DataError(f"site {site!r} has no case {name!r}; {hint}") from None
+                    hint = did_you_mean(name, (known.case for known in store.cases))
+                    raise DataError(
+                        f"site {site!r} has no case {name!r}; {hint or f'it has {len(store.cases)}'}"
+                    ) from None
         raise DataError(f"no site {site!r}; a case of the pooled view is looked up by its Case, not by its name")

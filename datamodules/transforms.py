@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from datamodules.cases import Pixels, Sample
-from datamodules.errors import DataError, nearest
+from datamodules.errors import DataError, did_you_mean, nearest
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
 import albumentations as A  # noqa: N812
@@ -207,12 +207,9 @@ def _transform_class(name: str, part: str, path: Path) -> type[Any]:
     kinds = (A.ImageOnlyTransform, A.DualTransform, A.OneOf, A.SomeOf, A.RandomOrder, A.Sequential)
     everything = {key: value for key, value in vars(A).items() if isinstance(value, type) and issubclass(value, kinds)}
     if name not in everything:
-        raise DataError(f"{path}, {part}: albumentations has no {name}; {_close(name, everything)}")
+        hint = did_you_mean(name, everything) or "see its list of transforms"
+        raise DataError(f"{path}, {part}: albumentations has no {name}; {hint}")
     return everything[name]
-
-
-def _close(name: str, known: dict[str, Any]) -> str:
-    return nearest(name, known).split("Known:")[0].strip() or "see its list of transforms"
 
 
 def _construct(cls: type[Any], arguments: dict[str, Any], where: str) -> Any:

@@ -206,6 +206,7 @@ def test_mappings_are_replaced_not_merged(tmp_path: Path) -> None:
     [
         (["federation.round=3"], "unknown key 'federation.round'; did you mean 'federation.rounds'?"),
         (["fedration.rounds=3"], "unknown key 'fedration'; did you mean 'federation'?"),
+        (["data=folder", "dota.root=x"], "unknown key 'dota'; did you mean 'data'?"),
         (["sed=1"], "unknown key 'sed'; did you mean 'seed'?"),
         (["algorithm=dito"], "unknown algorithm 'dito'; did you mean 'ditto'?"),
         (["algorithm=Ditto"], "did you mean 'ditto'?"),
