@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from algorithms.fedper import FedRep
 from algorithms.functional.calibrated import (
     Disagreement,
-    FittedCalibration,
     Maps,
     SiteNetwork,
     StandaloneNetwork,
@@ -20,7 +19,7 @@ from algorithms.functional.calibrated import (
     draw_codes,
     set_sites,
 )
-from algorithms.functional.calibration import Attention, ChannelSelection, site_contrast
+from algorithms.functional.calibration import Attention, ChannelSelection, HeadCalibration, site_contrast
 from algorithms.recipe import Recipe
 from federation.contract import Batch, Site, Task
 from federation.ranges import ProperShare, Share
@@ -100,12 +99,10 @@ class LCFed(FedRep):
         self._name = ""
         self._heads: dict[str, Tensors] = {}
 
-    def _new_calibration(self, attention: Attention) -> FittedCalibration:
+    def _new_calibration(self, attention: Attention) -> HeadCalibration:
         first = next(module for module in self._head.modules() if isinstance(module, nn.Conv2d))
         regions = first.out_channels - (self.recipe.activation == "softmax")
-        return FittedCalibration(
-            first.in_channels, regions, first.out_channels, image_size=(384, 384), attention=attention
-        )
+        return HeadCalibration(first.in_channels, regions, first.out_channels, attention)
 
     @property
     def _head(self) -> nn.Module:

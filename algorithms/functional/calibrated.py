@@ -16,8 +16,6 @@ from algorithms.functional.calibration import (
     HeadCalibration,
     attention_scale,
     disagreement,
-    gaussian,
-    gaussian_histogram,
     peaks,
     peer_probabilities,
     standard_deviation,
@@ -49,16 +47,6 @@ class Disagreement:
             return distance
         window, _ = attention_scale(*distance.shape[-2:])
         return peaks(distance, window, self.threshold)
-
-
-class FittedCalibration(HeadCalibration):
-    """Head calibration whose kernel follows the size of the maps that it is given."""
-
-    def attend(self, maps: Tensor) -> Tensor:
-        """Attention of maps (B, R, H, W), of the same shape."""
-        side, sigma = attention_scale(*maps.shape[-2:])
-        self.kernel = (gaussian(side, sigma) if self.attention == "raw" else gaussian_histogram(side)).to(maps)
-        return super().attend(maps)
 
 
 class SiteNetwork(nn.Module):

@@ -195,33 +195,28 @@ class HeadCalibration(nn.Module):
     """Private second head (HC): features weighted by attention to disagreement and to the first head's answer.
 
     For each region, features * (1 + A(disagreement)) and features * (1 + A(probability)), concatenated; then a 3 x 3
-    convolution. Its inputs are constants, so that a loss on its output trains this head alone.
+    convolution. Its inputs are constants, so that a loss on its output trains this head alone. The kernel of A follows
+    the size of the maps (``attention_scale``).
 
     Args:
         channels: channels of the features.
         regions: maps that steer it, R.
         outputs: logits it returns.
-        image_size: (height, width) of the maps in pixels; the kernel scales with it (``attention_scale``).
         attention: ``"raw"``: A = map * Gaussian of peak 1, not bounded (current release); ``"minmax"``:
             A = max(minmax(map * Gaussian), map), in [0, 1] (older release).
     """
 
-    kernel: Tensor
-
-    def __init__(
-        self, channels: int, regions: int, outputs: int, *, image_size: tuple[int, int], attention: Attention
-    ) -> None:
+    def __init__(self, channels: int, regions: int, outputs: int, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
-        side, sigma = attention_scale(*image_size)
-        kernel = gaussian(side, sigma) if attention == "raw" else gaussian_histogram(side)
-        self.register_buffer("kernel", kernel, persistent=False)
         self.head = nn.Conv2d(2 * regions * channels, outputs, kernel_size=3, padding=1)
 
     def attend(self, maps: Tensor) -> Tensor:
         """Attention of maps (B, R, H, W), of the same shape."""
-        smoothed = smooth(maps, self.kernel)
-        return smoothed if self.attention == "raw" else torch.maximum(minmax(smoothed), maps)
+        side, sigma = attention_scale(*maps.shape[-2:])
+        if self.attention == "raw":
+            return smooth(maps, gaussian(side, sigma))
+        return torch.maximum(minmax(smooth(maps, gaussian_histogram(side))), maps)
 
     def forward(self, features: Tensor, probabilities: Tensor, disagreement: Tensor) -> Tensor:
         """Calibrated logits.
