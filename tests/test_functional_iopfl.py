@@ -1,7 +1,7 @@
 """IOP-FL's mathematics: trajectory, routed layers, label-free adaptation; against reference arrays and by property."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from algorithms.functional.routing import (
     routed_layers,
     routing_size,
 )
-from algorithms.functional.trajectory import average_states, snapshot
+from algorithms.functional.trajectory import average_states
 from models.select import normalisation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
@@ -57,6 +57,10 @@ def golden(name: str) -> dict[str, Tensor]:
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 # Trajectory
