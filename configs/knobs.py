@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 REQUIRED = inspect.Parameter.empty
+WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -46,7 +47,9 @@ class Knob:
         if type(None) in members:
             return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)
-        return name.replace("typing.", "").replace("NoneType", "null")
+        for written, read in WORDS.items():
+            name = name.replace(written, read)
+        return name
 
 
 @cache

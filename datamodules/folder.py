@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class FolderDataModule(MultiCenterDataModule):
         *,
         root: str,
         manifest: str | None = None,
-        regions: dict[str, list[int]] = {"foreground": [1]},  # noqa: B006  (never changed)
+        regions: Mapping[str, Sequence[int]] = {"foreground": [1]},
         stack_slices: bool = False,
         patient_pattern: str | None = None,
         mask_suffix: str = "",
