@@ -19,7 +19,7 @@ from algorithms.functional.adaptation import (
     fit_statistics,
     foreground,
     local_range,
-    normalised_entropy,
+    normalized_entropy,
     probabilities,
     set_router_dropout,
     use_batch_statistics,
@@ -452,7 +452,7 @@ def test_losses_equal_the_reference() -> None:
     close(terms.consistency, 0.1 * reference["consistency_mean"])
     close(terms.smoothness, reference["smooth_norm"][0])
     close(terms.total, reference["tta_total"], 1e-6)
-    close(normalised_entropy(logits, "softmax"), reference["entropy_per_pixel_mean"], 1e-6)
+    close(normalized_entropy(logits, "softmax"), reference["entropy_per_pixel_mean"], 1e-6)
     terms.total.backward()
     close(logits.grad, reference["tta_grad_logits"], 1e-8)
     close(other.grad, reference["tta_grad_other"], 1e-12)
@@ -498,10 +498,10 @@ def test_one_sigmoid_region_is_the_softmax_of_two_classes() -> None:
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_entropy_is_largest_where_nothing_is_known_and_zero_where_all_is(activation: str) -> None:
-    assert float(normalised_entropy(torch.zeros(2, 4, 3, 3), activation)) == pytest.approx(1.0, abs=1e-4)
+    assert float(normalized_entropy(torch.zeros(2, 4, 3, 3), activation)) == pytest.approx(1.0, abs=1e-4)
     certain = torch.full((2, 4, 3, 3), -100.0)
     certain[:, 1] = 100.0
-    assert float(normalised_entropy(certain, activation)) == pytest.approx(0.0, abs=1e-5)
+    assert float(normalized_entropy(certain, activation)) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_local_range_equals_the_direct_window_and_vanishes_for_constant_maps() -> None:
@@ -637,7 +637,7 @@ def test_a_fresh_pass_is_a_third_one_and_what_the_view_is_compared_with() -> Non
             fresh_pass=fresh_pass,
         )
         close(terms.consistency, disagreement(outputs[1], expected, "softmax"))
-        close(terms.entropy, normalised_entropy(outputs[0], "softmax"))
+        close(terms.entropy, normalized_entropy(outputs[0], "softmax"))
         assert len(list(answers)) == (0 if fresh_pass else 1)
 
 

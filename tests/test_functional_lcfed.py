@@ -130,23 +130,23 @@ def test_p3_disagreement_equals_the_authors(dtype: torch.dtype, tolerance: float
     probabilities, arrays = golden_peers(dtype)
     assert probabilities.shape == (4, 2, 2, 40, 36)
     for site in (0, 1):
-        maps = disagreement(probabilities, site, normalisation="map")
+        maps = disagreement(probabilities, site, normalization="map")
         close(maps, arrays["disagreement_normalised"][site], tolerance)
         assert (maps.amax((-2, -1)) == 1).all()
         assert maps.min() >= 0
     for site in range(4):
-        found = peaks(disagreement(probabilities, site, normalisation="map"), window=31, threshold=0.2)
+        found = peaks(disagreement(probabilities, site, normalization="map"), window=31, threshold=0.2)
         assert torch.equal(found.to(torch.uint8), arrays["disagreement_peaks"][site])
-    close(standard_deviation(probabilities, normalisation="none"), arrays["std_over_heads_legacy"], tolerance)
+    close(standard_deviation(probabilities, normalization="none"), arrays["std_over_heads_legacy"], tolerance)
 
 
 def test_other_normalisations() -> None:
     probabilities = noise(3, 2, 2, 6, 6)
-    raw = disagreement(probabilities, 0, normalisation="none")
+    raw = disagreement(probabilities, 0, normalization="none")
     by_hand = (((probabilities[1:] - probabilities[0]) ** 2).sum(0) / 2).sqrt()
     close(raw, by_hand, 1e-15)
-    close(disagreement(probabilities, 0, normalisation="batch"), raw / raw.max(), 1e-15)
-    spread = standard_deviation(probabilities, normalisation="batch")
+    close(disagreement(probabilities, 0, normalization="batch"), raw / raw.max(), 1e-15)
+    spread = standard_deviation(probabilities, normalization="batch")
     assert spread.max() == 1
 
 
@@ -154,7 +154,7 @@ def test_p3_agreeing_heads_and_a_single_site_give_zero_maps() -> None:
     probabilities = noise(1, 2, 2, 8, 8)
     for sites in (1, 4):
         same = probabilities.expand(sites, -1, -1, -1, -1)
-        for maps in (disagreement(same, 0, normalisation="map"), standard_deviation(same, normalisation="map")):
+        for maps in (disagreement(same, 0, normalization="map"), standard_deviation(same, normalization="map")):
             assert not maps.any()
             assert not peaks(maps, window=3, threshold=0.2).any()
     calibration = HeadCalibration(3, 2, 2, attention="minmax").double()

@@ -41,8 +41,8 @@ class Disagreement:
     def __call__(self, answers: Tensor, own: int) -> Tensor:
         """Probabilities of K heads, (K, B, R, H, W), the own one at place ``own``, to maps (B, R, H, W) in [0, 1]."""
         if self.maps == "deviation":
-            return standard_deviation(answers, normalisation="none")
-        distance = disagreement(answers, own, normalisation="map")
+            return standard_deviation(answers, normalization="none")
+        distance = disagreement(answers, own, normalization="map")
         if self.maps == "distance":
             return distance
         window, _ = attention_scale(*distance.shape[-2:])

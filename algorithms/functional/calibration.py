@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 Attention = Literal["raw", "minmax"]
-Normalisation = Literal["map", "batch", "none"]
+Normalization = Literal["map", "batch", "none"]
 
 
 class ChannelSelection(nn.Module):
@@ -103,33 +103,33 @@ def peer_probabilities(
     return torch.stack([activation(functional_call(head, dict(state), (features,))) for state in states])
 
 
-def disagreement(probabilities: Tensor, site: int, *, normalisation: Normalisation) -> Tensor:
+def disagreement(probabilities: Tensor, site: int, *, normalization: Normalization) -> Tensor:
     """How far the sites' heads are from the own one: sqrt(sum_j (p_j - p_own)^2 / (K - 1)).
 
     Args:
         probabilities: (K, B, R, H, W).
         site: the own site's index.
-        normalisation: divide by the maximum of each ``"map"`` (image and region, as released), of the whole
+        normalization: divide by the maximum of each ``"map"`` (image and region, as released), of the whole
             ``"batch"``, or by nothing.
 
     Returns:
         (B, R, H, W), in [0, 1]; zero where nobody disagrees.
     """
     squares = (probabilities - probabilities[site]).square().sum(0)
-    return _normalise((squares / max(len(probabilities) - 1, 1)).sqrt(), normalisation)
+    return _normalize((squares / max(len(probabilities) - 1, 1)).sqrt(), normalization)
 
 
-def standard_deviation(probabilities: Tensor, *, normalisation: Normalisation) -> Tensor:
+def standard_deviation(probabilities: Tensor, *, normalization: Normalization) -> Tensor:
     """Older disagreement map: unbiased standard deviation over the sites' heads, (K, B, R, H, W) to (B, R, H, W)."""
     if len(probabilities) < 2:
         return torch.zeros_like(probabilities[0])
-    return _normalise(probabilities.std(0), normalisation)
+    return _normalize(probabilities.std(0), normalization)
 
 
-def _normalise(maps: Tensor, normalisation: Normalisation) -> Tensor:
-    if normalisation == "none":
+def _normalize(maps: Tensor, normalization: Normalization) -> Tensor:
+    if normalization == "none":
         return maps
-    highest = maps.amax((-2, -1), keepdim=True) if normalisation == "map" else maps.amax()
+    highest = maps.amax((-2, -1), keepdim=True) if normalization == "map" else maps.amax()
     return torch.where(highest > 0, maps / highest, 0.0)
 
 
