@@ -12,6 +12,7 @@ from torch.func import functional_call
 from algorithms.fedavg import FedAvg
 from algorithms.functional.mixture import alpha_step
 from federation.contract import Batch
+from federation.ranges import Share
 
 
 class APFL(FedAvg):
@@ -22,7 +23,7 @@ class APFL(FedAvg):
     model w takes no gradient from the mixture, so the global model is FedAvg's. A local step costs about twice as much.
 
     Args:
-        alpha: weight of the own model at the start, in [0, 1].
+        alpha: weight of the own model at the start.
         alpha_lr: step size of alpha; null takes training.lr, as the authors' code does.
         mix: outputs (the authors' code) or weights (the paper).
         adapt: when alpha is adapted: at the first step of a round (the authors' code), at every step, or never.
@@ -34,15 +35,13 @@ class APFL(FedAvg):
     def __init__(
         self,
         *args: Any,
-        alpha: float = 0.5,
+        alpha: Share = 0.5,
         alpha_lr: float | None = None,
         mix: Literal["outputs", "weights"] = "outputs",
         adapt: Literal["round", "step", "never"] = "round",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"algorithm.alpha={alpha} is not in [0, 1]")
         self.alpha_lr = self.recipe.training.lr if alpha_lr is None else alpha_lr
         self.mix = mix
         self.alpha_adapts = adapt

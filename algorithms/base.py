@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from algorithms.optimizer_state import load_optimizer, pack_optimizer
 from algorithms.parts import Parts
 from algorithms.recipe import Recipe
 from federation.contract import Batch, Site, Task
+from federation.ranges import check_ranges
 from federation.state import State, Tensors, Update, add, subtract
 from models.heads import probabilities
 from models.select import Selector, everything, named, nothing
@@ -58,6 +59,13 @@ class Algorithm(pl.LightningModule):
     """Whether `loss` compares images of different patients: such a step cannot be made private patient by patient."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
+
+    def __new__(cls, *_: Any, **settings: Any) -> Algorithm:
+        """Refuse settings outside the ranges that the constructors' annotations state."""
+        for parent in cls.__mro__:
+            if "__init__" in vars(parent):
+                check_ranges(vars(parent)["__init__"], settings, "algorithm")
+        return super().__new__(cls)
 
     def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
         super().__init__()

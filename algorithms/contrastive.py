@@ -6,9 +6,10 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,7 @@ from algorithms.functional.partitions import PartitionRule, slice_partition, sli
 from algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
 from algorithms.functional.trajectory import follow
 from federation.contract import Batch, Site, Task
+from federation.ranges import PositiveShare, Share
 from federation.state import State, Tensors, Update
 from models.select import complement, part
 
@@ -65,13 +67,13 @@ class Contrastive(FedAvg):
         partitions: structural partitions of a volume.
         partition_rule: equal cuts volumes into equal parts; official is the rule of positional contrast (Zeng et al.,
             MICCAI 2021), uneven for short volumes.
-        position_threshold: of positional pairs, in (0, 1].
+        position_threshold: of positional pairs.
         exchange: what sites show each other of their features: none, moments, prototypes or features.
         noise: deviation of Gaussian noise on each coordinate that is exchanged; vectors have length 1.
         at_least: slices behind a prototype or behind moments.
         dimensions: length D of a projected feature.
-        temperature: of the contrast, > 0.
-        momentum: of the momentum encoder, in [0, 1].
+        temperature: of the contrast.
+        momentum: of the momentum encoder.
         momentum_policy: what the momentum encoder is at the start of a round: reset is the received encoder, keep is
             the site's own of the round before, federate is the mean of the sites' (the traffic of weights doubles).
         denominator: what a positive is told from: other_partitions, or all features as the formula is written.
@@ -83,7 +85,7 @@ class Contrastive(FedAvg):
         negatives: features a step compares with, drawn from all that a site knows.
         virtual_keys: features drawn from other sites' moments in each step.
         stale_ttl: rounds that a site's features outlive its absence.
-        crop: least share of the image's area that a view shows, in (0, 1]; 1 leaves views to data.augment.
+        crop: least share of the image's area that a view shows; 1 leaves views to data.augment.
         weighting: examples weighs a site by its training images, labelled or not; uniform gives every site the same
             weight; similarity is FedMoCo's: images times how little training re-arranged the site's representation.
     """
@@ -100,25 +102,25 @@ class Contrastive(FedAvg):
         model: nn.Module,
         *args: Any,
         pairing: Literal["partition", "position", "instance"] = "partition",
-        partitions: int = 4,
+        partitions: Annotated[int, Field(ge=1, le=POSITIONS)] = 4,
         partition_rule: PartitionRule = "equal",
-        position_threshold: float = 0.35,
+        position_threshold: PositiveShare = 0.35,
         exchange: Exchange = "features",
-        noise: float = 0.0,
-        at_least: int = 5,
-        dimensions: int = 128,
-        temperature: float = 0.1,
-        momentum: float = 0.99,
+        noise: NonNegativeFloat = 0.0,
+        at_least: PositiveInt = 5,
+        dimensions: Annotated[int, Field(ge=2)] = 128,
+        temperature: PositiveFloat = 0.1,
+        momentum: Share = 0.99,
         momentum_policy: Literal["reset", "keep", "federate"] = "reset",
         denominator: Denominator = "other_partitions",
         own_slice_positive: bool = False,
-        w_local: float = 1.0,
-        w_remote: float = 1.0,
-        bank_size: int = 2048,
-        negatives: int = 4096,
-        virtual_keys: int = 256,
-        stale_ttl: int = 1,
-        crop: float = 0.5,
+        w_local: NonNegativeFloat = 1.0,
+        w_remote: NonNegativeFloat = 1.0,
+        bank_size: PositiveInt = 2048,
+        negatives: PositiveInt = 4096,
+        virtual_keys: PositiveInt = 256,
+        stale_ttl: NonNegativeInt = 1,
+        crop: PositiveShare = 0.5,
         weighting: Literal["examples", "uniform", "similarity"] = "examples",
         **kwargs: Any,
     ) -> None:
@@ -138,7 +140,7 @@ class Contrastive(FedAvg):
         self.bank_size, self.negatives, self.virtual_keys = bank_size, negatives, virtual_keys
         self.stale_ttl = stale_ttl
         self.reads_updates = self.compares = weighting == "similarity"
-        self._check(position_threshold)
+        self._check()
         self.target = deepcopy(self.learner).requires_grad_(False)
         self.bank = FeatureBank(bank_size, dimensions)
         self._others: list[Tensors] = []
@@ -370,28 +372,8 @@ class Contrastive(FedAvg):
                 moved.tensors[group] = {**moved[group], "age": torch.tensor(age)}
         return moved
 
-    def _check(self, position_threshold: float) -> None:
-        """Refuse knobs that are out of range or do not fit each other."""
-        limits = {
-            "partitions": 1 <= self.partitions <= POSITIONS,
-            "temperature": self.temperature > 0,
-            "momentum": 0 <= self.momentum <= 1,
-            "dimensions": self.dimensions >= 2,
-            "noise": self.noise >= 0,
-            "at_least": self.at_least >= 1,
-            "bank_size": self.bank_size >= 1,
-            "negatives": self.negatives >= 1,
-            "virtual_keys": self.virtual_keys >= 1,
-            "stale_ttl": self.stale_ttl >= 0,
-            "crop": 0 < self.crop <= 1,
-            "w_local": self.w_local >= 0,
-            "w_remote": self.w_remote >= 0,
-        }
-        for name, fine in limits.items():
-            if not fine:
-                raise ValueError(f"algorithm.{name}={getattr(self, name)} is out of range; see train.py --help")
-        if not 0 < position_threshold <= 1:
-            raise ValueError(f"algorithm.position_threshold={position_threshold} is not in (0, 1]")
+    def _check(self) -> None:
+        """Refuse knobs that do not fit each other."""
         if self.w_local == 0 and (self.w_remote == 0 or self.exchange == "none" or self.pairing == "instance"):
             raise ValueError("algorithm.w_local=0 leaves nothing to learn; without exchange there is no remote term")
         if self.pairing == "position" and self.exchange in ("moments", "prototypes"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
@@ -20,15 +21,13 @@ class Ditto(FedAvg):
     ``trainer.gradient_clip`` do they meet: the norm is then taken over both. A local step costs twice FedAvg's.
 
     Args:
-        lam: strength of the pull, >= 0; 0 makes the personal model a local one. The global model is FedAvg's always.
+        lam: strength of the pull; 0 makes the personal model a local one. The global model is FedAvg's always.
     """
 
     views = ("global", "personal")
 
-    def __init__(self, *args: Any, lam: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, lam: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not lam >= 0:
-            raise ValueError(f"algorithm.lam={lam} must not be negative")
         self.lam = lam
         self.twin = deepcopy(self.model)
 

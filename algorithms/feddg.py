@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
@@ -17,6 +18,7 @@ from algorithms.functional.dice import soft_dice_loss
 from algorithms.functional.episode import Episode, episode
 from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
 from federation.contract import Batch, Site, Task
+from federation.ranges import PositiveShare, Share
 from federation.state import State, Tensors, Update
 from models.heads import probabilities
 
@@ -46,13 +48,13 @@ class FedDG(FedAvg):
 
     Args:
         half_width: b of the window of low frequencies |u|, |v| <= b that is exchanged and mixed, in cycles per image.
-        window: L, the window as a share of the spectrum in [0, 0.5], b = floor(L min(H, W)); null takes half_width.
-        bank_share: share of a site's training images whose amplitudes it publishes, in (0, 1]; at least one image.
-        donor_weight: of the donor's amplitude, in [0, 1]; null draws it from U(0, 1) for every image.
+        window: L, the window as a share of the spectrum, b = floor(L min(H, W)); null takes half_width.
+        bank_share: share of a site's training images whose amplitudes it publishes; at least one image.
+        donor_weight: of the donor's amplitude; null draws it from U(0, 1) for every image.
         styles: re-styled versions of an image in a step, each from another site until all have served.
-        meta_weight: of the task loss of the re-styled images, >= 0.
-        contrast_weight: of the contrast, >= 0; with meta_weight 0 too, training is FedAvg's.
-        temperature: of the contrast, > 0.
+        meta_weight: of the task loss of the re-styled images.
+        contrast_weight: of the contrast; with meta_weight 0 too, training is FedAvg's.
+        temperature: of the contrast.
         denominator: what a pair is told from: positive_and_negatives (the program), or negatives alone (the paper).
         group: contrast each image with its own versions (image, the paper) or the whole batch (the program).
         boundary_steps: width of the band inside of a structure's boundary, in pixels.
@@ -72,20 +74,20 @@ class FedDG(FedAvg):
     def __init__(
         self,
         *args: Any,
-        half_width: int = 1,
-        window: float | None = None,
-        bank_share: float = 1.0,
-        donor_weight: float | None = None,
-        styles: int = 1,
-        meta_weight: float = 1.0,
-        contrast_weight: float = 0.1,
-        temperature: float = 0.05,
+        half_width: NonNegativeInt = 1,
+        window: Annotated[float, Field(ge=0, le=0.5)] | None = None,
+        bank_share: PositiveShare = 1.0,
+        donor_weight: Share | None = None,
+        styles: PositiveInt = 1,
+        meta_weight: NonNegativeFloat = 1.0,
+        contrast_weight: NonNegativeFloat = 0.1,
+        temperature: PositiveFloat = 0.05,
         denominator: Denominator = "positive_and_negatives",
         group: Group = "image",
-        boundary_steps: int = 1,
-        background_steps: int = 5,
-        step: float = 1e-3,
-        clip: float = 100.0,
+        boundary_steps: PositiveInt = 1,
+        background_steps: PositiveInt = 5,
+        step: NonNegativeFloat = 1e-3,
+        clip: PositiveFloat = 100.0,
         second_order: bool = False,
         outer_updates_statistics: bool = False,
         task_loss: Literal["recipe", "released"] = "recipe",
@@ -107,7 +109,6 @@ class FedDG(FedAvg):
         )
         self.released_dice = task_loss == "released"
         self.reads_updates = self.rounds_weights = weighting == "rounded"
-        self._check(step, clip)
         self.donors = Donors({})
 
     # ---------------------------------------------------------------- one local step
@@ -263,25 +264,6 @@ class FedDG(FedAvg):
             return low_frequency_amplitude(images, half_width)
         except ValueError as error:
             raise ValueError(f"site {site.name!r}: algorithm.{error}") from error
-
-    def _check(self, step: float, clip: float) -> None:
-        limits = {
-            "half_width": (self.half_width, self.half_width >= 0),
-            "window": (self.window, self.window is None or 0 <= self.window <= 0.5),
-            "bank_share": (self.bank_share, 0 < self.bank_share <= 1),
-            "donor_weight": (self.donor_weight, self.donor_weight is None or 0 <= self.donor_weight <= 1),
-            "styles": (self.styles, self.styles >= 1),
-            "meta_weight": (self.meta_weight, self.meta_weight >= 0),
-            "contrast_weight": (self.contrast_weight, self.contrast_weight >= 0),
-            "temperature": (self.temperature, self.temperature > 0),
-            "boundary_steps": (self.boundary_steps, self.boundary_steps >= 1),
-            "background_steps": (self.background_steps, self.background_steps >= 1),
-            "step": (step, step >= 0),
-            "clip": (clip, clip > 0),
-        }
-        for name, (value, fine) in limits.items():
-            if not fine:
-                raise ValueError(f"algorithm.{name}={value} is out of range; see train.py --help")
 
 
 class Donors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from algorithms.fedavg import FedAvg
+from federation.ranges import Share
 from models.select import Selector, complement, part
 
 
@@ -25,13 +26,11 @@ class FedRep(FedPer):
     in the authors' code.
 
     Args:
-        head_share: share of the local steps that fit the head, in [0, 1]; the rest fits the body.
+        head_share: share of the local steps that fit the head; the rest fits the body.
     """
 
-    def __init__(self, *args: Any, head_share: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, head_share: Share = 0.5, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= head_share <= 1:
-            raise ValueError(f"algorithm.head_share={head_share} is not in [0, 1]")
         self.head_share = head_share
         self._body = complement(self.personal)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from algorithms.fedavg import FedAvg
@@ -16,13 +17,11 @@ class FedProx(FedAvg):
     skips the term in the first round, where it starts at zero anyway, and in the first step of each epoch.
 
     Args:
-        mu: strength of the pull, >= 0; 0 is FedAvg.
+        mu: strength of the pull; 0 is FedAvg.
     """
 
-    def __init__(self, *args: Any, mu: float = 0.01, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mu: NonNegativeFloat = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not mu >= 0:
-            raise ValueError(f"algorithm.mu={mu} must not be negative")
         self.mu = mu
 
     def loss(self, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import nn
 
 from algorithms.fedavg import FedAvg
@@ -21,16 +22,14 @@ class FineTune(FedAvg):
     a fresh optimiser, and never influences the federation.
 
     Args:
-        finetune_steps: local optimiser steps of the fine-tuning, >= 1.
+        finetune_steps: local optimiser steps of the fine-tuning.
     """
 
     views = ("global", "personal")
     personalises = True
 
-    def __init__(self, *args: Any, finetune_steps: int = 20, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, finetune_steps: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if finetune_steps < 1:
-            raise ValueError(f"algorithm.finetune_steps={finetune_steps} must be at least 1")
         self.finetune_steps = finetune_steps
         self.tuned = deepcopy(self.model).requires_grad_(False)
 

@@ -7,14 +7,16 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from algorithms.fedavg import FedAvg
 from algorithms.functional.adaptation import Objective
 from algorithms.functional.outside import Adaptation, Dropping, Mixing
 from algorithms.functional.routing import Squash
-from algorithms.functional.trajectory import average_states, check_fraction
+from algorithms.functional.trajectory import average_states
 from federation.contract import Site
+from federation.ranges import ProperShare, Share
 from federation.state import State
 
 PERSONAL = "personal"
@@ -38,8 +40,8 @@ class IOPFL(FedAvg):
     FedAvg's.
 
     Args:
-        alpha: weight of the old value in the trajectory, in [0, 1]; 0 keeps the latest local model.
-        adapt_passes: passes over an unseen site's images, >= 0; 0 leaves the routers as they are initialised.
+        alpha: weight of the old value in the trajectory; 0 keeps the latest local model.
+        adapt_passes: passes over an unseen site's images; 0 leaves the routers as they are initialised.
         adapt_steps: at most so many steps, whatever the passes; null for all of them. The terms alone prefer an empty
             mask: with many images, and so many steps, masks vanish (docs/methods/iopfl.md).
         adapt_lr: learning rate (Adam) of the adaptation.
@@ -54,7 +56,7 @@ class IOPFL(FedAvg):
         statistics: of batch normalisation: site fits them once to the site's images; running are the global model's;
             batch are those of the batch, as released.
         expansion: width of a router's hidden layer over the channels of its layer.
-        dropout: on a router's hidden layer while adapting, in [0, 1).
+        dropout: on a router's hidden layer while adapting.
         keep_dropout: predict with that dropout too, as released (the same draw for every batch).
         fresh_pass: compare the view with another pass on the image instead of the first, as released; costs half more.
         same_draws: draw the same noise, views and dropout in every step, as released.
@@ -69,21 +71,21 @@ class IOPFL(FedAvg):
     def __init__(
         self,
         *args: Any,
-        alpha: float = 0.1,
-        adapt_passes: int = 5,
-        adapt_steps: int | None = 10,
-        adapt_lr: float = 1e-4,
-        entropy_weight: float = 0.07,
-        consistency_weight: float = 1.0,
-        smoothness_weight: float = 0.03,
+        alpha: Share = 0.1,
+        adapt_passes: NonNegativeInt = 5,
+        adapt_steps: PositiveInt | None = 10,
+        adapt_lr: PositiveFloat = 1e-4,
+        entropy_weight: NonNegativeFloat = 0.07,
+        consistency_weight: NonNegativeFloat = 1.0,
+        smoothness_weight: NonNegativeFloat = 0.03,
         entropy: Literal["per_pixel", "released"] = "per_pixel",
         smoothness: Literal["norm", "mean"] = "mean",
-        radius: int = 10,
-        noise: float = 0.5,
+        radius: PositiveInt = 10,
+        noise: NonNegativeFloat = 0.5,
         squash: Squash = "softmax",
         statistics: Literal["site", "running", "batch"] = "site",
-        expansion: float = 2.0,
-        dropout: float = 0.2,
+        expansion: PositiveFloat = 2.0,
+        dropout: ProperShare = 0.2,
         keep_dropout: bool = False,
         fresh_pass: bool = False,
         same_draws: bool = False,
@@ -91,7 +93,6 @@ class IOPFL(FedAvg):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_fraction("algorithm.alpha", alpha)
         self.alpha = alpha
         self.keep_dropout = keep_dropout
         self.mixing = Mixing(expansion, dropout, squash, statistics, linear)

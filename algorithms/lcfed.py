@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from algorithms.fedper import FedRep
 from algorithms.functional.calibrated import (
     Disagreement,
-    FittedCalibration,
     Maps,
     SiteNetwork,
     StandaloneNetwork,
@@ -19,9 +19,10 @@ from algorithms.functional.calibrated import (
     draw_codes,
     set_sites,
 )
-from algorithms.functional.calibration import Attention, ChannelSelection, site_contrast
+from algorithms.functional.calibration import Attention, ChannelSelection, HeadCalibration, site_contrast
 from algorithms.recipe import Recipe
 from federation.contract import Batch, Site, Task
+from federation.ranges import ProperShare, Share
 from federation.state import State, Tensors
 
 HEAD, SELECTION = "segmentation_head", "selection"
@@ -53,9 +54,9 @@ class LCFed(FedRep):
     released choices. With alpha 0, no channel selection and no head calibration this is FedRep.
 
     Args:
-        head_share: share of the local steps that fit the head, in [0, 1]; the rest fits body and channel selection. The
+        head_share: share of the local steps that fit the head; the rest fits body and channel selection. The
             calibration learns in all of them.
-        alpha: weight of the contrast between sites' gates, >= 0; without channel selection there is none.
+        alpha: weight of the contrast between sites' gates; without channel selection there is none.
         channel_selection: gate the deepest features by site.
         reduction: the gate's hidden layer has the features' channels divided by this.
         head_calibration: predict with a second, private head; without it no head leaves its site.
@@ -63,7 +64,7 @@ class LCFed(FedRep):
         disagreement: map of where heads disagree. distance: root mean squared distance to the own head, divided by its
             maximum over each image and region. peaks: 1 at local maxima of that, else 0, as released. deviation:
             standard deviation over heads, an older release.
-        peak_threshold: least distance of a peak, in [0, 1); exclusive.
+        peak_threshold: least distance of a peak; exclusive.
     """
 
     per_site = frozenset({PEERS})
@@ -73,25 +74,17 @@ class LCFed(FedRep):
         model: nn.Module,
         recipe: Recipe,
         *,
-        head_share: float = 0.2,
-        alpha: float = 0.1,
+        head_share: Share = 0.2,
+        alpha: NonNegativeFloat = 0.1,
         channel_selection: bool = True,
-        reduction: int = 16,
+        reduction: PositiveInt = 16,
         head_calibration: bool = True,
         attention: Attention = "minmax",
         disagreement: Maps = "peaks",
-        peak_threshold: float = 0.2,
+        peak_threshold: ProperShare = 0.2,
         **kwargs: Any,
     ) -> None:
         check_chain(model)
-        limits = {
-            f"alpha={alpha}": alpha >= 0,
-            f"reduction={reduction}": reduction >= 1,
-            f"peak_threshold={peak_threshold}": 0 <= peak_threshold < 1,
-        }
-        for setting, fine in limits.items():
-            if not fine:
-                raise ValueError(f"algorithm.{setting} is out of range; see train.py --help")
         if channel_selection:
             channels: int = model.get_submodule("encoder").out_channels[-1]  # type: ignore[index, assignment]
             model.add_module(SELECTION, ChannelSelection(channels, 1, reduction))  # the sites' codes come with them
@@ -106,12 +99,10 @@ class LCFed(FedRep):
         self._name = ""
         self._heads: dict[str, Tensors] = {}
 
-    def _new_calibration(self, attention: Attention) -> FittedCalibration:
+    def _new_calibration(self, attention: Attention) -> HeadCalibration:
         first = next(module for module in self._head.modules() if isinstance(module, nn.Conv2d))
         regions = first.out_channels - (self.recipe.activation == "softmax")
-        return FittedCalibration(
-            first.in_channels, regions, first.out_channels, image_size=(384, 384), attention=attention
-        )
+        return HeadCalibration(first.in_channels, regions, first.out_channels, attention)
 
     @property
     def _head(self) -> nn.Module:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from algorithms.functional.private import PrivateStep
+from federation.ranges import ProperShare, check_ranges
 from models.losses import build_loss
 from models.normalize import build_normalizer
 
@@ -34,21 +36,14 @@ class Training:
     loss: Literal["auto", "dice_bce", "dice", "bce", "focal", "dice_ce", "ce"] = "auto"
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    momentum: float = 0.0
+    lr: Annotated[float, Field(gt=0, lt=math.inf)] = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: ProperShare = 0.0
     optimizer_state: Literal["reset", "keep"] = "reset"
     channels_last: bool = True
 
     def __post_init__(self) -> None:
-        limits = {
-            "lr": 0 < self.lr < math.inf,
-            "weight_decay": self.weight_decay >= 0,
-            "momentum": 0 <= self.momentum < 1,
-        }
-        for name, fine in limits.items():
-            if not fine:
-                raise ValueError(f"training.{name}={getattr(self, name)} is out of range; see train.py --help")
+        check_ranges(Training, vars(self), "training")
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over these parameters, in PyTorch's fused form."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,8 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
         errors += problems
     parts = {*schema.groups, *schema.sections}
     loose = {k: v for layer in (default, experiment, command_line) for k, v in layer.items() if k not in parts}
-    top, problems = validated(schema.top, loose, "")
-    errors += [_widen(problem, loose, [*parts]) for problem in problems]
+    top, problems = validated(schema.top, loose, "", parts)
+    errors += problems
     if errors:
         raise ConfigError("\n".join(errors))
     config = OmegaConf.create({**top, **merged})
@@ -199,14 +198,6 @@ def _group(
         return {}, [f"{path.name}: " + unknown(str(owner), owners, f"{group}.name")]
     values, errors = validated(owners[owner], _merge(departures, *said), f"{group}.")
     return {"name": owner, "preset": choice, **values}, errors
-
-
-def _widen(problem: str, loose: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """For an unknown top-level key, let sections take part in the search for the nearest name."""
-    for key in loose:
-        if problem.startswith(f"unknown key {key!r};") and (near := get_close_matches(key, parts, 1, 0.6)):
-            return f"unknown key {key!r}; did you mean {near[0]!r}?"
-    return problem
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

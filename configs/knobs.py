@@ -7,13 +7,17 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 REQUIRED = inspect.Parameter.empty
+WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,31 @@ class Knob:
 
     @property
     def type_name(self) -> str:
-        """The annotation as a user would write it."""
+        """The annotation as a user would write it, with its range."""
         if typing.get_origin(self.type) is typing.Literal:
             return "|".join(str(value) for value in typing.get_args(self.type))
         members = typing.get_args(self.type)
+        if typing.get_origin(self.type) is typing.Annotated:
+            range_ = FieldInfo.from_annotation(self.type).metadata
+            bounds = [f"{SIGNS[word]} {limit:g}" for bound in range_ for word, limit in asdict(bound).items()]
+            return f"{Knob(members[0], None, '').type_name} {' and '.join(bounds)}"
         if type(None) in members:
-            return "|".join(Knob(m, None, "").type_name for m in members)
+            return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)
-        return name.replace("typing.", "").replace("NoneType", "null")
+        for written, read in WORDS.items():
+            name = name.replace(written, read)
+        return name
 
 
-def knobs(owner: Callable[..., Any]) -> dict[str, Knob]:
+@cache
+def knobs(owner: Callable[..., Any]) -> Mapping[str, Knob]:
     """The keyword settings of a function, a dataclass, or a class whose constructors pass ``**kwargs`` to their parent.
 
     A subclass's own definition wins. Positional parameters of functions and constructors are not settings.
     """
     found: dict[str, Knob] = {}
     for function, documentation in _layers(owner):
-        types = typing.get_type_hints(function)
+        types = typing.get_type_hints(function, include_extras=True)
         descriptions = described(documentation)
         for name, parameter in inspect.signature(function).parameters.items():
             if name in found or not _is_setting(parameter, owner):
@@ -58,23 +69,27 @@ def knobs(owner: Callable[..., Any]) -> dict[str, Knob]:
     return found
 
 
-def validated(owner: Callable[..., Any], values: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+def validated(
+    owner: Callable[..., Any], values: Mapping[str, Any], prefix: str, beside: typing.Iterable[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Check values against an owner's knobs and fill in defaults.
+
+    Args:
+        owner: of the knobs.
+        values: name -> value.
+        prefix: of the names, as the user writes them.
+        beside: other names that the user may have meant.
 
     Returns:
         All settings with their values, and a line for each thing that is wrong.
     """
     settings = knobs(owner)
-    errors = [unknown(f"{prefix}{key}", [prefix + name for name in settings]) for key in values if key not in settings]
-    fields: Any = {
-        f"knob_{name}": (knob.type, Field(... if knob.default is REQUIRED else knob.default, alias=name))
-        for name, knob in settings.items()
-    }
-    schema = create_model("Settings", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
+    known = [*(prefix + name for name in settings), *beside]
+    errors = [unknown(f"{prefix}{key}", known) for key in values if key not in settings]
     given = {name: _plain(value) for name, value in values.items() if name in settings}
     try:
         # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers
-        values = schema.model_validate_json(json.dumps(given)).model_dump(by_alias=True)
+        values = _model(owner).model_validate_json(json.dumps(given)).model_dump(by_alias=True)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}, errors  # as YAML reads it
     except ValidationError as error:
         return given, errors + _lines(error, settings, prefix)
@@ -98,6 +113,15 @@ def described(documentation: str) -> dict[str, str]:
         for entry in re.finditer(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block, re.M):
             found[entry[1]] = " ".join(entry[2].split())
     return found
+
+
+@cache
+def _model(owner: Callable[..., Any]) -> type[BaseModel]:
+    fields: Any = {
+        f"knob_{name}": (knob.type, Field(... if knob.default is REQUIRED else knob.default, alias=name))
+        for name, knob in knobs(owner).items()
+    }
+    return create_model("Settings", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)
 
 
 def _layers(owner: Callable[..., Any]) -> list[tuple[Callable[..., Any], str]]:

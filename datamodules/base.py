@@ -69,15 +69,15 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def __init__(
         self,
         *,
-        regions: dict[str, list[int]],
+        regions: Mapping[str, Sequence[int]],
         exclusive: bool = False,
-        size: int | list[int] = 128,
+        size: int | Sequence[int] = 128,
         channels: Literal["auto"] | int = "auto",
         batch_size: int = 8,
-        split: list[float] = [0.6, 0.15, 0.25],  # noqa: B006  (never changed)
+        split: Sequence[float] = [0.6, 0.15, 0.25],
         split_seed: int | None = None,
-        unseen: list[str] = [],  # noqa: B006
-        unlabelled: list[str] = [],  # noqa: B006
+        unseen: Sequence[str] = [],
+        unlabelled: Sequence[str] = [],
         labelled_patients: int | None = None,
         sampling: Sampling = "shuffle",
         augment: str = "flips",
@@ -86,11 +86,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         workers: int = 0,
         neighbours: int = 0,
         foreground_slices_only: bool = False,
-        ignore_labels: list[int] = [],  # noqa: B006
-        label_values: dict[int | str, int] | None = None,
+        ignore_labels: Sequence[int] = [],
+        label_values: Mapping[int | str, int] | None = None,
         intensity: Intensity = "percentile",
-        percentiles: list[float] = [0.5, 99.5],  # noqa: B006
-        window: list[float] | None = None,
+        percentiles: Sequence[float] = [0.5, 99.5],
+        window: Sequence[float] | None = None,
         axis: int = 2,
         canonical: bool = True,
     ) -> None:
@@ -424,7 +424,7 @@ class Epochs:
         return iter(self._site.train_batches(seed, len(self)))
 
 
-def _size(size: int | list[int]) -> tuple[int, int]:
+def _size(size: int | Sequence[int]) -> tuple[int, int]:
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or min(sides) < 1:
         raise DataError(f"data.size={size}: give one side in pixels, or [height, width]")

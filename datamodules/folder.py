@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class FolderDataModule(MultiCenterDataModule):
         *,
         root: str,
         manifest: str | None = None,
-        regions: dict[str, list[int]] = {"foreground": [1]},  # noqa: B006  (never changed)
+        regions: Mapping[str, Sequence[int]] = {"foreground": [1]},
         stack_slices: bool = False,
         patient_pattern: str | None = None,
         mask_suffix: str = "",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from datamodules.cache import Store
 from datamodules.cases import SPLITS, Case, Pixels, Split
-from datamodules.errors import DataError, closest
+from datamodules.errors import DataError, did_you_mean
 from datamodules.findings import few
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
@@ -318,6 +318,6 @@ class SiteData:
                     return store, store.number(name)
                 except KeyError:
                     names = [known.case for known in store.cases]
-                    hint = closest(name, names) or f"its cases are {few(names)}"
+                    hint = did_you_mean(name, names) or f"its cases are {few(names)}"
                     raise DataError(f"site {site!r} has no case {name!r}; {hint}") from None
         raise DataError(f"no site {site!r}; a case of the pooled view is looked up by its Case, not by its name")

@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from datamodules.cases import Pixels, Sample
-from datamodules.errors import DataError, closest, nearest
+from datamodules.errors import DataError, did_you_mean, nearest
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
 import albumentations as A  # noqa: N812
@@ -208,7 +208,7 @@ def _transform_class(name: str, part: str, path: Path) -> type[Any]:
     kinds = (A.ImageOnlyTransform, A.DualTransform, A.OneOf, A.SomeOf, A.RandomOrder, A.Sequential)
     everything = {key: value for key, value in vars(A).items() if isinstance(value, type) and issubclass(value, kinds)}
     if name not in everything:
-        hint = closest(name, everything) or "see its list of transforms"
+        hint = did_you_mean(name, everything) or "see its list of transforms"
         raise DataError(f"{path}, {part}: albumentations has no {name}; {hint}")
     return everything[name]
 

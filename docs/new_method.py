@@ -10,6 +10,7 @@
 
 from typing import Any
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from algorithms.fedavg import FedAvg
@@ -23,10 +24,10 @@ class MyMethod(FedAvg):
     anything. What a local step costs compared with FedAvg's.
 
     Args:
-        strength: of the new term, >= 0; 0 is FedAvg.
+        strength: of the new term; 0 is FedAvg.
     """
 
-    def __init__(self, *args: Any, strength: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, strength: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.strength = strength
 

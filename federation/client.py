@@ -12,9 +12,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from federation.contract import Batch, ClientHalf, Site, Task
+from federation.ranges import check_ranges
 from federation.seeds import derive_seed
 from federation.state import State, Update
 
@@ -35,17 +37,14 @@ class Compute:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    gradient_clip: float | None = None
+    gradient_clip: PositiveFloat | None = None
     deterministic: bool = False
-    threads: int | None = None
+    threads: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be positive; null does not clip")
+        check_ranges(Compute, vars(self), "trainer")
         if self.gradient_clip is not None and self.precision != "32-true":
             raise ValueError("trainer.gradient_clip needs trainer.precision=32-true: the optimisers are fused")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads} must be at least 1; null leaves PyTorch's choice")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no CUDA device; take cpu or auto")
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 
 from federation.admission import Admission, Limits, unbounded
 from federation.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from federation.contract import (
     Transform,
     Transport,
 )
+from federation.ranges import PositiveShare, ProperShare, check_ranges
 from federation.seeds import derive_seed
 from federation.sketch import SketchedMean
 from federation.state import Mean, State, Tensors, Update
@@ -49,10 +51,10 @@ class Schedule:
         rounds: communication rounds.
         local_steps: optimiser steps of a site in a round; null lets local_epochs decide.
         local_epochs: passes over a site's training images in a round, when local_steps is null.
-        fraction: share of the sites that is asked in a round, in (0, 1].
+        fraction: share of the sites that is asked in a round.
         sampling: fixed asks the same number of sites in every round; poisson asks every site with that probability,
             independently of the others, as accounts of privacy need.
-        dropout: probability that a site which was asked is absent, in [0, 1).
+        dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
         server_lr: step of the server along the mean update; running statistics always take the full mean.
@@ -60,34 +62,20 @@ class Schedule:
         checkpoint_every: rounds between two checkpoints; the best model is chosen among the saved rounds.
     """
 
-    rounds: int = 20
-    local_steps: int | None = 10
-    local_epochs: float = 1.0
-    fraction: float = 1.0
+    rounds: PositiveInt = 20
+    local_steps: PositiveInt | None = 10
+    local_epochs: PositiveFloat = 1.0
+    fraction: PositiveShare = 1.0
     sampling: Literal["fixed", "poisson"] = "fixed"
-    dropout: float = 0.0
-    min_sites: int = 1
-    work_spread: float = 0.0
-    server_lr: float = 1.0
-    evaluate_every: int = 1
-    checkpoint_every: int = 1
+    dropout: ProperShare = 0.0
+    min_sites: PositiveInt = 1
+    work_spread: ProperShare = 0.0
+    server_lr: PositiveFloat = 1.0
+    evaluate_every: PositiveInt = 1
+    checkpoint_every: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        limits = {
-            "rounds": self.rounds >= 1,
-            "local_steps": self.local_steps is None or self.local_steps >= 1,
-            "local_epochs": self.local_epochs > 0,
-            "fraction": 0 < self.fraction <= 1,
-            "dropout": 0 <= self.dropout < 1,
-            "min_sites": self.min_sites >= 1,
-            "work_spread": 0 <= self.work_spread < 1,
-            "server_lr": self.server_lr > 0,
-            "evaluate_every": self.evaluate_every >= 1,
-            "checkpoint_every": self.checkpoint_every >= 1,
-        }
-        for name, fine in limits.items():
-            if not fine:
-                raise ValueError(f"federation.{name}={getattr(self, name)} is out of range; see train.py --help")
+        check_ranges(Schedule, vars(self), "federation")
 
     def asked(self, sites: int) -> int:
         """How many of so many sites are asked in a round.

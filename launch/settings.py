@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from algorithms import ALGORITHMS
 from algorithms.recipe import Training
@@ -13,6 +15,7 @@ from datamodules import DATASETS
 from evaluation import FULL
 from federation.client import Compute
 from federation.engine import Schedule
+from federation.ranges import check_ranges
 from models import create_model
 from privacy.settings import Compression, Privacy
 
@@ -78,21 +81,14 @@ class Deployment:
     """
 
     sites: tuple[str, ...] = ()
-    patience: float = 300.0
-    timeout: float = 3600.0
+    patience: NonNegativeFloat = 300.0
+    timeout: Annotated[float, Field(gt=0, lt=math.inf)] = 3600.0
     case_scores: Literal["means", "pseudonyms"] = "means"
-    cores: int = 1
-    gpus: float = 0.0
+    cores: PositiveInt = 1
+    gpus: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        for name, fine in {
-            "patience": self.patience >= 0,
-            "timeout": 0 < self.timeout < math.inf,
-            "cores": self.cores >= 1,
-            "gpus": self.gpus >= 0,
-        }.items():
-            if not fine:
-                raise ValueError(f"deployment.{name}={getattr(self, name)} is out of range; see train.py --help")
+        check_ranges(Deployment, vars(self), "deployment")
 
 
 @dataclass(frozen=True)

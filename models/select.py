@@ -6,7 +6,7 @@ mobilenet_v2. A selector that matches nothing raises, since a method told to kee
 another method; `nothing` is the one way to say so on purpose.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import chain
 
@@ -111,8 +111,7 @@ def named(text: str) -> Selector:
         return part(*(path.strip() for path in paths.split(",")))
     if word in NAMED and not colon:
         return NAMED[word]
-    near = get_close_matches(word, [*NAMED, "part"], n=1)
-    hint = f", did you mean '{near[0]}{':PATH' if near[0] == 'part' else ''}'?" if near else ""
+    hint = _did_you_mean(word, [*NAMED, "part:PATH"])
     raise ValueError(f"unknown selector '{text}'{hint} Known: {', '.join(NAMED)}, part:PATH,PATH, joined by '+'")
 
 
@@ -129,9 +128,7 @@ def _norm_tensors(model: nn.Module, *, parameters: bool) -> frozenset[str]:
 def _below(model: nn.Module, path: str) -> frozenset[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
-        near = get_close_matches(path, modules, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"the network has no part '{path}'{hint} It has: {_parts(model)}")
+        raise ValueError(f"the network has no part '{path}'{_did_you_mean(path, modules)} It has {_parts(model)}")
     return _matched(model, (key for key in model.state_dict() if key.startswith(f"{path}.")), f"part:{path}")
 
 
@@ -140,6 +137,11 @@ def _matched(model: nn.Module, keys: object, name: str, cure: str = "") -> froze
     if not selected:
         raise ValueError(f"selector '{name}' matches no tensor of {type(model).__name__} ({cure or _parts(model)})")
     return selected
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else "."
 
 
 def _parts(model: nn.Module) -> str:

@@ -6,15 +6,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from federation.contract import Cohort, ServerHalf, Transform
 from federation.state import State, Tensors, Update
-from privacy.payload import SHAPES, flat, restored, shapes
+from privacy.payload import SHAPES, as_bytes, as_tensor, flat, public_scalars, restored, shapes
 from privacy.refusals import refuse_single
-from privacy.site_level import PUBLIC
 
 CIPHER, TOTAL = "cipher", "total"
 DEGREE, MODULI, SCALE = 8192, (60, 40, 60), 2**40
@@ -61,7 +58,7 @@ class KeyHolder:
             group, _, kind = part.partition(":")
             if kind == CIPHER:
                 in_order = [tensors[str(number)] for number in range(len(tensors))]
-                pieces = [tenseal.ckks_vector_from(self._context, _bytes(t)).decrypt() for t in in_order]
+                pieces = [tenseal.ckks_vector_from(self._context, as_bytes(t)).decrypt() for t in in_order]
                 row = torch.tensor([number for piece in pieces for number in piece], dtype=torch.float64)
                 opened[group] = restored(row.float(), state[f"{group}:{SHAPES}"])
         return opened
@@ -115,14 +112,15 @@ class EncryptedSum:
         if sums and sums.keys() != tensors.keys():
             raise ValueError(f"site {site!r} sent {len(tensors)} ciphertexts in {part!r}, the others {len(sums)}")
         try:
-            return {name: tenseal.ckks_vector_from(self.context, _bytes(t)) * weight for name, t in tensors.items()}
+            return {name: tenseal.ckks_vector_from(self.context, as_bytes(t)) * weight for name, t in tensors.items()}
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"site {site!r} sent something in {part!r} that is no ciphertext: {error}") from error
 
     def result(self) -> State:
         """The encrypted sum, and the sum of the weights."""
         sums = {
-            part: {name: _tensor(c.serialize()) for name, c in ciphers.items()} for part, ciphers in self._sums.items()
+            part: {name: as_tensor(c.serialize()) for name, c in ciphers.items()}
+            for part, ciphers in self._sums.items()
         }
         return State({**sums, **self._shapes}, {TOTAL: self.total})
 
@@ -159,10 +157,9 @@ class Encrypted(Transform):
             row = flat(tensors).double().numpy()
             pieces = [row[start : start + SLOTS].tolist() for start in range(0, len(row), SLOTS)]
             ciphers = (tenseal.ckks_vector(self.context, piece).serialize() for piece in pieces)
-            sent[f"{group}:{CIPHER}"] = {str(number): _tensor(cipher) for number, cipher in enumerate(ciphers)}
+            sent[f"{group}:{CIPHER}"] = {str(number): as_tensor(cipher) for number, cipher in enumerate(ciphers)}
             sent[f"{group}:{SHAPES}"] = shapes(tensors)
-        scalars = {name: value for name, value in update.scalars.items() if name in PUBLIC}
-        return replace(update, tensors=sent, scalars=scalars), memory
+        return replace(update, tensors=sent, scalars=public_scalars(update)), memory
 
     def accumulator(self) -> EncryptedSum:
         """Adds ciphertexts."""
@@ -181,11 +178,3 @@ def _same(one: dict[str, Tensors], other: dict[str, Tensors]) -> bool:
         and all(torch.equal(t, other[part][name]) for name, t in one[part].items())
         for part in one
     )
-
-
-def _tensor(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.numpy().tobytes()

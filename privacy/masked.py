@@ -19,9 +19,8 @@ from torch import Tensor
 from federation.contract import Consult, ServerHalf, Transform
 from federation.state import State, Tensors, Update
 from federation.transforms import with_memories
-from privacy.payload import flat, restored, shapes
+from privacy.payload import as_bytes, as_tensor, flat, public_scalars, restored, shapes
 from privacy.refusals import refuse_single
-from privacy.site_level import PUBLIC
 
 if TYPE_CHECKING:
     from privacy.masks import MaskedSum, Party, Public
@@ -80,27 +79,29 @@ class Masked(Transform):
 
         self._sealed.pop(site, None)
         party = self._parties[site] = Party(site, threshold(int(message.scalars.get("sites", 0))))
-        return State({KEYS: {name: tensor(key) for name, key in party.public._asdict().items()}})
+        return State({KEYS: {name: as_tensor(key) for name, key in party.public._asdict().items()}})
 
     def _shares(self, site: str, message: State) -> State:
         from privacy.masks import Public
 
         names = message.get(Public._fields[0])
-        publics = {name: Public(*(data(message.get(f).get(name)) for f in Public._fields)) for name in names}
+        publics = {name: Public(*(as_bytes(message.get(f).get(name)) for f in Public._fields)) for name in names}
         party = self._parties[site]
         if threshold(len(publics)) > party.threshold:
             raise ValueError(f"{len(publics)} sites have keys, more than were announced")
         sealed = party.seal(publics)
-        return State({SEALED: {peer: tensor(letter) for peer, letter in sealed.items()}})
+        return State({SEALED: {peer: as_tensor(letter) for peer, letter in sealed.items()}})
 
     def _train(self, site: str, message: State) -> State:
-        self._sealed[site] = {peer: data(letter) for peer, letter in message.get(SEALED).items()}
+        self._sealed[site] = {peer: as_bytes(letter) for peer, letter in message.get(SEALED).items()}
         return State()
 
     def _reveal(self, site: str, message: State) -> State:
         answered = [name for name, there in message.scalars.items() if there]
         dropped = [name for name, there in message.scalars.items() if not there]
-        return State({SHARES: {name: tensor(s) for name, s in self._parties[site].reveal(answered, dropped).items()}})
+        return State(
+            {SHARES: {name: as_tensor(s) for name, s in self._parties[site].reveal(answered, dropped).items()}}
+        )
 
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Mask the weighted update and its weight; keep back the loss."""
@@ -111,9 +112,8 @@ class Masked(Transform):
             words = self._parties[update.site].mask(row, float(update.examples), self._sealed.pop(update.site))
         except ValueError as error:
             return replace(update, refusal=str(error)), memory
-        scalars = {name: value for name, value in update.scalars.items() if name in PUBLIC}
         sent = {GROUP: {ROW: torch.from_numpy(words.view(np.int64))}}
-        return replace(update, tensors=sent, scalars=scalars), memory
+        return replace(update, tensors=sent, scalars=public_scalars(update)), memory
 
 
 class MaskedRound:
@@ -135,7 +135,7 @@ class MaskedRound:
         publics = consult(f"{NAME}/keys", dict.fromkeys(sites, hello), _public)
         if len(publics) <= self._threshold:
             return {}
-        book = State({f: {site: tensor(getattr(keys, f)) for site, keys in publics.items()} for f in Public._fields})
+        book = State({f: {site: as_tensor(getattr(keys, f)) for site, keys in publics.items()} for f in Public._fields})
 
         def letters(site: str, answer: State) -> dict[str, Tensor]:
             if answer.get(SEALED).keys() != publics.keys() - {site}:
@@ -190,27 +190,11 @@ def threshold(sites: int) -> int:
     return max(2, min(sites - 1, sites // 2 + 1))
 
 
-def tensor(content: bytes) -> Tensor:
-    """Bytes as a tensor."""
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-
-
-def data(content: Tensor | None) -> bytes:
-    """The bytes of a tensor.
-
-    Raises:
-        ValueError: there is none, or it does not hold bytes.
-    """
-    if content is None or content.dtype != torch.uint8 or content.ndim != 1:
-        raise ValueError("keys or shares are missing, or are no bytes")
-    return content.numpy().tobytes()
-
-
 def _public(site: str, answer: State) -> Public:
     from privacy.masks import Public, checked
 
-    return checked(site, Public(*(data(answer.get(KEYS).get(name)) for name in Public._fields)))
+    return checked(site, Public(*(as_bytes(answer.get(KEYS).get(name)) for name in Public._fields)))
 
 
 def _revealed(_site: str, answer: State) -> dict[str, bytes]:
-    return {name: data(share) for name, share in answer.get(SHARES).items()}
+    return {name: as_bytes(share) for name, share in answer.get(SHARES).items()}

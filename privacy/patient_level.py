@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from federation.contract import ServerHalf, Transform
 from federation.state import State, Update
+from federation.transforms import EPSILON, SPENT
 from privacy.accounting import Account, gaussian_event
+from privacy.payload import public_scalars
 from privacy.refusals import refuse_single
-from privacy.site_level import PUBLIC
 
 
 class PatientLevel(Transform):
@@ -41,13 +42,13 @@ class PatientLevel(Transform):
 
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Charge the steps of this turn; an update that would cost too much does not leave."""
-        scalars = {name: value for name, value in update.scalars.items() if name in PUBLIC}
+        scalars = public_scalars(update)
         steps = int(scalars["steps"])
         if not steps:
             return replace(update, scalars=scalars), memory
         now = self.account.charged(memory, gaussian_event(self.noise, update.scalars["rate"]), steps)
-        epsilon = now.scalars["epsilon"]
+        epsilon = now.scalars[EPSILON]
         if self.account.exceeded(epsilon):
             told = f"{steps} steps take epsilon to {epsilon:.3g}, above privacy.max_epsilon; raise privacy.noise"
-            return replace(update, refusal=told), State(memory.tensors, {**memory.scalars, "spent": 1.0})
+            return replace(update, refusal=told), State(memory.tensors, {**memory.scalars, SPENT: 1.0})
         return replace(update, scalars=scalars), now

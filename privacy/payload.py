@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,12 @@ from privacy.settings import Randomness
 
 VALUES, PLACES, SHAPES = "values", "places", "shapes"
 """Parts of a group of which only some coordinates travel."""
+PUBLIC = ("steps", "seconds")
+
+
+def public_scalars(update: Update) -> dict[str, float]:
+    """The scalars that may leave a site in the clear: no loss, nothing else of the images."""
+    return {name: value for name, value in update.scalars.items() if name in PUBLIC}
 
 
 def norm(tensors: Mapping[str, Tensors]) -> float:
@@ -88,6 +95,22 @@ def dense(update: Update) -> Update:
 def generator(seed: int, randomness: Randomness) -> torch.Generator:
     """Random numbers that repeat (a simulation), or that nobody can foretell."""
     return torch.Generator().manual_seed(seed if randomness == "seeded" else secrets.randbits(63))
+
+
+def as_tensor(content: bytes) -> Tensor:
+    """Bytes as a tensor."""
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+
+def as_bytes(content: Tensor | None) -> bytes:
+    """Undo `as_tensor`.
+
+    Raises:
+        ValueError: there is none, or it does not hold bytes.
+    """
+    if content is None or content.dtype != torch.uint8 or content.ndim != 1:
+        raise ValueError("bytes are missing, or are no bytes")
+    return content.numpy().tobytes()
 
 
 def _dense(update: Update, group: str) -> Tensors:

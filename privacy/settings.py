@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from federation.ranges import PositiveShare, check_ranges
 
 Randomness = Literal["seeded", "secret"]
 
@@ -33,32 +37,20 @@ class Privacy:
     """
 
     mechanism: Literal["none", "site", "patient", "sparse"] = "none"
-    clip: float = 1.0
-    noise: float = 1.0
-    epsilon_round: float = 1.0
-    share: float = 0.1
-    threshold: float = 0.1
-    patients_per_step: float = 4.0
-    delta: float = 1e-5
-    max_epsilon: float | None = None
+    clip: PositiveFloat = 1.0
+    noise: PositiveFloat = 1.0
+    epsilon_round: PositiveFloat = 1.0
+    share: PositiveShare = 0.1
+    threshold: NonNegativeFloat = 0.1
+    patients_per_step: PositiveFloat = 4.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_epsilon: PositiveFloat | None = None
     accountant: Literal["rdp", "prv"] = "rdp"
     randomness: Randomness = "seeded"
     aggregation: Literal["plain", "masked", "encrypted"] = "plain"
 
     def __post_init__(self) -> None:
-        limits = {
-            "clip": self.clip > 0,
-            "noise": self.noise > 0,
-            "epsilon_round": self.epsilon_round > 0,
-            "share": 0 < self.share <= 1,
-            "threshold": self.threshold >= 0,
-            "patients_per_step": self.patients_per_step > 0,
-            "delta": 0 < self.delta < 1,
-            "max_epsilon": self.max_epsilon is None or self.max_epsilon > 0,
-        }
-        for name, fine in limits.items():
-            if not fine:
-                raise ValueError(f"privacy.{name}={getattr(self, name)} is out of range; see train.py --help")
+        check_ranges(Privacy, vars(self), "privacy")
         if self.mechanism == "sparse" and self.accountant == "prv":
             raise ValueError("privacy.accountant=prv composes Gaussian noise only; privacy.mechanism=sparse needs rdp")
 
@@ -75,8 +67,7 @@ class Compression:
     """
 
     cast: Literal["none", "float16", "bfloat16"] = "none"
-    top_k: float | None = None
+    top_k: PositiveShare | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and not 0 < self.top_k <= 1:
-            raise ValueError(f"compression.top_k={self.top_k} is not in (0, 1]; null sends all")
+        check_ranges(Compression, vars(self), "compression")

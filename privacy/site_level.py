@@ -9,11 +9,9 @@ import torch
 from federation.contract import Cohort, ServerHalf, Transform
 from federation.state import State, Update
 from privacy.accounting import Account, gaussian_event
-from privacy.payload import clipped, generator
+from privacy.payload import clipped, generator, public_scalars
 from privacy.refusals import refuse_single
 from privacy.settings import Randomness
-
-PUBLIC = ("steps", "seconds")
 
 
 class SiteLevel(Transform):
@@ -51,8 +49,7 @@ class SiteLevel(Transform):
 
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Clip the payload; keep back the loss and the number of images."""
-        scalars = {name: value for name, value in update.scalars.items() if name in PUBLIC}
-        return replace(clipped(update, self.clip), examples=1, scalars=scalars), memory
+        return replace(clipped(update, self.clip), examples=1, scalars=public_scalars(update)), memory
 
     def on_arrival(self, update: Update) -> Update:
         """Clip at the server, too: the bound must not hang on every site's good will."""

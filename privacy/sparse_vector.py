@@ -11,10 +11,9 @@ from torch import Tensor
 from federation.contract import ServerHalf, Transform
 from federation.state import State, Tensors, Update
 from privacy.accounting import Account, pure_event
-from privacy.payload import dense, flat, generator, sparse
+from privacy.payload import dense, flat, generator, public_scalars, sparse
 from privacy.refusals import refuse_single
 from privacy.settings import Randomness
-from privacy.site_level import PUBLIC
 
 
 class SparseVector(Transform):
@@ -82,9 +81,8 @@ class SparseVector(Transform):
         sent: dict[str, Tensors] = {}
         for group, row, there in zip(rows, torch.split(shared, sizes), torch.split(chosen, sizes), strict=True):
             sent |= sparse(group, update[group], row, there.nonzero().flatten())
-        scalars = {name: value for name, value in update.scalars.items() if name in PUBLIC}
         now = self.account.charged(memory, pure_event(self.epsilon_round))
-        return replace(update, tensors=sent, examples=1, scalars=scalars), now
+        return replace(update, tensors=sent, examples=1, scalars=public_scalars(update)), now
 
     def on_arrival(self, update: Update) -> Update:
         """Zeros where nothing was shared."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.functional.mixture import alpha_step, mix
+from algorithms.functional.mixture import alpha_step
 from federation.state import Mean, Update, squared_distance
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -48,19 +48,6 @@ def test_alpha_refuses_models_that_do_not_match() -> None:
         alpha_step(0.5, one, one, one, [torch.zeros(3)], eta=0.1)
     with pytest.raises(ValueError, match="alpha must lie"):
         alpha_step(1.5, one, one, one, one, eta=0.1)
-
-
-def test_mixture_of_two_models() -> None:
-    personal = {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor(7)}
-    local = {"w": torch.tensor([3.0, 6.0]), "count": torch.tensor(4)}
-    mixed = mix(personal, local, 0.25)
-    assert mixed["w"].tolist() == [2.5, 5.0]
-    assert mixed["count"].item() == 4
-    assert torch.equal(mix(personal, local, 1.0)["w"], personal["w"])
-    assert torch.equal(mix(personal, local, 0.0)["w"], local["w"])
-    assert mixed["count"].data_ptr() != local["count"].data_ptr()
-    with pytest.raises(ValueError, match="'count'"):
-        mix(personal, {"w": local["w"]}, 0.5)
 
 
 def test_ditto_step_is_descent_on_the_loss_plus_the_squared_distance() -> None:

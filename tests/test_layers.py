@@ -11,8 +11,8 @@ MAY_IMPORT = {
     "datamodules": {"datamodules"},
     "models": {"models"},
     "configs": {"configs"},
-    "privacy": {"privacy", "federation.state", "federation.contract", "federation.transforms"},
-    "algorithms": {"algorithms", "federation.state", "federation.contract", "models"},
+    "privacy": {"privacy", "federation.state", "federation.contract", "federation.ranges", "federation.transforms"},
+    "algorithms": {"algorithms", "federation.state", "federation.contract", "federation.ranges", "models"},
     "evaluation": {"evaluation", "models", "datamodules"},
     "reporting": {"reporting", "evaluation", "models", "datamodules"},
 }

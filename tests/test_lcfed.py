@@ -230,7 +230,7 @@ def test_the_personal_answer_is_the_chain_of_its_parts() -> None:
         own = worker.model.segmentation_head(features).sigmoid()
         heads = [worker.received[f"head/{site}"] for site in SITES]
         answers = peer_probabilities(worker.model.segmentation_head, heads, features, torch.sigmoid)
-        maps = peaks(disagreement(answers, 1, normalisation="map"), window=3, threshold=0.2)
+        maps = peaks(disagreement(answers, 1, normalization="map"), window=3, threshold=0.2)
         assert maps.any()
         expected = worker.calibration(features, own, maps).sigmoid()  # type: ignore[misc]
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-6)

@@ -17,8 +17,9 @@ from federation.flower.records import Answer, Question, unpack
 from federation.state import State, Update
 from federation.transport import InProcess
 from privacy.build import build_transforms
-from privacy.masked import GROUP, KEYS, ROW, SEALED, SHARES, Masked, tensor, threshold
+from privacy.masked import GROUP, KEYS, ROW, SEALED, SHARES, Masked, threshold
 from privacy.masks import Party
+from privacy.payload import as_tensor
 from privacy.settings import Compression, Privacy
 from tests.flower_world import LoopbackGrid, federate
 from tests.world import Outcome, assert_same, build, simulate, toy_sites
@@ -260,7 +261,7 @@ def test_what_comes_without_keys_of_this_round_is_refused() -> None:
         Masked().consulted("a", "shares", State())
     assert "no shares of this round" in Masked().on_client(trained("a"), State(), 0)[0].refusal
     with pytest.raises(ValueError, match="no bytes"):
-        ready()[0].consulted("a", "shares", State({"pair": {"a": tensor(b"x")}, "seal": {}, "own": {}}))
+        ready()[0].consulted("a", "shares", State({"pair": {"a": as_tensor(b"x")}, "seal": {}, "own": {}}))
 
 
 def test_more_than_half_of_the_sites_open_a_secret_and_one_may_always_drop_out() -> None:

@@ -96,12 +96,6 @@ class Objective:
     smoothness: Literal["norm", "mean"]
     radius: int
 
-    def __post_init__(self) -> None:
-        if min(self.entropy_weight, self.consistency_weight, self.smoothness_weight) < 0:
-            raise ValueError(f"the weights of the adaptation terms must not be negative: {self}")
-        if self.radius < 1:
-            raise ValueError(f"the radius of the smoothness window must be at least 1 pixel, not {self.radius}")
-
     def terms(self, logits: Tensor, first: Tensor, second: Tensor) -> "Terms":
         """The terms for one batch, each (B, C, H, W) logits.
 
@@ -110,7 +104,7 @@ class Objective:
             first: of the views, brought back to the images.
             second: of the images; the consistency compares ``first`` with it. May be ``logits`` itself.
         """
-        entropy = normalised_entropy(logits, self.activation)
+        entropy = normalized_entropy(logits, self.activation)
         if self.entropy == "released":
             classes = logits.shape[1] if self.activation == "softmax" else 2
             entropy = entropy * logits.shape[0] / classes
@@ -181,7 +175,7 @@ def foreground(logits: Tensor, activation: Activation) -> Tensor:
     return chances[:, 1:] if activation == "softmax" else chances
 
 
-def normalised_entropy(logits: Tensor, activation: Activation) -> Tensor:
+def normalized_entropy(logits: Tensor, activation: Activation) -> Tensor:
     """Mean entropy over images, pixels (and regions), over its largest value: a scalar in [0, 1]."""
     chances = probabilities(logits, activation)
     if activation == "softmax":

@@ -16,8 +16,6 @@ from algorithms.functional.calibration import (
     HeadCalibration,
     attention_scale,
     disagreement,
-    gaussian,
-    gaussian_histogram,
     peaks,
     peer_probabilities,
     standard_deviation,
@@ -43,22 +41,12 @@ class Disagreement:
     def __call__(self, answers: Tensor, own: int) -> Tensor:
         """Probabilities of K heads, (K, B, R, H, W), the own one at place ``own``, to maps (B, R, H, W) in [0, 1]."""
         if self.maps == "deviation":
-            return standard_deviation(answers, normalisation="none")
-        distance = disagreement(answers, own, normalisation="map")
+            return standard_deviation(answers, normalization="none")
+        distance = disagreement(answers, own, normalization="map")
         if self.maps == "distance":
             return distance
         window, _ = attention_scale(*distance.shape[-2:])
         return peaks(distance, window, self.threshold)
-
-
-class FittedCalibration(HeadCalibration):
-    """Head calibration whose kernel follows the size of the maps that it is given."""
-
-    def attend(self, maps: Tensor) -> Tensor:
-        """Attention of maps (B, R, H, W), of the same shape."""
-        side, sigma = attention_scale(*maps.shape[-2:])
-        self.kernel = (gaussian(side, sigma) if self.attention == "raw" else gaussian_histogram(side)).to(maps)
-        return super().attend(maps)
 
 
 class SiteNetwork(nn.Module):

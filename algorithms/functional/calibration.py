@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 Attention = Literal["raw", "minmax"]
-Normalisation = Literal["map", "batch", "none"]
+Normalization = Literal["map", "batch", "none"]
 
 
 class ChannelSelection(nn.Module):
@@ -103,33 +103,33 @@ def peer_probabilities(
     return torch.stack([activation(functional_call(head, dict(state), (features,))) for state in states])
 
 
-def disagreement(probabilities: Tensor, site: int, *, normalisation: Normalisation) -> Tensor:
+def disagreement(probabilities: Tensor, site: int, *, normalization: Normalization) -> Tensor:
     """How far the sites' heads are from the own one: sqrt(sum_j (p_j - p_own)^2 / (K - 1)).
 
     Args:
         probabilities: (K, B, R, H, W).
         site: the own site's index.
-        normalisation: divide by the maximum of each ``"map"`` (image and region, as released), of the whole
+        normalization: divide by the maximum of each ``"map"`` (image and region, as released), of the whole
             ``"batch"``, or by nothing.
 
     Returns:
         (B, R, H, W), in [0, 1]; zero where nobody disagrees.
     """
     squares = (probabilities - probabilities[site]).square().sum(0)
-    return _normalise((squares / max(len(probabilities) - 1, 1)).sqrt(), normalisation)
+    return _normalize((squares / max(len(probabilities) - 1, 1)).sqrt(), normalization)
 
 
-def standard_deviation(probabilities: Tensor, *, normalisation: Normalisation) -> Tensor:
+def standard_deviation(probabilities: Tensor, *, normalization: Normalization) -> Tensor:
     """Older disagreement map: unbiased standard deviation over the sites' heads, (K, B, R, H, W) to (B, R, H, W)."""
     if len(probabilities) < 2:
         return torch.zeros_like(probabilities[0])
-    return _normalise(probabilities.std(0), normalisation)
+    return _normalize(probabilities.std(0), normalization)
 
 
-def _normalise(maps: Tensor, normalisation: Normalisation) -> Tensor:
-    if normalisation == "none":
+def _normalize(maps: Tensor, normalization: Normalization) -> Tensor:
+    if normalization == "none":
         return maps
-    highest = maps.amax((-2, -1), keepdim=True) if normalisation == "map" else maps.amax()
+    highest = maps.amax((-2, -1), keepdim=True) if normalization == "map" else maps.amax()
     return torch.where(highest > 0, maps / highest, 0.0)
 
 
@@ -195,33 +195,28 @@ class HeadCalibration(nn.Module):
     """Private second head (HC): features weighted by attention to disagreement and to the first head's answer.
 
     For each region, features * (1 + A(disagreement)) and features * (1 + A(probability)), concatenated; then a 3 x 3
-    convolution. Its inputs are constants, so that a loss on its output trains this head alone.
+    convolution. Its inputs are constants, so that a loss on its output trains this head alone. The kernel of A follows
+    the size of the maps (``attention_scale``).
 
     Args:
         channels: channels of the features.
         regions: maps that steer it, R.
         outputs: logits it returns.
-        image_size: (height, width) of the maps in pixels; the kernel scales with it (``attention_scale``).
         attention: ``"raw"``: A = map * Gaussian of peak 1, not bounded (current release); ``"minmax"``:
             A = max(minmax(map * Gaussian), map), in [0, 1] (older release).
     """
 
-    kernel: Tensor
-
-    def __init__(
-        self, channels: int, regions: int, outputs: int, *, image_size: tuple[int, int], attention: Attention
-    ) -> None:
+    def __init__(self, channels: int, regions: int, outputs: int, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
-        side, sigma = attention_scale(*image_size)
-        kernel = gaussian(side, sigma) if attention == "raw" else gaussian_histogram(side)
-        self.register_buffer("kernel", kernel, persistent=False)
         self.head = nn.Conv2d(2 * regions * channels, outputs, kernel_size=3, padding=1)
 
     def attend(self, maps: Tensor) -> Tensor:
         """Attention of maps (B, R, H, W), of the same shape."""
-        smoothed = smooth(maps, self.kernel)
-        return smoothed if self.attention == "raw" else torch.maximum(minmax(smoothed), maps)
+        side, sigma = attention_scale(*maps.shape[-2:])
+        if self.attention == "raw":
+            return smooth(maps, gaussian(side, sigma))
+        return torch.maximum(minmax(smooth(maps, gaussian_histogram(side))), maps)
 
     def forward(self, features: Tensor, probabilities: Tensor, disagreement: Tensor) -> Tensor:
         """Calibrated logits.

@@ -1,8 +1,7 @@
 """Contrastive losses on feature vectors, and the bank of features they compare with.
 
-Structural contrast between sites (Wu et al., MICCAI 2021), MoCo's InfoNCE (He et al., CVPR 2020), supervised and
-positional contrast (Zeng et al., MICCAI 2021) and the model contrast of MOON (Li et al., CVPR 2021). All sums of
-exponentials are taken as log-sum-exp.
+Structural contrast between sites (Wu et al., MICCAI 2021), and MoCo's InfoNCE (He et al., CVPR 2020), where a slice has
+no other positive than itself. All sums of exponentials are taken as log-sum-exp.
 """
 
 from collections.abc import Iterable
@@ -128,23 +127,6 @@ def obfuscate(features: Features, sigma: float, generator: torch.Generator) -> F
     return Features(noisy, features.partitions, features.items)
 
 
-def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """MoCo's loss: tell the own key from the negatives.
-
-    Args:
-        query: (B, D) unit vectors.
-        key: (B, D) unit vectors, of the other view of the same images.
-        negatives: (N, D) unit vectors; N may be 0, the loss is then 0.
-        temperature: t > 0.
-
-    Returns:
-        Scalar, mean over the batch of -log(e^(q.k/t) / (e^(q.k/t) + sum_n e^(q.n/t))).
-    """
-    own = (query * key).sum(dim=1, keepdim=True)
-    logits = torch.cat([own, query @ negatives.T], dim=1) / temperature
-    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
-
-
 def masked_contrast(
     query: Tensor, positives: Tensor, is_positive: Tensor, negatives: Tensor, is_negative: Tensor, temperature: float
 ) -> Tensor:
@@ -207,63 +189,6 @@ def structural_contrast(
     local = masked_contrast(query.vectors, own.vectors, in_own, pool.vectors, is_negative, temperature)
     remote = masked_contrast(query.vectors, pool.vectors, in_pool, pool.vectors, is_negative, temperature)
     return local, remote
-
-
-def supervised_contrast(features: Tensor, is_positive: Tensor, temperature: float, base_temperature: float) -> Tensor:
-    """Contrast within a batch of V views per slice, with the positives given (positional contrastive learning).
-
-    Every view of every slice is an anchor; it is told from all other views. Cosine similarity.
-
-    Args:
-        features: (B, V, D).
-        is_positive: (B, B) boolean, symmetric: `same_item`, `same_partition` or `near_positions`.
-        temperature: t > 0.
-        base_temperature: the loss is multiplied by t over it.
-
-    Returns:
-        Scalar, mean over the B * V anchors of -(t / t_base) times the mean log-probability of the positives; an anchor
-        without positives counts as 0.
-    """
-    views = features.shape[1]
-    units = functional.normalize(features.transpose(0, 1).flatten(0, 1), dim=1)  # view-major: (V * B, D)
-    itself = torch.eye(len(units), dtype=torch.bool, device=units.device)
-    similarity = (units @ units.T / temperature).masked_fill(itself, -torch.inf)
-    log_probability = similarity - torch.logsumexp(similarity, dim=1, keepdim=True)
-    positive = is_positive.repeat(views, views) & ~itself
-    total = torch.where(positive, log_probability, 0.0).sum(dim=1)
-    return -(temperature / base_temperature) * (total / positive.sum(dim=1).clamp(min=1)).mean()
-
-
-def same_item(size: int, device: torch.device | str = "cpu") -> Tensor:
-    """(B, B) positives of plain contrast: only the other views of the same slice."""
-    return torch.eye(size, dtype=torch.bool, device=device)
-
-
-def same_partition(partitions: Tensor) -> Tensor:
-    """(B, B) positives of structural contrast: slices of the same partition."""
-    return _same(partitions, partitions)
-
-
-def near_positions(positions: Tensor, threshold: float) -> Tensor:
-    """(B, B) positives of positional contrast: slices whose positions differ by less than ``threshold``."""
-    return (positions[:, None] - positions[None, :]).abs() < threshold
-
-
-def model_contrast(features: Tensor, shared: Tensor, previous: Tensor, temperature: float) -> Tensor:
-    """MOON: the local model's features should be nearer to the global model's than to those of earlier local models.
-
-    Args:
-        features: (B, D) of the model that learns.
-        shared: (B, D) of the global model.
-        previous: (J, B, D) of earlier local models; J = 0 (first round) gives a loss of exactly 0.
-        temperature: t > 0.
-
-    Returns:
-        Scalar, mean over the batch; the method multiplies it with its mu.
-    """
-    rivals = torch.cat([shared.unsqueeze(0), previous])
-    logits = functional.cosine_similarity(features.unsqueeze(0), rivals, dim=2).T / temperature
-    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
 
 
 def _same(first: Tensor, second: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Adaptive mixture of a personal and a shared model (APFL: Deng, Kamani, Mahdavi, 2020)."""
+"""The weight of the mixture of a personal and a shared model (APFL: Deng, Kamani, Mahdavi, 2020)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,17 +42,3 @@ def alpha_step(
         products.append(((w_p.detach() - w_l.detach()) * gradient).sum())
     slope = float(torch.stack(products).sum()) + SHRINKAGE * alpha
     return min(max(alpha - eta * slope, 0.0), 1.0)
-
-
-def mix(personal: Mapping[str, Tensor], local: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The model that APFL evaluates: ``alpha * personal + (1 - alpha) * local``; integers are copied from ``local``.
-
-    Raises:
-        ValueError: the two name different tensors.
-    """
-    if personal.keys() != local.keys():
-        raise ValueError(f"the two models name different tensors: {sorted(personal.keys() ^ local.keys())[:3]}")
-    return {
-        name: torch.lerp(local[name], tensor, alpha) if tensor.is_floating_point() else local[name].clone()
-        for name, tensor in personal.items()
-    }

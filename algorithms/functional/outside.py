@@ -42,12 +42,6 @@ class Mixing:
     statistics: Literal["site", "running", "batch"]
     linear: bool
 
-    def __post_init__(self) -> None:
-        if not self.expansion > 0:
-            raise ValueError(f"algorithm.expansion={self.expansion} must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"algorithm.dropout={self.dropout} is not in [0, 1)")
-
     def build(
         self, model: nn.Module, personal: Sequence[Mapping[str, Tensor]], batches: Iterable[Tensor] = ()
     ) -> nn.Module:
@@ -97,17 +91,6 @@ class Adaptation:
     fresh_pass: bool
     same_draws: bool
     steps: int | None
-
-    def __post_init__(self) -> None:
-        limits = {
-            "adapt_passes": (self.passes, self.passes >= 0),
-            "adapt_steps": (self.steps, self.steps is None or self.steps > 0),
-            "adapt_lr": (self.lr, self.lr > 0),
-            "noise": (self.noise, self.noise >= 0),
-        }
-        for name, (value, fine) in limits.items():
-            if not fine:
-                raise ValueError(f"algorithm.{name}={value} is out of range; see train.py --help")
 
     @torch.enable_grad()
     def run(self, routed: nn.Module, batches: Iterable[Tensor], normalize: Callable[[Tensor], Tensor]) -> list[Terms]:

@@ -11,11 +11,6 @@ import torch
 from torch import Tensor, nn
 
 
-def snapshot(state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """A copy of ``state`` on ``device`` without gradients, sharing no storage with it."""
-    return {name: tensor.detach().to(device, copy=True) for name, tensor in state.items()}
-
-
 def average_states(old: Mapping[str, Tensor], new: Mapping[str, Tensor], weight_of_old: float) -> dict[str, Tensor]:
     """One step of the moving average: ``weight_of_old * old + (1 - weight_of_old) * new``.
 

@@ -28,7 +28,7 @@ from datamodules.check.reading import open_case
 from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from datamodules.check.sheet import Sheet, draw_sheet, save_sheet
 from datamodules.check.statistics import SiteStatistics, site_findings
-from datamodules.errors import DataError, closest, nearest
+from datamodules.errors import DataError, did_you_mean, nearest
 from datamodules.findings import Finding
 from datamodules.folder import there
 from datamodules.transforms import load_augmentation
@@ -213,7 +213,9 @@ def _checked(owner: type[MultiCenterDataModule], settings: Mapping[str, Any]) ->
     given: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in knobs:
-            raise UsageError(f"unknown knob {name!r}; {closest(name, knobs) or 'python train.py --help lists them'}")
+            raise UsageError(
+                f"unknown knob {name!r}; {did_you_mean(name, knobs) or 'python train.py --help lists them'}"
+            )
         try:
             given[name] = TypeAdapter(knobs[name][0]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:

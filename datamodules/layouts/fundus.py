@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class FundusDataModule(MultiCenterDataModule):
         self,
         *,
         root: str,
-        regions: dict[str, list[int]] = {"disc": [1, 2], "cup": [2]},  # noqa: B006  (never changed)
-        label_values: dict[int | str, int] = {0: 2, 128: 1, 255: 0},  # noqa: B006
+        regions: Mapping[str, Sequence[int]] = {"disc": [1, 2], "cup": [2]},
+        label_values: Mapping[int | str, int] = {0: 2, 128: 1, 255: 0},
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, label_values=label_values, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,9 @@ class LGGDataModule(MultiCenterDataModule):
         *,
         root: str,
         sequence: Literal["flair", "pre", "post", "all"] = "flair",
-        leave_out: list[str] = ["TCGA_EZ"],  # noqa: B006  (never changed)
-        regions: dict[str, list[int]] = {"abnormality": [1]},  # noqa: B006
-        label_values: dict[int | str, int] = {">=1": 1},  # noqa: B006
+        leave_out: Sequence[str] = ["TCGA_EZ"],
+        regions: Mapping[str, Sequence[int]] = {"abnormality": [1]},
+        label_values: Mapping[int | str, int] = {">=1": 1},
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, label_values=label_values, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ class PolypDataModule(MultiCenterDataModule):
         *,
         root: str,
         cvc300: bool = False,
-        regions: dict[str, list[int]] = {"polyp": [1]},  # noqa: B006  (never changed)
-        label_values: dict[int | str, int] = {">=128": 1, "<128": 0},  # noqa: B006
+        regions: Mapping[str, Sequence[int]] = {"polyp": [1]},
+        label_values: Mapping[int | str, int] = {">=128": 1, "<128": 0},
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, label_values=label_values, **kwargs)

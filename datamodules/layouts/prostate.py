@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class ProstateDataModule(MultiCenterDataModule):
         self,
         *,
         root: str,
-        regions: dict[str, list[int]] = {"prostate": [1]},  # noqa: B006  (never changed)
-        label_values: dict[int | str, int] = {">=1": 1},  # noqa: B006
+        regions: Mapping[str, Sequence[int]] = {"prostate": [1]},
+        label_values: Mapping[int | str, int] = {">=1": 1},
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, label_values=label_values, **kwargs)

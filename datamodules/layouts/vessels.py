@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class VesselsDataModule(MultiCenterDataModule):
         self,
         *,
         root: str,
-        regions: dict[str, list[int]] = {"vessel": [1]},  # noqa: B006  (never changed)
-        label_values: dict[int | str, int] = {">=1": 1},  # noqa: B006
+        regions: Mapping[str, Sequence[int]] = {"vessel": [1]},
+        label_values: Mapping[int | str, int] = {">=1": 1},
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, label_values=label_values, **kwargs)

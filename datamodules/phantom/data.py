@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from datamodules.base import MultiCenterDataModule
@@ -88,7 +88,7 @@ class PhantomDataModule(MultiCenterDataModule):
         structure: float = 0.3,
         amount: float = 0.5,
         phantom_seed: int = 0,
-        regions: dict[str, list[int]] | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
         if anatomy not in REGIONS:

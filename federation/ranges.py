@@ -1,0 +1,34 @@
+"""Ranges of settings: an annotation states them, and `configs` and whoever holds the setting read them there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ProperShare = Annotated[float, Field(ge=0, lt=1)]
+
+
+def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:
+    """Refuse values outside their ranges, for what is built in Python and not from a composed config.
+
+    Args:
+        owner: the class or constructor with the annotations.
+        values: name -> value; those without a range pass.
+        section: of the settings, such as federation.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+    plain = get_type_hints(owner)
+    for name, annotation in get_type_hints(owner, include_extras=True).items():
+        if name not in values or annotation == plain[name]:
+            continue
+        try:
+            TypeAdapter(annotation).validate_python(values[name])
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Input ")
+            raise ValueError(f"{section}.{name}={values[name]} {told}") from error
