@@ -8,7 +8,8 @@ USAGE = """python evaluate.py RUN [trainer.accelerator=cpu] [trainer.threads=N]
   RUN    the folder of a finished or stopped run
 
 Scores the last and the best saved models on the validation and test cases of every site, prints the summary, writes
-RUN/rescored.csv, and says by how much scores differ from those in RUN/metrics.csv (exit code 1 if they do). A run made
+RUN/rescored.csv, and says by how much scores differ from those in RUN/metrics.csv (exit code 1 if they do, or if a run
+that did its last round has none there). A run made
 on a GPU is scored on the CPU where there is none; other arithmetic then moves scores by a little."""
 
 TOLERANCE = 1e-6
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Score again, and compare."""
-    from launch.rescore import difference, rescore
+    from launch.rescore import difference, last_round_done, rescore
     from reporting import ReportingError
     from reporting.folder import RunFolder
     from reporting.summary import summarise
@@ -42,9 +43,11 @@ def run(arguments: Sequence[str]) -> int:
     print(summarise(scores).text(sys.stdout))
     before = folder.scores()
     gap, compared = difference(scores, before)
+    if not before["checkpoint"].isin(["last", "best"]).any():
+        print("\nmetrics.csv has no final scores to compare with")
+        return int(last_round_done(folder))
     print(f"\n{compared} of {len(scores)} scores are also in metrics.csv; the largest difference is {gap:.2g}")
-    finished = before["checkpoint"].isin(["last", "best"]).any()
-    return 0 if gap <= TOLERANCE and (compared == len(scores) or not finished) else 1
+    return 0 if gap <= TOLERANCE and compared == len(scores) else 1
 
 
 if __name__ == "__main__":

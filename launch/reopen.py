@@ -88,6 +88,11 @@ class Reopened:
         experiment = Experiment(settings(folder, overrides))
         if folder.has_checkpoint and (checkpoint := Checkpoint(folder.checkpoints)).round:
             return cls(folder, experiment, checkpoint)
+        if experiment.config.protocol == "leave_one_site_out":
+            folds = sorted(path.parent.name for path in folder.path.glob("*/config.yaml"))
+            raise ReportingError(
+                f"{folder.path} holds folds, each with models of its own: {', '.join(folds) or 'none yet'}"
+            )
         raise ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
 
     @cached_property

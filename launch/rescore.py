@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from federation.checkpoint import Checkpoint
 from launch.reopen import Reopened
+from launch.run import saved_config
 from launch.scoring import Scorer, score_checkpoints
 from reporting.folder import COLUMNS, METRICS, RunFolder
 
@@ -28,6 +30,11 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     run.prepare_data()
     scorer = Scorer(run.experiment)
     return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server))
+
+
+def last_round_done(folder: RunFolder) -> bool:
+    """Whether a run trained to its last round, so that its final scores should be there."""
+    return Checkpoint(folder.checkpoints).round >= int(saved_config(folder).federation.rounds)
 
 
 def difference(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[float, int]:

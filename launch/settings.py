@@ -27,8 +27,8 @@ class Run:
     Attributes:
         seed: of initial weights, splits, sampling and batches.
         output: the run's folder; null makes runs/DATA-ALGORITHM-seedN-TIME, under `wandb agent` runs/SWEEP/...-RUN_ID.
-        resume: go on in the folder `output`; what it saved is the config; only rounds, device, threads, W&B and
-            overlays may change.
+        resume: go on in the folder `output`; what it saved is the config; only rounds, the place of the data and how it
+            is cached, device, threads, W&B and overlays may change.
         protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
             site takes no part in training and all its cases are the test.
         pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.

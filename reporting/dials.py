@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting import ReportingError
+from reporting.compare.gather import own_settings
 from reporting.compare.runs import find_runs
 from reporting.curves import COLOURS
 from reporting.folder import RunFolder, write_atomic
@@ -32,7 +33,7 @@ DIALS = {
 }
 """Dial of the phantom to what differs between its hospitals."""
 POINT = ["method", "dial", "level"]
-MAY_DIFFER = tuple(f"data.{key}" for key in ("preset", *DIALS, "split_seed", "cache", "cache_dir", "workers"))
+DIAL_KEYS = tuple(f"data.{dial}" for dial in DIALS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Point:
         method: of its algorithm.
         seed: of the run.
         levels: dials that are not at 0.
-        settings: what all runs must have in common.
+        settings: what all runs must have in common, beside the method's own.
+        own: settings of the method.
     """
 
     folder: RunFolder
@@ -52,6 +54,7 @@ class Point:
     seed: int
     levels: Mapping[str, float]
     settings: Mapping[str, Any]
+    own: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: RunFolder) -> Point | None:
@@ -59,10 +62,13 @@ class Point:
         config = folder.settings()
         if config.get("data.name") != "phantom":
             return None
-        shared = ("data.", "federation.")
-        settings = {key: value for key, value in config.items() if key.startswith(shared) and key not in MAY_DIFFER}
-        levels = {dial: float(config[f"data.{dial}"]) for dial in DIALS if config[f"data.{dial}"]}
-        return cls(folder, config["algorithm.preset"], config["seed"], levels, settings)
+        if missing := [key for key in DIAL_KEYS if key not in config]:
+            raise ReportingError(f"{folder.config_path} lacks {missing[0]}")
+        told = own_settings({key: value for key, value in config.items() if key not in DIAL_KEYS})
+        own = {key: value for key, value in told.items() if key.startswith("algorithm.")}
+        shared = {key: value for key, value in told.items() if key not in own}
+        levels = {dial: float(config[key]) for dial, key in zip(DIALS, DIAL_KEYS, strict=True) if config[key]}
+        return cls(folder, config["algorithm.preset"], config["seed"], levels, shared, own)
 
 
 def gains(runs: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
@@ -116,15 +122,25 @@ def _scores(point: Point) -> pd.DataFrame | None:
 
 
 def _check_alike(points: Sequence[Point]) -> None:
-    first = points[0]
-    for point in points[1:]:
-        for key in sorted(first.settings.keys() | point.settings.keys()):
-            here, there = first.settings.get(key), point.settings.get(key)
-            if here != there:
-                raise ReportingError(
-                    f"runs that differ in more than method, seed and dials make no curve: {key} is {here} in "
-                    f"{first.folder.path}, {there} in {point.folder.path}"
-                )
+    """Runs differ in method, seed and dials only, those of one method not in its settings; none counts twice."""
+    first: dict[str, Point] = {}
+    known: dict[tuple[str, int, str], Point] = {}
+    for point in points:
+        for other, here, there in (
+            (points[0], points[0].settings, point.settings),
+            (own := first.setdefault(point.method, point), own.own, point.own),
+        ):
+            for key in sorted(here.keys() | there.keys()):
+                if here.get(key) != there.get(key):
+                    raise ReportingError(
+                        f"runs that differ in more than method, seed and dials make no curve: {key} is {here.get(key)} "
+                        f"in {other.folder.path}, {there.get(key)} in {point.folder.path}"
+                    )
+        place = point.method, point.seed, str(sorted(point.levels.items()))
+        if (twin := known.setdefault(place, point)) is not point:
+            raise ReportingError(
+                f"{twin.folder.path} and {point.folder.path} have the same settings and seed; leave one of them out"
+            )
 
 
 def summary_table(table: pd.DataFrame) -> Table:

@@ -172,7 +172,7 @@ def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure
     columns = min(len(pictures) + 1, MOST_COLUMNS)
     rows = -(-(len(pictures) + 1) // columns)
     scores = 0.16 * (len(regions) + 2)  # inches above each square: heading, names of views, a line per region
-    figure = Figure(figsize=(3.5 * columns, (3.5 + scores) * rows + 0.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(3.5 * columns, (3.5 + scores) * rows + 0.85), dpi=130, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[len(pictures) + 1 :]:
         axis.set_axis_off()

@@ -107,6 +107,19 @@ def test_runs_of_another_length_make_no_curve(sweep: Path, capsys: pytest.Captur
     assert "federation.rounds is 30 in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("setting", ["training.lr=0.5", "algorithm.finetune_steps=9"])
+def test_other_settings_make_no_curve_and_no_run_counts_twice(
+    sweep: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    planted(sweep / "other", 0.9, "data.annotation=0.5", "seed=2", setting)
+    assert main([str(sweep)]) == 2
+    assert f"{setting.partition('=')[0]} is " in capsys.readouterr().err
+    (sweep / "other").rename(sweep.with_name(f"{sweep.name}-aside"))
+    planted(sweep / "twin", 0.9, "data.annotation=0.5", "seed=1")
+    assert main([str(sweep)]) == 2
+    assert "have the same settings and seed" in capsys.readouterr().err
+
+
 def test_the_sweep_turns_one_dial_at_a_time() -> None:
     sweep = yaml.safe_load((FOLDER / "sweep" / "when_does_it_pay.yaml").read_text())
     turned: dict[str, list[float]] = {dial: [] for dial in DIALS}

@@ -267,6 +267,10 @@ def test_a_damaged_checkpoint_is_named(ditto: Finished, tmp_path: Path) -> None:
     server = copy / "checkpoints" / Checkpoint(copy / "checkpoints").index["server"]
     server.write_bytes(server.read_bytes()[:1000])
     assert f"{server} is damaged" in mistake(str(copy), main=evaluate.main)
+    shutil.copy(ditto.folder.checkpoints / server.name, server)
+    (copy / "metrics.csv").unlink()
+    code, out, _ = command(evaluate.main, str(copy))
+    assert (code, "no final scores to compare with" in out) == (1, True)
     (copy / "checkpoints" / "index.json").write_text("{")
     assert "index.json is damaged" in mistake(f"output={copy}", "resume=true")
 

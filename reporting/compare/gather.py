@@ -22,7 +22,8 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
 SHARED = ("evaluation.tolerance",)
-DIALS = ("data.appearance", "data.annotation", "data.structure", "data.amount")  # of the phantom
+DIALS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
+"""Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A run's settings -> the default of every setting that it could have."""
