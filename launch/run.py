@@ -34,6 +34,7 @@ class Execute(Protocol):
         """The result; `job_type` is what the run is to W&B, within its group."""
 
 
+PROJECT = "federated-segmentation"
 MAY_CHANGE = ("federation.rounds", *CIRCUMSTANCE)
 
 
@@ -199,7 +200,7 @@ def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun
         config.wandb.mode,
         folder,
         dashboard_config(config),
-        project=config.wandb.project,
+        project=config.wandb.project or os.environ.get("WANDB_PROJECT", PROJECT),
         entity=config.wandb.entity,
         name=config.wandb.name or run_name(config),
         group=group_name(config),

@@ -98,7 +98,7 @@ class Wandb:
     Attributes:
         mode: online, offline (no account, no network; `wandb sync` uploads later) or disabled. `wandb agent` makes it
             online, unless the command line says otherwise.
-        project: W&B project.
+        project: W&B project; null is that of WANDB_PROJECT, else federated-segmentation.
         entity: W&B user or team; null is your default.
         name: of the run; null makes one from algorithm, data and seed.
         group: runs that differ in their seed only; null makes it from data, algorithm and a digest of the settings.
@@ -107,7 +107,7 @@ class Wandb:
     """
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
-    project: str = "federated-segmentation"
+    project: str | None = None
     entity: str | None = None
     name: str | None = None
     group: str | None = None
