@@ -126,11 +126,11 @@ def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list
     Returns:
         The runs, and a note that says what was filled in.
     """
-    every = {key for run in runs for key in run.settings}
+    every = {(_owner(run, key), key) for run in runs for key in run.settings if not key.startswith(WITHIN)}
     filled: list[Run] = []
     told: dict[str, Any] = {}
     for run in runs:
-        wanted = {key for key in every - run.settings.keys() if not key.startswith(WITHIN)}
+        wanted = {key for owner, key in every if key not in run.settings and owner == _owner(run, key)}
         known = defaults(run.settings) if wanted else {}
         lacking = {key: known[key] for key in sorted(wanted & known.keys())}
         told |= lacking
@@ -139,6 +139,12 @@ def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list
         return filled, []
     listed = ", ".join(f"{key}={signature(value)}" for key, value in sorted(told.items()))
     return filled, [f"Some runs are older than these settings, which are taken at their defaults: {listed}."]
+
+
+def _owner(run: Run, key: str) -> str:
+    """Which method, data set or network a setting belongs to; of no other one can a run lack it."""
+    group = key.partition(".")[0]
+    return str(run.settings.get(f"{group}.name", ""))
 
 
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
