@@ -9,7 +9,8 @@ USAGE = """python sweep.py SWEEP [output=DIR] [jobs=N] [count=N] [sweep_seed=N] 
   SWEEP        configs/sweep/SWEEP.yaml, or the path of a YAML file that `wandb sweep` reads
   output       folder for all runs; without it runs/NAME_OF_THE_SWEEP
   jobs         runs at a time; without it one per GPU, else one per core and thread of a run
-  count        how many runs; needed where settings are drawn at random
+  count        how many runs; without it all of a grid, or as many as the file's run_cap; needed where settings are
+               drawn at random and there is no run_cap
   sweep_seed   of these draws
   key=value    settings for all runs, as in train.py; a setting that the sweep varies is then fixed
 

@@ -6,8 +6,8 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ KEYS = (
     *("program", "name", "description", "project", "entity", "method", "metric", "parameters", "command"),
     *("early_terminate", "run_cap"),
 )
+GOALS = ("minimize", "maximize")
 LONGEST_NAME = 100
 
 
@@ -38,8 +39,10 @@ class Sweep:
         parameters: setting -> its value, values or distribution.
         metric: the name that is optimised; empty if none.
         maximize: whether more is better.
-        literals: settings that every run gets besides, from `command`.
+        before: settings that every run gets besides: the words of `command` before the parameters.
+        after: those after them; the later word counts, so they win over parameters.
         early_terminate: whether W&B would end hopeless runs early.
+        run_cap: the most runs; None if there is no limit.
     """
 
     name: str
@@ -47,13 +50,15 @@ class Sweep:
     parameters: Mapping[str, Parameter]
     metric: str = ""
     maximize: bool = True
-    literals: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     early_terminate: bool = False
-    varying: tuple[str, ...] = field(init=False)
+    run_cap: int | None = None
 
-    def __post_init__(self) -> None:
-        varying = tuple(key for key, parameter in self.parameters.items() if len(listed(parameter) or (0, 0)) > 1)
-        object.__setattr__(self, "varying", varying)
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The parameters with more than one value."""
+        return tuple(k for k, p in self.parameters.items() if "value" not in p and len(p.get("values", (0, 0))) > 1)
 
     @classmethod
     def read(cls, source: str) -> Sweep:
@@ -81,7 +86,7 @@ class Sweep:
             raise ConfigError("this is no sweep: it should hold program, method, parameters and command")
         strange = [key for key in content if key not in KEYS]
         if strange:
-            raise ConfigError(unknown(strange[0], KEYS))
+            raise ConfigError(unknown(str(strange[0]), KEYS))
         if content.get("program") != "train.py":
             raise ConfigError(f"program={content.get('program')}; only train.py is run here")
         if content.get("method") not in ("grid", "random", "bayes"):
@@ -91,42 +96,56 @@ class Sweep:
             raise ConfigError("parameters: there are none")
         for name, parameter in parameters.items():
             _check(str(name), parameter, grid=content["method"] == "grid")
-        metric = content.get("metric") or {}
+        run_cap = content.get("run_cap")
+        if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
+            raise ConfigError(f"run_cap={run_cap!r} should be a whole number, at least 1")
+        metric, maximize = _metric(content.get("metric"))
+        before, after = _words(content.get("command"))
+        later = {_key(word) for word in after}
         return cls(
             name=str(content.get("name") or path.stem),
             method=content["method"],
-            parameters=dict(parameters),
-            metric=str(metric.get("name", "")),
-            maximize=metric.get("goal", "minimize") == "maximize",
-            literals=_literals(content.get("command")),
+            parameters={str(name): parameter for name, parameter in parameters.items() if name not in later},
+            metric=metric,
+            maximize=maximize,
+            before=before,
+            after=after,
             early_terminate="early_terminate" in content,
+            run_cap=run_cap,
         )
 
     def fixed(self, settings: Mapping[str, str]) -> Sweep:
         """The sweep with some settings given by hand: they are no longer varied."""
         parameters = {key: value for key, value in self.parameters.items() if key not in settings}
-        literals = [argument for argument in self.literals if argument.partition("=")[0] not in settings]
-        literals += [f"{key}={value}" for key, value in settings.items()]
-        return Sweep(
-            self.name, self.method, parameters, self.metric, self.maximize, tuple(literals), self.early_terminate
-        )
+        before = tuple(word for word in self.before if _key(word) not in settings)
+        after = tuple(word for word in self.after if _key(word) not in settings)
+        return replace(self, parameters=parameters, before=before, after=(*after, *arguments(settings)))
+
+    def settings(self, combination: Combination) -> list[str]:
+        """All `key=value` of a run, in the order in which `wandb agent` writes them."""
+        return [*self.before, *arguments(combination), *self.after]
 
     def combinations(self, count: int | None, seed: int) -> list[Combination]:
         """Setting -> value, for each run.
 
         Args:
-            count: how many; a grid has all if it is None. The first ones of a larger count are those of a smaller one.
+            count: how many; if it is None, as many as `run_cap` says, or all of a grid. The first ones of a larger
+                count are those of a smaller one.
             seed: of the draws, where there are any.
 
         Raises:
-            ConfigError: a sweep that draws needs a count.
+            ConfigError: a sweep that draws needs a count; it is above `run_cap`.
         """
+        if count is None:
+            count = self.run_cap
+        elif self.run_cap is not None and count > self.run_cap:
+            raise ConfigError(f"count={count} is above run_cap={self.run_cap} of the sweep file; change one of them")
         if self.method == "grid":
             lists = [listed(parameter) or () for parameter in self.parameters.values()]
             combined = itertools.product(*lists)
             return [dict(zip(self.parameters, values, strict=True)) for values in itertools.islice(combined, count)]
         if count is None:
-            raise ConfigError(f"method={self.method} draws settings; say how many runs with count=N")
+            raise ConfigError(f"method={self.method} draws settings; say how many runs with count=N, or with run_cap")
         found: list[Combination] = []
         for number in range(count):
             rng = random.Random(f"{seed} {number}")
@@ -137,16 +156,17 @@ class Sweep:
         """A name for one run's folder, made of the settings that vary; another one for every combination."""
         last = [key.rpartition(".")[2] for key in self.varying]
         short = [leaf if last.count(leaf) == 1 else key for key, leaf in zip(self.varying, last, strict=True)]
-        parts = [f"{name}={_shown(combination[key])}" for name, key in zip(short, self.varying, strict=True)]
-        plain = ",".join(parts) or "run"
+        values = [(name, combination[key]) for name, key in zip(short, self.varying, strict=True)]
+        exact = ",".join(f"{name}={_exact(value)}" for name, value in values) or "run"
+        plain = ",".join(f"{name}={_short(value)}" for name, value in values) or "run"
         name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", plain)
-        if name == plain and len(name) <= LONGEST_NAME:
+        if name == exact and len(name) <= LONGEST_NAME:
             return name
-        digest = sha256(plain.encode()).hexdigest()[:8]  # different settings may look alike now
+        digest = sha256(exact.encode()).hexdigest()[:8]  # different settings may look alike now
         return f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
-def arguments(combination: Combination) -> list[str]:
+def arguments(combination: Mapping[str, Any]) -> list[str]:
     """`key=value` as `wandb agent` writes them for ${args_no_hyphens}."""
     return [f"{key}={value}" for key, value in combination.items()]
 
@@ -160,7 +180,7 @@ def listed(parameter: Parameter) -> tuple[Any, ...] | None:
     if _distribution(parameter) in ("int_uniform", "q_uniform"):
         step = parameter.get("q", 1)
         count = math.floor((parameter["max"] - parameter["min"]) / step + 1e-9) + 1
-        return tuple(parameter["min"] + step * index for index in range(count))
+        return tuple(_even(parameter["min"] + step * index) for index in range(count))
     return None
 
 
@@ -189,10 +209,14 @@ def _stepped(draws: Callable[[Parameter, random.Random], float]) -> Callable[[Pa
 
     def stepped(p: Parameter, rng: random.Random) -> float:
         step = p.get("q", 1)
-        steps = round(draws(p, rng) / step)
-        return steps * step if isinstance(step, int) else float(f"{steps * step:.12g}")
+        return _even(round(draws(p, rng) / step) * step)
 
     return stepped
+
+
+def _even(multiple: float) -> float:
+    """A multiple of a step without what binary fractions add to it: 0.3, not 0.30000000000000004."""
+    return multiple if isinstance(multiple, int) else float(f"{multiple:.12g}")
 
 
 DISTRIBUTIONS: dict[str, Callable[[Parameter, random.Random], float]] = {
@@ -222,32 +246,77 @@ def _check(name: str, parameter: Any, grid: bool) -> None:
     if "value" in parameter:
         return
     if "values" in parameter:
-        if not isinstance(parameter["values"], Sequence) or not parameter["values"]:
-            raise ConfigError(f"parameters.{name}.values is not a list with entries")
+        _check_values(name, parameter["values"], parameter.get("probabilities"))
         return
     kind = _distribution(parameter)
     if kind not in DISTRIBUTIONS:
         raise ConfigError(f"parameters.{name}: " + unknown(kind, DISTRIBUTIONS, "distribution"))
-    low, high = parameter.get("min"), parameter.get("max")
-    bounded = isinstance(low, int | float) and isinstance(high, int | float) and low < high
-    if "normal" not in kind and not bounded:
+    for key in {"min", "max", "mu", "sigma", "q"} & parameter.keys():
+        if not _is_number(given := parameter[key]):
+            cure = "; YAML reads 1e-4 as text: write 0.0001 or 1.0e-4" if isinstance(given, str) else ""
+            raise ConfigError(f"parameters.{name}.{key}={given!r} should be a number{cure}")
+    if "normal" not in kind and not ({"min", "max"} <= parameter.keys() and parameter["min"] < parameter["max"]):
         raise ConfigError(f"parameters.{name} needs value, values, or min below max")
-    if kind.endswith("log_uniform_values") and not (isinstance(low, int | float) and low > 0):
-        raise ConfigError(f"parameters.{name}.min={low} must be above 0 for {kind}")
+    if kind.endswith("log_uniform_values") and parameter["min"] <= 0:
+        raise ConfigError(f"parameters.{name}.min={parameter['min']} must be above 0 for {kind}")
+    if kind == "int_uniform" and not all(isinstance(parameter[end], int) for end in ("min", "max")):
+        raise ConfigError(f"parameters.{name}: int_uniform needs whole numbers as min and max; uniform takes fractions")
+    for key in ("q", "sigma"):
+        if parameter.get(key, 1) <= 0:
+            raise ConfigError(f"parameters.{name}.{key}={parameter[key]} must be above 0")
     if grid and listed(parameter) is None:
         raise ConfigError(f"parameters.{name} is drawn from {kind}, which a grid cannot list; give values")
 
 
-def _literals(command: Any) -> tuple[str, ...]:
-    """Settings written into `command`; the rest of it is how W&B starts a process."""
-    if not isinstance(command, Sequence) or ARGUMENTS not in command:
-        raise ConfigError(f"command needs {ARGUMENTS}: train.py takes key=value without hyphens")
-    literals = [str(part) for part in command if part not in MACROS]
-    for part in literals:
-        if "=" not in part or part.startswith(("-", "$")):
+def _check_values(name: str, values: Any, probabilities: Any) -> None:
+    """Raises ConfigError for a list of values, or of their probabilities, that is none."""
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"parameters.{name}.values={values!r} is not a list with entries; write values: [a, b]")
+    if probabilities is None:
+        return
+    listed = isinstance(probabilities, list) and len(probabilities) == len(values)
+    if not listed or not all(_is_number(p) and p >= 0 for p in probabilities) or not sum(probabilities):
+        raise ConfigError(
+            f"parameters.{name}.probabilities={probabilities!r} should be a list of {len(values)} numbers, one for "
+            "each of values: none below 0, not all 0"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _metric(metric: Any) -> tuple[str, bool]:
+    """Its name, and whether more is better."""
+    if not metric:
+        return "", True
+    if isinstance(metric, Mapping) and isinstance(metric.get("name"), str) and metric.get("goal", GOALS[0]) in GOALS:
+        return metric["name"], metric.get("goal") == "maximize"
+    raise ConfigError(f"metric={metric!r} should look like {{name: val/worst_site/dice, goal: maximize}}")
+
+
+def _words(command: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settings written into `command`, before and after the parameters; the rest is how W&B starts a process."""
+    if not isinstance(command, list) or ARGUMENTS not in command:
+        cure = f"[{', '.join(MACROS)}]: train.py takes key=value without hyphens"
+        raise ConfigError(f"command={command!r} should be a list of words with {ARGUMENTS}, such as {cure}")
+    for part in command:
+        if part not in MACROS and ("=" not in str(part) or str(part).startswith(("-", "$"))):
             raise ConfigError(f"command: {part!r} is neither one of {', '.join(MACROS)} nor key=value")
-    return tuple(literals)
+    place = command.index(ARGUMENTS)
+    before, after = (tuple(str(p) for p in part if p not in MACROS) for part in (command[:place], command[place:]))
+    return before, after
 
 
-def _shown(value: Any) -> str:
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _exact(value: Any) -> str:
+    """The short form unless it loses digits."""
+    short = _short(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 import pandas as pd
@@ -18,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from configs.compose import ConfigError, compose
-from configs.sweeps import Combination, Sweep, arguments
+from configs.sweeps import Combination, Sweep
 from federation.checkpoint import CheckpointError
 from launch.folds import folds_finished
 from launch.run import differences, finished, saved_config
@@ -26,7 +28,7 @@ from launch.settings import SCHEMA
 from launch.stages import changes, is_used
 from launch.stages import plan as plan_stages
 from reporting import ReportingError
-from reporting.folder import RunFolder, write_atomic
+from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
 from reporting.progress import duration
 from reporting.reporter import sweep_values
 from reporting.summary import Table, summarise
@@ -77,7 +79,7 @@ class Job:
         """
         try:
             changed, done = self._stages() if self.config.stages else self._run()
-        except (CheckpointError, ConfigError):
+        except (CheckpointError, ConfigError, ReportingError):
             return False  # it is damaged: its own process says how, and the others go on
         if changed:
             raise ConfigError(f"{self.folder} holds a run with other settings ({changed}); take another output=")
@@ -105,30 +107,57 @@ class Job:
         return [sys.executable, str(TRAIN), *self.arguments, *again]
 
     def values(self) -> dict[str, float]:
-        """The numbers of its result, by the names that they have at W&B."""
-        folder = self.folder / str(len(self.config.stages)) if self.config.stages else self.folder
-        scores = RunFolder(folder).scores()
+        """The numbers of its result, by the names that they have at W&B.
+
+        Raises:
+            ReportingError: its scores are damaged, or gone.
+        """
+        folder = RunFolder(self.folder / str(len(self.config.stages)) if self.config.stages else self.folder)
+        scores = folder.scores()
+        if scores.empty and len(complete_lines(folder.summary_path)) > 1:
+            raise ReportingError(f"{folder.path / METRICS} is gone, or empty, though the run is finished; restore it.")
         if self.config.protocol == "leave_one_site_out":
             scores = scores.assign(seen=True)  # held-out sites only: they are the result
         summary = summarise(scores)
         return {**summary.values, **sweep_values(summary)}
 
-    def complaint(self) -> str:
-        """The last line that says what went wrong."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it printed nothing"])[-1]
+    def seconds(self) -> float:
+        """How long the processes worked that brought it, or its folds or stages, to their end; 0 if nobody knows."""
+        try:
+            costs = [RunFolder(path.parent).costs() for path in sorted(self.folder.rglob("cost.json"))]
+            return sum(float(cost["wall_seconds"]) for processes in costs for cost in processes)
+        except (ValueError, TypeError, KeyError):
+            return 0.0  # it is damaged; no result depends on it
 
 
 @dataclass
 class Result:
-    """What became of a job."""
+    """What became of a job.
+
+    Attributes:
+        job: which one.
+        state: DONE or FAILED.
+        seconds: how long it took; 0 if nobody knows.
+        exit_code: of its process; a signal's number, negative, if that killed it.
+        values: its scores.
+        complaint: what went wrong, of a failure.
+    """
 
     job: Job
     state: str
     seconds: float = 0.0
     exit_code: int = 0
     values: dict[str, float] = field(default_factory=dict)
+    complaint: str = ""
+
+    @property
+    def failure(self) -> str:
+        """How it failed, and why."""
+        if self.exit_code < 0:
+            how = f"killed by signal {-self.exit_code}, {signal.strsignal(-self.exit_code)}"
+        else:
+            how = f"exit code {self.exit_code}" if self.exit_code else "its result cannot be read"
+        return f"({how}): {self.complaint}"
 
 
 @dataclass
@@ -136,6 +165,7 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    begin: int  # of what it prints, in the log of all attempts
     slot: Mapping[str, str]
     started: float
 
@@ -157,70 +187,77 @@ def run_sweep(given: Sequence[str]) -> int:
     sweep = original.fixed(settings)
     count = _whole("count", own["count"], 1) if "count" in own else None
     output = Path(own.get("output") or Path("runs") / sweep.name)
-    jobs = plan(sweep, sweep.combinations(count, _whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output, settings)
-    slots = workers(jobs[0].config, _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
+    jobs = plan(sweep, sweep.combinations(count, _whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output)
+    slots = workers([job.config for job in jobs], _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
     report = Report(sweep, jobs, output, len(slots))
     report.notes()
     if RunFolder(output).holds_run:
         raise ReportingError(f"{output} holds a run; take a folder of its own for a sweep")
     output.mkdir(parents=True, exist_ok=True)
-    with _alone_in(output) as lock:
+    with _alone_in(output) as lock, _hang_up_interrupts():
         for job in jobs:
             if job.finished():
-                report.add(Result(job, DONE, values=job.values()), new=False)
+                report.add(_finished(job, job.seconds()), new=False)
         left = [job for job in jobs if job.name not in report.results]
         report.start(len(left))
-        for result in run_jobs(left, slots, lock):
-            report.add(result)
+        with closing(run_jobs(left, slots, lock)) as results:  # an interruption of this loop, too, ends the runs
+            for result in results:
+                report.add(result)
     report.end()
     return int(any(result.state == FAILED for result in report.results.values()))
 
 
-def plan(sweep: Sweep, combinations: Sequence[Combination], output: Path, settings: Mapping[str, str]) -> list[Job]:
+def plan(sweep: Sweep, combinations: Sequence[Combination], output: Path) -> list[Job]:
     """All jobs; a combination that was drawn twice is run once.
 
     Raises:
-        ConfigError: a combination makes no config; nothing has started.
+        ConfigError: a combination makes no config, or `train.py` would read another folder's name; nothing has started.
     """
     jobs: dict[str, Job] = {}
     for combination in combinations:
         name = sweep.run_name(combination)
-        told = [*sweep.literals, *arguments(combination), f"output={output / name}"]
-        if "wandb.mode" not in settings:
-            told.append("wandb.mode=disabled")
+        told = [*sweep.settings(combination), f"output={output / name}"]
         try:
             config = compose(told, SCHEMA)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
+        if config.output != str(output / name):
+            raise ConfigError(
+                f"output={output}: train.py reads settings as YAML and would write into {config.output}; take a folder "
+                "without '#' in its name"
+            )
         if config.trainer.threads is None:
             told.append("trainer.threads=1")
         jobs.setdefault(name, Job(name, combination, tuple(told), config, output / name))
     return list(jobs.values())
 
 
-def workers(config: DictConfig, asked: int | None) -> list[dict[str, str]]:
-    """The environment of each place where a run can work: one per GPU, else one per free core.
+def workers(configs: Sequence[DictConfig], asked: int | None) -> list[dict[str, str]]:
+    """The environment of each place where a run can work: one per GPU, else as many as the cores have threads for.
 
     Args:
-        config: of a run: its accelerator and threads.
+        configs: of all runs: their accelerators and threads; any of them may come to any place.
         asked: how many; more than GPUs share them.
     """
     gpus: list[str] = []
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+    if any(config.trainer.accelerator != "cpu" for config in configs) and torch.cuda.is_available():
         given = os.environ.get(DEVICES)
         gpus = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    count = asked or len(gpus) or max(1, cores // int(config.trainer.threads or 1))
+    threads = max(int(config.trainer.threads or 1) for config in configs)
+    count = asked or len(gpus) or max(1, cores // threads)
     return [{DEVICES: gpus[index % len(gpus)]} if gpus else {} for index in range(count)]
 
 
-def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: int | None = None) -> Iterator[Result]:
+def run_jobs(
+    jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: int | None = None
+) -> Generator[Result, None, None]:
     """Run jobs, as many at a time as there are slots; results in the order in which they end.
 
     Args:
         jobs: what to run.
         slots: additional environment of each place.
-        lock: a file that the runs hold open, so that it is locked for as long as one of them lives.
+        lock: a file that the runs hold open, so that it is locked for as long as one of them lives; it lists them.
     """
     waiting, free = list(jobs), list(slots)
     running: list[_Running] = []
@@ -244,6 +281,7 @@ def _start(job: Job, slot: Mapping[str, str], lock: int | None) -> _Running:
     log = job.log.open("ab")
     log.write(f"$ {shlex.join(command)}\n".encode())
     log.flush()
+    begin = log.tell()
     environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads)), **slot}
     process = subprocess.Popen(
         command,
@@ -254,15 +292,37 @@ def _start(job: Job, slot: Mapping[str, str], lock: int | None) -> _Running:
         start_new_session=True,  # an interruption reaches the runs once, from here
         pass_fds=() if lock is None else (lock,),
     )
-    return _Running(job, process, log, slot, time.monotonic())
+    if lock is not None:
+        os.write(lock, f"{process.pid}\n".encode())
+    return _Running(job, process, log, begin, slot, time.monotonic())
 
 
 def _result(run: _Running) -> Result:
     run.log.close()
     seconds, code = time.monotonic() - run.started, run.process.returncode
     if code:
-        return Result(run.job, FAILED, seconds, code)
-    return Result(run.job, DONE, seconds, values=run.job.values())
+        return Result(run.job, FAILED, seconds, code, complaint=_complaint(run.job.log, run.begin))
+    return _finished(run.job, seconds)
+
+
+def _finished(job: Job, seconds: float) -> Result:
+    """Of a run that came to its end; without its scores it is worth nothing, but the others go on."""
+    try:
+        return Result(job, DONE, seconds, values=job.values())
+    except ReportingError as error:
+        cure = f"To repeat the run, delete {job.folder} and give the same command."
+        return Result(job, FAILED, seconds, complaint=f"{error} {cure}")
+
+
+def _complaint(log: Path, begin: int) -> str:
+    """The last line that says what went wrong: an error message, or the end of a stack trace."""
+    lines = [line for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
+    found, in_trace = "", False
+    for line in lines:
+        if line.startswith("error: ") or (in_trace and not line[0].isspace()):
+            found = line
+        in_trace = line.startswith("Traceback ") or (in_trace and line[0].isspace())
+    return found or (lines or ["it printed nothing"])[-1]
 
 
 def _stop(running: Sequence[_Running]) -> None:
@@ -305,13 +365,16 @@ class Report:
         """What W&B would do and this does not."""
         if self.sweep.method == "bayes":
             print("method=bayes needs W&B; here the same settings are drawn at random")
+        if len(self.jobs) == self.sweep.run_cap:
+            print(f"run_cap={self.sweep.run_cap} of the sweep file: no more runs than that")
         if self.sweep.early_terminate:
             print("early_terminate needs W&B; here every run goes on to its end")
 
     def start(self, left: int) -> None:
         """The first line."""
         self._started = time.monotonic()
-        done = f", {len(self.jobs) - left} of them finished before" if left < len(self.jobs) else ""
+        before = sum(result.state == DONE for result in self.results.values())
+        done = f", {before} of them finished before" if before else ""
         many = f", {min(self.parallel, left)} at a time" if left else ""
         print(f"{self.sweep.name}: {len(self.jobs)} runs{done}{many}; folder: {self.output}", flush=True)
 
@@ -320,10 +383,12 @@ class Report:
         self.results[result.job.name] = result
         self._write()
         if not new:
+            if result.state == FAILED:
+                print(f"{result.job.name}  FAILED {result.failure}", flush=True)
             return
         self._new += 1
         if result.state == FAILED:
-            told = f"FAILED (exit code {result.exit_code}): {result.job.complaint()}"
+            told = f"FAILED {result.failure}"
         else:
             known = [f"{name} {result.values[name]:.4f}" for name in self.columns if name in result.values]
             told = "  ".join(known) or "no score"
@@ -338,7 +403,7 @@ class Report:
         print(f"All runs: {self.output / 'sweep.csv'}")
         for result in self.results.values():
             if result.state == FAILED:
-                print(f"failed: {result.job.name}: {result.job.complaint()} ({result.job.log})", file=sys.stderr)
+                print(f"failed: {result.job.name} {result.failure} ({result.job.log})", file=sys.stderr)
 
     def table(self) -> Table:
         """Runs by score, the best first."""
@@ -400,9 +465,50 @@ def _alone_in(output: Path) -> Iterator[int | None]:
         return
     import fcntl
 
-    with (output / ".lock").open("w") as file:
+    with (output / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ReportingError(f"another sweep, or a run that it started, still works in {output}") from error
+            raise ReportingError(_holder(output)) from error
+        file.truncate(0)
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield file.fileno()
+
+
+def _holder(output: Path) -> str:
+    """Who holds a folder: the lock lists the sweep and then its runs, as processes."""
+    sweep, *runs = (output / ".lock").read_text(encoding="utf-8").split() or [""]
+    if _lives(sweep):
+        return f"another sweep (process {sweep}) still works in {output}"
+    if living := [run for run in runs if _lives(run)]:
+        them = " ".join(living)
+        return f"runs of a sweep that was killed still work in {output}; wait for them, or end them: kill {them}"
+    return f"another sweep, or a run that it started, still works in {output}; it is on another machine"
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (ProcessLookupError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def _hang_up_interrupts() -> Iterator[None]:
+    """A closed terminal ends the runs as Ctrl-C does: they are sessions of their own, and would go on unattended."""
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it may come twice, and a second interruption kills the runs
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGHUP, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

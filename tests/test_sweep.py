@@ -12,21 +12,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 import launch.sweep
 import sweep
 import train
 from configs.compose import FOLDER, ConfigError, compose
-from configs.sweeps import Sweep, arguments, draw, listed
+from configs.sweeps import Sweep, draw, listed
 from launch.settings import SCHEMA
-from launch.sweep import Job, Report, run_jobs, workers
+from launch.sweep import Job, Report, plan, run_jobs, workers
 from reporting import ReportingError
 from reporting.folder import RunFolder
+from reporting.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
@@ -55,12 +57,12 @@ def test_every_combination_of_every_sweep_file_is_a_config(path: Path) -> None:
     combinations = sweep.combinations(count, seed=0)
     assert combinations
     for combination in combinations:
-        compose([*sweep.literals, *arguments(combination)], SCHEMA)
+        compose(sweep.settings(combination), SCHEMA)
     for parameter in sweep.parameters.values():  # also the ends of what is drawn
         for end in (parameter.get("min"), parameter.get("max")):
             if end is not None:
                 key = next(key for key, value in sweep.parameters.items() if value is parameter)
-                compose([*sweep.literals, *arguments({**combinations[0], key: end})], SCHEMA)
+                compose(sweep.settings({**combinations[0], key: end}), SCHEMA)
     names = [sweep.run_name(combination) for combination in combinations]
     assert len(set(names)) == len(names)
 
@@ -70,7 +72,7 @@ def test_wandb_accepts_every_sweep_file(path: Path) -> None:
     sweeps = pytest.importorskip("wandb.apis.public.sweeps")
     content = yaml.safe_load(path.read_text())
     assert sweeps._validate_config_and_fill_distribution(content)["method"] == content["method"]
-    assert content["command"] == COMMAND
+    assert [word for word in content["command"] if word.startswith("$")] == COMMAND  # beside it, settings
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,8 @@ def test_wandb_accepts_every_sweep_file(path: Path) -> None:
         ({"parameters": {"training": {"parameters": {"lr": {"value": 1}}}}}, r"written a\.b"),
         ({"parameters": {"seed": {"values": []}}}, "not a list with entries"),
         ({"parameters": {"training.lr": {"min": 0.1, "max": 1.0}}}, "a grid cannot list"),
-        ({"method": "random", "parameters": {"training.lr": {"min": "1e-4", "max": 1.0}}}, "min below max"),
+        ({"method": "random", "parameters": {"training.lr": {"min": "1e-4", "max": 1.0}}}, r"write 0\.0001"),
+        ({"method": "random", "parameters": {"training.lr": {"min": 0.1}}}, "min below max"),
         ({"method": "random", "parameters": {"training.lr": {"min": 2, "max": 1}}}, "min below max"),
         (
             {"method": "random", "parameters": {"a": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}},
@@ -93,6 +96,19 @@ def test_wandb_accepts_every_sweep_file(path: Path) -> None:
         ({"method": "random", "parameters": {"a": {"distribution": "uniforms"}}}, "did you mean 'uniform'"),
         ({"parameters": {"seed": {"value": 1}}, "command": ["${program}", "${args}"]}, "without hyphens"),
         ({"parameters": {"seed": {"value": 1}}, "command": [*COMMAND, "--fast"]}, "'--fast' is neither"),
+        ({"parameters": {"seed": {"value": 1}}, "command": " ".join(COMMAND)}, "a list of words"),
+        ({"parameters": {"seed": {"value": 1}}, "metric": "val/dice"}, "metric='val/dice' should look like"),
+        ({"parameters": {"seed": {"value": 1}}, "metric": {"name": "a", "goal": "max"}}, "should look like"),
+        ({"parameters": {"seed": {"value": 1}}, "run_cap": 0}, "run_cap=0 should be a whole number"),
+        ({"parameters": {"algorithm": {"values": "fedavg"}}}, "parameters.algorithm.values='fedavg' is not a list"),
+        *(
+            ({"method": "random", "parameters": {"seed": {"values": [1, 2], "probabilities": p}}}, "list of 2 numbers")
+            for p in ([1], 0.5, [0, 0], ["a", "b"])
+        ),
+        ({"parameters": {"a": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}}}, "parameters.a.q=0 must be"),
+        ({"method": "random", "parameters": {"a": {"distribution": "normal", "mu": "1e-3"}}}, "parameters.a.mu='1e-3'"),
+        ({"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}}}, "parameters.a: int_uniform"),
+        ({"method": "random", "parameters": {"a": {"min": 0, "max": math.inf}}}, "parameters.a.max=inf should be"),
     ],
 )
 def test_a_file_that_cannot_be_run_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -125,7 +141,34 @@ def test_a_grid_has_every_combination_and_readable_distinct_names(tmp_path: Path
     assert all("/" not in name and " " not in name and len(name) <= 100 for name in names)
     fixed = sweep.fixed({"seed": "7", "algorithm": "local", "federation.rounds": "3"})
     assert len(fixed.combinations(None, seed=0)) == 6
-    assert fixed.literals == ("seed=7", "algorithm=local", "federation.rounds=3")
+    assert fixed.after == ("seed=7", "algorithm=local", "federation.rounds=3")
+
+
+def test_the_later_of_equal_words_counts_as_at_wandb(tmp_path: Path) -> None:
+    command = [*COMMAND[:-1], "seed=5", "data={size: 32}", COMMAND[-1], "algorithm=local", "data.n_sites=3"]
+    parameters = {"seed": {"values": [0, 1]}, "algorithm": {"values": ["ditto", "fedavg"]}, "data.size": {"value": 48}}
+    sweep = Sweep.read(str(written(tmp_path, parameters=parameters, command=command)))
+    made = [compose(sweep.settings(combination), SCHEMA) for combination in sweep.combinations(None, seed=0)]
+    told = {(config.seed, config.algorithm.name, config.data.size, config.data.n_sites) for config in made}
+    assert told == {(0, "local", 48, 3), (1, "local", 48, 3)}
+    assert sweep.varying == ("seed",)
+    by_hand = sweep.fixed({"algorithm": "fedbn", "seed": "9"})
+    (config,) = (compose(by_hand.settings(combination), SCHEMA) for combination in by_hand.combinations(None, seed=0))
+    assert (config.seed, config.algorithm.name) == (9, "fedbn")
+
+
+@pytest.mark.parametrize("values", [[0.12345671, 0.12345672], [10000001.0, 10000002.0], [1e-5, 0.1 + 0.2]])
+def test_numbers_that_look_alike_when_shortened_are_different_runs(tmp_path: Path, values: list[float]) -> None:
+    sweep = Sweep.read(str(written(tmp_path, parameters={"training.lr": {"values": values}})))
+    assert len({sweep.run_name(combination) for combination in sweep.combinations(None, 0)}) == 2
+
+
+def test_a_cap_on_runs_is_kept(tmp_path: Path) -> None:
+    grid = Sweep.read(str(written(tmp_path, parameters={"seed": {"min": 0, "max": 9}}, run_cap=3)))
+    assert [len(grid.combinations(count, seed=0)) for count in (None, 2)] == [3, 2]
+    with pytest.raises(ConfigError, match="count=4 is above run_cap=3"):
+        grid.combinations(4, seed=0)
+    assert len(Sweep.read("tune_ditto").combinations(None, seed=0)) == 40
 
 
 def test_long_names_are_cut_and_stay_distinct(tmp_path: Path) -> None:
@@ -168,6 +211,32 @@ def test_stepped_draws_are_what_they_look_like() -> None:
     rng = random.Random(0)
     assert draw({"distribution": "q_uniform", "min": 0.1, "max": 0.1000001, "q": 0.1}, rng) == 0.1
     assert listed({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.25}) == (0, 0.25, 0.5, 0.75, 1)
+    assert listed({"distribution": "q_uniform", "min": 0.1, "max": 0.4, "q": 0.1}) == (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "word", "given", "mode"),
+    [
+        ({}, (), {}, "disabled"),
+        ({"wandb.mode": {"value": "offline"}}, (), {}, "offline"),
+        ({}, ("wandb.mode=offline",), {}, "offline"),
+        ({}, (), {"wandb": "{mode: offline}"}, "offline"),
+        ({"wandb.mode": {"value": "offline"}}, (), {"wandb.mode": "online"}, "online"),
+    ],
+)
+def test_wandb_is_off_unless_somebody_says_otherwise(
+    tmp_path: Path, parameters: dict[str, Any], word: tuple[str, ...], given: dict[str, str], mode: str
+) -> None:
+    path = written(tmp_path, parameters={"seed": {"value": 0}, **parameters}, command=[*COMMAND, *word])
+    sweep = Sweep.read(str(path)).fixed(given)
+    (job,) = plan(sweep, sweep.combinations(None, 0), tmp_path / "out")
+    assert job.config.wandb.mode == compose(job.arguments, SCHEMA).wandb.mode == mode
+
+
+def test_a_folder_whose_name_the_runs_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    sweep = Sweep.read(str(written(tmp_path, parameters={"seed": {"value": 0}})))
+    with pytest.raises(ConfigError, match=f"would write into {tmp_path}/a; take a folder without '#'"):
+        plan(sweep, sweep.combinations(None, 0), tmp_path / "a #b")
 
 
 # ------------------------------------------------------------------------------------------------------------ running
@@ -190,6 +259,12 @@ time.sleep(float(os.environ.get("NAP", "0")))
 if told["seed"] == "1":
     print("error: seed 1 brings bad luck")
     sys.exit(2)
+if told["seed"] == "11":
+    print("error: of a part that was repeated", flush=True)
+    raise ValueError("the last word\\nand more")
+if told["seed"] == "12":
+    print("round 3", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -220,7 +295,7 @@ def test_jobs_run_side_by_side_each_on_its_device_and_one_failure_stops_no_other
     results = list(run_jobs(jobs(tmp_path / "out", range(4)), slots))
     assert {result.job.name: result.exit_code for result in results} == {f"seed={s}": 2 * (s == 1) for s in range(4)}
     (failed,) = (result for result in results if result.state == "failed")
-    assert failed.job.complaint() == "error: seed 1 brings bad luck"
+    assert failed.failure == "(exit code 2): error: seed 1 brings bad luck"
     records = [json.loads((tmp_path / "out" / f"seed={seed}" / "record.json").read_text()) for seed in range(4)]
     assert {record["gpu"] for record in records} == {"3", "5"}
     assert {record["threads"] for record in records} == {"1"}
@@ -247,14 +322,82 @@ def test_the_report_names_failures_and_sorts_by_the_sweeps_metric(
         assert "[1/3] seed=0  val/personal/dice 0.5000" in told.out
         assert "[2/3] seed=1  FAILED (exit code 2): error: seed 1 brings bad luck" in told.out
         assert "\033" not in told.out
-        assert "failed: seed=1: error: seed 1 brings bad luck" in told.err
+        assert "failed: seed=1 (exit code 2): error: seed 1 brings bad luck" in told.err
         table = pd.read_csv(tmp_path / "sweep.csv").set_index("run")
         assert list(table["state"]) == ["finished", "failed", "finished"]
         assert table.loc["seed=2", "val/personal/dice"] == 0.52
 
 
-def test_an_interrupted_sweep_interrupts_its_runs(stand_in: Path, tmp_path: Path) -> None:
-    """As after Ctrl-C in the sweep's terminal; the signal goes to the sweep alone."""
+def test_a_failure_is_told_by_the_last_attempts_last_word(stand_in: Path, tmp_path: Path) -> None:
+    made = jobs(tmp_path, [11, 12])
+    for job in made:
+        job.log.write_text("error: of an earlier attempt\n")
+    told = {result.job.name: result.failure for result in run_jobs(made, [{}])}
+    assert told == {
+        "seed=11": "(exit code 1): ValueError: the last word",
+        "seed=12": f"(killed by signal 9, {signal.strsignal(9)}): round 3",
+    }
+
+
+def finished_run(folder: Path, config: DictConfig) -> RunFolder:
+    run = RunFolder(folder)
+    run.write_config(OmegaConf.to_yaml(config))
+    row = {"round": 1, "checkpoint": "best", "site": "a", "seen": True, "view": "personal", "region": "all"}
+    row |= {"case": "1", "metric": "dice", "value": 0.75}
+    run.append_scores({**row, "split": split} for split in ("val", "test"))
+    summary = summarise(run.scores())
+    run.write_summary(summary.table, summary.markdown())
+    run.cost_path.write_text('[{"wall_seconds": 20.5}, {"wall_seconds": 3}]')
+    run.checkpoints.mkdir()
+    index = {"round": 1, "server": "", "kept": {}, "best": {}}
+    (run.checkpoints / "index.json").write_text(json.dumps(index))
+    return run
+
+
+def test_a_finished_run_with_damaged_or_lost_scores_is_a_failure_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, parameters={"seed": {"values": [0, 1, 2, 3]}}, metric={"name": "val/personal/dice"})
+    given = ["federation.rounds=1"]
+    for seed in range(4):
+        folder = tmp_path / "out" / f"seed={seed}"
+        finished_run(folder, compose([*given, f"seed={seed}", f"output={folder}"], SCHEMA))
+    (tmp_path / "out" / "seed=1" / "metrics.csv").write_text("no,table\n1,2\n")
+    (tmp_path / "out" / "seed=2" / "metrics.csv").unlink()
+    (tmp_path / "out" / "seed=3" / "cost.json").write_text("[{")
+    assert sweep.main([str(path), f"output={tmp_path / 'out'}", *given]) == 1
+    told = capsys.readouterr()
+    assert "4 runs, 2 of them finished before" in told.out
+    damaged, gone = (line for line in told.err.splitlines() if line.startswith("failed: "))
+    assert damaged.startswith("failed: seed=1 (its result cannot be read): ")
+    assert f"{tmp_path / 'out' / 'seed=1' / 'metrics.csv'} is damaged" in damaged
+    assert f"{tmp_path / 'out' / 'seed=2' / 'metrics.csv'} is gone" in gone
+    assert f"delete {tmp_path / 'out' / 'seed=2'}" in gone
+    table = pd.read_csv(tmp_path / "out" / "sweep.csv")
+    assert list(table["state"]) == ["finished", "failed", "failed", "finished"]
+    assert list(table["seconds"].fillna(-1)) == [23.5, 23.5, 23.5, -1]
+    assert table["val/personal/dice"][0] == 0.75
+
+
+def test_a_run_that_ends_well_and_leaves_no_scores_stops_no_other(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def values(job: Job) -> dict[str, float]:
+        if job.config.seed == 0:
+            raise ReportingError("metrics.csv is damaged")
+        return {}
+
+    monkeypatch.setattr(Job, "values", values)
+    results = list(run_jobs(jobs(tmp_path, [0, 2]), [{}]))
+    assert [result.state for result in results] == ["failed", "finished"]
+    assert "metrics.csv is damaged" in results[0].failure
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupted_sweep_interrupts_its_runs(
+    stand_in: Path, tmp_path: Path, name: Literal["SIGINT", "SIGTERM", "SIGHUP"]
+) -> None:
+    """As after Ctrl-C in the sweep's terminal, or when that is closed; the signal goes to the sweep alone."""
     code = (
         "import sys, launch.sweep, sweep; from pathlib import Path\n"
         f"launch.sweep.TRAIN = Path({str(stand_in)!r})\n"
@@ -273,9 +416,10 @@ def test_an_interrupted_sweep_interrupts_its_runs(stand_in: Path, tmp_path: Path
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        with pytest.raises(ReportingError, match="another sweep"), launch.sweep._alone_in(tmp_path / "out"):
+        holder = rf"another sweep \(process {process.pid}\) still works"
+        with pytest.raises(ReportingError, match=holder), launch.sweep._alone_in(tmp_path / "out"):
             pass
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert f"go on with: python sweep.py {path} output={tmp_path / 'out'} jobs=2" in err
@@ -293,12 +437,34 @@ def test_an_interrupted_sweep_interrupts_its_runs(stand_in: Path, tmp_path: Path
                     os.kill(with_pid, signal.SIGKILL)
 
 
+def test_runs_of_a_killed_sweep_are_named(tmp_path: Path) -> None:
+    with launch.sweep._alone_in(tmp_path) as lock:
+        assert lock is not None
+        os.write(lock, f"{os.getpid()}\n".encode())
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        content = (tmp_path / ".lock").read_text().replace(f"{os.getpid()}\n", f"{ended.pid}\n", 1)
+        (tmp_path / ".lock").write_text(content)
+        told = f"runs of a sweep that was killed still work in .*: kill {os.getpid()}$"
+        with pytest.raises(ReportingError, match=told), launch.sweep._alone_in(tmp_path):
+            pass
+
+
+def test_a_sweep_under_nohup_survives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launch.sweep._hang_up_interrupts():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_places_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = compose([], SCHEMA)
+    config = [compose([], SCHEMA)]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert workers(config, 3) == [{}, {}, {}]
     cores = len(workers(config, None))
-    assert len(workers(compose([f"trainer.threads={cores}"], SCHEMA), None)) == 1
+    assert len(workers([*config, compose([f"trainer.threads={cores}"], SCHEMA)], None)) == 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -306,7 +472,9 @@ def test_places_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place["CUDA_VISIBLE_DEVICES"] for place in workers(config, 3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,GPU-7")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in workers(config, None)] == ["6", "GPU-7"]
-    assert workers(compose(["trainer.accelerator=cpu"], SCHEMA), 1) == [{}]
+    on_cpu = compose(["trainer.accelerator=cpu"], SCHEMA)
+    assert workers([on_cpu], 1) == [{}]
+    assert workers([on_cpu, *config], 1) == [{"CUDA_VISIBLE_DEVICES": "6"}]
 
 
 @pytest.mark.slow
@@ -327,7 +495,7 @@ def test_a_sweep_skips_what_is_finished_goes_on_with_the_rest_and_names_what_fai
     assert "3 runs, 1 of them finished before, 2 at a time" in told.out
     assert (out / "seed=0" / "metrics.csv").stat().st_mtime_ns == untouched
     assert sorted(set(RunFolder(out / "seed=1").scores()["round"])) == [1, 2]
-    assert "failed: seed=-1: error: " in told.err
+    assert "failed: seed=-1 (exit code 2): error: " in told.err
     assert "config.yaml is damaged" in told.err
     table = pd.read_csv(out / "sweep.csv").set_index("run")
     assert dict(table["state"]) == {"seed=0": "finished", "seed=1": "finished", "seed=-1": "failed"}
@@ -345,7 +513,8 @@ def test_a_sweep_skips_what_is_finished_goes_on_with_the_rest_and_names_what_fai
         (["none_such"], "unknown sweep"),
         (["method_comparison", "--fast"], "not of the form key=value"),
         (["method_comparison", "jobs=0"], "jobs=0 should be a whole number"),
-        (["tune_ditto"], "count=N"),
+        (["tune_ditto", "count=41"], "count=41 is above run_cap=40"),
+        (["method_comparison", "count=0"], "count=0 should be a whole number"),
         (["method_comparison", "resume=true"], "the same command goes on"),
         (["method_comparison", "federation.round=2"], "did you mean 'federation.rounds'"),
     ],
