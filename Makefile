@@ -1,6 +1,6 @@
 # Tasks of a contributor; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install train test laws lint types check bench compare
+.PHONY: help install train test quick laws lint types check bench compare
 
 help:      ## list the tasks
 	@grep -E '^[a-z]+: +##' $(MAKEFILE_LIST) | sed 's/: *## */\t/' | expand -t 12
@@ -12,7 +12,10 @@ train:     ## the main job on synthetic sites
 	python train.py
 
 test:      ## all tests
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist worksteal
+
+quick:     ## all tests but the slow ones
+	python -m pytest -n 2 --dist worksteal -m "not slow"
 
 laws:      ## the laws that every method obeys (quick check of a new method)
 	python -m pytest -q tests/test_laws.py

@@ -76,6 +76,7 @@ def texts(folder: Path) -> str:
     return "\n".join(p.read_text() for p in folder.rglob("*") if p.suffix in (".csv", ".md", ".json", ".txt", ".yaml"))
 
 
+@pytest.mark.slow
 def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same(tmp_path: Path) -> None:
     settings = ["algorithm=iopfl", "data.unseen=[site_02]"]
     run = across(tmp_path, *settings)
@@ -103,6 +104,7 @@ def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: 
     assert "case_00" not in texts(run.path)
 
 
+@pytest.mark.slow
 def test_leave_one_site_out_and_stages_run_across_sites(tmp_path: Path) -> None:
     out = ["protocol=leave_one_site_out", "algorithm=fedavg", "federation.rounds=1"]
     assert_same_tables(across(tmp_path / "folds", *out), here(tmp_path / "folds", *out))

@@ -85,6 +85,7 @@ def test_a_truncated_folder_lists_contents_again(tmp_path: Path) -> None:
     assert (folder.path / CONTENTS).read_text().count("w1") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedavg", "finetune"])
 def test_a_run_with_private_patients_reports_its_budget_and_stops(tmp_path: Path, algorithm: str) -> None:
     private = [
@@ -138,10 +139,13 @@ REFUSED: list[tuple[list[str], str]] = [
 def test_what_cannot_be_private_is_refused_before_any_image_is_read(
     arguments: list[str], reason: str, monkeypatch: Any
 ) -> None:
-    experiment = Experiment(compose([*PLAIN, *arguments], SCHEMA))
-    monkeypatch.setattr(type(experiment.data), "setup", lambda *_: pytest.fail("images were read"))
-    with pytest.raises(ConfigError, match=reason):
+    def refused() -> None:
+        experiment = Experiment(compose([*PLAIN, *arguments], SCHEMA))
+        monkeypatch.setattr(type(experiment.data), "setup", lambda *_: pytest.fail("images were read"))
         experiment.check()
+
+    with pytest.raises(ConfigError, match=reason):
+        refused()
 
 
 def test_a_record_without_transforms_has_no_privacy_rows(tmp_path: Path) -> None:

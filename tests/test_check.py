@@ -593,6 +593,7 @@ def test_knobs_reach_the_data(tmp_path: Path) -> None:
     assert main([str(root), out, "ignore_labels=[200]"]) == READY
 
 
+@pytest.mark.slow
 def test_as_a_command(tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "a")
     (root / "a/images/case_00.png").write_bytes(b"no picture")

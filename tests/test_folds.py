@@ -14,6 +14,7 @@ TINY = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_site_is_held_out_once_and_folds_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "folds"
     assert train.main([*TINY, f"output={output}"]) == 0

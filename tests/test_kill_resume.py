@@ -106,6 +106,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_resumed_ends_where_an_undisturbed_run_ends(
     undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -349,6 +349,9 @@ def test_fine_tuning_leaves_the_federation_alone(tmp_path: Path, name: str) -> N
     assert_same(often.server, seldom.server)
     for site in often.kept:
         assert_same(often.kept[site], seldom.kept[site])
+    for outcome, times in ((often, 3), (seldom, 1)):
+        fitted = [row for row in outcome.observer.rows("rounds") if row["task"] == "personalise"]
+        assert [row["steps"] for row in fitted] == [3] * times * len(outcome.kept), "what fine-tuning costs is counted"
 
 
 def test_fine_tuning_is_so_many_plain_steps_from_the_global_model(tmp_path: Path) -> None:
