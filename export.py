@@ -18,7 +18,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("run", type=Path, help="the run's folder")
     made.add_argument("--out", type=Path, required=True, help="a new folder")
-    made.add_argument("--site", action="append", default=[], help="only this site's own model; can be repeated")
+    made.add_argument(
+        "--site",
+        action="append",
+        default=[],
+        help="of the sites' own models only this one's, beside the global one; can be repeated",
+    )
     made.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="best models on validation (default), or last"
     )

@@ -19,7 +19,7 @@ from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 1  # raise when what is stored, or how files are decoded, changes
+FORMAT = 2  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)

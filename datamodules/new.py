@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from datamodules.base import MultiCenterDataModule
 from datamodules.cache import Entry, Store
-from datamodules.cases import Case, Sample
+from datamodules.cases import Case, Sample, check_cases
 from datamodules.errors import DataError
-from datamodules.folder import image_files
+from datamodules.folder import FolderDataModule, image_files
 from datamodules.readers import VOLUMES, put_back, stem_of, suffix_of
 from datamodules.sampling import Pick, Plan
 from datamodules.site import SliceSet
 from datamodules.transforms import load_augmentation, resize
+
+
+def stacks(data: MultiCenterDataModule) -> bool:
+    """Whether a case is made of all 2-D images of a patient: intensities are then those of the stack."""
+    return isinstance(data, FolderDataModule) and data.stack_slices
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,17 @@ class NewImage:
         case: Its name and file.
         shape: Slices, rows and columns as read.
         spacing: Millimetres per voxel (slice, row, column), or None when unknown.
+        values: Type of its values once read: "uint8" of 8-bit files, else "float32".
     """
 
     case: Case
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
+    values: str
 
 
 class NewImages:
-    """All images of a folder, decoded once at the network's size; at their own size they are read again when needed.
+    """All images of a folder, read once to check them; they are decoded again when needed, one at a time.
 
     Args:
         data: The data module of the run; its own data need not be there.
@@ -55,33 +64,33 @@ class NewImages:
         self.data = data
         self.name = site
         self.channels = channels // (2 * data.neighbours + 1)
-        self.images: list[NewImage] = []
-        stores = []
-        for name, file in _files(path).items():
-            image, store = self._prepare(Case(site, name, name, str(file)))
-            self.images.append(image)
-            stores.append(store)
-        augmentation = load_augmentation("none")
-        self._slices = SliceSet(stores, data.regions, self.channels, data.neighbours, augmentation)
+        self._augmentation = load_augmentation("none")
+        cases = [Case(site, name, name, str(file)) for name, file in _files(path).items()]
+        self.images = [self._checked(case) for case in check_cases(cases)]
 
-    def _prepare(self, case: Case) -> tuple[NewImage, Store]:
+    def _checked(self, case: Case) -> NewImage:
         sample = self.read(case)
-        depth, height, width, _ = sample.image.shape
+        depth, height, width, found = sample.image.shape
+        intensity = self.data.reading.intensity
+        flat = suffix_of(Path(case.image)) not in VOLUMES
+        if flat and stacks(self.data) and sample.image.dtype != np.uint8 and intensity in ("percentile", "minmax"):
+            raise DataError(
+                f"{case}: {case.image} is not 8-bit, and the run scaled such values over all slices of a patient "
+                f"(data.stack_slices, data.intensity={intensity}), of which this file is one; give the patient's "
+                "slices as one NIfTI volume (docs/prediction.md says how)"
+            )
         if self.data.neighbours and depth == 1:
             raise DataError(
                 f"{case}: {case.image} is a single slice, but the network also takes its neighbours "
                 f"(data.neighbours={self.data.neighbours}); give whole volumes"
             )
-        fitted = self.data.fitted(sample)
-        found = fitted.image.shape[-1]
-        if found != self.channels and (found, self.channels) != (1, 3):
+        grey = self.data.channels == 1 and found == 3  # it will be
+        if not grey and found != self.channels and (found, self.channels) != (1, 3):
             raise DataError(
                 f"{case}: {case.image} has {found} channel(s), the network takes {self.channels}; export images as "
                 "those that it was trained on"
             )
-        entry = Entry(0, 0, depth, -1, (), fitted.spacing)
-        store = Store([case], [entry], [fitted.image], np.empty((0, *self.data.size), np.uint8))
-        return NewImage(case, (depth, height, width), sample.spacing), store
+        return NewImage(case, (depth, height, width), sample.spacing, sample.image.dtype.name)
 
     def read(self, case: Case) -> Sample:
         """One image at its own size."""
@@ -89,17 +98,26 @@ class NewImages:
 
     def batches(self, number: int) -> Iterator[Tensor]:
         """Batches (B, C, h, w) in [0, 1] of one image, slices in order."""
-        return self._batches([Pick(number, 0, k) for k in range(self.images[number].shape[0])])
+        return self._batches([number])
 
     def __iter__(self) -> Iterator[Tensor]:
         """Batches of all images, one after the other; a batch may hold slices of several."""
-        numbers = range(len(self.images))
-        return self._batches([Pick(n, 0, k) for n in numbers for k in range(self.images[n].shape[0])])
+        return self._batches(range(len(self.images)))
 
-    def _batches(self, picks: Sequence[Pick]) -> Iterator[Tensor]:
-        size = self.data.batch_size
-        for start in range(0, len(picks), size):
-            yield self._slices[Plan(tuple(picks[start : start + size]), masks=False)]["image"]
+    def _batches(self, numbers: Iterable[int]) -> Iterator[Tensor]:
+        slices = (one for number in numbers for one in self._slices(number))
+        while batch := list(islice(slices, self.data.batch_size)):
+            yield torch.cat(batch)
+
+    def _slices(self, number: int) -> Iterator[Tensor]:
+        """(1, C, h, w) for every slice of one image."""
+        case = self.images[number].case
+        fitted = self.data.fitted(self.read(case))
+        entry = Entry(0, 0, len(fitted.image), -1, (), fitted.spacing)
+        store = Store([case], [entry], [fitted.image], np.empty((0, *self.data.size), np.uint8))
+        slices = SliceSet([store], self.data.regions, self.channels, self.data.neighbours, self._augmentation)
+        for place in range(entry.depth):
+            yield slices[Plan((Pick(0, 0, place),), masks=False)]["image"]
 
     def at_own_size(self, number: int, planes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Brings what was predicted on the network's grid back to the image's.

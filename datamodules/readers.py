@@ -22,6 +22,8 @@ Intensity = Literal["percentile", "minmax", "window", "unit"]
 VOLUMES = (".nii", ".nii.gz")
 FLAT = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".bmp", ".npy")
 MOST_CHANNELS = 16
+ORIENTATION = 0x0112  # entry of EXIF and TIFF
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def _load(case: Case, name: str, reading: Reading, role: Literal["image", "mask"
 def _picture(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # noqa: ARG001
     with Image.open(path) as file:
         picture: Image.Image = file
+        _check_upright(file.getexif().get(ORIENTATION, 1))
         if picture.mode == "P" and (role == "image" or path.suffix.lower() == ".gif"):
             picture = picture.convert("RGB")  # a mask in PNG keeps its palette indices: they are the label ids
         elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA"):
@@ -152,10 +155,16 @@ def _tiff(path: Path, reading: Reading, role: str) -> tuple[Array, None]:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             array, axes = series.asarray(), series.axes
-            colours = file.pages[0].photometric.name
+            page = file.pages.first
+            colours, bits = page.photometric.name, int(page.bitspersample)
+            _check_upright(page.tags.valueof(ORIENTATION, default=1))
     except (ValueError, KeyError):  # a compression that tifffile leaves to another package; Pillow knows most
         return _picture(path, reading, role)
-    if colours in ("PALETTE", "MINISWHITE"):
+    if colours == "MINISWHITE" and bits > 8:  # Pillow turns fewer bits only
+        if array.dtype.kind != "u":
+            raise DataError(f"holds {array.dtype} with white as zero (MINISWHITE); store it with black as zero")
+        array = array.dtype.type(2**bits - 1) - array
+    elif colours in ("PALETTE", "MINISWHITE"):
         return _picture(path, reading, role)  # turns them into what is seen
     if colours == "RGB" and axes == "YXS":
         array = array[..., :3]  # without transparency
@@ -166,19 +175,30 @@ def _tiff(path: Path, reading: Reading, role: str) -> tuple[Array, None]:
     return _flat(array), None
 
 
+def _check_upright(orientation: object) -> None:
+    """Viewers turn such a picture, programs that draw masks may not: which way image and mask lie would be a guess."""
+    if orientation in range(2, 9):
+        raise DataError(
+            f"its EXIF orientation is {orientation}: viewers turn it, its pixels lie otherwise; store it upright "
+            "without that entry (Pillow: ImageOps.exif_transpose), and check that its mask lies as the image"
+        )
+
+
 def _numpy(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # noqa: ARG001
     return _flat(np.load(path, allow_pickle=False)), None
 
 
 def _nifti(path: Path, reading: Reading, role: str) -> tuple[Array, Spacing]:  # noqa: ARG001
     import nibabel
+    from nibabel.affines import voxel_sizes
 
     volume = _volume(path)
     if reading.canonical:
         to_lps = nibabel.orientations.ornt_transform(nibabel.io_orientation(volume.affine), _lps())
         volume = volume.as_reoriented(to_lps)
     array = np.asanyarray(volume.dataobj)
-    zooms = [float(zoom) for zoom in volume.header.get_zooms()[:3]]
+    unit = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
+    zooms = [float(size) * unit for size in voxel_sizes(volume.affine)]  # a header's may contradict it
     return _cut(array, zooms, reading)
 
 

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from algorithms import ALGORITHMS
+from configs.compose import ConfigError
+from datamodules.new import stacks
 from evaluation import METRICS
+from launch.run import saved_config
 from launch.saved import Chosen, SavedModels
+from reporting import ReportingError
+from reporting.folder import RunFolder
 from reporting.summary import Table, site_scores
 
 UNKNOWN = "not stated by whoever exported this model; ask the sites that trained it before using it"
 LIMITS = """Research software: not a medical device, and not cleared for diagnosis or treatment. The scores above were
 measured on held-out cases of the sites named there; other scanners, protocols, patients and annotation habits may give
 worse ones. Check a sample of outlines by eye before relying on any number derived from them."""
+CUTS = {
+    0: "0 (sagittal: rows run from head to foot, columns from front to back, slices to the patient's left)",
+    1: "1 (coronal: rows run from head to foot, columns to the patient's left, slices from front to back)",
+    2: "2 (axial: rows run from front to back, columns to the patient's left, slices from foot to head)",
+}
+"""Of volumes in the common orientation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Card:
     def facts(self) -> dict[str, Any]:
         """What a program can read, also stored in the safetensors file."""
         config, data = self.models.run.experiment.config, self.models.run.experiment.data
+        reading = data.reading
         return {
             "view": self.view,
             "site": self.site or "",
@@ -51,13 +65,24 @@ class Card:
             "seed": int(config.seed),
             "regions": {name: list(ids) for name, ids in data.regions.labels.items()},
             "activation": data.regions.activation,
-            "normalisation": str(config.training.normalize),
+            "axis": reading.axis,
+            "canonical": reading.canonical,
+            "intensity": reading.intensity,
+            "percentiles": list(reading.percentiles) if reading.intensity == "percentile" else None,
+            "window": list(reading.window) if reading.intensity == "window" and reading.window else None,
+            "stacked": stacks(data),
+            "training_values": self.models.values,
+            "colour": "luminance" if data.channels == 1 else "as stored",
+            "image_channels": self.models.channels // (2 * data.neighbours + 1),
+            "neighbours": data.neighbours,
             "channels": self.models.channels,
             "height": data.size[0],
             "width": data.size[1],
+            "normalisation": str(config.training.normalize),
             "network": OmegaConf.to_container(config.model),
-            "training_sites": sorted(self.models.trained),
-            "terms": self.terms or UNKNOWN,
+            "encoder": encoder_origin(config),
+            "training_sites": self._sites(),
+            "terms": " ".join((self.terms or UNKNOWN).split()),
         }
 
     def markdown(self) -> str:
@@ -72,11 +97,14 @@ class Card:
                     "method": f"`{facts['method']}`: {_first_line(self.models.method)}",
                     "saved": f"after round {facts['round']} ({self.checkpoint}), seed {facts['seed']}",
                     "network": f"{facts['network']['architecture']}, encoder {facts['network']['encoder']}",
+                    "encoder began with": facts["encoder"],
                     "terms": facts["terms"],
                 }
             ),
             "## Input and output",
-            _listed(self._interface(facts)),
+            _listed(_interface(facts)),
+            "## From a file to the input, and back",
+            _numbered(_steps(facts)),
             "## Load it without the suite that trained it",
             f"```python\n{self.snippet(facts)}```",
             f"`{self.name}.safetensors` holds the weights alone, under the network's own names, with these facts.",
@@ -96,7 +124,7 @@ class Card:
         lines = [
             "import torch",
             f'model = torch.jit.load("{self.name}.pt")',
-            f"images = torch.rand(1, {shape})  # yours instead: values from 0 to 1, resized to this height and width",
+            f"images = torch.rand(1, {shape})  # yours instead, prepared as the six steps above say",
             f"chances = model(images)  # one map per region: {', '.join(facts['regions'])}",
         ]
         if facts["activation"] == "sigmoid":
@@ -107,47 +135,37 @@ class Card:
             )
         return "\n".join(lines) + "\n"
 
-    def _interface(self, facts: dict[str, Any]) -> dict[str, str]:
-        data = self.models.run.experiment.data
-        reading = data.reading
-        low, high = reading.percentiles
-        rules = {
-            "percentile": f"percentiles {low:g} and {high:g} of an image or volume",
-            "minmax": "smallest and largest value of an image or volume",
-            "window": f"{reading.window}",
-            "unit": "0 and 1, as stored",
-        }
-        neighbours = f", of {data.neighbours} neighbouring slice(s) on either side" if data.neighbours else ""
-        kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
-        return {
-            "images": f"(B, {facts['channels']}, {facts['height']}, {facts['width']}) float32 in [0, 1]{neighbours}; "
-            "resized by area when shrinking, else linearly",
-            "intensity": f"8-bit values are divided by 255; of others, 0 and 1 are: {rules[reading.intensity]}",
-            "normalisation": f"{facts['normalisation']}, inside of the program",
-            "answer": f"(B, {len(facts['regions'])}, {facts['height']}, {facts['width']}) probabilities of "
-            f"{', '.join(facts['regions'])} ({facts['activation']}, {kind})",
-            "size": "the program is made for this height and width; the number of images in a batch is free",
-        }
+    def _sites(self) -> list[str]:
+        """Whose labelled cases the model learnt from."""
+        shares = self.models.method.parts.parameters or self.models.method.parts.buffers
+        return sorted(self.models.trained) if shares or self.site is None else [self.site]
 
     def _training(self) -> str:
+        sites, config = self._sites(), self.models.run.experiment.config.data
         splits = self.models.run.folder.splits()
-        used = splits[(splits["split"] == "train") & splits["labelled"]]
+        used = splits[(splits["split"] == "train") & splits["labelled"] & splits["site"].isin(sites)]
         counts = used.groupby("site").agg(cases=("case", "nunique"), patients=("patient", "nunique"))
         rows = tuple((str(site), str(row["cases"]), str(row["patients"])) for site, row in counts.iterrows())
-        data = self.models.run.experiment.config.data
-        shares = self.models.method.parts.parameters or self.models.method.parts.buffers
-        note = "" if shares else "This model saw its own site's cases only; nothing was shared.\n\n"
-        return f"{note}Data set `{data.preset}`.\n\n" + Table(("site", "cases", "patients"), rows).markdown()
+        alone = sites == [self.site] and len(self.models.trained) > 1
+        note = "This model saw its own site's cases only; nothing was shared.\n\n" if alone else ""
+        source = f"Data set `{config.preset}`"
+        if config.preset == "folder":
+            source = (
+                f"Table `{Path(config.manifest).name}`" if config.manifest else f"Folder `{Path(config.root).name}`"
+            )
+        return f"{note}{source}.\n\n" + Table(("site", "cases", "patients"), rows).markdown()
 
     def _scores(self) -> str:
         scores = self.models.run.folder.scores()
+        if scores.empty:
+            return "Missing: the run's folder has no scores (metrics.csv)."
         rows = scores[
             (scores["checkpoint"] == self.checkpoint) & (scores["split"] == "test") & (scores["view"] == self.view)
         ]
         if self.site is not None:
             rows = rows[rows["site"] == self.site]
         if rows.empty:
-            return "None: the run was not finished."
+            return "None: the run was stopped before it scored these models."
         metrics = [name for name in METRICS if (rows["metric"] == name).any()]
         tables = [_score_table(rows[rows["region"] == region], region, metrics) for region in rows["region"].unique()]
         unseen = sorted(set(rows.loc[~rows["seen"], "site"]))
@@ -155,7 +173,87 @@ class Card:
         return "Means over cases; definitions in the suite's docs/metrics.md.\n\n" + "\n\n".join(tables) + note
 
     def _audience(self) -> str:
-        return f"site {self.site}" if self.site else f"the sites {', '.join(sorted(self.models.trained))}"
+        return f"site {self.site}" if self.site else f"the sites {', '.join(self._sites())}"
+
+
+def encoder_origin(config: DictConfig) -> str:
+    """Where the encoder's first weights came from."""
+    if not config.pretrained:
+        weights = config.model.encoder_weights
+        return "random weights" if weights is None else f"the weights in {weights} (model.encoder_weights)"
+    folder = RunFolder(config.pretrained)
+    try:
+        earlier, splits = saved_config(folder), folder.splits()
+    except (ConfigError, ReportingError, OSError):
+        splits = pd.DataFrame()
+    if splits.empty:
+        return f"the encoder of the run {config.pretrained}, which is no longer there to say what it learnt from"
+    learnt = (splits["split"] == "train") & splits["seen"]
+    if ALGORITHMS[earlier.algorithm.name].labelled:
+        learnt &= splits["labelled"]
+    sites = ", ".join(sorted({str(site) for site in splits.loc[learnt, "site"]}))
+    return (
+        f"the encoder of the run {config.pretrained} (`{earlier.algorithm.preset}`, images of {sites}), which began "
+        f"with {encoder_origin(earlier)}"
+    )
+
+
+def _interface(facts: dict[str, Any]) -> dict[str, str]:
+    size, regions = f"{facts['height']}, {facts['width']}", facts["regions"]
+    kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
+    return {
+        "images": f"(B, {facts['channels']}, {size}) float32 in [0, 1]",
+        "normalisation": f"{facts['normalisation']}, inside of the program",
+        "answer": f"(B, {len(regions)}, {size}) probabilities of {', '.join(regions)} ({facts['activation']}, {kind})",
+        "size": "the program is made for this height and width; the number of images in a batch is free",
+    }
+
+
+def _steps(facts: dict[str, Any]) -> list[str]:
+    """What datamodules does to a file before the network sees it, in its order, and to the answer."""
+    whole = "a patient's stack of slices (never of one slice alone)" if facts["stacked"] else "the image or volume"
+    some = f"of all values of {whole}, slices and channels together"
+    low, high = facts["percentiles"] or facts["window"] or (0, 1)
+    limits = {
+        "percentile": f"the percentiles {low:g} and {high:g} {some} (smallest and largest where these coincide)",
+        "minmax": f"the smallest and the largest {some}",
+        "window": f"{low:g} and {high:g}",
+    }
+    rule = f"v becomes (v - low) / (high - low), clipped to [0, 1]; low and high are {limits.get(facts['intensity'])}"
+    if facts["intensity"] == "unit":
+        rule = "they are in [0, 1] already"
+    seen = {"uint8": "8-bit", "float32": "not 8-bit"}
+    told = " and ".join(seen.get(kind, kind) for kind in facts["training_values"])
+    cut = (
+        f"turned to the orientation left, back, head (LPS), then cut along axis {CUTS[facts['axis']]}"
+        if facts["canonical"]
+        else f"cut along axis {facts['axis']} as stored; of the other two axes the earlier one gives the rows"
+    )
+    repeated = f"; a grey image is repeated in all {facts['image_channels']}" if facts["image_channels"] == 3 else ""
+    colour = "as stored, without transparency" + repeated
+    if facts["colour"] == "luminance":
+        colour = "red, green and blue become luminance, 0.299 R + 0.587 G + 0.114 B (8-bit values are rounded)"
+    count = facts["neighbours"]
+    slices = "every slice by itself"
+    if count:
+        slices = (
+            f"slices k - {count} to k + {count}, in this order, each with all its channels, are the input for slice "
+            "k; beyond an end the volume's last slice on that side is repeated"
+        )
+    threshold = "masks are what lies above 0.5"
+    if facts["activation"] == "softmax":
+        threshold = "each pixel goes to the most probable of background (1 minus the sum) and regions"
+    return [
+        f"Orientation: a NIfTI volume is {cut}. Flat images stay as stored.",
+        f"Intensity, at full size: 8-bit values stay as they are until step 5. Of all others {rule}."
+        + (f" Images of training were {told}." if told else ""),
+        f"Colour: {colour}.",
+        f"Size: every slice is resized to {facts['height']} x {facts['width']}, whatever its aspect: by area where "
+        "that means fewer pixels (OpenCV's INTER_AREA), else linearly (INTER_LINEAR); 8-bit values are rounded.",
+        f"Input: {slices}. 8-bit values are divided by 255.",
+        "Back: the probabilities are resized to the image's size by the rule of step 4, in float32. There, "
+        f"{threshold}; slices go back to where step 1 took them.",
+    ]
 
 
 def _score_table(rows: pd.DataFrame, region: str, metrics: Sequence[str]) -> str:
@@ -169,6 +267,10 @@ def _score_table(rows: pd.DataFrame, region: str, metrics: Sequence[str]) -> str
 
 def _listed(facts: dict[str, str]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _numbered(steps: Sequence[str]) -> str:
+    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
 
 
 def _first_line(method: object) -> str:

@@ -185,7 +185,7 @@ class Experiment:
         network = self._section("model")
         network.pop("name")
         model = create_model(channels, regions.channels, **network)
-        if self.pretrained is not None and in_channels is None:
+        if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
         return ALGORITHMS[settings.pop("name")](model, recipe, **settings)

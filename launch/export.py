@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from algorithms import Algorithm
 from launch.card import Card
+from launch.draft import draft
 from launch.reopen import Reopened
 from launch.saved import Chosen, SavedModels
 from models import Activation, probabilities
@@ -75,8 +76,8 @@ def export_models(
 
     Args:
         run: the run's folder.
-        out: created; must not hold anything.
-        sites: whose own models; none for all.
+        out: created, whole or not at all; must not hold anything.
+        sites: of the sites' own models only theirs, beside the global one; none for all.
         checkpoint: the best saved models by validation Dice, or the last ones.
         terms: under which the models may be used, for the cards; None says that nobody stated them.
 
@@ -85,10 +86,8 @@ def export_models(
     """
     models = SavedModels(Reopened.read(RunFolder(run)))
     wanted = _wanted(models, sites)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ReportingError(f"{out} is not empty; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    return [_export(models, view, site, out, checkpoint, terms) for view, site in wanted]
+    with draft(out) as folder:
+        return [_export(models, view, site, folder, checkpoint, terms) for view, site in wanted]
 
 
 def _wanted(models: SavedModels, sites: Sequence[str]) -> list[tuple[str, str | None]]:

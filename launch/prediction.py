@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from algorithms import Algorithm
+from datamodules.findings import few
 from datamodules.new import NewImage, NewImages
+from launch.draft import draft
 from launch.reopen import Reopened
 from launch.saved import NEW, Chosen, SavedModels
 from models import decide
 from reporting import ReportingError
 from reporting.folder import RunFolder, file_name, write_atomic
-from reporting.overlays import Picture, draw_overlays, save_overlays
+from reporting.overlays import Picture, draw_prediction, save_overlays
 
 SIZES = "sizes.csv"
 COLUMNS = ("image", "region", "pixels", "area_mm2", "volume_mm3")
@@ -69,7 +73,8 @@ class Predicted:
 def predict_folder(wish: Wish) -> pd.DataFrame:
     """Predict all images, and write what was wished for.
 
-    All images are read before the first one is predicted, so that a bad one ends it before anything is written.
+    All images are read before the first one is predicted, so that a bad one ends it before the work; the folder is
+    whole or not there.
 
     Returns:
         One row per image and region: image, region, pixels, area_mm2 (of flat images), volume_mm3 (of volumes).
@@ -80,10 +85,16 @@ def predict_folder(wish: Wish) -> pd.DataFrame:
     """
     models = SavedModels(Reopened.read(RunFolder(wish.run)))
     view = models.choose(wish.site, wish.view)
-    if wish.out.exists() and (not wish.out.is_dir() or any(wish.out.iterdir())):
-        raise ReportingError(f"{wish.out} is not empty; choose another --out")
+    with draft(wish.out) as folder:
+        return _predict_into(folder, wish, models, view)
+
+
+def _predict_into(folder: Path, wish: Wish, models: SavedModels, view: str) -> pd.DataFrame:
     data = models.run.experiment.data
+    regions = data.regions.names
     images = NewImages(data, wish.images, models.channels, wish.site or NEW)
+    _check_names(images, regions)
+    _warn_of_values(images, models.values)
     worker = models.load(view, wish.site, wish.checkpoint, images)
     place = f"site {wish.site}" if wish.site else "images from elsewhere"
     print(
@@ -91,16 +102,48 @@ def predict_folder(wish: Wish) -> pd.DataFrame:
         f"{models.round(view, wish.site, wish.checkpoint)}",
         flush=True,
     )
-    regions = data.regions.names
     rows = []
     for predicted in predict_images(worker, view, images):
         rows += [dict(zip(COLUMNS, row, strict=True)) for row in sizes(predicted, regions)]
-        _write(predicted, images, regions, wish)
+        _write(predicted, images, regions, folder, probabilities=wish.probabilities)
         if wish.overlay:
-            _draw(predicted, images, regions, view, wish.out)
+            _draw(predicted, images, regions, view, folder)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    write_atomic(wish.out / SIZES, table.to_csv(index=False))
+    write_atomic(folder / SIZES, table.to_csv(index=False, float_format="%.6g"))
     return table
+
+
+def _check_names(images: NewImages, regions: Sequence[str]) -> None:
+    """Refuse images whose masks would be one file.
+
+    Raises:
+        ReportingError: names both.
+    """
+    taken: dict[str, NewImage] = {}
+    for image, region in itertools.product(images.images, regions):
+        name = _name(image, region)
+        other = taken.setdefault(name, image)
+        if other is not image:
+            raise ReportingError(
+                f"{other.case.image} and {image.case.image} would both have a mask called {name}; rename one, or "
+                "predict them one by one"
+            )
+
+
+def _warn_of_values(images: NewImages, trained: Sequence[str]) -> None:
+    """8-bit values are divided by 255, others scaled to their own range: the same picture is not the same input."""
+    other = [image for image in images.images if trained and image.values not in trained]
+    if other:
+        were, are = ("8-bit", "not") if "uint8" in trained else ("not 8-bit", "is")
+        print(
+            f"warning: {few([image.case.image for image in other])}: {are} 8-bit, but the images of training were "
+            f"{were}; intensities are scaled otherwise, and masks may be poor: store the values as those of training",
+            file=sys.stderr,
+        )
+
+
+def _name(image: NewImage, region: str) -> str:
+    return f"{image.case.case}_{file_name(region)}"
 
 
 def predict_images(worker: Algorithm, view: str, images: NewImages) -> Iterator[Predicted]:
@@ -133,18 +176,21 @@ def sizes(predicted: Predicted, regions: Sequence[str]) -> Iterator[tuple[str, s
         yield predicted.image.case.case, name, pixels, area, volume
 
 
-def _write(predicted: Predicted, images: NewImages, regions: Sequence[str], wish: Wish) -> None:
+def _write(
+    predicted: Predicted, images: NewImages, regions: Sequence[str], folder: Path, *, probabilities: bool
+) -> None:
     kinds: list[tuple[str, NDArray[np.bool_] | NDArray[np.float32]]] = [("masks", predicted.masks)]
-    if wish.probabilities:
+    if probabilities:
         kinds.append(("probabilities", predicted.probabilities))
     for kind, maps in kinds:
         for place, region in enumerate(regions):
-            name = f"{predicted.image.case.case}_{file_name(region)}"
-            images.write(predicted.number, maps[:, place], wish.out / kind, name)
+            images.write(predicted.number, maps[:, place], folder / kind, _name(predicted.image, region))
 
 
-def _draw(predicted: Predicted, images: NewImages, regions: Sequence[str], view: str, out: Path) -> None:
-    case = predicted.image.case
-    image = images.read(case).image
-    picture = Picture(images.name, case.case, image, None, {view: predicted.masks.swapaxes(0, 1)}, role="image")
-    save_overlays(draw_overlays([picture], regions), out / "overlays" / f"{case.case}.png")
+def _draw(predicted: Predicted, images: NewImages, regions: Sequence[str], view: str, folder: Path) -> None:
+    image = predicted.image
+    picture = Picture(
+        images.name, image.case.case, images.read(image.case).image, None, {view: predicted.masks.swapaxes(0, 1)}
+    )
+    _, height, width = image.spacing or (1.0, 1.0, 1.0)
+    save_overlays(draw_prediction(picture, regions, height / width), folder / "overlays" / f"{image.case.case}.png")

@@ -143,10 +143,15 @@ def finish(reporter: Reporter, config: DictConfig, meter: Meter) -> Summary:
 
 
 def inputs(experiment: Experiment) -> dict[str, Any]:
-    """What the network takes and answers; the data is prepared."""
-    height, width = experiment.data.size
-    regions = list(experiment.data.regions.names)
-    return {"channels": experiment.in_channels, "height": height, "width": width, "regions": regions}
+    """What the network takes and answers; the data is prepared, or lies on other machines."""
+    data = experiment.data
+    height, width = data.size
+    found = {"channels": experiment.in_channels, "height": height, "width": width, "regions": list(data.regions.names)}
+    if experiment.channels:
+        return found
+    sites = [data.site(name) for name in data.sites]
+    types = {site.image(case).dtype.name for site in sites for case in site.cases("train")}
+    return found | {"values": sorted(types)}  # of decoded images: uint8, or float32 of files above 8 bit
 
 
 def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) -> None:

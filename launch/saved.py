@@ -18,6 +18,7 @@ from federation.state import State
 from launch.reopen import Reopened
 from launch.scoring import ADAPTED, LAST
 from reporting import ReportingError
+from reporting.folder import RunFolder
 
 NEW = "new images"
 """In place of a site's name for images from elsewhere."""
@@ -66,15 +67,24 @@ class SavedModels:
     Args:
         run: its data need not be there.
 
+    Attributes:
+        channels: of the network's input.
+        values: types that the images of training had once read, "uint8" of 8-bit files and "float32"; empty where a run
+            does not say.
+
     Raises:
-        ReportingError: the folder does not say what the network takes.
+        ReportingError: the folder does not say what the network takes, or which sites there were.
     """
 
     def __init__(self, run: Reopened) -> None:
         self.run = run
-        self.channels = int(run.folder.read_inputs()["channels"])
+        self.channels, self.values = _inputs(run.folder)
         self.method = run.experiment.algorithm(self.channels)
         splits = run.folder.splits()
+        if splits.empty:
+            raise ReportingError(
+                f"{run.folder.path}: splits.csv is missing or empty; restore it from a copy of the run"
+            )
         seen = splits.groupby("site", sort=True)["seen"].first()
         self.seen = [str(site) for site in seen.index[seen]]
         self.unseen = [str(site) for site in seen.index[~seen]]
@@ -169,3 +179,16 @@ class SavedModels:
             given = worker.publish(site)
             published.tensors |= {f"{group}/{name}": tensors for group, tensors in given.tensors.items()}
         return published
+
+
+def _inputs(folder: RunFolder) -> tuple[int, list[str]]:
+    """Channels of the network's input, and the types of the images' values."""
+    inputs: object = folder.read_inputs()
+    channels = inputs.get("channels") if isinstance(inputs, dict) else None
+    if not isinstance(inputs, dict) or not isinstance(channels, int) or channels < 1:
+        raise ReportingError(
+            f"{folder.path}: inputs.json does not say how many channels the network takes; "
+            f"train.py output={folder.path} resume=true writes it again"
+        )
+    values = inputs.get("values")
+    return channels, [str(value) for value in values] if isinstance(values, list) else []

@@ -150,10 +150,38 @@ def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure
         index = best_slice(picture)
         frame = window(picture, index)
         _draw_bare(grid[0, column], picture, index, frame)
-        grid[0, column].set_title(f"{picture.role or 'case'}: {_place(picture, index)}", fontsize=11)
+        grid[0, column].set_title(f"{picture.role or 'case'}: {_place(picture, index)}", fontsize=11, parse_math=False)
         _draw_framed(grid[1, column], picture, regions, index, frame)
-    figure.suptitle(f"Site {pictures[0].site}: {', '.join(regions)}", fontsize=13, fontweight="bold")
+    figure.suptitle(f"Site {pictures[0].site}: {', '.join(regions)}", fontsize=13, fontweight="bold", parse_math=False)
     _add_legend(figure, pictures)
+    return figure
+
+
+def draw_prediction(picture: Picture, regions: Sequence[str], aspect: float) -> Figure:
+    """Draw a whole image, bare and with its predicted contours.
+
+    Args:
+        picture: One case.
+        regions: Names of the R regions.
+        aspect: How much taller than wide a pixel is.
+    """
+    index = best_slice(picture)
+    height, width = picture.image.shape[1] * aspect, picture.image.shape[2]
+    longest = 5.0 / max(height, width)  # inches of one picture
+    rows, columns = (1, 2) if height >= width else (2, 1)
+    inches = max(columns * width * longest, 4.0), max(rows * height * longest, 3.0) + 1.0
+    figure = Figure(figsize=inches, dpi=130, layout="constrained")
+    axes = list(figure.subplots(rows, columns).flat)
+    for axis in axes:
+        axis.imshow(
+            displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect
+        )
+        axis.set_axis_off()
+    _draw_contours(axes[1], picture, regions, index)
+    axes[1].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
+    title = f"{_place(picture, index)}\n{', '.join(regions)}"
+    figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
+    _add_legend(figure, [picture])
     return figure
 
 
@@ -179,7 +207,8 @@ def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure
     _draw_bare(axes[0], first, index, frame)
     for axis, (name, picture) in zip(axes[1:], pictures.items(), strict=False):
         _draw_framed(axis, picture, regions, index, frame, heading=_shortened(name))
-    figure.suptitle(f"{first.site}, {_place(first, index)}: {', '.join(regions)}", fontsize=11, fontweight="bold")
+    title = f"{first.site}, {_place(first, index)}: {', '.join(regions)}"
+    figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
     _add_legend(figure, list(pictures.values()))
     return figure
 
@@ -202,7 +231,7 @@ def _draw_framed(
     axis.set_axis_off()
     told = _score_lines(picture, regions) if picture.predictions else "no model for this site"
     title = "\n".join(filter(None, (heading, told)))
-    axis.set_title(title, fontsize=9, family="monospace", loc="left")
+    axis.set_title(title, fontsize=9, family="monospace", loc="left", parse_math=False)
     _draw_contours(axis, picture, regions, index)
     axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
 
@@ -251,6 +280,7 @@ def _name_regions(axis: Axes, masks: NDArray[np.bool_], regions: Sequence[str]) 
             text = axis.annotate(
                 name, place, (0, 3), textcoords="offset points", ha="center", va="bottom", color="white", fontsize=8
             )
+            text.set_parse_math(False)
             text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
 
 

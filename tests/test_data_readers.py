@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -49,6 +50,31 @@ def test_tiff_pages_planes_and_float(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "pages.tif", np.zeros((9, 20, 24), np.uint8), photometric="minisblack")
     with pytest.raises(DataError, match="9 pages"):
         read(tmp_path / "pages.tif")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_as_zero_is_turned_whatever_the_depth(tmp_path: Path, kind: type) -> None:
+    values = np.linspace(0, np.iinfo(kind).max, 480).astype(kind).reshape(20, 24)
+    images = []
+    for name, photometric in {"black": "minisblack", "white": "miniswhite"}.items():
+        stored = values if name == "black" else np.iinfo(kind).max - values
+        tifffile.imwrite(tmp_path / f"{name}.tif", stored, photometric=photometric)
+        images.append(read(tmp_path / f"{name}.tif").image)
+    assert np.array_equal(*images)
+    tifffile.imwrite(tmp_path / "float.tif", values.astype(np.float32), photometric="miniswhite")
+    with pytest.raises(DataError, match=r"float.tif: holds float32 with white as zero .* store it with black as zero"):
+        read(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_pictures_that_viewers_turn_are_refused(tmp_path: Path, suffix: str) -> None:
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(picture(1)).save(tmp_path / f"{orientation}{suffix}", exif=exif)
+    assert read(tmp_path / f"1{suffix}").image.shape == (1, 20, 24, 3)
+    with pytest.raises(DataError, match=f"image .*6{suffix}: its EXIF orientation is 6: .* store it upright"):
+        read(tmp_path / f"6{suffix}")
 
 
 def test_sixteen_bit_png_is_scaled_per_case(tmp_path: Path) -> None:
@@ -144,6 +170,17 @@ def test_scaled_nifti_values_are_real_values(tmp_path: Path) -> None:
     scaled = read(tmp_path / "c.nii.gz", reading=Reading("window", window=(-100, 300))).image
     assert scaled[0, 0, 0, 0] == pytest.approx(0, abs=1e-3)
     assert scaled[4, 3, 2, 0] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("unknown", 1), ("meter", 1e-3), ("micron", 1e3)])
+def test_spacing_is_that_of_the_affine_in_millimetres(tmp_path: Path, unit: str, factor: float) -> None:
+    affine = np.diag([-0.5 * factor, 2.0 * factor, 3.0 * factor, 1])
+    volume = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine)
+    volume.header.set_xyzt_units(unit)
+    volume.header["pixdim"][1:4] = 1  # contradicts the affine, as some tools leave it
+    volume.header["qform_code"] = 0
+    nibabel.save(volume, tmp_path / "v.nii")
+    assert read(tmp_path / "v.nii").spacing == pytest.approx((3.0, 2.0, 0.5))
 
 
 def test_four_dimensional_nifti_is_refused(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,12 +19,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import export
+import predict
 import train
 from launch.export import Deployed, traced
 from launch.reopen import Reopened
 from launch.saved import SavedModels
 from reporting import ReportingError
 from reporting.folder import RunFolder
+from tests.data_files import picture, save
 
 SMALL = (
     "data.n_sites=3", "data.unseen=[site_03]", "data.cases_per_site=6", "data.amount=0", "data.size=32",
@@ -34,6 +39,8 @@ METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore",)),
     "apfl": ({"global"} | OF_SITES, ()),
     "lcfed": (OF_SITES, ()),
+    "local": (OF_SITES, ()),
+    "pooled": ({"global"}, ()),
     "iopfl": ({"global"} | OF_SITES, ("algorithm.adapt_passes=1",)),
 }
 
@@ -101,7 +108,14 @@ def test_weights_alone_rebuild_the_network(exported: tuple[str, RunFolder, Path]
         assert json.loads(facts["regions"]) == ({"rim": [1], "cup": [2]} if method == "fedavg" else facts_of_phantom())
         assert facts["activation"] == ("softmax" if method == "fedavg" else "sigmoid")
         assert (facts["view"], facts["site"], facts["method"]) == (view, site, method)
-        assert json.loads(facts["training_sites"]) == ["site_01", "site_02"]
+        learnt_from = [site] if method == "local" else ["site_01", "site_02"]
+        assert json.loads(facts["training_sites"]) == learnt_from
+        prepared = {"intensity": "percentile", "percentiles": "[0.5, 99.5]", "window": "null", "axis": "2"}
+        prepared |= {"canonical": "true", "neighbours": "0", "channels": "3", "image_channels": "3", "stacked": "false"}
+        prepared |= {"training_values": '["uint8"]'}
+        prepared |= {"normalisation": "zscore" if method == "ditto" else "imagenet", "height": "32", "width": "32"}
+        prepared |= {"seed": "0", "encoder": "random weights", "colour": "as stored", "checkpoint": "best"}
+        assert {key: facts[key] for key in prepared} == prepared
 
 
 def facts_of_phantom() -> dict[str, list[int]]:
@@ -123,7 +137,70 @@ def test_the_card_says_what_the_run_says(exported: tuple[str, RunFolder, Path]) 
         assert "not a medical device" in card
         used = folder.splits().query("split == 'train' and labelled")["site"].value_counts()
         for where, count in used.items():
-            assert f"| {where} | {count} | {count} |" in card
+            alone = method == "local" and where != site
+            assert (f"| {where} | {count} | {count} |" in card) == (not alone)
+        assert ("saw its own site's cases only" in card) == (method == "local")
+        assert f"- normalisation: {'zscore' if method == 'ditto' else 'imagenet'}, inside" in card
+        assert "- images: (B, 3, 32, 32) float32 in [0, 1]" in card
+        assert ", seed 0" in card
+        assert "Data set `phantom`." in card
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FedAvg on one site's labels, from an encoder that saw the images of both."""
+    home = tmp_path_factory.mktemp("stages")
+    earlier = ("algorithm=contrastive", "algorithm.pairing=instance")
+    for name, settings in {"1": earlier, "2": ("algorithm=fedavg", f"pretrained={home / '1'}")}.items():
+        trained(home / name, *settings, "federation.rounds=1", "data.unlabelled=[site_02]")
+    return home
+
+
+def test_the_card_says_whose_images_the_encoder_saw(staged: Path, tmp_path: Path) -> None:
+    assert call(staged / "2", "--out", tmp_path / "a") == 0
+    with safe_open(tmp_path / "a" / "global.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert json.loads(facts["training_sites"]) == ["site_01"]
+    origin = f"the encoder of the run {staged / '1'} (`contrastive`, images of site_01, site_02)"
+    assert facts["encoder"] == f"{origin}, which began with random weights"
+    assert facts["encoder"] in (tmp_path / "a" / "global.md").read_text()
+    shutil.copytree(staged / "2", tmp_path / "alone")
+    settings = (tmp_path / "alone" / "config.yaml").read_text().replace(str(staged / "1"), "gone")
+    (tmp_path / "alone" / "config.yaml").write_text(settings)
+    assert call(tmp_path / "alone", "--out", tmp_path / "b") == 0
+    assert "the encoder of the run gone, which is no longer there" in (tmp_path / "b" / "global.md").read_text()
+
+
+def test_the_cards_steps_lead_to_what_predict_writes(exported: tuple[str, RunFolder, Path], tmp_path: Path) -> None:
+    method, run, out = exported
+    name = sorted(METHODS[method][0])[0]
+    program = torch.jit.load(out / f"{name}.pt")
+    site = ("--site", "site_01") if method in ("lcfed", "local") else ()
+    save(tmp_path / "new" / "colour.png", picture(1, 50, 70))
+    deep = picture(2, 20, 24, 1).astype(np.uint16) * 100
+    save(tmp_path / "new" / "deep.png", deep)
+    arguments = ("--images", tmp_path / "new", "--out", tmp_path / "out", "--probabilities", "--no-overlay")
+    assert predict.main([str(argument) for argument in (run.path, *arguments, *site)]) == 0
+    low, high = np.percentile(deep, (0.5, 99.5))
+    grey = np.clip((deep.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)[..., None].repeat(3, 2)
+    small = cv2.resize(picture(1, 50, 70), (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    inputs = {"colour": small, "deep": cv2.resize(grey, (32, 32), interpolation=cv2.INTER_LINEAR)}
+    back = {"colour": ((70, 50), cv2.INTER_LINEAR), "deep": ((24, 20), cv2.INTER_AREA)}
+    for image, array in inputs.items():
+        chances = program(torch.from_numpy(array.transpose(2, 0, 1)[None].copy()))[0].numpy()
+        for region, chance in zip(("rim", "cup") if method == "fedavg" else ("disc", "cup"), chances, strict=True):
+            written = np.load(tmp_path / "out" / "probabilities" / f"{image}_{region}.npy")
+            size, how = back[image]
+            np.testing.assert_allclose(written, cv2.resize(chance, size, interpolation=how), atol=1e-5)
+
+
+def test_a_folder_is_whole_or_not_there(fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(fedavg.path, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
+        file.unlink()  # found to be gone after the folder was made
+    assert call(tmp_path / "run", "--out", tmp_path / "out") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_cards_lines_run_without_the_suite(exported: tuple[str, RunFolder, Path]) -> None:
@@ -174,8 +251,8 @@ def test_terms_are_told_and_nothing_is_overwritten(
     fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert call(fedavg.path, "--out", out, "--terms", "CC BY-NC 4.0", "--checkpoint", "last") == 0
-    assert "terms: CC BY-NC 4.0" in (out / "global.md").read_text()
+    assert call(fedavg.path, "--out", out, "--terms", "CC BY-NC\n\n  4.0", "--checkpoint", "last") == 0
+    assert "- terms: CC BY-NC 4.0\n" in (out / "global.md").read_text()
     assert "after round 1 (last)" in (out / "global.md").read_text()
     capsys.readouterr()
     assert call(fedavg.path, "--out", out) == 2
@@ -187,6 +264,13 @@ def test_an_encoder_without_views_has_nothing_to_export(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert call(run.path, "--out", tmp_path / "out") == 2
     assert "has no model that segments" in capsys.readouterr().err
+
+
+def test_missing_scores_are_said_to_be_missing(fedavg: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(fedavg.path, tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").unlink()
+    assert call(tmp_path / "run", "--out", tmp_path / "out") == 0
+    assert "Missing: the run's folder has no scores (metrics.csv)." in (tmp_path / "out" / "global.md").read_text()
 
 
 class Moody(nn.Module):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -18,9 +22,12 @@ import predict
 import train
 from datamodules.cases import Case
 from datamodules.readers import Reading, put_back, read_case
+from launch import prediction
 from launch.gallery import predict_choices
 from launch.reopen import Reopened
+from launch.saved import SavedModels
 from reporting.folder import RunFolder
+from reporting.overlays import Picture, draw_prediction
 from tests.data_files import picture, save, save_volume, square
 
 SMALL = (
@@ -231,6 +238,108 @@ def test_scaling_of_the_stored_values_is_not_inherited(tmp_path: Path) -> None:
     assert again.header["cal_max"] == 0
 
 
+def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    """Off the centre in every direction."""
+    places = np.indices(shape).T - centre
+    return np.asarray(((places**2).sum(-1) <= radius**2).T)
+
+
+def test_masks_lie_where_the_structure_is_in_the_world(neighbours: RunFolder, tmp_path: Path) -> None:
+    mask = ball((24, 20, 12), (7, 13, 3), 3)
+    truth = nibabel.Nifti1Image(mask.astype(np.uint8), OBLIQUE)
+    centres = {}
+    for codes in ("LPS", "RAS", "IPR"):
+        turn = nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(OBLIQUE), nibabel.orientations.axcodes2ornt(codes)
+        )
+        turned = truth.as_reoriented(turn)
+        there = np.asanyarray(turned.dataobj) > 0
+        file = save_volume(tmp_path / f"{codes}.nii.gz", noisy(there, 1), turned.affine)
+        out = tmp_path / codes
+        assert call(neighbours.path, "--images", file, "--out", out, "--no-overlay") == 0
+        written = nibabel.load(out / "masks" / f"{codes}_foreground.nii.gz")
+        found = written.get_fdata() > 0
+        assert 2 * (found & there).sum() / (found.sum() + there.sum()) > 0.7, codes
+        centres[codes] = nibabel.affines.apply_affine(written.affine, np.argwhere(found)).mean(0)
+    expected = nibabel.affines.apply_affine(OBLIQUE, np.argwhere(mask)).mean(0)
+    for codes, centre in centres.items():
+        assert np.abs(centre - expected).max() < 1.0, codes
+
+
+def noisy(mask: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(100, 5, mask.shape) + 150 * mask).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """FedAvg on volumes with a bright ball somewhere, each slice with those beside it."""
+    home = tmp_path_factory.mktemp("neighbours")
+    for site, number in itertools.product("ab", range(5)):
+        rng = np.random.default_rng(number)
+        mask = ball((24, 20, 12), tuple(rng.uniform((5, 5, 3), (19, 15, 9))), 3)
+        save_volume(home / "data" / site / "images" / f"v{number}.nii.gz", noisy(mask, number), OBLIQUE)
+        save_volume(home / "data" / site / "masks" / f"v{number}.nii.gz", mask.astype(np.uint8), OBLIQUE)
+    settings = ("data=folder", f"data.root={home / 'data'}", "data.neighbours=1", "algorithm=fedavg")
+    return trained(home / "run", *settings, "federation.local_steps=30", "data.foreground_slices_only=true")
+
+
+@pytest.fixture(scope="module")
+def exclusive(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """FedAvg with regions that exclude each other, one of them named as the end of the other."""
+    settings = ("algorithm=fedavg", "data.exclusive=true", "data.regions={rim_cup: [1], cup: [2]}")
+    return trained(tmp_path_factory.mktemp("runs") / "exclusive", *PHANTOM, *settings)
+
+
+def test_exclusive_regions_share_no_pixel(exclusive: RunFolder, tmp_path: Path) -> None:
+    cases = export_images(reopened(exclusive), "site_01", tmp_path / "new")
+    out = tmp_path / "out"
+    assert call(exclusive.path, "--images", tmp_path / "new", "--out", out, "--probabilities", "--no-overlay") == 0
+    for case in cases:
+        rim, cup = (np.load(out / "probabilities" / f"{case}_{name}.npy") for name in ("rim_cup", "cup"))
+        winner = np.stack([1 - rim - cup, rim, cup]).argmax(0)
+        for label, name in enumerate(("rim_cup", "cup"), 1):
+            written = np.asarray(Image.open(out / "masks" / f"{case}_{name}.png")) == 255
+            assert np.array_equal(written, winner == label)
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """FedAvg on stacks of 16-bit files."""
+    home = tmp_path_factory.mktemp("stacked")
+    for site, patient in itertools.product("ab", range(5)):
+        mask = ball((4, 20, 24), (2, 8, 15), 3)
+        image = noisy(mask, patient).astype(np.uint16) * (1 + patient)
+        for k in range(4):
+            save(home / "data" / site / "images" / f"p{patient}_{k}.png", image[k])
+            save(home / "data" / site / "masks" / f"p{patient}_{k}.png", mask[k].astype(np.uint8))
+    settings = ("data=folder", f"data.root={home / 'data'}", "data.stack_slices=true", "algorithm=fedavg")
+    return trained(home / "run", *settings, r"data.patient_pattern='^(.+)_\d+$'")
+
+
+def test_slices_of_a_stack_are_predicted_as_a_volume(
+    stacked: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = stacked.path.parent / "data" / "a" / "images"
+    assert call(stacked.path, "--images", images, "--out", tmp_path / "flat") == 2
+    told = capsys.readouterr().err
+    assert "p0_0.png is not 8-bit" in told
+    assert "give the patient's slices as one NIfTI volume" in told
+    run = reopened(stacked)
+    case = cases_of(stacked, "a")[0]
+    slices = np.stack([np.asarray(Image.open(images / f"{case}_{k}.png")) for k in range(4)])
+    file = save_volume(tmp_path / f"{case}.nii.gz", slices.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    assert call(stacked.path, "--images", file, "--out", tmp_path / "out", "--probabilities", "--no-overlay") == 0
+    written = nibabel.load(tmp_path / "out" / "probabilities" / f"{case}_foreground.nii.gz").get_fdata()
+    models = SavedModels(run)
+    batches = list(run.experiment.data.site("a").eval_batches("test"))
+    place = [k for k, name in enumerate(name for b in batches for name in b["case"]) if name == case]
+    worker = models.load("global", None)
+    small = torch.cat([worker.predict(b["image"], "global") for b in batches])[place].numpy()
+    expected = np.stack([cv2.resize(plane[0], (24, 20), interpolation=cv2.INTER_AREA) for plane in small])
+    np.testing.assert_allclose(written.transpose(2, 1, 0), expected, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -299,6 +408,109 @@ def test_images_that_cannot_be_used_are_named_before_anything_is_written(
     assert message in told
     assert "Traceback" not in told
     assert not (tmp_path / "out").exists()
+
+
+def test_any_name_that_can_be_written_can_be_drawn(ditto: RunFolder, tmp_path: Path) -> None:
+    save(tmp_path / "new" / "a$_x$ b.png", picture(1))
+    assert call(ditto.path, "--images", tmp_path / "new", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "overlays" / "a$_x$ b.png").is_file()
+
+
+def test_overlays_show_the_whole_image_in_its_proportions() -> None:
+    mask = np.zeros((1, 3, 20, 90), bool)
+    mask[0, 1, 2:18, 3:88] = True
+    drawn = draw_prediction(Picture("s", "x", np.zeros((3, 20, 90, 1), np.uint8), None, {"global": mask}), ["r"], 2.5)
+    assert len(drawn.axes) == 2
+    for axis in drawn.axes:
+        assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 89.5), (19.5, -0.5))
+        assert axis.get_aspect() == 2.5
+    assert drawn.get_suptitle() == "x, slice 2 of 3\nr"
+
+
+def not_utf8(folder: Path) -> None:
+    save(folder / "fine.png", picture(1)).rename(folder / os.fsdecode(b"r\xf6ntgen.png"))
+
+
+def same_masks(folder: Path) -> None:
+    save(folder / "x.png", picture(1))
+    save(folder / "x_rim.png", picture(2))
+
+
+def test_names_are_looked_at_before_the_work(
+    exclusive: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for make, message in {
+        not_utf8: r"'r\udcf6ntgen' cannot name files and rows; names must be printable",
+        same_masks: "x.png and {folder}/x_rim.png would both have a mask called x_rim_cup; rename one",
+    }.items():
+        folder = tmp_path / make.__name__
+        make(folder)
+        assert call(exclusive.path, "--images", folder, "--out", tmp_path / "out") == 2
+        assert message.format(folder=folder) in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_whole_or_not_there(
+    ditto: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "new" / "a.png", picture(1))
+    save(tmp_path / "new" / f"{'b' * 200}.png", picture(2))
+    arguments = (ditto.path, "--images", tmp_path / "new", "--no-overlay", "--out")
+    (tmp_path / "empty").mkdir()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "write_atomic", interrupted)  # of the table, which comes last
+        for out in ("out", "empty"):
+            assert call(*arguments, tmp_path / out) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "new"]
+    assert not any((tmp_path / "empty").iterdir())
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert call(*arguments, tmp_path / "file" / "out") == 2
+    assert "image(s)" not in capsys.readouterr().out, "known before the work"
+    for out in ("out", "empty"):
+        assert call(*arguments, tmp_path / out) == 0
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == ["masks", "sizes.csv"]
+
+
+def test_values_of_another_kind_than_in_training_are_told(
+    volumes: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json.loads((volumes.path / "inputs.json").read_text())["values"] == ["float32"]
+    for kind in (np.uint8, np.int16):
+        volume = picture(0, 20, 24, 4).astype(kind)
+        file = save_volume(tmp_path / f"{kind.__name__}.nii", volume, OBLIQUE)
+        out = tmp_path / f"{kind.__name__}-out"
+        assert call(volumes.path, "--site", "a", "--images", file, "--out", out, "--no-overlay") == 0
+        told = "uint8.nii: is 8-bit, but the images of training were not 8-bit" in capsys.readouterr().err
+        assert told == (kind is np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("inputs.json", "{}", "inputs.json does not say how many channels the network takes; train.py output="),
+        ("inputs.json", "[3]", "inputs.json does not say how many channels the network takes; train.py output="),
+        ("splits.csv", None, "splits.csv is missing or empty; restore it from a copy of the run"),
+    ],
+)
+def test_damaged_runs_are_told(
+    name: str,
+    content: str | None,
+    message: str,
+    ditto: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(ditto.path, tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.unlink() if content is None else file.write_text(content)
+    save(tmp_path / "new" / "a.png", square())
+    assert call(tmp_path / "run", "--images", tmp_path / "new", "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten_and_runs_must_be_runs(
