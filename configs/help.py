@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import yaml
+
 from configs.compose import FOLDER, Schema, choices
 from configs.knobs import REQUIRED, Knob, knobs
 
@@ -15,7 +17,14 @@ WIDTH = 110
 
 def help_text(schema: Schema, usage: str) -> str:
     """Everything a user can set."""
-    parts = [usage, heading("settings without a section"), *lines(knobs(schema.top), "")]
+    told = yaml.safe_load((FOLDER / "default.yaml").read_text(encoding="utf-8"))
+    chosen = " ".join(_departures(told))
+    parts = [
+        usage,
+        heading("without other choices (configs/default.yaml; below: each part's own defaults)"),
+        f"  {chosen}",
+    ]
+    parts += [heading("settings without a section"), *lines(knobs(schema.top), "")]
     for group, owners in schema.groups.items():
         parts += [heading(f"{group}=NAME"), *_choices(group, owners)]
         for title, settings in _shared_knobs(owners).items():
@@ -23,6 +32,17 @@ def help_text(schema: Schema, usage: str) -> str:
     for section, owner in schema.sections.items():
         parts += [heading(f"{section}: {first_line(owner)}"), *lines(knobs(owner), f"{section}.")]
     return "\n".join(parts)
+
+
+def _departures(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """As on the command line; a section's `name` chooses it."""
+    told = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            told += _departures(value, f"{prefix}{key}.")
+        else:
+            told.append(f"{prefix.rstrip('.') if key == 'name' else prefix + key}={value}")
+    return told
 
 
 def heading(text: str) -> str:

@@ -106,7 +106,7 @@ def build_store(
     """Decodes the cases of one site, or finds them decoded.
 
     Args:
-        cases: All of one site, at least one of them labelled.
+        cases: All of one site, labelled or not.
         decode: Gives a case at the network's size, and the label ids of its mask.
         cache: "memory" keeps the arrays; "disk" writes them to ``folder`` once and maps them from then on.
         folder: Holds one folder per site and setting.
@@ -146,7 +146,8 @@ def _decode(
     for kind in list(planes):  # one list of pieces at a time is freed, so that the site is never in memory twice
         blocks.append(np.concatenate(planes[kind]))
         planes[kind] = []
-    arrays = [*blocks, np.concatenate(labels)]
+    masks = np.concatenate(labels) if labels else np.empty((0, *blocks[0].shape[1:3]), np.uint8)
+    arrays = [*blocks, masks]
     for array in arrays:
         array.flags.writeable = False  # a transform that works in place fails loudly instead of spoiling the cache
     return entries, arrays[:-1], arrays[-1]
@@ -212,7 +213,8 @@ def _open(home: Path, cases: Sequence[Case]) -> Store:
         ]
         files = sorted(home.glob("images*.npy"), key=lambda file: int(file.stem.removeprefix("images")))
         blocks = [np.load(file, mmap_mode="r") for file in files]
-        return Store(cases, entries, blocks, np.load(home / "labels.npy", mmap_mode="r"))
+        labels = np.load(home / "labels.npy", mmap_mode="r" if any(entry.labels >= 0 for entry in entries) else None)
+        return Store(cases, entries, blocks, labels)  # what is empty cannot be mapped
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"the cache {home} is damaged ({error}); delete that folder") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ FLAT = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".bmp"
 MOST_CHANNELS = 16
 ORIENTATION = 0x0112  # entry of EXIF and TIFF
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+
+GRID_CURE = "export both on one grid, or correct the pairing"
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,45 @@ def _read_files(case: Case, reading: Reading) -> tuple[Array, NDArray[np.uint8] 
     stored, _ = _load(case, case.mask, reading, "mask")
     if stored.shape[:3] != image.shape[:3]:
         raise DataError(
-            f"{case}: mask {case.mask} is {_size(stored.shape)} but the image is {_size(image.shape)}; "
-            "export both on one grid, or correct the pairing"
+            f"{case}: mask {case.mask} is {_size(stored.shape)} but the image is {_size(image.shape)}; {GRID_CURE}"
         )
+    if told := misplaced(case, reading):
+        raise DataError(f"{case}: mask {case.mask} {told}; {GRID_CURE}")
     try:
         return image, map_labels(stored, reading), spacing
     except DataError as error:
         raise DataError(f"{case}: mask {case.mask}: {error}") from None
+
+
+def misplaced(case: Case, reading: Reading) -> str:
+    """By how much a NIfTI mask lies elsewhere than its image, as both are read; empty where their corners agree.
+
+    Equal shapes alone do not make voxels correspond: an axis that runs the other way would mirror the mask.
+    """
+    if case.mask is None or {suffix_of(Path(case.image)), suffix_of(Path(case.mask))} - {".nii", ".nii.gz"}:
+        return ""
+    places, voxel = [], 0.0
+    for name in (case.mask, case.image):
+        affine, shape = _geometry(Path(name), reading)
+        corners = np.array(list(product((0, 1), repeat=3))) * (np.array(shape) - 1)
+        places.append(corners @ affine[:3, :3].T + affine[:3, 3])
+        voxel = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    apart = float(np.linalg.norm(places[0] - places[1], axis=1).max())
+    return f"lies up to {apart:.3g} (in its header's unit) from its image" if apart > voxel / 2 else ""
+
+
+def _geometry(path: Path, reading: Reading) -> tuple[NDArray[np.float64], Sequence[int]]:
+    """Affine and shape of a NIfTI file as it is read, from its header."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
+
+    volume = _volume(path)
+    if not reading.canonical:
+        return volume.affine, volume.shape
+    turn = ornt_transform(io_orientation(volume.affine), _lps())
+    shape = [0, 0, 0]
+    for axis, size in zip(turn[:, 0].astype(int), volume.shape, strict=True):
+        shape[axis] = size
+    return volume.affine @ inv_ornt_aff(turn, volume.shape), shape
 
 
 def _load(case: Case, name: str, reading: Reading, role: Literal["image", "mask"]) -> tuple[Array, Spacing | None]:

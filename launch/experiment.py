@@ -218,8 +218,9 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """Method, data and seed in a few words."""
-        return f"{self.config.algorithm.preset} on {self.config.data.preset}, seed {self.config.seed}"
+        """Method, data, network and seed in a few words."""
+        config = self.config
+        return f"{config.algorithm.preset} on {config.data.preset}, network {config.model.preset}, seed {config.seed}"
 
     def _section(self, name: str) -> dict[str, Any]:
         section = OmegaConf.to_container(self.config[name])

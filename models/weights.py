@@ -59,7 +59,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file holds no state dict.
     """
-    content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise what they like on other bytes, and torch advises to trust them
+        raise ValueError(
+            f"{path} is no file of weights that can be read safely ({type(error).__name__}); save a state dict with "
+            "safetensors or torch.save"
+        ) from error
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:

@@ -9,11 +9,12 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import yaml
@@ -165,6 +166,7 @@ class RunFolder:
         self.summary_path = self.path / "summary.csv"
         self.wandb_id_path = self.path / "wandb-id.txt"
         self._contents: set[str] | None = None
+        self._held: IO[str] | None = None  # locked while a process works on the run
 
     @classmethod
     def create(cls, path: Path | str, *, resume: bool) -> "RunFolder":
@@ -192,7 +194,26 @@ class RunFolder:
             names = ", ".join(folder._foreign_files()[:3])
             raise ReportingError(f"{folder.path} is not empty and holds no run ({names}, ...); choose another output=.")
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder._lock()
         return folder
+
+    def _lock(self) -> None:
+        """Hold the folder for as long as this process lives: two processes would write every row twice.
+
+        Raises:
+            ReportingError: Another process works here.
+        """
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        self._held = (self.path / ".lock").open("a")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ReportingError(f"{self.path}: another process works on this run; wait for it, or end it") from error
+        except OSError:
+            pass  # a file system without locks
 
     @property
     def holds_run(self) -> bool:
@@ -205,7 +226,7 @@ class RunFolder:
             return []
         files = [p for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp"))]
         ours = {self.checkpoints} if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()) else set()
-        return sorted(p.name for p in files if p not in {*ours, self.wandb_id_path})
+        return sorted(p.name for p in files if p not in {*ours, self.wandb_id_path, self.path / ".lock"})
 
     def write_config(self, yaml_text: str) -> None:
         """Save the resolved configuration; from here on the folder holds a run."""

@@ -503,3 +503,14 @@ def test_bad_settings_are_refused(root: Path, knobs: dict[str, object], message:
 def test_a_root_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is no folder; set data.root"):
         folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_site_without_any_mask_trains_nothing_and_shows_its_images(root: Path, cache: str) -> None:
+    shutil.rmtree(root / "south" / "masks")
+    data = folder(root, missing_masks="unlabelled", unlabelled=["south"], cache=cache)
+    site = data.site("south")
+    assert site.examples == 0 < site.training_images
+    again = folder(root, missing_masks="unlabelled", unlabelled=["south"], cache=cache)
+    shown = next(iter(again.site("south").unlabelled_batches(0, 1)))["image"]
+    assert len(shown)

@@ -271,6 +271,24 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
         read(image, mask)
 
 
+def test_a_nifti_mask_must_lie_where_its_image_lies(tmp_path: Path) -> None:
+    values, labels = np.random.default_rng(0).normal(size=(6, 5, 4)), np.zeros((6, 5, 4), np.uint8)
+    labels[0, 1, 1] = 1
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    image = save_volume(tmp_path / "i.nii.gz", values, affine)
+    shifted, mirrored, near = affine.copy(), affine.copy(), affine.copy()
+    shifted[0, 3], near[0, 3] = 7, 0.1
+    mirrored[0, 0] = -1
+    for name, other in (("shifted", shifted), ("wider", np.diag([2.0, 2.0, 3.0, 1.0])), ("mirrored", mirrored)):
+        with pytest.raises(DataError, match=rf"{name}.*lies up to .* from its image; export both on one grid"):
+            read(image, save_volume(tmp_path / f"{name}.nii.gz", labels, other))
+    expected = read(image, save_volume(tmp_path / "near.nii.gz", labels, near)).labels
+    turned = affine @ np.array(
+        [[-1, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]
+    )  # the same, stored backwards
+    assert np.array_equal(read(image, save_volume(tmp_path / "turned.nii.gz", labels[::-1], turned)).labels, expected)
+
+
 def test_a_mask_that_is_not_flat_is_refused(tmp_path: Path) -> None:
     image = save(tmp_path / "c.png", picture(1))
     with pytest.raises(DataError, match="not 2-D"):

@@ -209,3 +209,10 @@ def test_the_same_seed_builds_the_same_network() -> None:
     torch.manual_seed(3)
     second = create_model(1, 1, **SMALL).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_file_that_is_no_weights_is_named_with_the_cure(tmp_path: Path) -> None:
+    for name, content in (("w.pt", b"\x89PNG no weights"), ("w.safetensors", b"neither")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is no file of weights that can be read safely"):
+            create_model(1, 1, encoder_weights=str(tmp_path / name), **SMALL)

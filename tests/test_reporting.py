@@ -108,6 +108,21 @@ def test_a_start_that_was_killed_in_its_first_write_can_be_started_again(tmp_pat
     assert not RunFolder.create(tmp_path, resume=False).holds_run
 
 
+def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
+    code = "import sys; from reporting.folder import RunFolder as F\n"
+    code += "f = F.create(sys.argv[1], resume=False); f.write_config('seed: 0')\n"
+    code += "print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ReportingError, match="another process works on this run"):
+            RunFolder.create(tmp_path, resume=True)
+        other.communicate("")
+    RunFolder.create(tmp_path, resume=True)
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     write_atomic(path, "old")
@@ -249,7 +264,7 @@ def test_the_folder_explains_every_file_it_holds(folder: RunFolder) -> None:
     folder.append_events([event(1, "A", "absent")])
     finish(folder)
     text = (folder.path / "README.md").read_text()
-    names = {f"{p.name}/" if p.is_dir() else p.name for p in folder.path.iterdir()} - {"README.md"}
+    names = {f"{p.name}/" if p.is_dir() else p.name for p in folder.path.iterdir()} - {"README.md", ".lock"}
     assert {name for name in names if f"`{name}`" not in text} == set()
     assert folder.splits()["labelled"].tolist() == [True]
 

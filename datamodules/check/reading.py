@@ -13,7 +13,7 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
-from datamodules.readers import Spacing, _load, _size, map_labels, scale
+from datamodules.readers import GRID_CURE, Spacing, _load, _size, map_labels, misplaced, scale
 
 Array = NDArray[Any]
 
@@ -118,8 +118,10 @@ def _labels(
     where = {"site": case.site, "case": case.case, "file": case.mask}
     if image is not None and stored.shape[:3] != image.shape[:3]:
         what = f"the mask is {_sides(stored)}, its image {Path(case.image).name} {_sides(image)}"
-        findings.append(Finding("size mismatch", what, "export both on one grid, or correct the pairing", **where))
+        findings.append(Finding("size mismatch", what, GRID_CURE, **where))
         return None
+    if image is not None and (told := misplaced(case, data.reading)):
+        findings.append(Finding("geometry mismatch", f"the mask {told}", GRID_CURE, **where))
     try:
         return map_labels(stored, data.reading)
     except DataError as error:
