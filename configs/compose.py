@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, ScalarEvent, YAMLError
 
-from configs.knobs import unknown, validated
+from configs.knobs import knobs, unknown, validated
 
 FOLDER = Path(__file__).parent
 Owner = Callable[..., Any]
@@ -66,8 +66,14 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
         merged[group], problems = _group(group, owners, [default, experiment, command_line])
         errors += problems
     for section, owner in schema.sections.items():
-        values = _merge(*(layer.get(section, {}) for layer in (default, experiment, command_line)))
-        merged[section], problems = validated(owner, values, f"{section}.")
+        said = [layer.get(section, {}) for layer in (default, experiment, command_line)]
+        if odd := [value for value in said if not isinstance(value, Mapping)]:
+            first = next(iter(knobs(owner)))
+            errors.append(
+                f"{section}={odd[0]} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
+            )
+            continue
+        merged[section], problems = validated(owner, _merge(*said), f"{section}.")
         errors += problems
     parts = {*schema.groups, *schema.sections}
     loose = {k: v for layer in (default, experiment, command_line) for k, v in layer.items() if k not in parts}
@@ -169,6 +175,8 @@ def _experiment(name: str | None, schema: Schema) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / "experiment" / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in (FOLDER / "experiment").glob("*.yaml")]
+        if (Path(name) / "config.yaml").is_file():
+            raise ConfigError(f"experiment={name} is a run's folder; its settings are {name}/config.yaml")
         raise ConfigError(unknown(name, known, "experiment") + " (or give the path of a YAML file)")
     layer = _read(path)
     if not _resolved(layer, schema):
@@ -196,8 +204,20 @@ def _group(
     owner = departures.pop("name", choice if choice in owners else only)
     if owner not in owners:
         return {}, [f"{path.name}: " + unknown(str(owner), owners, f"{group}.name")]
-    values, errors = validated(owners[owner], _merge(departures, *said), f"{group}.")
-    return {"name": owner, "preset": choice, **values}, errors
+    told = _merge(departures, *said)
+    own = {name: key for name, key in told.items() if name in knobs(owners[owner]) or not _elsewhere(name, owners)}
+    foreign = [
+        f"{group}.{name} is a setting of {group}={', '.join(_elsewhere(name, owners))}, not of {group}={choice}"
+        for name in told
+        if name not in own
+    ]
+    values, errors = validated(owners[owner], own, f"{group}.")
+    return {"name": owner, "preset": choice, **values}, foreign + errors
+
+
+def _elsewhere(name: str, owners: Mapping[str, Owner]) -> list[str]:
+    """Who of a group has a setting of that name."""
+    return [owner for owner, signature in owners.items() if name in knobs(signature)]
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place]:
     settings, errors = [], []
     for owner in (Options, Place):
         own = {key: value for key, value in values.items() if known.get(key, Options) is owner}
-        valid, problems = validated(owner, own, "")
+        valid, problems = validated(owner, own, "", known.keys() - knobs(owner))
         settings.append(valid)
         errors += [f"{problem} (see compare.py --help)" for problem in problems]
     if errors:
@@ -91,6 +91,7 @@ def compare(places: Sequence[str], options: Options, place: Place) -> Report:
         ReportingError: there is no run, runs cannot be compared, or the output folder holds something else.
     """
     output = destination(places, place)
+    output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     read = [read_run(path, options.metric) for path in find_runs(places)]
     for one in read:
         if isinstance(one, LeftOut):
