@@ -14,9 +14,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# started in the background, a shell lets its processes ignore interrupts, and so would those that tests interrupt
+# started in the background, a shell lets its processes ignore interrupts (nohup: also the end of the terminal), and so
+# would those that tests interrupt
 with contextlib.suppress(ValueError):  # only the main thread may
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
