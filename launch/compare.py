@@ -91,12 +91,12 @@ def compare(places: Sequence[str], options: Options, place: Place) -> Report:
         ReportingError: there is no run, runs cannot be compared, or the output folder holds something else.
     """
     output = destination(places, place)
-    output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     read = [read_run(path, options.metric) for path in find_runs(places)]
     for one in read:
         if isinstance(one, LeftOut):
             print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
     analysis = Analysis(gather(read, default_settings), options)
+    output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     _clear(output)
     return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output))
 
