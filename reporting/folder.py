@@ -77,6 +77,7 @@ README = """# The folder of one training run
 | `environment.json` | seeds; for each process that worked on the run: command, versions, machine, git revision |
 | `cost.json` | for each of them, when it ended: wall and CPU seconds, peak memory |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
+| `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |

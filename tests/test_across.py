@@ -230,7 +230,7 @@ def test_a_site_chooses_its_own_settings_and_no_others(tmp_path: Path) -> None:
         ("trainer.threads=four", r"trainer\.threads='four' should be int"),
         ("data.cache=ram", r"data\.cache='ram' should be"),
         ("data.workers", "'data.workers' is not of the form key=value"),
-        ("data.manifest=mine.csv", r"unknown key 'data\.manifest'"),
+        ("data.manifest=mine.csv", r"data\.manifest is a setting of data=folder, not of data=phantom"),
     ],
 )
 def test_a_sites_own_settings_are_checked_like_those_of_a_run(tmp_path: Path, settings: str, told: str) -> None:

@@ -264,7 +264,7 @@ def test_the_folder_explains_every_file_it_holds(folder: RunFolder) -> None:
     folder.append_events([event(1, "A", "absent")])
     finish(folder)
     text = (folder.path / "README.md").read_text()
-    names = {f"{p.name}/" if p.is_dir() else p.name for p in folder.path.iterdir()} - {"README.md", ".lock"}
+    names = {f"{p.name}/" if p.is_dir() else p.name for p in folder.path.iterdir()} - {"README.md"}
     assert {name for name in names if f"`{name}`" not in text} == set()
     assert folder.splits()["labelled"].tolist() == [True]
 
