@@ -24,10 +24,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def go_on(arguments: Sequence[str]) -> str:
     """How to go on after an interruption."""
-    output = next((a for a in arguments if a.startswith("output=")), "output=THE_RUN'S_FOLDER")
+    output = next((shlex.quote(a) for a in arguments if a.startswith("output=")), "output=THE_RUN'S_FOLDER")
     if any(argument.startswith("stages=") for argument in arguments):
         return f"the same command, with {output}"
-    return f"python train.py {shlex.quote(output) if ' ' in output else output} resume=true"
+    return f"python train.py {output} resume=true"
 
 
 def run(arguments: Sequence[str]) -> None:

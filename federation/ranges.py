@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -23,12 +24,18 @@ def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:
     Raises:
         ValueError: a value is outside its range.
     """
+    for name, adapter in _adapters(owner).items():
+        if name in values:
+            try:
+                adapter.validate_python(values[name])
+            except ValidationError as error:
+                told = error.errors()[0]["msg"].removeprefix("Input ")
+                raise ValueError(f"{section}.{name}={values[name]} {told}") from error
+
+
+@cache
+def _adapters(owner: Any) -> dict[str, TypeAdapter[Any]]:
+    """Of the annotations that state a range; workers are built often."""
     plain = get_type_hints(owner)
-    for name, annotation in get_type_hints(owner, include_extras=True).items():
-        if name not in values or annotation == plain[name]:
-            continue
-        try:
-            TypeAdapter(annotation).validate_python(values[name])
-        except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Input ")
-            raise ValueError(f"{section}.{name}={values[name]} {told}") from error
+    hints = get_type_hints(owner, include_extras=True)
+    return {name: TypeAdapter(hint) for name, hint in hints.items() if hint != plain[name]}

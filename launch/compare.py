@@ -127,15 +127,17 @@ def destination(places: Sequence[str], place: Place) -> Path:
     output = Path(place.output) if place.output is not None else only / "report" if inside else Path("comparison")
     if output.is_file():
         raise ReportingError(f"output={output} is a file; choose a folder")
-    inside_it = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    if inside_it - {PAGE, *PARTS} and PAGE not in inside_it:  # parts alone are what a stopped comparison leaves
+    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
         raise ReportingError(f"output={output} holds something that is no report (no {PAGE}); choose another folder")
     return output
 
 
 def _clear(output: Path) -> None:
-    """Remove an earlier report, so that no table or picture of it stays behind."""
-    (output / PAGE).unlink(missing_ok=True)
+    """Remove an earlier report, so that no table or picture of it stays behind.
+
+    An empty page marks the folder as a report's at once, also if this comparison is stopped.
+    """
+    (output / PAGE).write_text("")
     for part in PARTS:
         shutil.rmtree(output / part, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting import ReportingError
-from reporting.compare.gather import own_settings
+from reporting.compare.gather import DIAL_KEYS, own_settings
 from reporting.compare.runs import find_runs
 from reporting.curves import COLOURS
 from reporting.folder import RunFolder, write_atomic
@@ -33,7 +33,6 @@ DIALS = {
 }
 """Dial of the phantom to what differs between its hospitals."""
 POINT = ["method", "dial", "level"]
-DIAL_KEYS = tuple(f"data.{dial}" for dial in DIALS)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Point:
         told = own_settings({key: value for key, value in config.items() if key not in DIAL_KEYS})
         own = {key: value for key, value in told.items() if key.startswith("algorithm.")}
         shared = {key: value for key, value in told.items() if key not in own}
-        levels = {dial: float(config[key]) for dial, key in zip(DIALS, DIAL_KEYS, strict=True) if config[key]}
+        levels = {key.removeprefix("data."): float(config[key]) for key in DIAL_KEYS if config[key]}
         return cls(folder, config["algorithm.preset"], config["seed"], levels, shared, own)
 
 

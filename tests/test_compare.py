@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 import compare
 from launch.compare import default_settings, requested
+from launch.evidence import extremes
 from reporting import ReportingError
 from reporting.compare.analysis import OVERALL, Analysis, Model
 from reporting.compare.gather import Gathered, Method, gather
@@ -567,7 +568,7 @@ def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
     assert "Not drawn: these runs&#39; folders hold no saved models" in page
     for name in ("ranking", "curves", "metrics", "regions"):
         assert len(pd.read_csv(output / f"tables/{name}.csv"))
-    (output / "report.html").unlink()  # what a comparison leaves that is stopped
+    (output / "report.html").write_text("")  # what a comparison leaves that is stopped
     (output / "tables/old.csv").write_text("")
     assert compare.main([str(planted), f"output={output}", "draws=200", "metric=hd95"]) == 0
     assert not (output / "tables/old.csv").exists()
@@ -591,6 +592,38 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_somebodys_tables_are_no_report(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "paper" / "tables" / "mine.csv"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert compare.main([str(planted), f"output={tmp_path / 'paper'}", "draws=200"]) == 2
+    assert "holds something that is no report" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_the_largest_gain_is_found_whichever_seed_tested_it(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"ditto{seed}", "ditto", seed)
+    tested = [
+        set(RunFolder(tmp_path / f"ditto{seed}").splits().query("site == 'site_01' and split == 'test'")["case"])
+        for seed in (0, 1, 2)
+    ]
+    case = min(tested[2] - tested[0] - tested[1])
+    path = tmp_path / "ditto2" / "metrics.csv"
+    table = pd.read_csv(path)
+    own = (table["site"] == "site_01") & (table["case"] == case) & (table["metric"] == "dice")
+    table.loc[own & (table["view"] == "personal"), "value"] = 0.9
+    table.loc[own & (table["view"] == "global"), "value"] = 0.2
+    table.to_csv(path, index=False)
+    found = extremes(analysed(tmp_path), Model("ditto", "personal"), Model("ditto", "global"), "site_01", 2)
+    assert len(found) == 4
+    assert (found[0].case, found[0].seed, found[0].seeds) == (case, 2, 1)
+    assert found[0].gain == found[0].own_gain == pytest.approx(0.7)
+    assert found[-1].gain == min(one.gain for one in found) < 0
+    for one in found:
+        assert one.case in tested[one.seed], "drawn with a seed that tested it"
 
 
 def test_values_are_read_as_train_reads_them(tmp_path: Path) -> None:

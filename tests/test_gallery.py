@@ -52,13 +52,14 @@ def test_every_chosen_case_has_a_picture(runs: dict[str, RunFolder], tmp_path: P
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
-def test_masks_are_those_that_the_run_scored(runs: dict[str, RunFolder]) -> None:
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_masks_are_those_that_the_run_scored(runs: dict[str, RunFolder], checkpoint: str) -> None:
     run = Reopened.read(runs["ditto"])
     run.prepare_data()
     case = case_of(runs["ditto"], "site_02")
-    picture = predict_choices(run, {"site_02": [case]})["site_02", case]
+    picture = predict_choices(run, {"site_02": [case]}, checkpoint)["site_02", case]
     assert set(picture.predictions) == {"global", "personal"}
-    scores = run.folder.scores().query("checkpoint == 'best' and split == 'test' and site == 'site_02'")
+    scores = run.folder.scores().query("checkpoint == @checkpoint and split == 'test' and site == 'site_02'")
     for view, masks in picture.predictions.items():
         for region, mask, truth in zip(("disc", "cup"), masks, picture.truth, strict=True):
             row = scores.query("view == @view and region == @region and case == @case and metric == 'dice'")

@@ -146,14 +146,19 @@ class Analysis:
             }
         return found
 
+    def worth(self, model: Model, site: str | None = None) -> float:
+        """Mean validation score at a site, or over all; more is better, -inf where there is none."""
+        means = self.validation.get(model, {})
+        known = [value for name, value in means.items() if np.isfinite(value) and site in (None, name)]
+        return self.options.sign * float(np.mean(known)) if known else -np.inf
+
     @cached_property
     def models(self) -> list[Model]:
         """Models of seen sites, the best mean first; behind them those that lack seeds or sites that others have."""
-        sign = -1 if self.options.higher_is_better else 1
 
         def order(model: Model) -> tuple[bool, float, Model]:
-            mean = sign * float(np.mean(list(self.means(model).values())))
-            return model not in self.complete, mean if np.isfinite(mean) else np.inf, model
+            mean = self.options.sign * float(np.mean(list(self.means(model).values())))
+            return model not in self.complete, -mean if np.isfinite(mean) else np.inf, model
 
         return sorted(self.test, key=order)
 
@@ -237,8 +242,8 @@ class Analysis:
         if mine is None or theirs is None:
             return None
         seeds, cases = mine.index.intersection(theirs.index), mine.columns.intersection(theirs.columns)
-        apart = mine.loc[seeds, cases] - theirs.loc[seeds, cases]
-        apart = (apart if self.options.higher_is_better else -apart).dropna(axis=1, how="all")
+        apart = (mine.loc[seeds, cases] - theirs.loc[seeds, cases]) * self.options.sign
+        apart = apart.dropna(axis=1, how="all")
         return apart if apart.size else None
 
     def peer(self, model: Model, algorithm: str, view: str) -> Model | None:
@@ -382,17 +387,11 @@ class Analysis:
 
         One model for all sites: gains of different methods would not follow a site's own difference.
         """
-        sign = 1 if self.options.higher_is_better else -1
         rows = self.answers_to(AGAINST_GLOBAL)
-
-        def worth(model: Model) -> tuple[bool, float]:
-            mean = float(np.mean(list(self.validation.get(model, {"": float("nan")}).values())))
-            return model in self.complete, sign * mean if np.isfinite(mean) else -np.inf
-
         asked = [m for m in self.models if len(rows) and m.label in set(rows["model"])]
         if not asked:
             return None
-        best = max(asked, key=worth)
+        best = max(asked, key=lambda model: (model in self.complete, self.worth(model)))
         own = rows[rows["model"] == best.label]
         return best, {str(site): float(gain) for site, gain in zip(own["site"], own["gain"], strict=True)}
 

@@ -22,7 +22,7 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
 SHARED = ("evaluation.tolerance",)
-DIALS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
+DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -171,7 +171,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         cure = "compare runs that agree, one group at a time"
-        if any(problem.startswith(DIALS) for problem in problems):
+        if any(problem.startswith(DIAL_KEYS) for problem in problems):
             cure += "; gain against each dial of the phantom: python -m reporting.dials FOLDER"
         raise ReportingError(f"these runs cannot be compared:\n{listed}\n{cure}")
 

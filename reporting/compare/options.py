@@ -40,6 +40,11 @@ class Options:
         return METRICS[self.metric].higher_is_better
 
     @property
+    def sign(self) -> int:
+        """Times a score: more is better."""
+        return 1 if self.higher_is_better else -1
+
+    @property
     def title(self) -> str:
         """The metric's name for people."""
         return METRICS[self.metric].title

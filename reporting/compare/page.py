@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from reporting.compare.analysis import Analysis, Model
 from reporting.compare.tables import Grid
-from reporting.compare.verdicts import Answer, Verdict
+from reporting.compare.verdicts import Answer, Verdict, count
 
 BADGES: dict[Answer, tuple[str, str]] = {
     "personal": ("personal", "own"),
@@ -130,8 +130,8 @@ def facts(analysis: Analysis) -> list[str]:
     seeds = sorted({run.seed for run in runs})
     cases = {(site, case) for sites in analysis.test.values() for site, v in sites.items() for case in v.columns}
     return [
-        _count(len(gathered.methods), "method"), _count(len(runs), "run"), _count(len(seeds), "seed"),
-        _count(len(analysis.sites), "site"), _count(len(cases), "test case"),
+        count(len(gathered.methods), "method"), count(len(runs), "run"), count(len(seeds), "seed"),
+        count(len(analysis.sites), "site"), count(len(cases), "test case"),
         f"data: {data_name(runs[0].settings)}",
         f"{analysis.options.title}, {analysis.options.checkpoint} round",
     ]  # fmt: skip
@@ -207,7 +207,3 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
         options: dict[str, Any] = {"facecolor": "white"}
         figure.savefig(folder / f"{name}.png", dpi=150, **options)
         figure.savefig(folder / f"{name}.svg", **options)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

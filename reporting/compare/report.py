@@ -28,7 +28,7 @@ from reporting.compare.tables import (
     test_grid,
     verdict_grid,
 )
-from reporting.compare.verdicts import Verdict, amount, verdicts
+from reporting.compare.verdicts import Verdict, amount, count, verdicts
 from reporting.folder import write_atomic
 from reporting.summary import Table
 
@@ -272,15 +272,11 @@ def _heterogeneity(
         least = 2 / math.factorial(len(gains))
         text.append(
             f"Spearman correlation over {len(gains)} sites: {', '.join(told)}. Even a perfect order of {len(gains)} "
-            f"sites has p = {least:.2g}, and {_count(len(told), 'measure')} {'is' if len(told) == 1 else 'are'} "
+            f"sites has p = {least:.2g}, and {count(len(told), 'measure')} {'is' if len(told) == 1 else 'are'} "
             "looked at."
         )
     section.text = text
     return section
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def telling(differences: pd.DataFrame, gains: Mapping[str, float]) -> pd.DataFrame:

@@ -84,16 +84,12 @@ def by_validation(analysis: Analysis, site: str, view: str) -> list[Model]:
     candidates = [
         m for m in analysis.models if m.view == view and not analysis.is_baseline(m) and site in analysis.test[m]
     ]
-    sign = 1 if analysis.options.higher_is_better else -1
 
-    def worth(model: Model) -> tuple[bool, float, float]:
-        means = analysis.validation.get(model, {})
-        known = [value for value in means.values() if np.isfinite(value)]
-        everywhere = sign * float(np.mean(known)) if known else -np.inf
-        own = means.get(site, float("nan"))
-        return model in analysis.complete, sign * own if np.isfinite(own) else everywhere, everywhere
+    def order(model: Model) -> tuple[bool, float, float]:
+        own, everywhere = analysis.worth(model, site), analysis.worth(model)
+        return model in analysis.complete, own if np.isfinite(own) else everywhere, everywhere
 
-    return sorted(candidates, key=worth, reverse=True)
+    return sorted(candidates, key=order, reverse=True)
 
 
 def answer_of(test: Mapping[str, Any], alpha: float) -> Answer:
@@ -134,13 +130,7 @@ def used_model(analysis: Analysis, verdict: Verdict) -> Model | None:
     if verdict.answer in ("personal", "global"):
         return verdict.personal if verdict.answer == "personal" else verdict.shared
     known = [model for model in (verdict.personal, verdict.shared) if model is not None]
-    sign = 1 if analysis.options.higher_is_better else -1
-
-    def worth(model: Model) -> float:
-        value = analysis.validation.get(model, {}).get(verdict.site, float("nan"))
-        return sign * value if np.isfinite(value) else -np.inf
-
-    return max(known, key=worth, default=None)
+    return max(known, key=lambda model: analysis.worth(model, verdict.site), default=None)
 
 
 def amount(gain: float, options: Options) -> str:
@@ -185,7 +175,7 @@ def _sentence(verdict: Verdict, options: Options) -> str:
         + (" The mean alone would say more: look at the cases with the largest differences." if sided else ""),
         "too few cases": f"{site}: too few test cases to tell its personal model ({personal}) from the global "
         f"one ({shared}): {size}, {better}; with {test['better'] + test['worse']} that differ and "
-        f"{_count(test['family'], 'site')} tested, corrected p cannot be below {test['smallest_p_holm']:.2g}.",
+        f"{count(test['family'], 'site')} tested, corrected p cannot be below {test['smallest_p_holm']:.2g}.",
     }[verdict.answer]
 
 
@@ -197,7 +187,8 @@ def _size(test: Mapping[str, Any], options: Options) -> str:
     return f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """A number and its noun: "1 site", "4 sites"."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
