@@ -25,6 +25,7 @@ KINDS: Mapping[str, Severity] = {
     "patient in two splits": "error",
     "unreadable file": "error",
     "size mismatch": "error",
+    "geometry mismatch": "error",
     "image values": "error",
     "mask values": "error",
     "unknown label ids": "error",

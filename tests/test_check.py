@@ -434,6 +434,10 @@ def test_volumes(tmp_path: Path) -> None:
     assert site.depths == {5: 4}
     assert site.types == {"16 bit signed": 4}
     assert (site.regions["foreground"].slices, site.slices) == (8, 20)
+    save_volume(tmp_path / "a/masks" / "2.nii.gz", truth, np.diag([-0.5, 0.5, 3.0, 1.0]))
+    finding = of(findings(tmp_path), "geometry mismatch")
+    assert (finding.severity, finding.site, finding.case) == ("error", "a", "2")
+    assert "lies up to" in finding.what
 
 
 def test_broken_slice_does_not_hide_its_stack(tmp_path: Path) -> None:
