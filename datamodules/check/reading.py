@@ -13,7 +13,7 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
-from datamodules.readers import GRID_CURE, Spacing, _load, _size, map_labels, misplaced, scale
+from datamodules.readers import GRID_CURE, Spacing, load_file, map_labels, misplaced, scale, sides
 
 Array = NDArray[Any]
 
@@ -57,7 +57,7 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if type(data).read is not MultiCenterDataModule.read:
         return _by_module(data, case, findings)
     parts = tuple(part for place in case.slices or (case,) if (part := _part(data, place, findings)) is not None)
-    kinds = sorted({f"{_size(part.image.shape[1:])} {part.image.dtype}" for part in parts})
+    kinds = sorted({f"{sides(part.image.shape[1:])} {part.image.dtype}" for part in parts})
     if len(kinds) > 1:
         what, cure = f"slices of {', '.join(kinds)}", "export them alike, or set data.stack_slices=false"
         findings.append(Finding("slices differ", what, cure, case.site, case.case))
@@ -103,7 +103,7 @@ def _open(
 ) -> tuple[Array, Spacing | None] | None:
     file = case.image if role == "image" else case.mask or ""
     try:
-        return _load(case, file, data.reading, role)
+        return load_file(case, file, data.reading, role)
     except DataError as error:
         findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=file))
         return None

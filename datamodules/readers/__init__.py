@@ -1,0 +1,32 @@
+"""From files to arrays: images, masks and volumes, with every assumption a setting.
+
+``kinds`` names files, ``settings`` says how they are read, ``pictures`` and ``volumes`` decode them, ``labels`` and
+``intensity`` give their values a meaning, and ``case`` puts image and mask together.
+"""
+
+from datamodules.readers.case import GRID_CURE, load_file, misplaced, read_case
+from datamodules.readers.intensity import scale
+from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
+from datamodules.readers.labels import map_labels, unknown_labels
+from datamodules.readers.settings import Intensity, Reading
+from datamodules.readers.volumes import put_back
+
+__all__ = [
+    "FLAT",
+    "GRID_CURE",
+    "VOLUMES",
+    "Array",
+    "Intensity",
+    "Reading",
+    "Spacing",
+    "load_file",
+    "map_labels",
+    "misplaced",
+    "put_back",
+    "read_case",
+    "scale",
+    "sides",
+    "stem_of",
+    "suffix_of",
+    "unknown_labels",
+]

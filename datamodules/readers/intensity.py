@@ -1,0 +1,56 @@
+"""From stored values of an image to [0, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import DataError
+from datamodules.readers.kinds import Array
+from datamodules.readers.settings import Reading
+
+
+def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """8-bit values stay as they are (255 becomes 1 when a batch is made); all others become float32 in [0, 1].
+
+    * "percentile": the case's percentiles become 0 and 1, the rest is clipped (its full range where they coincide).
+    * "minmax": the case's smallest and largest value become 0 and 1.
+    * "window": two fixed values become 0 and 1, the rest is clipped; for CT, or to keep the sites' differences.
+    * "unit": values are in [0, 1] already.
+
+    A constant image becomes 0 under the first two.
+
+    Raises:
+        DataError: Values that are not finite, complex or, for "unit", outside [0, 1].
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.bool_:
+        return np.where(image, 255, 0).astype(np.uint8)
+    if image.dtype.kind not in "iuf":
+        raise DataError(f"the image has values of type {image.dtype}; store numbers")
+    values = image.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError("the image has values that are not finite; replace them, for instance with np.nan_to_num")
+    if reading.intensity == "unit":
+        if values.min() < 0 or values.max() > 1:
+            raise DataError(
+                f"the image runs from {values.min():g} to {values.max():g}, but data.intensity=unit expects [0, 1]; "
+                "choose percentile, minmax or window"
+            )
+        return values
+    low, high = _limits(values, reading)
+    if high <= low:
+        return np.zeros_like(values)
+    unit: NDArray[np.float32] = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    return unit
+
+
+def _limits(values: NDArray[np.float32], reading: Reading) -> tuple[float, float]:
+    if reading.intensity == "window" and reading.window is not None:
+        return reading.window
+    if reading.intensity == "percentile":
+        low, high = (float(value) for value in np.percentile(values, reading.percentiles))
+        if low < high:
+            return low, high
+    return float(values.min()), float(values.max())

@@ -1,0 +1,50 @@
+"""How files become arrays: every assumption is a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from datamodules.errors import DataError
+from datamodules.readers.rules import rule
+
+Intensity = Literal["percentile", "minmax", "window", "unit"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays.
+
+    Attributes:
+        intensity: How values other than 8-bit become float32 in [0, 1]; see :func:`scale`.
+        percentiles: Of a case's values, that become 0 and 1 ("percentile").
+        window: Values that become 0 and 1 ("window").
+        label_values: Rules from stored mask values to label ids; see :func:`map_labels`.
+        binary: Whether the label id 1 is the only one, so that a mask of 0 and 255 has one possible meaning.
+        axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``.
+        canonical: Turn volumes to a common orientation first; else axes and directions are as stored.
+    """
+
+    intensity: Intensity = "percentile"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+    label_values: Mapping[int | str, int] | None = None
+    binary: bool = False
+    axis: int = 2
+    canonical: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise DataError(f"data.percentiles=[{low}, {high}]: give two rising numbers from 0 to 100")
+        if self.intensity == "window" and self.window is None:
+            raise DataError("data.intensity=window needs data.window=[low, high], such as [-160, 240]")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise DataError(f"data.window={list(self.window)}: low must be below high")
+        if self.axis not in (0, 1, 2):
+            raise DataError(f"data.axis={self.axis}: a volume is cut along axis 0, 1 or 2")
+        for key, label in (self.label_values or {}).items():
+            rule(key)
+            if not 0 <= label <= 255:
+                raise DataError(f"data.label_values maps {key!r} to {label}: label ids run from 0 to 255")
