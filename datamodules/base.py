@@ -16,7 +16,7 @@ from datamodules.cache import Store, build_store
 from datamodules.cases import SPLITS, Case, Sample, Split, check_cases
 from datamodules.errors import DataError, nearest
 from datamodules.findings import Finding, Report, refuse
-from datamodules.readers import Intensity, Reading, read_case, unknown_labels
+from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
 from datamodules.site import Shared, SiteData, SliceSet
@@ -52,8 +52,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         foreground_slices_only: Train on slices with a label of some region only (volumes and stacks).
         ignore_labels: Label ids that may occur in masks although no region has them; they count as background.
         label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
+        transparency: What counts in masks whose colours and opacity both vary: "ignore" opacity, take it as the
+            "drawing", or "auto", which refuses where that is not certain.
         intensity: How values other than 8-bit become [0, 1]: by "percentile" or "minmax" of a case, a fixed "window",
             or "unit" (they are in [0, 1] already).
+        scale_8bit: Also 8-bit images become [0, 1] by data.intensity, so that files of several depths become alike.
         percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
         axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical.
@@ -88,7 +91,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         foreground_slices_only: bool = False,
         ignore_labels: Sequence[int] = [],
         label_values: Mapping[int | str, int] | None = None,
+        transparency: Transparency = "auto",
         intensity: Intensity = "percentile",
+        scale_8bit: bool = False,
         percentiles: Sequence[float] = [0.5, 99.5],
         window: Sequence[float] | None = None,
         axis: int = 2,
@@ -115,7 +120,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             percentiles=_pair("percentiles", percentiles),
             window=None if window is None else _pair("window", window),
             label_values=label_values,
-            binary=self.regions.ids == {1},
+            transparency=transparency,
+            ids=tuple(sorted(self.regions.ids)),
+            scale_8bit=scale_8bit,
             axis=axis,
             canonical=canonical,
         )
@@ -253,7 +260,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for case, entry in zip(store.cases, store.entries, strict=True):
             if unknown := set(entry.label_ids) - known:
                 mask = case.mask or (case.slices and f"of {case.slices[0].mask} and its neighbours") or ""
-                raise DataError(f"{case}: mask {mask} has unknown label ids {unknown_labels(unknown)}")
+                raise DataError(
+                    f"{case}: mask {mask} has unknown label ids {unknown_labels(unknown, self.regions.ids)}"
+                )
         return store
 
     def _decode(self, case: Case) -> tuple[Sample, tuple[int, ...]]:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
+from datamodules.findings import Finding
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 2  # raise when what is stored, or how files are decoded, changes
+FORMAT = 3  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Entry:
         labels: Its first slice in the array of labels; -1 when it has none.
         label_ids: Label ids that its mask had before the resize.
         spacing: On the stored grid, in mm; None when unknown.
+        notes: What reading the files had to decide.
     """
 
     block: int
@@ -41,6 +43,7 @@ class Entry:
     labels: int
     label_ids: tuple[int, ...]
     spacing: tuple[float, float, float] | None
+    notes: tuple[Finding, ...] = ()
 
 
 class Store:
@@ -137,7 +140,15 @@ def _decode(
         row, depth = rows.get(kind, 0), len(sample.image)
         rows[kind] = row + depth
         entries.append(
-            Entry(list(planes).index(kind), row, depth, labelled if case.labelled else -1, ids, sample.spacing)
+            Entry(
+                list(planes).index(kind),
+                row,
+                depth,
+                labelled if case.labelled else -1,
+                ids,
+                sample.spacing,
+                sample.notes,
+            )
         )
         if sample.labels is not None:
             labels.append(sample.labels)
@@ -207,16 +218,20 @@ def _unwritable(home: Path, error: OSError) -> DataError:
 def _open(home: Path, cases: Sequence[Case]) -> Store:
     try:
         rows = json.loads((home / "index.json").read_text(encoding="utf-8"))
-        entries = [
-            Entry(**row | {"label_ids": tuple(row["label_ids"]), "spacing": row["spacing"] and tuple(row["spacing"])})
-            for row in rows
-        ]
+        entries = [_entry(row) for row in rows]
         files = sorted(home.glob("images*.npy"), key=lambda file: int(file.stem.removeprefix("images")))
         blocks = [np.load(file, mmap_mode="r") for file in files]
         labels = np.load(home / "labels.npy", mmap_mode="r" if any(entry.labels >= 0 for entry in entries) else None)
         return Store(cases, entries, blocks, labels)  # what is empty cannot be mapped
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"the cache {home} is damaged ({error}); delete that folder") from error
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    """What JSON made lists and mappings."""
+    notes = tuple(Finding(**note) for note in row["notes"])
+    spacing = row["spacing"] and tuple(row["spacing"])
+    return Entry(**dict(row) | {"label_ids": tuple(row["label_ids"]), "spacing": spacing, "notes": notes})
 
 
 def _safe(name: str) -> str:

@@ -60,11 +60,13 @@ class Sample:
         image: (D, H, W, C) uint8, or float32 in [0, 1]; D = 1 for a 2-D image.
         labels: (D, H, W) uint8 label ids, or None.
         spacing: Millimetres per voxel (slice, row, column), or None when unknown: scores are then in pixels.
+        notes: What reading the files had to decide and a user should know.
     """
 
     image: Pixels
     labels: NDArray[np.uint8] | None
     spacing: tuple[float, float, float] | None = None
+    notes: tuple[Finding, ...] = ()
 
 
 def slice_order(name: str) -> tuple[str, int]:

@@ -92,6 +92,14 @@ def renamed(name: str) -> Damage:
     return damage
 
 
+def compressed(name: str) -> Damage:
+    def damage(root: Path) -> None:
+        (root / "a" / name).unlink()
+        Image.fromarray(square() * 255).save((root / "a" / name).with_suffix(".jpg"), quality=50)
+
+    return damage
+
+
 not_finite = np.full((20, 24), np.nan, np.float32)
 DEFECTS: list[tuple[str, Damage, str, str]] = [
     ("missing mask", drop("masks/case_02.png"), "case_02", "has no mask"),
@@ -114,7 +122,7 @@ DEFECTS: list[tuple[str, Damage, str, str]] = [
     ("suspicious name", renamed("case_02 (1).png"), "case_02 (1)", "odd signs"),
     ("suspicious name", renamed("Case_03.png"), "case_03", "upper and lower case"),
     ("mask among images", renamed("case_02_mask.png"), "case_02_mask", "that of a mask"),
-    ("lossy mask", renamed("case_02.jpg"), "case_02", "JPEG"),
+    ("lossy mask", compressed("masks/case_02.png"), "case_02", "outlines only"),
 ]
 
 

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from datamodules import Case, DataError
-from datamodules.readers import Reading, map_labels, read_case, scale
+from datamodules.readers import Reading, Stored, map_labels, read_case, scale
 from tests.data_files import picture, save, save_volume, square
 
 PLAIN = Reading()
@@ -192,7 +192,8 @@ def test_four_dimensional_nifti_is_refused(tmp_path: Path) -> None:
 
 
 def labels_of(values: object, **knobs: object) -> list[int]:
-    return map_labels(np.array(values)[None, None, :, None], Reading(**knobs))[0, 0].tolist()  # type: ignore[arg-type]
+    stored = Stored(np.array(values)[None, None, :, None])
+    return map_labels(stored, Reading(**knobs))[0][0, 0].tolist()  # type: ignore[arg-type]
 
 
 def test_values_are_label_ids_unless_told_otherwise() -> None:
@@ -210,18 +211,18 @@ def test_the_first_rule_that_fits_wins() -> None:
 
 def test_0_255_counts_as_0_1_only_where_1_is_the_only_label() -> None:
     mask = np.array([0, 255, 255], np.uint8)
-    assert labels_of(mask, binary=True) == [0, 1, 1]
-    assert labels_of(mask, binary=False) == [0, 255, 255]
-    assert labels_of(np.array([0, 1, 255], np.uint8), binary=True) == [0, 1, 255]  # 255 means something else here
+    assert labels_of(mask, ids=(1,)) == [0, 1, 1]
+    assert labels_of(mask, ids=(1, 2)) == [0, 255, 255]
+    assert labels_of(np.array([0, 1, 255], np.uint8), ids=(1,)) == [0, 1, 255]  # 255 means something else here
 
 
 def test_colours_are_mapped_by_name() -> None:
     mask = np.zeros((1, 1, 4, 3), np.uint8)
     mask[0, 0, 1], mask[0, 0, 2], mask[0, 0, 3] = (255, 0, 0), (0, 255, 0), (255, 255, 255)
     rules = {"255,0,0": 1, "0, 255, 0": 2, "255,255,255": 3}
-    assert map_labels(mask, Reading(label_values=rules))[0, 0].tolist() == [0, 1, 2, 3]
-    with pytest.raises(DataError, match="a colour as"):
-        map_labels(mask, PLAIN)
+    assert map_labels(Stored(mask), Reading(label_values=rules))[0][0, 0].tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match=r"the colours 0, 255, 0,255,0, 255,0,0, .*data.label_values={'0,255,0': ID, "):
+        map_labels(Stored(mask), PLAIN)
 
 
 @pytest.mark.parametrize(

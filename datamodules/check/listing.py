@@ -78,9 +78,6 @@ def _names(cases: Sequence[Case]) -> Iterator[Finding]:
         where = {"site": case.site, "case": case.case, "file": case.image}
         if MASK_WORDS.search(stem_of(Path(case.image))):
             yield Finding("mask among images", "its name is that of a mask", "move it to masks if it is one", **where)
-        if case.mask and suffix_of(Path(case.mask)) in (".jpg", ".jpeg"):
-            cure = "store masks as PNG; until then set thresholds, data.label_values={'>=128': 1, '<128': 0}"
-            yield Finding("lossy mask", "JPEG changes label ids at outlines", cure, case.site, case.case, case.mask)
         if ODD_NAME.search(stem_of(Path(case.image))):
             cure = "check that it is no stray copy; plain letters and digits are safest"
             yield Finding("suspicious name", "odd signs in the name, or a copy", cure, **where)

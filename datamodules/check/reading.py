@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
-from datamodules.readers import GRID_CURE, Spacing, load_file, map_labels, misplaced, scale, sides
+from datamodules.readers import GRID_CURE, Spacing, Stored, load_file, map_labels, misplaced, scale, seen, sides
 
 Array = NDArray[Any]
 
@@ -79,6 +79,7 @@ def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding])
     except DataError as error:
         findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, (), None, None)
+    findings.extend(sample.notes)
     return Opened(case, _sliced(case, sample), sample.image, sample.labels)
 
 
@@ -94,13 +95,14 @@ def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
 
 def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Part | None:
     opened = _open(data, case, "image", findings)
-    labels = _labels(data, case, None if opened is None else opened[0], findings)
-    return None if opened is None else Part(case, opened[0], labels, opened[1])
+    image = None if opened is None else seen(opened)
+    labels = _labels(data, case, image, findings)
+    return None if opened is None or image is None else Part(case, image, labels, opened.spacing)
 
 
 def _open(
     data: MultiCenterDataModule, case: Case, role: Literal["image", "mask"], findings: list[Finding]
-) -> tuple[Array, Spacing | None] | None:
+) -> Stored | None:
     file = case.image if role == "image" else case.mask or ""
     try:
         return load_file(case, file, data.reading, role)
@@ -112,21 +114,22 @@ def _open(
 def _labels(
     data: MultiCenterDataModule, case: Case, image: Array | None, findings: list[Finding]
 ) -> NDArray[np.uint8] | None:
-    if not case.mask or (opened := _open(data, case, "mask", findings)) is None:
+    if not case.mask or (stored := _open(data, case, "mask", findings)) is None:
         return None
-    stored = opened[0]
     where = {"site": case.site, "case": case.case, "file": case.mask}
-    if image is not None and stored.shape[:3] != image.shape[:3]:
-        what = f"the mask is {_sides(stored)}, its image {Path(case.image).name} {_sides(image)}"
+    if image is not None and stored.values.shape[:3] != image.shape[:3]:
+        what = f"the mask is {_sides(stored.values)}, its image {Path(case.image).name} {_sides(image)}"
         findings.append(Finding("size mismatch", what, GRID_CURE, **where))
         return None
     if image is not None and (told := misplaced(case, data.reading)):
         findings.append(Finding("geometry mismatch", f"the mask {told}", GRID_CURE, **where))
     try:
-        return map_labels(stored, data.reading)
+        labels, notes = map_labels(stored, data.reading)
     except DataError as error:
         findings.append(Finding.of_error("mask values", error, **where))
         return None
+    findings.extend(replace(note, **where) for note in notes)
+    return labels
 
 
 def _joined(parts: tuple[Part, ...]) -> NDArray[np.uint8] | None:

@@ -84,7 +84,7 @@ class SiteStatistics:
     def add(self, opened: Opened, regions: Regions, known: frozenset[int]) -> Iterator[Finding]:
         """Takes a decoded case; ``known`` are the label ids that may occur."""
         for part in opened.parts:
-            yield from self._add_part(part, known)
+            yield from self._add_part(part, known, regions)
         if opened.image is not None:
             self.read += 1
             self.depths[len(opened.image)] += 1
@@ -98,7 +98,7 @@ class SiteStatistics:
                 case, cure = opened.case, "none needed if this is so"
                 yield Finding("empty mask", "nothing is outlined", cure, case.site, case.case, case.mask or "")
 
-    def _add_part(self, part: Part, known: frozenset[int]) -> Iterator[Finding]:
+    def _add_part(self, part: Part, known: frozenset[int], regions: Regions) -> Iterator[Finding]:
         case, image = part.case, part.image
         where = {"site": case.site, "case": case.case}
         self.sizes[image.shape[1], image.shape[2]] += 1
@@ -115,7 +115,7 @@ class SiteStatistics:
         found = {int(i): int(n) for i, n in enumerate(np.bincount(part.labels.ravel(), minlength=LEVELS)) if n}
         self.labels.update(found)
         if unknown := found.keys() - known:
-            what, _, cure = unknown_labels(set(unknown)).partition("; ")
+            what, _, cure = unknown_labels(unknown, regions.ids).partition("; ")
             pixels = sum(found[label] for label in unknown)
             yield Finding("unknown label ids", f"{what} ({pixels} pixels)", cure, file=case.mask or "", **where)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -12,21 +13,33 @@ from numpy.typing import NDArray
 
 from datamodules.cases import Case, Sample
 from datamodules.errors import DataError
+from datamodules.findings import Finding
 from datamodules.readers.intensity import scale
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
 from datamodules.readers.labels import map_labels
-from datamodules.readers.pictures import numpy_array, picture, tiff
+from datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
 from datamodules.readers.settings import Reading
-from datamodules.readers.volumes import geometry, nifti
+from datamodules.readers.stored import Stored, seen
+from datamodules.readers.volumes import geometry, nifti, open_volume
 
 GRID_CURE = "export both on one grid, or correct the pairing"
 
-DECODERS: dict[str, Callable[[Path, Reading, str], tuple[Array, Spacing | None]]] = {
-    **dict.fromkeys(FLAT, picture),
-    ".tif": tiff,
-    ".tiff": tiff,
-    ".npy": numpy_array,
-    **dict.fromkeys(VOLUMES, nifti),
+
+def _volume(path: Path, reading: Reading) -> Stored:
+    slope = getattr(open_volume(path).dataobj, "slope", 1.0)
+    return Stored(*nifti(path, reading, ""), step=0.0 if slope == 1 else abs(float(slope)))
+
+
+def _flat(decode: Callable[[Path], Stored]) -> Callable[[Path, Reading], Stored]:
+    return lambda path, _: decode(path)
+
+
+DECODERS: dict[str, Callable[[Path, Reading], Stored]] = {
+    **dict.fromkeys(FLAT, _flat(picture)),
+    **dict.fromkeys((".ppm", ".pgm"), _flat(netpbm)),
+    **dict.fromkeys((".tif", ".tiff"), _flat(tiff)),
+    ".npy": _flat(numpy_array),
+    **dict.fromkeys(VOLUMES, _volume),
 }
 
 
@@ -37,33 +50,46 @@ def read_case(case: Case, reading: Reading) -> Sample:
         DataError: A file is missing, unreadable, of an unknown type, or image and mask do not belong together.
     """
     parts = [_read_files(part, reading) for part in (case.slices or (case,))]
-    kinds = sorted({f"{sides(part[0].shape[1:])} {part[0].dtype}" for part in parts})
+    kinds = sorted({f"{sides(part.image.shape[1:])} {part.image.dtype}" for part in parts})
     if len(kinds) > 1:
         raise DataError(f"{case}: its slices differ ({', '.join(kinds)}); export them alike, or set stack_slices=false")
     try:
-        image = scale(np.concatenate([part[0] for part in parts]), reading)
+        image = scale(np.concatenate([part.image for part in parts]), reading)
     except DataError as error:
         raise DataError(f"{case}: {error}") from None
-    masks = [part[1] for part in parts if part[1] is not None]
+    masks = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(masks) if masks else None
-    return Sample(image, labels, parts[0][2])
+    return Sample(image, labels, parts[0].spacing, tuple(note for part in parts for note in part.notes))
 
 
-def _read_files(case: Case, reading: Reading) -> tuple[Array, NDArray[np.uint8] | None, Spacing | None]:
-    image, spacing = load_file(case, case.image, reading, "image")
+@dataclass(frozen=True)
+class Files:
+    """Image and mask of one file each, before the image's values are scaled."""
+
+    image: Array
+    labels: NDArray[np.uint8] | None
+    spacing: Spacing | None
+    notes: tuple[Finding, ...] = ()
+
+
+def _read_files(case: Case, reading: Reading) -> Files:
+    stored = load_file(case, case.image, reading, "image")
+    image = seen(stored)
     if case.mask is None:
-        return image, None, spacing
-    stored, _ = load_file(case, case.mask, reading, "mask")
-    if stored.shape[:3] != image.shape[:3]:
+        return Files(image, None, stored.spacing)
+    mask = load_file(case, case.mask, reading, "mask")
+    if mask.values.shape[:3] != image.shape[:3]:
         raise DataError(
-            f"{case}: mask {case.mask} is {sides(stored.shape)} but the image is {sides(image.shape)}; {GRID_CURE}"
+            f"{case}: mask {case.mask} is {sides(mask.values.shape)} but the image is {sides(image.shape)}; {GRID_CURE}"
         )
     if told := misplaced(case, reading):
         raise DataError(f"{case}: mask {case.mask} {told}; {GRID_CURE}")
     try:
-        return image, map_labels(stored, reading), spacing
+        labels, notes = map_labels(mask, reading)
     except DataError as error:
         raise DataError(f"{case}: mask {case.mask}: {error}") from None
+    placed = (replace(note, site=case.site, case=case.case, file=case.mask) for note in notes)
+    return Files(image, labels, stored.spacing, tuple(placed))
 
 
 def misplaced(case: Case, reading: Reading) -> str:
@@ -83,8 +109,8 @@ def misplaced(case: Case, reading: Reading) -> str:
     return f"lies up to {apart:.3g} (in its header's unit) from its image" if apart > voxel / 2 else ""
 
 
-def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "mask"]) -> tuple[Array, Spacing | None]:
-    """Decodes one file into (D, H, W, C) as stored."""
+def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "mask"]) -> Stored:
+    """Decodes one file."""
     path = Path(name)
     if not path.is_file():
         raise DataError(f"{case}: {role} {path} does not exist; correct the path, or leave the case out")
@@ -92,11 +118,12 @@ def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "m
     if decode is None:
         raise DataError(f"{case}: {role} {path} has an unknown type; convert it to one of {', '.join(DECODERS)}")
     try:
-        array, spacing = decode(path, reading, role)
+        stored = decode(path, reading)
     except DataError as error:
         raise DataError(f"{case}: {role} {path}: {error}") from None
     except Exception as error:  # decoders raise what they like on broken bytes
-        raise DataError(f"{case}: {role} {path} cannot be read ({error}); replace the file or leave it out") from error
-    if 0 in array.shape:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{case}: {role} {path} cannot be read ({told}); replace the file or leave it out") from error
+    if 0 in stored.values.shape:
         raise DataError(f"{case}: {role} {path} has no pixels; replace the file or leave it out")
-    return array, spacing
+    return stored

@@ -13,6 +13,8 @@ from datamodules.readers.settings import Reading
 def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.float32]:
     """8-bit values stay as they are (255 becomes 1 when a batch is made); all others become float32 in [0, 1].
 
+    With ``scale_8bit`` 8-bit values are treated as all others, so that files of several depths become alike.
+
     * "percentile": the case's percentiles become 0 and 1, the rest is clipped (its full range where they coincide).
     * "minmax": the case's smallest and largest value become 0 and 1.
     * "window": two fixed values become 0 and 1, the rest is clipped; for CT, or to keep the sites' differences.
@@ -23,10 +25,10 @@ def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.floa
     Raises:
         DataError: Values that are not finite, complex or, for "unit", outside [0, 1].
     """
-    if image.dtype == np.uint8:
-        return image
     if image.dtype == np.bool_:
-        return np.where(image, 255, 0).astype(np.uint8)
+        image = np.where(image, 255, 0).astype(np.uint8)
+    if image.dtype == np.uint8 and (not reading.scale_8bit or reading.intensity == "unit"):
+        return image
     if image.dtype.kind not in "iuf":
         raise DataError(f"the image has values of type {image.dtype}; store numbers")
     values = image.astype(np.float32)

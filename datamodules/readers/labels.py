@@ -1,85 +1,179 @@
-"""From stored mask values to label ids."""
+"""From the values of a mask to label ids."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
+from datamodules.findings import Finding
+from datamodules.readers.drawing import Tell, by_colour, distinct, drawing, named
 from datamodules.readers.kinds import Array
-from datamodules.readers.rules import rule
+from datamodules.readers.rules import COLOUR, rule
 from datamodules.readers.settings import Reading
+from datamodules.readers.stored import Stored
+
+NEAR = 0.01  # of a label id: a rounding error
+FARTHEST = 0.1  # however coarse the steps of a scaled volume are
+FEW = 8  # values: more than so many are no list of ids
+HALF = "data.label_values={'>=128': 1, '<128': 0}"
 
 
-def map_labels(stored: Array, reading: Reading) -> NDArray[np.uint8]:
-    """Label ids of a mask.
+def map_labels(stored: Stored, reading: Reading) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
+    """Label ids of a mask, and what should be told about them.
 
     ``label_values`` maps stored values to ids: the key is a grey value (``255``), a threshold (``">=128"``) or a colour
     (``"255,0,0"``); the first rule that fits a pixel wins and other pixels keep their value. Without rules, values are
-    ids, with one exception: where the label 1 is the only one there is, a mask of nothing but 0 and 255 means 0 and 1.
-
-    Args:
-        stored: (D, H, W, C), one channel or a picture of a mask in several.
-        reading: Holds the rules.
+    ids, with exceptions where the label 1 is the only one there is; docs/data.md has the table.
 
     Returns:
-        (D, H, W) label ids.
+        (D, H, W) label ids, and findings without a place.
 
     Raises:
-        DataError: A colour without a rule, a value that is not whole or does not fit an id.
+        DataError: Values that are no label ids, or that may mean different ids.
     """
-    values = _one_channel(stored)
+    notes: list[Finding] = []
+    values, white = drawing(stored, reading, notes.append)
+    if stored.turned:
+        what = "is stored with white as zero; what is seen white is what counts as high"
+        notes.append(Finding("white is zero", what, "none needed if this is so; else store it with black as zero"))
+    values = _whole(values, stored, reading, notes.append)
     if reading.label_values:
-        stored = values
-        for key, label in reversed(
-            list(reading.label_values.items())
-        ):  # the first rule is applied last, over all others
-            values = np.where(rule(key)(stored), np.int64(label), values)
-    elif reading.binary and values.max() == 255 and set(np.unique(values).tolist()) <= {0, 255}:
-        values = values == 255
+        ids = _by_rules(values, white, reading)
+    elif reading.binary:
+        ids = _foreground(values, white, notes.append)
+    else:
+        ids = values
+    if stored.lossy and not reading.label_values and ids is values and values.any():
+        what = "JPEG changes label ids at outlines, and its values are taken as ids"
+        notes.append(Finding("lossy mask", what, "store masks as PNG"))
+    return _checked(ids), tuple(notes)
+
+
+def _whole(values: Array, stored: Stored, reading: Reading, tell: Tell) -> Array:
+    """Numbers that are label ids but for an error of rounding, as a scale factor leaves, made whole."""
+    if values.dtype.kind != "f":
+        return values
+    if not np.isfinite(values).all():
+        raise DataError("has values that are not finite; replace them by label ids")
+    whole = np.rint(values)
+    off = float(np.abs(values - whole).max())
+    if off <= min(max(NEAR, 0.51 * stored.step), FARTHEST) and not _fractions(reading):
+        if off:
+            what = f"values up to {off:.2g} beside a label id were rounded to it"
+            tell(
+                Finding("labels rounded", what, "none needed; label ids stored as integers without scaling stay exact")
+            )
+        return whole
+    if not reading.label_values:
+        raise DataError(
+            f"has values between the label ids (a soft map?); {_thresholds(reading.ids, float(values.max()))}"
+        )
+    return values
+
+
+def _fractions(reading: Reading) -> bool:
+    """Whether a rule names a value that is not whole."""
+    return any(re.fullmatch(r"-?\d+\.\d*[1-9]\d*", str(key).strip()) for key in reading.label_values or {})
+
+
+def _thresholds(ids: Sequence[int], highest: float) -> str:
+    """The cure of a soft map: one that keeps every id of the regions."""
+    if len(ids) == 1:
+        half = 0.5 if highest <= 1 else ids[0] / 2
+        return f"give thresholds, data.label_values={{'>={half:g}': {ids[0]}, '<{half:g}': 0}}"
+    known = sorted({0, *ids})
+    if not ids or highest <= (known[-1] + known[-2]) / 2:
+        return "store label ids (of one map per label, np.argmax makes them)"
+    edges = [(low + high) / 2 for low, high in pairwise(known)]
+    rules = [f"'>={edge:g}': {label}" for edge, label in zip(edges, known[1:], strict=True)][::-1]
+    return f"round them, or give thresholds, data.label_values={{{', '.join(rules)}, '<{edges[0]:g}': 0}}"
+
+
+def _by_rules(values: Array, white: int | None, reading: Reading) -> Array:
+    """Values that the rules of ``label_values`` name become ids; rules for 8 bits serve for fewer bits, too."""
+    mapped = _ruled(values, reading)
+    if mapped.any() or not values.any():
+        return mapped
+    if white is not None and white < 255:
+        return _ruled(np.rint(values.astype(np.float64) * 255 / white), reading)
+    found = distinct(values)
+    if reading.ids and set(found) <= {0, *reading.ids}:
+        raise DataError(
+            f"holds the label ids {named(found)} already, and data.label_values turns them all into 0; leave it "
+            "out (masks near 0 and 255 only are read without it), or set it for the sites that need it"
+        )
+    return mapped
+
+
+def _ruled(values: Array, reading: Reading) -> Array:
+    mapped = values
+    for key, label in reversed(list((reading.label_values or {}).items())):  # the first rule is applied last
+        mapped = np.where(rule(key)(values), np.int64(label), mapped)
+    return mapped
+
+
+def _foreground(values: Array, white: int | None, tell: Tell) -> Array:
+    """0 and 1 where 1 is the only id and what is drawn can mean nothing else."""
+    found = distinct(values)
+    for top in {255, white or 255}:
+        if found[-1] == top and set(found) <= {0, top}:
+            return np.equal(values, top)
+    if len(found) == 2 and found[0] == 0 and found[1] >= COLOUR:
+        return np.equal(values, found[1])
+    if values.dtype.kind == "u" and white in (255, 65535) and _only_outlines_between(values, found, white):
+        what = f"holds {len(found)} values, those between 0 and {white} at outlines only; half of {white} parts them"
+        tell(Finding("lossy mask", what, "none needed; masks stored as PNG without smoothing stay exact"))
+        return values > white // 2
+    return values
+
+
+def _only_outlines_between(values: Array, found: Sequence[int], white: int) -> bool:
+    """Whether a mask is black and white, but for smooth or compressed outlines.
+
+    A third class would fill a square of three pixels somewhere; outlines are thinner.
+    """
+    if len(found) <= FEW or found[-1] < 7 * white // 8:
+        return False
+    between = ((values >= white // 4) & (values < white - white // 4)).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    return not any(cv2.erode(plane, kernel, borderValue=0).any() for plane in between)
+
+
+def _checked(values: Array) -> NDArray[np.uint8]:
     if values.dtype in (np.uint8, np.bool_):
         return values.astype(np.uint8)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError("has values that are not finite; replace them by label ids")
     whole = values.astype(np.int64)
     if not np.array_equal(whole, values):
-        raise DataError(
-            "has values between the label ids (a soft map?); give thresholds, data.label_values={'>=0.5': 1, '<0.5': 0}"
-        )
-    if whole.min() < 0 or whole.max() > 255:
-        raise DataError(
-            f"has values {_few(whole)}, which are no label ids (0 to 255); map them with "
-            "data.label_values={VALUE: ID}, a colour as {'R,G,B': ID}"
-        )
-    return whole.astype(np.uint8)
-
-
-def unknown_labels(found: set[int]) -> str:
-    """The end of an error about label ids that no region knows."""
-    hint = " (a compressed 0/255 mask? then data.label_values={'>=128': 1, '<128': 0})" if len(found) > 8 else ""
-    few = ", ".join(str(value) for value in sorted(found)[:8])
-    return (
-        f"{few}{', ...' if len(found) > 8 else ''}, not in any of data.regions{hint}; add them to a region, map them "
-        "with data.label_values={VALUE: ID}, or list them in data.ignore_labels to count as background"
+        raise DataError("has values between the label ids that no rule of data.label_values names; add thresholds")
+    found = distinct(whole)
+    if found[0] >= 0 and found[-1] <= 255:
+        return whole.astype(np.uint8)
+    colours = [value for value in found if value >= COLOUR]
+    if colours:
+        raise DataError(f"has the colours {named(found)}, which are no label ids; map them with {by_colour(colours)}")
+    raise DataError(
+        f"has values {named(found)}, which are no label ids (0 to 255); map them with data.label_values={{VALUE: ID}}"
     )
 
 
-def _one_channel(stored: Array) -> Array:
-    """Grey values as they are; a colour (r, g, b) as r * 65536 + g * 256 + b when it is not grey."""
-    if stored.dtype.kind not in "iufb":
-        raise DataError(f"has values of type {stored.dtype}; store label ids")
-    if stored.shape[-1] == 1:
-        return stored[..., 0]
-    red = stored[..., 0]
-    if all(np.array_equal(red, stored[..., i]) for i in range(1, stored.shape[-1])):
-        return red
-    if stored.shape[-1] != 3 or stored.dtype != np.uint8:
-        raise DataError(f"is not 2-D: it has {stored.shape[-1]} different channels; store label ids in one channel")
-    wide = stored.astype(np.int64)
-    grey = (wide[..., 0] == wide[..., 1]) & (wide[..., 1] == wide[..., 2])
-    return np.where(grey, wide[..., 0], wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
+def unknown_labels(found: Collection[int], ids: Collection[int] = ()) -> str:
+    """The end of an error about label ids that no region knows.
 
-
-def _few(values: Array) -> str:
-    found = np.unique(values).tolist()
-    return ", ".join(str(value) for value in found[:8]) + (", ..." if len(found) > 8 else "")
+    Args:
+        found: They.
+        ids: Those of the regions.
+    """
+    hint = ""
+    if len(found) > FEW:
+        cure = f"then {HALF}" if set(ids) == {1} else "store it without loss, as PNG"
+        hint = f" (a compressed or smoothed mask? {cure})"
+    return (
+        f"{named(sorted(found))}, not in any of data.regions{hint}; add them to a region, map them "
+        "with data.label_values={VALUE: ID}, or list them in data.ignore_labels to count as background"
+    )

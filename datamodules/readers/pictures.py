@@ -2,62 +2,176 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.errors import DataError
 from datamodules.readers.kinds import Array, sides
-from datamodules.readers.settings import Reading
+from datamodules.readers.stored import Stored
 
 MOST_CHANNELS = 16
-ORIENTATION = 0x0112  # entry of EXIF and TIFF
+MOST_PIXELS = 2**30
+ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # entries of EXIF and TIFF
+LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000")
+PLAIN_COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
+Image.MAX_IMAGE_PIXELS = None  # slides and their masks are large; `_check_size` sets the limit
 
 
-def picture(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # noqa: ARG001
-    """Whatever Pillow reads."""
+def picture(path: Path) -> Stored:
+    """Whatever Pillow reads, at the depth of the file."""
     with Image.open(path) as file:
-        shown: Image.Image = file
+        _check_size(file.width, file.height)
         _check_upright(file.getexif().get(ORIENTATION, 1))
-        if shown.mode == "P" and (role == "image" or path.suffix.lower() == ".gif"):
-            shown = shown.convert("RGB")  # a mask in PNG keeps its palette indices: they are the label ids
-        elif shown.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA"):
-            shown = shown.convert("RGB")
-        array = np.asarray(shown)
-        if shown.mode in ("RGBA", "LA"):
-            array = array[..., :-1]  # transparency is no measurement
-        if shown.mode == "1" and role == "image":
-            array = array.astype(np.uint8) * 255
-    return flat(array), None
+        if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
+            raise DataError(f"holds {frames} frames or pages; store one picture per file")
+        file.load()
+        if file.mode == "P":
+            return _indexed(file)
+        white = _white(file, path)
+        if white > 255 and file.mode in ("RGB", "RGBA", "LA"):
+            array = _deep_colours(path)
+        elif file.mode in ("1", "L", "I", "F", "RGB", "LA", "RGBA") or file.mode.startswith("I;16"):
+            array = np.asarray(file)
+        else:
+            array = np.asarray(file.convert("RGBA" if file.mode in ("PA", "La", "RGBa") else "RGB"))
+        lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"
+        whitened = file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+    if file.format in ("PNG", "TIFF") and 1 < white < 255:
+        array = array // (255 // white)  # Pillow spreads few bits over 0 to 255
+    if whitened and white > 255:  # Pillow turns fewer bits only
+        array = _turn(array, white)
+    stored = _split_alpha(array, array.ndim == 3 and array.shape[2] in (2, 4), white)
+    return replace(stored, lossy=lossy, turned=whitened)
 
 
-def tiff(path: Path, reading: Reading, role: str) -> tuple[Array, None]:
+def _indexed(file: Image.Image) -> Stored:
+    """A picture of palette indices."""
+    colours = np.array(file.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = colours
+    indices = np.asarray(file)
+    transparent = file.info.get("transparency")
+    alpha = None
+    if transparent is not None:
+        opacity = np.full(256, 255, np.uint8)
+        if isinstance(transparent, bytes):
+            opacity[: len(transparent)] = np.frombuffer(transparent, np.uint8)
+        else:
+            opacity[transparent] = 0
+        alpha = opacity[indices][None]
+    return Stored(flat(indices), palette=palette, alpha=alpha)
+
+
+def _split_alpha(array: Array, has_alpha: bool, white: int | None) -> Stored:
+    """(H, W) or (H, W, C), whose last channel may be opacity."""
+    if has_alpha:
+        return Stored(flat(array[..., :-1]), white=white, alpha=array[None, ..., -1])
+    return Stored(flat(array), white=white)
+
+
+def _white(file: Image.Image, path: Path) -> int:
+    """The largest value that the depth of a file can hold."""
+    if file.mode == "1":
+        return 1
+    bits = 16 if file.mode.startswith("I") else 8
+    if file.format == "PNG":
+        with path.open("rb") as head:
+            bits = head.read(25)[24]  # of IHDR
+    elif file.format == "TIFF":
+        bits = int(file.tag_v2.get(BITS, (bits,))[0])  # type: ignore[attr-defined]
+    return int(2**bits - 1)
+
+
+def netpbm(path: Path) -> Stored:
+    """PPM and PGM, whose largest value is written in their head: Pillow would spread or cut other values than 255."""
+    stored = picture(path)  # refuses what is cut off
+    if stored.values.dtype == np.bool_:
+        return stored
+    return Stored(flat(_deep_colours(path)), white=_maxval(path))
+
+
+def _maxval(path: Path) -> int:
+    """The fourth word of the head, after kind, width and height; comments run from # to the end of their line."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    lines = (line.partition(b"#")[0] for line in head.split(b"\n"))
+    return int(b" ".join(lines).split()[3])
+
+
+def _deep_colours(path: Path) -> Array:
+    """Values that Pillow would cut to 8 bits, as OpenCV reads them: red, green, blue, opacity."""
+    array: Array | None = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise DataError("is of a kind that is read at 8 bits only; store it as PNG, or as TIFF without compression")
+    if array.ndim == 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]] if array.shape[2] > 2 else array
+    return array
+
+
+def tiff(path: Path) -> Stored:
     """A TIFF of one picture; at most four pages are its channels."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            array, axes = series.asarray(), series.axes
-            page = file.pages.first
-            colours, bits = page.photometric.name, int(page.bitspersample)
+            page: Any = file.pages.first
+            _check_size(page.imagewidth, page.imagelength)
             _check_upright(page.tags.valueof(ORIENTATION, default=1))
-    except (ValueError, KeyError):  # a compression that tifffile leaves to another package; Pillow knows most
-        return picture(path, reading, role)
-    if colours == "MINISWHITE" and bits > 8:  # Pillow turns fewer bits only
-        if array.dtype.kind != "u":
-            raise DataError(f"holds {array.dtype} with white as zero (MINISWHITE); store it with black as zero")
-        array = array.dtype.type(2**bits - 1) - array
-    elif colours in ("PALETTE", "MINISWHITE"):
-        return picture(path, reading, role)  # turns them into what is seen
-    if colours == "RGB" and axes == "YXS":
-        array = array[..., :3]  # without transparency
+            if page.photometric.name not in PLAIN_COLOURS or page.bitspersample in (2, 4):
+                return picture(path)
+            array, axes = series.asarray(), series.axes
+    except (ValueError, KeyError, NotImplementedError):  # a compression that tifffile leaves to another package
+        return picture(path)  # Pillow knows most
+    bits, kind = int(page.bitspersample), page.photometric.name
+    white = 2**bits - 1 if array.dtype.kind in "ub" else None
+    turned = kind == "MINISWHITE"
+    if turned:
+        array = _turn(array, 2**bits - 1)
     if array.ndim == 3 and axes[-1] != "S":
         if array.shape[0] > 4:
             raise DataError(f"{array.shape[0]} pages: store a stack as NIfTI, or as one file per slice")
         array = np.moveaxis(array, 0, -1)
-    return flat(array), None
+    samples = 3 if kind == "RGB" else 1
+    extra = array.ndim == 3 and "S" in axes and array.shape[-1] == samples + 1
+    is_alpha = extra and (kind == "RGB" or any(int(sample) in (1, 2) for sample in page.extrasamples))
+    stored = replace(_split_alpha(array, is_alpha, white), turned=turned)
+    return replace(stored, palette=_colormap(page), white=None) if kind == "PALETTE" else stored
+
+
+def _turn(array: Array, white: int) -> Array:
+    """Black as zero."""
+    if array.dtype == np.bool_:
+        return ~array
+    if array.dtype.kind != "u":
+        raise DataError(f"holds {array.dtype} with white as zero (MINISWHITE); store it with black as zero")
+    return np.array(array.dtype.type(white) - array)
+
+
+def _colormap(page: Any) -> NDArray[np.uint8]:
+    """The palette of a TIFF: 16 bits per colour, or 8 bits by mistake."""
+    colours = np.asarray(page.colormap).T
+    return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
+
+
+def numpy_array(path: Path) -> Stored:
+    """An array (H, W) or (H, W, C)."""
+    array = np.load(path, allow_pickle=False)
+    return Stored(flat(array), white=int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else None)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"is {height} x {width}, more than {MOST_PIXELS >> 20} million pixels; cut it into tiles, or export image "
+            "and mask smaller"
+        )
 
 
 def _check_upright(orientation: object) -> None:
@@ -67,11 +181,6 @@ def _check_upright(orientation: object) -> None:
             f"its EXIF orientation is {orientation}: viewers turn it, its pixels lie otherwise; store it upright "
             "without that entry (Pillow: ImageOps.exif_transpose), and check that its mask lies as the image"
         )
-
-
-def numpy_array(path: Path, reading: Reading, role: str) -> tuple[Array, None]:  # noqa: ARG001
-    """An array (H, W) or (H, W, C)."""
-    return flat(np.load(path, allow_pickle=False)), None
 
 
 def flat(array: Array) -> Array:

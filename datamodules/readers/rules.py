@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 from datamodules.errors import DataError
 from datamodules.readers.kinds import Array
 
+COLOUR = 1 << 24  # added to the code of a colour that is not grey, so that pure blue is not the grey 255
+OF_COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
+
+
+def is_colour(key: int | str) -> bool:
+    """Whether a key names a colour."""
+    return OF_COLOUR.fullmatch(str(key).replace(" ", "")) is not None
+
 
 def rule(key: int | str) -> Callable[[Array], NDArray[np.bool_]]:
     """The test that a key of ``label_values`` stands for."""
     text = str(key).replace(" ", "")
-    if colour := re.fullmatch(r"(\d+),(\d+),(\d+)", text):
+    if colour := OF_COLOUR.fullmatch(text):
         red, green, blue = (int(part) for part in colour.groups())
-        code = red if red == green == blue else red << 16 | green << 8 | blue
+        code = red if red == green == blue else COLOUR | red << 16 | green << 8 | blue
         return lambda values: values == code
     found = re.fullmatch(r"(>=|<=|>|<)?(-?\d+(?:\.\d+)?)", text)
     if not found:

@@ -9,6 +9,7 @@ from typing import Literal
 from datamodules.errors import DataError
 from datamodules.readers.rules import rule
 
+Transparency = Literal["auto", "ignore", "drawing"]
 Intensity = Literal["percentile", "minmax", "window", "unit"]
 
 
@@ -21,7 +22,10 @@ class Reading:
         percentiles: Of a case's values, that become 0 and 1 ("percentile").
         window: Values that become 0 and 1 ("window").
         label_values: Rules from stored mask values to label ids; see :func:`map_labels`.
-        binary: Whether the label id 1 is the only one, so that a mask of 0 and 255 has one possible meaning.
+        transparency: What counts in a mask whose colours and opacity both vary: "ignore" opacity, take it as the
+            "drawing", or "auto", which refuses where that is not certain.
+        ids: Label ids of all regions, rising; where 1 is the only one, a mask of 0 and 255 has one possible meaning.
+        scale_8bit: Whether 8-bit images, too, become [0, 1] by ``intensity``.
         axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``.
         canonical: Turn volumes to a common orientation first; else axes and directions are as stored.
     """
@@ -30,7 +34,9 @@ class Reading:
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
     label_values: Mapping[int | str, int] | None = None
-    binary: bool = False
+    transparency: Transparency = "auto"
+    ids: tuple[int, ...] = ()
+    scale_8bit: bool = False
     axis: int = 2
     canonical: bool = True
 
@@ -48,3 +54,8 @@ class Reading:
             rule(key)
             if not 0 <= label <= 255:
                 raise DataError(f"data.label_values maps {key!r} to {label}: label ids run from 0 to 255")
+
+    @property
+    def binary(self) -> bool:
+        """Whether the label id 1 is the only one."""
+        return self.ids == (1,)

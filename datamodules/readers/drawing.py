@@ -1,0 +1,173 @@
+"""From channels, palette and transparency of a mask to one value per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import DataError
+from datamodules.findings import Finding
+from datamodules.readers.kinds import Array
+from datamodules.readers.rules import COLOUR, is_colour
+from datamodules.readers.settings import Reading
+from datamodules.readers.stored import Stored
+
+Tell = Callable[[Finding], None]
+MOST_NAMED = 6
+
+
+def drawing(stored: Stored, reading: Reading, tell: Tell) -> tuple[Array, int | None]:
+    """What is drawn: (D, H, W) values, grey or colour codes, and the value of white."""
+    if stored.palette is not None:
+        return _indexed(stored, stored.palette, reading, tell)
+    codes = _one_channel(stored.values)
+    if stored.alpha is None:
+        return codes, stored.white
+    return _with_alpha(codes, stored.alpha, stored.white, reading, tell)
+
+
+def distinct(values: Array) -> list[int]:
+    """Different values, rising; a count for each is far faster than sorting."""
+    if values.dtype in (np.uint8, np.uint16, np.bool_):
+        found: list[int] = np.flatnonzero(np.bincount(values.ravel())).tolist()
+    else:
+        found = np.unique(values).tolist()
+    return found
+
+
+def named(values: Iterable[float]) -> str:
+    """The first few values or colours, as keys of ``data.label_values`` spell them."""
+    names = [_name(value) for value in values]
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def by_colour(values: Iterable[float]) -> str:
+    """The setting that maps colours, ids left open."""
+    names = [_name(value) if value >= COLOUR else f"{value:g},{value:g},{value:g}" for value in values if value]
+    more = ", ..." if len(names) > MOST_NAMED else ""
+    return "data.label_values={" + ", ".join(f"'{name}': ID" for name in names[:MOST_NAMED]) + more + "}"
+
+
+def _name(value: float) -> str:
+    code = int(value)
+    if code < COLOUR:
+        return f"{value:g}"
+    return f"{code >> 16 & 255},{code >> 8 & 255},{code & 255}"
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+def _one_channel(stored: Array) -> Array:
+    """Grey values as they are; a colour as its code."""
+    if stored.dtype.kind not in "iufb":
+        raise DataError(f"has values of type {stored.dtype}; store label ids")
+    red = stored[..., 0]
+    if all(np.array_equal(red, stored[..., i]) for i in range(1, stored.shape[-1])):
+        return red
+    if stored.shape[-1] != 3:
+        raise DataError(
+            f"is not 2-D: it has {stored.shape[-1]} different channels; store label ids in one channel (of one map per "
+            "label, np.argmax makes them)"
+        )
+    return codes_of(_eight_bits(stored))
+
+
+def _eight_bits(colours: Array) -> Array:
+    """Colours of more bits, where eight hold them."""
+    if colours.dtype == np.uint8:
+        return colours
+    if colours.dtype == np.uint16 and not (colours % 257).any():
+        return (colours // 257).astype(np.uint8)
+    if colours.dtype.kind in "iu" and colours.min() >= 0 and colours.max() <= 255:
+        return colours.astype(np.uint8)
+    raise DataError(f"has colours of type {colours.dtype}; store label ids in one channel, or colours of 8 bits")
+
+
+def codes_of(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(..., 3) colours to grey levels where they are grey, else to codes above every grey."""
+    red, green, blue = (colours[..., i].astype(np.int32) for i in range(3))
+    codes: NDArray[np.int32] = np.where((red == green) & (green == blue), red, COLOUR | red << 16 | green << 8 | blue)
+    return codes
+
+
+# --- transparency -----------------------------------------------------------------------------------------------------
+
+
+def _with_alpha(
+    codes: Array, alpha: Array, white: int | None, reading: Reading, tell: Tell
+) -> tuple[Array, int | None]:
+    """The drawing of a mask with transparency, where it is certain which channel holds it."""
+    top = 65535 if alpha.dtype == np.uint16 else 255
+    levels = distinct(alpha)
+    if len(levels) == 1 and levels[0] > 0:
+        return codes, white
+    cut = len(levels) == 2 and levels[0] == 0  # there or not, nothing between
+    hidden, drawn = distinct(codes[alpha == 0]), distinct(codes[alpha > 0])
+    one_colour = len({*hidden, *drawn}) == 1 or (reading.transparency == "auto" and len(hidden) == len(drawn) == 1)
+    if (one_colour and not (cut and hidden == [0] != drawn)) or reading.transparency == "drawing":
+        what = "its transparency holds the drawing: what is opaque counts as drawn"
+        tell(Finding("drawing in transparency", what, "none needed if this is so; else store it without transparency"))
+        return (np.where(alpha > 0, top, 0) if cut else alpha), top
+    apart = cut and len(hidden) == 1 and hidden[0] not in drawn
+    if reading.transparency == "ignore" or (apart and hidden == [0]):
+        return codes, white
+    if apart and 0 not in drawn:
+        what = "what is transparent counts as background"
+        tell(Finding("drawing in transparency", what, "none needed if this is so; else store it without transparency"))
+        return np.where(alpha > 0, codes, 0), white
+    raise DataError(
+        "has colours and transparency that both vary, so that either may be the drawing; say which with "
+        "data.transparency=ignore (colours count) or data.transparency=drawing (what is opaque counts), or store it "
+        "without transparency"
+    )
+
+
+# --- palette ----------------------------------------------------------------------------------------------------------
+
+
+def _indexed(stored: Stored, palette: NDArray[np.uint8], reading: Reading, tell: Tell) -> tuple[Array, int | None]:
+    """Indices where they are the label ids, colours where those are what was drawn.
+
+    Black and white mean themselves, in whatever order a program files them. Other colours are how viewers tell label
+    ids apart, if black is first. A palette of greys is neither for sure.
+    """
+    indices = stored.values[..., 0]
+    used = distinct(indices)
+    if used[-1] >= len(palette):
+        raise DataError(f"has the index {used[-1]}, its palette {len(palette)} colours; store it anew")
+    codes = codes_of(palette)
+    seen = codes[used].tolist()
+    if seen == used or _are_ids(stored, codes, used, reading):
+        return indices, None
+    if (set(seen) <= {0, 255} and (reading.binary or reading.label_values)) or _by_colour(reading):
+        if stored.alpha is None:
+            return codes[indices], 255
+        return _with_alpha(codes[indices], stored.alpha, 255, reading, tell)
+    named_indices = ", ".join(f"{i} is {_name(c)}" for i, c in list(zip(used, seen, strict=True))[:MOST_NAMED])
+    raise DataError(
+        f"has a palette ({named_indices}), and whether indices or colours are the labels is not certain; say so by "
+        f"colour, {by_colour(seen)}"
+    )
+
+
+def _are_ids(stored: Stored, codes: NDArray[np.int32], used: list[int], reading: Reading) -> bool:
+    """Whether indices are label ids beyond doubt."""
+    if _by_colour(reading):
+        return False
+    seen = codes[used].tolist()
+    alike = stored.alpha is None or len(distinct(stored.alpha)) == 1
+    if len(set(seen)) == 1 and len(used) > 1:
+        return alike
+    if set(seen) <= {0, 255} and (reading.binary or reading.label_values):
+        return False
+    if all(code < COLOUR for code in codes.tolist()):  # a palette of greys
+        return reading.binary and used == [0, 1] and seen[0] == 0 and not reading.label_values
+    return codes[0] == 0 and 0 not in [code for index, code in zip(used, seen, strict=True) if index]
+
+
+def _by_colour(reading: Reading) -> bool:
+    return any(is_colour(key) for key in reading.label_values or {})
