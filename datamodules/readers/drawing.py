@@ -87,10 +87,10 @@ def _eight_bits(colours: Array) -> Array:
     raise DataError(f"has colours of type {colours.dtype}; store label ids in one channel, or colours of 8 bits")
 
 
-def codes_of(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+def codes_of(colours: NDArray[np.uint8]) -> NDArray[np.int64]:
     """(..., 3) colours to grey levels where they are grey, else to codes above every grey."""
-    red, green, blue = (colours[..., i].astype(np.int32) for i in range(3))
-    codes: NDArray[np.int32] = np.where((red == green) & (green == blue), red, COLOUR | red << 16 | green << 8 | blue)
+    red, green, blue = (colours[..., i].astype(np.int64) for i in range(3))
+    codes: NDArray[np.int64] = np.where((red == green) & (green == blue), red, COLOUR | red << 16 | green << 8 | blue)
     return codes
 
 
@@ -154,7 +154,7 @@ def _indexed(stored: Stored, palette: NDArray[np.uint8], reading: Reading, tell:
     )
 
 
-def _are_ids(stored: Stored, codes: NDArray[np.int32], used: list[int], reading: Reading) -> bool:
+def _are_ids(stored: Stored, codes: NDArray[np.int64], used: list[int], reading: Reading) -> bool:
     """Whether indices are label ids beyond doubt."""
     if _by_colour(reading):
         return False

@@ -98,10 +98,13 @@ def _thresholds(ids: Sequence[int], highest: float) -> str:
 def _by_rules(values: Array, white: int | None, reading: Reading) -> Array:
     """Values that the rules of ``label_values`` name become ids; rules for 8 bits serve for fewer bits, too."""
     mapped = _ruled(values, reading)
+    if white is not None and white < 255:
+        spread = _ruled(np.rint(values.astype(np.float64) * 255 / white), reading)
+        for ids in (mapped, spread):
+            if ids.any() and set(distinct(ids)) <= {0, *reading.ids}:
+                return ids
     if mapped.any() or not values.any():
         return mapped
-    if white is not None and white < 255:
-        return _ruled(np.rint(values.astype(np.float64) * 255 / white), reading)
     found = distinct(values)
     if reading.ids and set(found) <= {0, *reading.ids}:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MOST_PIXELS = 2**30
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # entries of EXIF and TIFF
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000")
 PLAIN_COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE")
+NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" * 3 + rb"\s")  # kind, width, height, largest value
 Image.MAX_IMAGE_PIXELS = None  # slides and their masks are large; `_check_size` sets the limit
 
 
@@ -36,6 +38,8 @@ def picture(path: Path) -> Stored:
         white = _white(file, path)
         if white > 255 and file.mode in ("RGB", "RGBA", "LA"):
             array = _deep_colours(path)
+            if array.ndim == 3 and array.shape[2] == 4 and file.format == "PNG" and _png_head(path)[1] == 4:
+                array = array[..., [0, 3]]
         elif file.mode in ("1", "L", "I", "F", "RGB", "LA", "RGBA") or file.mode.startswith("I;16"):
             array = np.asarray(file)
         else:
@@ -81,34 +85,44 @@ def _white(file: Image.Image, path: Path) -> int:
         return 1
     bits = 16 if file.mode.startswith("I") else 8
     if file.format == "PNG":
-        with path.open("rb") as head:
-            bits = head.read(25)[24]  # of IHDR
+        bits = _png_head(path)[0]
     elif file.format == "TIFF":
         bits = int(file.tag_v2.get(BITS, (bits,))[0])  # type: ignore[attr-defined]
     return int(2**bits - 1)
 
 
-def netpbm(path: Path) -> Stored:
-    """PPM and PGM, whose largest value is written in their head: Pillow would spread or cut other values than 255."""
-    stored = picture(path)  # refuses what is cut off
-    if stored.values.dtype == np.bool_:
-        return stored
-    return Stored(flat(_deep_colours(path)), white=_maxval(path))
-
-
-def _maxval(path: Path) -> int:
-    """The fourth word of the head, after kind, width and height; comments run from # to the end of their line."""
+def _png_head(path: Path) -> tuple[int, int]:
+    """Bits per sample and colour type."""
     with path.open("rb") as file:
-        head = file.read(4096)
-    lines = (line.partition(b"#")[0] for line in head.split(b"\n"))
-    return int(b" ".join(lines).split()[3])
+        head = file.read(26)
+    return head[24], head[25]
+
+
+def netpbm(path: Path) -> Stored:
+    """PPM and PGM, whose largest value is written in their head: Pillow would spread or cut others than 255."""
+    stored = picture(path)  # refuses what is cut short
+    content = path.read_bytes()
+    head = NETPBM.match(content)
+    if head is None or head.group(4) == b"255":
+        return stored  # an ordinary one, a bitmap, or another format by this name
+    kind, width, height, white = (int(group) for group in head.groups())
+    body = content[head.end() :]
+    if kind < 5:
+        numbers = np.array(re.sub(rb"#[^\r\n]*", b"", body).split(), np.uint16)
+    else:
+        numbers = np.frombuffer(body, ">u2" if white > 255 else np.uint8)
+    channels = 3 if kind in (3, 6) else 1
+    values = numbers[: height * width * channels].reshape(height, width, channels)
+    return Stored(flat(values.astype(np.uint8 if white < 256 else np.uint16)), white=white)
 
 
 def _deep_colours(path: Path) -> Array:
     """Values that Pillow would cut to 8 bits, as OpenCV reads them: red, green, blue, opacity."""
     array: Array | None = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise DataError("is of a kind that is read at 8 bits only; store it as PNG, or as TIFF without compression")
+        raise DataError(
+            "has 16 bits in a compression that is not read; store it as PNG, or as TIFF without compression"
+        )
     if array.ndim == 3:
         array = array[..., [2, 1, 0, 3][: array.shape[2]]] if array.shape[2] > 2 else array
     return array
@@ -124,9 +138,10 @@ def tiff(path: Path) -> Stored:
             page: Any = file.pages.first
             _check_size(page.imagewidth, page.imagelength)
             _check_upright(page.tags.valueof(ORIENTATION, default=1))
-            if page.photometric.name not in PLAIN_COLOURS or page.bitspersample in (2, 4):
+            if page.photometric.name not in PLAIN_COLOURS or not _known_to_tifffile(page):
                 return picture(path)
             array, axes = series.asarray(), series.axes
+            palette = _colormap(page) if page.photometric.name == "PALETTE" else None
     except (ValueError, KeyError, NotImplementedError):  # a compression that tifffile leaves to another package
         return picture(path)  # Pillow knows most
     bits, kind = int(page.bitspersample), page.photometric.name
@@ -142,7 +157,13 @@ def tiff(path: Path) -> Stored:
     extra = array.ndim == 3 and "S" in axes and array.shape[-1] == samples + 1
     is_alpha = extra and (kind == "RGB" or any(int(sample) in (1, 2) for sample in page.extrasamples))
     stored = replace(_split_alpha(array, is_alpha, white), turned=turned)
-    return replace(stored, palette=_colormap(page), white=None) if kind == "PALETTE" else stored
+    return stored if palette is None else replace(stored, palette=palette, white=None)
+
+
+def _known_to_tifffile(page: Any) -> bool:
+    """Whether tifffile alone unpacks the bits of a page."""
+    bits = int(page.bitspersample)
+    return bits >= 8 or (bits == 1 and page.photometric.name != "PALETTE")
 
 
 def _turn(array: Array, white: int) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from datamodules.errors import DataError
 from datamodules.readers.kinds import Array
 
-COLOUR = 1 << 24  # added to the code of a colour that is not grey, so that pure blue is not the grey 255
+COLOUR = 1 << 40  # in the code of a colour that is not grey: above all numbers that masks hold
 OF_COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 
 
