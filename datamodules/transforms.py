@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.cases import Pixels, Sample
 from datamodules.errors import DataError, did_you_mean, nearest
+from datamodules.grid import fit_labels
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
 import albumentations as A  # noqa: N812
@@ -27,7 +28,7 @@ PARTS = ("geometric", "appearance")
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Brings a sample to the network's size: images by area (shrinking) or linearly, masks by nearest neighbour.
+    """Brings a sample to the network's size: images by area (shrinking) or linearly, masks by `fit_labels`.
 
     Args:
         sample: Of any size.
@@ -44,7 +45,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     image = np.stack([_resize(plane, size, how) for plane in sample.image])
     labels = sample.labels
     if labels is not None:
-        labels = np.stack([_resize(plane[..., None], size, cv2.INTER_NEAREST_EXACT)[..., 0] for plane in labels])
+        labels = np.stack([fit_labels(plane, size) for plane in labels])
     spacing = sample.spacing
     if spacing is not None:
         spacing = (spacing[0], spacing[1] * height / size[0], spacing[2] * width / size[1])
