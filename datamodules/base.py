@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from datamodules.cache import Store, build_store
 from datamodules.cases import SPLITS, Case, Sample, Split, check_cases
+from datamodules.consistency import mixed_depths, palettes_differ
 from datamodules.errors import DataError, nearest
 from datamodules.findings import Finding, Report, refuse
 from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
@@ -64,6 +66,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
     Attributes:
         regions: What the network outlines.
+        findings: What :meth:`setup` found in the data and a user should know.
 
     Raises:
         DataError: A setting that cannot be used; bad files are found by :meth:`setup`.
@@ -131,6 +134,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._without_labels = tuple(sorted(set(unlabelled)))
         self._sites: dict[str, SiteData] = {}
         self._rows: list[dict[str, Any]] = []
+        self.findings: list[Finding] = []
         check_fractions(self.split)
         self._check_numbers()
 
@@ -209,6 +213,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             sites[site] = self._site(index, store, splits[site], shared)
             rows += self._split_rows(store, splits[site], sites[site])
         self._sites, self._rows, self._shared = sites, rows, shared
+        self.findings = self._findings(stores)
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
@@ -263,7 +268,19 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(
                     f"{case}: mask {mask} has unknown label ids {unknown_labels(unknown, self.regions.ids)}"
                 )
+        colours = [entry.colours for entry in store.entries]
+        for problem in palettes_differ(zip(store.cases, colours, strict=True), self.reading):
+            refuse(problem)
         return store
+
+    def _findings(self, stores: Sequence[Store]) -> list[Finding]:
+        """What reading the files had to decide, and what only all of them together tell."""
+        types = {
+            store.cases[0].site: Counter(store.blocks[entry.block].dtype.name for entry in store.entries)
+            for store in stores
+        }
+        notes = [note for store in stores for entry in store.entries for note in entry.notes]
+        return [*mixed_depths(types, self.reading), *notes]
 
     def _decode(self, case: Case) -> tuple[Sample, tuple[int, ...]]:
         """A case at the network's size, and the label ids that it had at its own size."""

@@ -20,7 +20,7 @@ from datamodules.errors import DataError
 from datamodules.findings import Finding
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 3  # raise when what is stored, or how files are decoded, changes
+FORMAT = 4  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Entry:
         label_ids: Label ids that its mask had before the resize.
         spacing: On the stored grid, in mm; None when unknown.
         notes: What reading the files had to decide.
+        colours: Label ids and their colours, of an indexed mask.
     """
 
     block: int
@@ -44,6 +45,7 @@ class Entry:
     label_ids: tuple[int, ...]
     spacing: tuple[float, float, float] | None
     notes: tuple[Finding, ...] = ()
+    colours: tuple[tuple[int, str], ...] = ()
 
 
 class Store:
@@ -148,6 +150,7 @@ def _decode(
                 ids,
                 sample.spacing,
                 sample.notes,
+                sample.colours,
             )
         )
         if sample.labels is not None:
@@ -229,9 +232,15 @@ def _open(home: Path, cases: Sequence[Case]) -> Store:
 
 def _entry(row: Mapping[str, Any]) -> Entry:
     """What JSON made lists and mappings."""
-    notes = tuple(Finding(**note) for note in row["notes"])
-    spacing = row["spacing"] and tuple(row["spacing"])
-    return Entry(**dict(row) | {"label_ids": tuple(row["label_ids"]), "spacing": spacing, "notes": notes})
+    return Entry(
+        **dict(row)
+        | {
+            "label_ids": tuple(row["label_ids"]),
+            "spacing": row["spacing"] and tuple(row["spacing"]),
+            "notes": tuple(Finding(**note) for note in row["notes"]),
+            "colours": tuple((int(label), str(colour)) for label, colour in row["colours"]),
+        }
+    )
 
 
 def _safe(name: str) -> str:

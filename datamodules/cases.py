@@ -61,12 +61,14 @@ class Sample:
         labels: (D, H, W) uint8 label ids, or None.
         spacing: Millimetres per voxel (slice, row, column), or None when unknown: scores are then in pixels.
         notes: What reading the files had to decide and a user should know.
+        colours: Label ids and their colours, of a mask whose palette's indices are the ids.
     """
 
     image: Pixels
     labels: NDArray[np.uint8] | None
     spacing: tuple[float, float, float] | None = None
     notes: tuple[Finding, ...] = ()
+    colours: tuple[tuple[int, str], ...] = ()
 
 
 def slice_order(name: str) -> tuple[str, int]:

@@ -75,7 +75,7 @@ class NewImages:
         flat = suffix_of(Path(case.image)) not in VOLUMES
         if flat and stacks(self.data) and sample.image.dtype != np.uint8 and intensity in ("percentile", "minmax"):
             raise DataError(
-                f"{case}: {case.image} is not 8-bit, and the run scaled such values over all slices of a patient "
+                f"{case}: the values of {case.image} are scaled, which the run did over all slices of a patient "
                 f"(data.stack_slices, data.intensity={intensity}), of which this file is one; give the patient's "
                 "slices as one NIfTI volume (docs/prediction.md says how)"
             )

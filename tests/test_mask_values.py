@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from datamodules import Case, DataError
+from datamodules import Case, DataError, FolderDataModule
+from datamodules.check.command import check
 from datamodules.findings import KINDS
 from datamodules.readers import Reading, read_case
 from tests.data_files import folder, make_site, square
@@ -477,6 +478,57 @@ def test_palettes_of_two_meanings_are_refused_until_colours_are_mapped(tmp_path:
     assert np.array_equal(cured(path, message, (1, 2, 3)), expected)
 
 
+def test_greys_of_a_palette_mean_themselves_where_rules_or_outlines_say_so(tmp_path: Path) -> None:
+    fine = np.kron(ellipse(), np.ones((4, 4), np.uint8)) * 255
+    smooth = np.asarray(Image.fromarray(fine).resize((150, 150), Image.Resampling.BILINEAR))
+    palette = [(255 - i, 255 - i, 255 - i) for i in range(256)]
+    for suffix in INDEXED_TYPES:
+        path = indexed(tmp_path / "m", 255 - smooth, palette, suffix)
+        assert np.array_equal(read_square(path, smooth.shape, ids=(1,)).labels[0], smooth > 127)
+        rules = {">=128": 1, "<128": 0}
+        assert np.array_equal(read_square(path, smooth.shape, ids=(1,), label_values=rules).labels[0], smooth > 127)
+        two = indexed(tmp_path / "two", 1 - drawn(), [(200, 200, 200), BLACK, *[(9, 9, 9)] * 254], suffix)
+        assert set(np.unique(labels(two, ids=(1,)))) == {0, 200}  # told as unknown; the rule then works
+        assert np.array_equal(labels(two, ids=(1,), label_values={200: 1}), drawn())
+
+
+def test_numbers_map_the_indices_of_a_palette_of_colours(tmp_path: Path) -> None:
+    for suffix in INDEXED_TYPES:
+        path = indexed(tmp_path / "m", drawn(2), COLOURFUL, suffix)
+        assert np.array_equal(labels(path, ids=(1,), label_values={2: 1}), drawn())
+
+
+@pytest.mark.parametrize("suffix", INDEXED_TYPES)
+def test_palettes_numbered_anew_for_each_file_are_refused_until_colours_are_mapped(tmp_path: Path, suffix: str) -> None:
+    """A program that keeps only the colours of a file numbers a file without the first class otherwise."""
+    make_site(tmp_path, "a")
+    masks = sorted((tmp_path / "a" / "masks").iterdir())
+    for number, path in enumerate(masks):
+        path.unlink()
+        only_green = number == 3
+        mask = square(label=1)
+        mask[12:15, 2:9] = 0 if only_green else 2
+        palette = [BLACK, GREEN] if only_green else [BLACK, RED, GREEN]
+        indexed(path, mask, [*palette, *[(9, 9, 9)] * (256 - len(palette))], suffix)
+    regions = {"x": [1], "y": [2]}
+    with pytest.raises(DataError, match=r"index 1 of its palette, case .* has .*; say what the colours mean") as caught:
+        folder(tmp_path, regions=regions)
+    (finding,) = [
+        f for f in check(FolderDataModule(root=str(tmp_path), regions=regions)).findings if f.severity == "error"
+    ]
+    assert finding.kind == "palettes differ"
+    assert str(finding) == str(caught.value)
+    found = re.search(r"data\.label_values=(\{.*?\})", str(caught.value))
+    assert found
+    rules = yaml.safe_load(found.group(1).replace("ID", "1", 1).replace("ID", "2", 1))
+    data = folder(tmp_path, regions=regions, label_values=rules)
+    site = data.site("a")
+    (green,) = [label for colour, label in rules.items() if colour == "0,255,0"]
+    for split in ("train", "val", "test"):
+        for case in site.cases(split):
+            assert site.truth(case)[0, 3, 4] == (green if case.case == "case_03" else 3 - green)
+
+
 @pytest.mark.parametrize("suffix", INDEXED_TYPES)
 def test_a_palette_of_one_colour_says_nothing_and_its_indices_count(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(labels(indexed(tmp_path / "m", drawn(2), [BLACK] * 256, suffix)), drawn(2))
@@ -695,3 +747,69 @@ def test_several_frames_are_refused(tmp_path: Path, suffix: str) -> None:
     how = {"compression": "tiff_lzw"} if suffix == ".tif" else {}
     frames[0].save(tmp_path / f"m{suffix}", save_all=True, append_images=frames[1:], **how)
     assert "2 frames or pages; store one picture per file" in refusal(tmp_path / f"m{suffix}")
+
+
+# --- what a run and the data check tell -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_run_and_the_check_tell_the_same_of_masks(tmp_path: Path, cache: str) -> None:
+    root = tmp_path / "data"
+    for site in ("a", "b"):
+        make_site(root, site, first=100 * (site == "b"))
+    for number, path in enumerate(sorted((root / "b" / "masks").iterdir())):
+        if number % 2:
+            Image.fromarray(square() * 255).save(path.with_suffix(".jpg"), quality=70)
+            path.unlink()
+        else:
+            write_png(path, np.dstack([square() * 0, square() * 255]), 8, GREY_ALPHA)
+    for _ in range(2):  # the second time from the cache
+        run = folder(root, cache=cache, cache_dir=str(tmp_path / "cache")).findings
+        assert sorted({(finding.kind, finding.site) for finding in run}) == [
+            ("drawing in transparency", "b"),
+            ("lossy mask", "b"),
+        ]
+        assert len(run) == 6
+        checked = check(FolderDataModule(root=str(root), size=[20, 24])).findings
+        assert set(run) <= set(checked)
+
+
+DEPTHS = {
+    "16-bit png": lambda path, pixels: write_png(path.with_suffix(".png"), pixels * 257, 16, RGB),
+    "float tif": lambda path, pixels: tifffile.imwrite(
+        path.with_suffix(".tif"), (pixels / 255).astype(np.float32), photometric="rgb"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DEPTHS)
+def test_one_picture_at_two_depths_is_told_and_made_alike_by_the_cure(tmp_path: Path, how: str) -> None:
+    make_site(tmp_path, "a")
+    make_site(tmp_path, "b")
+    rng = np.random.default_rng(0)
+    for image in sorted((tmp_path / "a" / "images").iterdir()):
+        pixels = rng.integers(40, 90, (20, 24, 3)).astype(np.uint16)
+        Image.fromarray(pixels.astype(np.uint8)).save(image)
+        (tmp_path / "b" / "images" / image.name).unlink()
+        DEPTHS[how](tmp_path / "b" / "images" / image.name, pixels)
+
+    def difference(data: FolderDataModule) -> float:
+        case = data.site("a").cases("train")[0].case
+        return float(np.abs(as_unit(data.site("a").image(case)) - as_unit(data.site("b").image(case))).max())
+
+    data = folder(tmp_path)
+    (finding,) = data.findings
+    assert finding in check(FolderDataModule(root=str(tmp_path))).findings
+    assert finding.kind == "mixed bit depth"
+    assert "8-bit images at a (6), deeper ones at b (6)" in finding.what
+    assert "data.scale_8bit=true" in finding.cure
+    assert difference(data) > 0.1
+    cured = folder(tmp_path, scale_8bit=True)
+    assert cured.findings == []
+    assert difference(cured) < 1e-3
+    kinds = [finding.kind for finding in check(FolderDataModule(root=str(tmp_path), scale_8bit=True)).findings]
+    assert "mixed bit depth" not in kinds
+
+
+def as_unit(image: np.ndarray) -> np.ndarray:
+    return image / 255 if image.dtype == np.uint8 else image

@@ -323,7 +323,7 @@ def test_slices_of_a_stack_are_predicted_as_a_volume(
     images = stacked.path.parent / "data" / "a" / "images"
     assert call(stacked.path, "--images", images, "--out", tmp_path / "flat") == 2
     told = capsys.readouterr().err
-    assert "p0_0.png is not 8-bit" in told
+    assert "p0_0.png are scaled, which the run did over all slices" in told
     assert "give the patient's slices as one NIfTI volume" in told
     run = reopened(stacked)
     case = cases_of(stacked, "a")[0]

@@ -88,7 +88,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
-    findings += [*prints.findings(), *site_findings(measured, data.regions, data.channels)]
+    findings += [*prints.findings(), *site_findings(measured, data.regions, data.channels, data.reading)]
     return Checked(measured, findings, sheet)
 
 

@@ -13,7 +13,18 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
-from datamodules.readers import GRID_CURE, Spacing, Stored, load_file, map_labels, misplaced, scale, seen, sides
+from datamodules.readers import (
+    GRID_CURE,
+    Spacing,
+    Stored,
+    ids_by_colour,
+    load_file,
+    map_labels,
+    misplaced,
+    scale,
+    seen,
+    sides,
+)
 
 Array = NDArray[Any]
 
@@ -27,12 +38,14 @@ class Part:
         image: (D, H, W, C) as stored.
         labels: (D, H, W) label ids; None without a readable mask.
         spacing: Millimetres per voxel, or None.
+        colours: Label ids and their colours, of an indexed mask.
     """
 
     case: Case
     image: Array
     labels: NDArray[np.uint8] | None
     spacing: Spacing | None
+    colours: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,8 @@ def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
 def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Part | None:
     opened = _open(data, case, "image", findings)
     image = None if opened is None else seen(opened)
-    labels = _labels(data, case, image, findings)
-    return None if opened is None or image is None else Part(case, image, labels, opened.spacing)
+    labels, colours = _labels(data, case, image, findings)
+    return None if opened is None or image is None else Part(case, image, labels, opened.spacing, colours)
 
 
 def _open(
@@ -113,23 +126,23 @@ def _open(
 
 def _labels(
     data: MultiCenterDataModule, case: Case, image: Array | None, findings: list[Finding]
-) -> NDArray[np.uint8] | None:
+) -> tuple[NDArray[np.uint8] | None, tuple[tuple[int, str], ...]]:
     if not case.mask or (stored := _open(data, case, "mask", findings)) is None:
-        return None
+        return None, ()
     where = {"site": case.site, "case": case.case, "file": case.mask}
     if image is not None and stored.values.shape[:3] != image.shape[:3]:
         what = f"the mask is {_sides(stored.values)}, its image {Path(case.image).name} {_sides(image)}"
         findings.append(Finding("size mismatch", what, GRID_CURE, **where))
-        return None
+        return None, ()
     if image is not None and (told := misplaced(case, data.reading)):
         findings.append(Finding("geometry mismatch", f"the mask {told}", GRID_CURE, **where))
     try:
         labels, notes = map_labels(stored, data.reading)
     except DataError as error:
         findings.append(Finding.of_error("mask values", error, **where))
-        return None
+        return None, ()
     findings.extend(replace(note, **where) for note in notes)
-    return labels
+    return labels, ids_by_colour(stored, data.reading)
 
 
 def _joined(parts: tuple[Part, ...]) -> NDArray[np.uint8] | None:

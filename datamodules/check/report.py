@@ -13,11 +13,12 @@ import numpy as np
 
 from datamodules.cases import SPLITS
 from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
-from datamodules.findings import KINDS, SEVERITIES, Finding, counts
+from datamodules.findings import KINDS, SEVERITIES, Finding, counts, few
 from datamodules.regions import Regions
 
 T = TypeVar("T")
 SHOWN = 5  # findings of one kind in the report; the table has all
+MOST_LABELS = 12  # label ids of a site in the table
 WIDEST_MATRIX = 12  # sites
 HEADINGS = {
     "error": "Errors: a run would stop",
@@ -101,7 +102,7 @@ def _images(sites: Sequence[SiteStatistics]) -> Table:
                 _most(site.types, str),
                 stored,
                 _most(site.spacings, lambda sides: " x ".join(f"{side:g}" for side in sides)) if site.spacings else "?",
-                ", ".join(str(label) for label in sorted(site.labels)) or "-",
+                few([str(label) for label in sorted(site.labels)], MOST_LABELS) or "-",
             )
         )
     columns = ("site", "images", "height x width", "slices", "channels", "values", "from to", "spacing mm", "label ids")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
 from datamodules.check.reading import Opened, Part
+from datamodules.consistency import mixed_depths, palettes_differ
 from datamodules.findings import Finding
-from datamodules.readers import unknown_labels
+from datamodules.readers import Reading, unknown_labels
 from datamodules.regions import Regions
 
 LEVELS = 256
@@ -49,6 +50,8 @@ class SiteStatistics:
         depths: Slices of cases.
         channels: Channels of images.
         types: Stored types of values.
+        scaled: Types of images as a network would get them: "uint8" or "float32".
+        colours: Cases with the colours of their label ids, of indexed masks.
         spacings: Millimetres (slice, row, column), rounded.
         labels: Label id to pixels.
         lowest: Smallest stored value.
@@ -68,6 +71,8 @@ class SiteStatistics:
     depths: Counter[int] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
+    scaled: Counter[str] = field(default_factory=Counter)
+    colours: list[tuple[Case, tuple[tuple[int, str], ...]]] = field(default_factory=list)
     spacings: Counter[tuple[float, ...]] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     lowest: float = np.inf
@@ -87,6 +92,7 @@ class SiteStatistics:
             yield from self._add_part(part, known, regions)
         if opened.image is not None:
             self.read += 1
+            self.scaled[opened.image.dtype.name] += 1
             self.depths[len(opened.image)] += 1
             self.channels[opened.image.shape[-1]] += 1
             self._add_values(opened.image)
@@ -112,6 +118,8 @@ class SiteStatistics:
             yield Finding("blank image", what, cure, file=case.image, **where)
         if part.labels is None:
             return
+        if part.colours:
+            self.colours.append((case, part.colours))
         found = {int(i): int(n) for i, n in enumerate(np.bincount(part.labels.ravel(), minlength=LEVELS)) if n}
         self.labels.update(found)
         if unknown := found.keys() - known:
@@ -179,9 +187,14 @@ def distances(sites: Sequence[SiteStatistics]) -> tuple[list[str], NDArray[np.fl
     return [site.site for site in usable], matrix
 
 
-def site_findings(sites: Sequence[SiteStatistics], regions: Regions, channels: int | str) -> Iterator[Finding]:
+def site_findings(
+    sites: Sequence[SiteStatistics], regions: Regions, channels: int | str, reading: Reading
+) -> Iterator[Finding]:
     """What can be told only after all cases were read."""
     yield from _channel_findings(sites, channels)
+    yield from mixed_depths({site.site: site.scaled for site in sites}, reading)
+    for one in sites:
+        yield from palettes_differ(one.colours, reading)
     for name, ids in regions.labels.items():
         without = [site.site for site in sites if site.with_labels and not site.regions[name].shares]
         cure = f"check data.regions ({name}: {list(ids)}) and the masks' label ids"

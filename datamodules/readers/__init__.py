@@ -6,6 +6,7 @@ and mask together.
 """
 
 from datamodules.readers.case import GRID_CURE, load_file, misplaced, read_case
+from datamodules.readers.drawing import ids_by_colour
 from datamodules.readers.intensity import scale
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
 from datamodules.readers.labels import map_labels, unknown_labels
@@ -23,6 +24,7 @@ __all__ = [
     "Spacing",
     "Stored",
     "Transparency",
+    "ids_by_colour",
     "load_file",
     "map_labels",
     "misplaced",

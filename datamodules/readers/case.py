@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datamodules.cases import Case, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
+from datamodules.readers.drawing import ids_by_colour
 from datamodules.readers.intensity import scale
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
 from datamodules.readers.labels import map_labels
@@ -59,7 +60,9 @@ def read_case(case: Case, reading: Reading) -> Sample:
         raise DataError(f"{case}: {error}") from None
     masks = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(masks) if masks else None
-    return Sample(image, labels, parts[0].spacing, tuple(note for part in parts for note in part.notes))
+    notes = tuple(note for part in parts for note in part.notes)
+    colours = sorted({pair for part in parts for pair in part.colours})
+    return Sample(image, labels, parts[0].spacing, notes, tuple(colours))
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Files:
     labels: NDArray[np.uint8] | None
     spacing: Spacing | None
     notes: tuple[Finding, ...] = ()
+    colours: tuple[tuple[int, str], ...] = ()
 
 
 def _read_files(case: Case, reading: Reading) -> Files:
@@ -89,7 +93,7 @@ def _read_files(case: Case, reading: Reading) -> Files:
     except DataError as error:
         raise DataError(f"{case}: mask {case.mask}: {error}") from None
     placed = (replace(note, site=case.site, case=case.case, file=case.mask) for note in notes)
-    return Files(image, labels, stored.spacing, tuple(placed))
+    return Files(image, labels, stored.spacing, tuple(placed), ids_by_colour(mask, reading))
 
 
 def misplaced(case: Case, reading: Reading) -> str:

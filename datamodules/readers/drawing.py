@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from datamodules.errors import DataError
 from datamodules.findings import Finding
 from datamodules.readers.kinds import Array
-from datamodules.readers.rules import COLOUR, is_colour
+from datamodules.readers.rules import COLOUR, is_colour, rule
 from datamodules.readers.settings import Reading
 from datamodules.readers.stored import Stored
 
@@ -46,16 +47,19 @@ def named(values: Iterable[float]) -> str:
 
 def by_colour(values: Iterable[float]) -> str:
     """The setting that maps colours, ids left open."""
-    names = [_name(value) if value >= COLOUR else f"{value:g},{value:g},{value:g}" for value in values if value]
+    names = [_rgb(value) for value in values if value]
     more = ", ..." if len(names) > MOST_NAMED else ""
     return "data.label_values={" + ", ".join(f"'{name}': ID" for name in names[:MOST_NAMED]) + more + "}"
 
 
 def _name(value: float) -> str:
+    return f"{value:g}" if value < COLOUR else _rgb(value)
+
+
+def _rgb(value: float) -> str:
+    """The colour of a code: red, green, blue."""
     code = int(value)
-    if code < COLOUR:
-        return f"{value:g}"
-    return f"{code >> 16 & 255},{code >> 8 & 255},{code & 255}"
+    return f"{code >> 16 & 255},{code >> 8 & 255},{code & 255}" if code >= COLOUR else f"{code},{code},{code}"
 
 
 # --- channels ---------------------------------------------------------------------------------------------------------
@@ -130,43 +134,65 @@ def _with_alpha(
 
 
 def _indexed(stored: Stored, palette: NDArray[np.uint8], reading: Reading, tell: Tell) -> tuple[Array, int | None]:
-    """Indices where they are the label ids, colours where those are what was drawn.
-
-    Black and white mean themselves, in whatever order a program files them. Other colours are how viewers tell label
-    ids apart, if black is first. A palette of greys is neither for sure.
-    """
-    indices = stored.values[..., 0]
+    """Indices where they are the label ids, colours where those are what was drawn."""
+    indices, codes = stored.values[..., 0], codes_of(palette)
     used = distinct(indices)
     if used[-1] >= len(palette):
         raise DataError(f"has the index {used[-1]}, its palette {len(palette)} colours; store it anew")
-    codes = codes_of(palette)
-    seen = codes[used].tolist()
-    if seen == used or _are_ids(stored, codes, used, reading):
+    meaning = _meaning(stored, codes, used, reading)
+    if meaning == "indices":
         return indices, None
-    if (set(seen) <= {0, 255} and (reading.binary or reading.label_values)) or _by_colour(reading):
+    if meaning == "colours":
         if stored.alpha is None:
             return codes[indices], 255
         return _with_alpha(codes[indices], stored.alpha, 255, reading, tell)
-    named_indices = ", ".join(f"{i} is {_name(c)}" for i, c in list(zip(used, seen, strict=True))[:MOST_NAMED])
+    seen = codes[used].tolist()
+    pairs = ", ".join(f"{index} is {_name(code)}" for index, code in zip(used[:MOST_NAMED], seen, strict=False))
     raise DataError(
-        f"has a palette ({named_indices}), and whether indices or colours are the labels is not certain; say so by "
-        f"colour, {by_colour(seen)}"
+        f"has a palette ({pairs}), and whether indices or colours are the labels is not certain; say so by colour, "
+        f"{by_colour(seen)}"
     )
 
 
-def _are_ids(stored: Stored, codes: NDArray[np.int64], used: list[int], reading: Reading) -> bool:
-    """Whether indices are label ids beyond doubt."""
-    if _by_colour(reading):
-        return False
+def _meaning(
+    stored: Stored, codes: NDArray[np.int64], used: list[int], reading: Reading
+) -> Literal["indices", "colours", "uncertain"]:
+    """What a palette is for.
+
+    Black and white mean themselves, in whatever order a program files them, and so do greys. Other colours are how
+    viewers tell label ids apart, if black comes first and once. Where several greys are labels, either may be meant.
+    """
     seen = codes[used].tolist()
     alike = stored.alpha is None or len(distinct(stored.alpha)) == 1
-    if len(set(seen)) == 1 and len(used) > 1:
-        return alike
-    if set(seen) <= {0, 255} and (reading.binary or reading.label_values):
-        return False
-    if all(code < COLOUR for code in codes.tolist()):  # a palette of greys
-        return reading.binary and used == [0, 1] and seen[0] == 0 and not reading.label_values
-    return codes[0] == 0 and 0 not in [code for index, code in zip(used, seen, strict=True) if index]
+    if seen == used or (len(used) > 1 and len(set(seen)) == 1 and alike and not _by_colour(reading)):
+        return "indices"
+    black_white, all_grey = set(seen) <= {0, 255}, codes.max() < COLOUR
+    if _by_colour(reading) or (black_white and (reading.binary or reading.label_values)):
+        return "colours"
+    if reading.label_values and max(seen) < COLOUR and (all_grey or _ruled(seen, reading)):
+        return "colours"
+    if all_grey:
+        ordered = used == [0, 1] and seen[0] == 0  # both meanings agree
+        return "uncertain" if not reading.binary else "indices" if ordered else "colours"
+    black_first = codes[0] == 0 and 0 not in [code for index, code in zip(used, seen, strict=True) if index]
+    return "indices" if black_first else "uncertain"
+
+
+def _ruled(greys: list[int], reading: Reading) -> bool:
+    """Whether the rules name every grey but black."""
+    values = np.array([grey for grey in greys if grey])
+    return bool(np.any([rule(key)(values) for key in reading.label_values or {}], axis=0).all())
+
+
+def ids_by_colour(stored: Stored, reading: Reading) -> tuple[tuple[int, str], ...]:
+    """Label ids with their colours, of a mask whose palette's indices are the ids."""
+    if stored.palette is None:
+        return ()
+    codes, used = codes_of(stored.palette), distinct(stored.values[..., 0])
+    seen = codes[used].tolist()
+    if seen == used or len(set(seen)) == 1 or _meaning(stored, codes, used, reading) != "indices":
+        return ()
+    return tuple((index, _rgb(code)) for index, code in zip(used, seen, strict=True))
 
 
 def _by_colour(reading: Reading) -> bool:

@@ -129,7 +129,7 @@ def _foreground(values: Array, white: int | None, tell: Tell) -> Array:
             return np.equal(values, top)
     if len(found) == 2 and found[0] == 0 and found[1] >= COLOUR:
         return np.equal(values, found[1])
-    if values.dtype.kind == "u" and white in (255, 65535) and _only_outlines_between(values, found, white):
+    if values.dtype.kind in "iu" and white in (255, 65535) and _only_outlines_between(values, found, white):
         what = f"holds {len(found)} values, those between 0 and {white} at outlines only; half of {white} parts them"
         tell(Finding("lossy mask", what, "none needed; masks stored as PNG without smoothing stay exact"))
         return values > white // 2
@@ -141,7 +141,7 @@ def _only_outlines_between(values: Array, found: Sequence[int], white: int) -> b
 
     A third class would fill a square of three pixels somewhere; outlines are thinner.
     """
-    if len(found) <= FEW or found[-1] < 7 * white // 8:
+    if len(found) <= FEW or not 7 * white // 8 <= found[-1] <= white or found[0] < 0:
         return False
     between = ((values >= white // 4) & (values < white - white // 4)).astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
@@ -159,7 +159,9 @@ def _checked(values: Array) -> NDArray[np.uint8]:
         return whole.astype(np.uint8)
     colours = [value for value in found if value >= COLOUR]
     if colours:
-        raise DataError(f"has the colours {named(found)}, which are no label ids; map them with {by_colour(colours)}")
+        many = "store it with one colour per label, without smoothing, and not as JPEG"
+        cure = many if len(colours) > FEW else f"map them with {by_colour(colours)}"
+        raise DataError(f"has the colours {named(found)}, which are no label ids; {cure}")
     raise DataError(
         f"has values {named(found)}, which are no label ids (0 to 255); map them with data.label_values={{VALUE: ID}}"
     )
