@@ -134,7 +134,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._without_labels = tuple(sorted(set(unlabelled)))
         self._sites: dict[str, SiteData] = {}
         self._rows: list[dict[str, Any]] = []
-        self.findings: list[Finding] = []
+        self._found: dict[Finding, None] = {}  # in the order in which they were told
         check_fractions(self.split)
         self._check_numbers()
 
@@ -155,7 +155,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def survey(self, report: Report) -> list[Case]:
         """:meth:`cases` of data that may be broken: a problem is reported, and what can be read on is still listed.
 
-        Here the first problem hides all cases; a subclass that can go on overrides this.
+        Here the first problem hides all cases; a subclass that can go on, or has more to tell than errors, overrides
+        this.
         """
         try:
             return self.cases()
@@ -190,6 +191,23 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._only = site
         self.channels = self.channels if channels is None else channels
 
+    # --- findings -----------------------------------------------------------------------------------------------------
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was told of the data by :meth:`setup`: warnings and notes, since errors end it."""
+        return list(self._found)
+
+    def tell(self, finding: Finding) -> None:
+        """The report of a run: an error stops it, all else is kept once.
+
+        Raises:
+            DataError: The finding is an error.
+        """
+        if finding.severity == "error":
+            refuse(finding)
+        self._found[finding] = None
+
     # --- preparing ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:  # Lightning names a stage; all are prepared
@@ -213,22 +231,23 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             sites[site] = self._site(index, store, splits[site], shared)
             rows += self._split_rows(store, splits[site], sites[site])
         self._sites, self._rows, self._shared = sites, rows, shared
-        self.findings = self._findings(stores)
+        for finding in self._findings(stores):
+            self.tell(finding)
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
-        cases = sorted(self.cases(), key=lambda case: (case.site in self._held_out, case.site, case.case))
+        cases = sorted(self.survey(self.tell), key=lambda case: (case.site in self._held_out, case.site, case.case))
         if self._only is not None:
             names = {case.site for case in cases}
             if self._only not in names:
                 raise DataError(f"there is no site {self._only!r} in these data; {nearest(self._only, names)}")
             cases = [case for case in cases if case.site == self._only]
-        check_cases(cases)
+        check_cases(cases, self.tell)
         by_site: dict[str, list[Case]] = {}
         for case in cases:
             by_site.setdefault(case.site, []).append(case)
         if self._only is None:
-            self._check_named(by_site)
+            self._check_named(by_site, self.tell)
         return by_site
 
     def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
@@ -270,7 +289,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 )
         colours = [entry.colours for entry in store.entries]
         for problem in palettes_differ(zip(store.cases, colours, strict=True), self.reading):
-            refuse(problem)
+            self.tell(problem)
         return store
 
     def _findings(self, stores: Sequence[Store]) -> list[Finding]:

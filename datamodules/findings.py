@@ -1,12 +1,14 @@
 """What is found in data: a fixed list of kinds, each with its severity.
 
-Whoever lists cases tells its problems to a `Report`: a run refuses the first one, a check collects them all.
+Whoever looks at data tells a `Report`. A run stops at the first error and keeps the rest, a check collects them all:
+both look with the same functions, and see the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from datamodules.errors import DataError
@@ -85,7 +87,8 @@ class Finding:
     def __str__(self) -> str:
         """The message of an error: where, what and cure."""
         where = place(self.site, self.case) + ": " if self.site else ""
-        return f"{where}{self.file} {self.what}; {self.cure}" if self.file else f"{where}{self.what}; {self.cure}"
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{where}{self.file} {self.what}{cure}" if self.file else f"{where}{self.what}{cure}"
 
     @classmethod
     def of_error(cls, kind: str, error: DataError, *, site: str = "", case: str = "", file: str = "") -> Finding:
@@ -110,6 +113,54 @@ def refuse(problem: Finding) -> None:
         DataError: The problem.
     """
     raise DataError(str(problem))
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What one cure would mend.
+
+    Attributes:
+        findings: Of one kind with one cure, in the order in which they were found; never empty.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def first(self) -> Finding:
+        """An example of all."""
+        return self.findings[0]
+
+    def __str__(self) -> str:
+        """One line: an example, how many more there are and where, and the cure."""
+        first, more = self.first, len(self.findings) - 1
+        if not more:
+            return str(first)
+        by_site = Counter(finding.site for finding in self.findings if finding.site)
+        where = f"; {few([f'{site} {count}' for site, count in by_site.most_common()])}" if by_site else ""
+        return f"{str(first).removesuffix(f'; {first.cure}')} (and {more} more{where}); {first.cure}"
+
+
+def causes(findings: Iterable[Finding]) -> list[Cause]:
+    """Findings grouped by what would mend them, the worst first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.cure), []).append(finding)
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    of_one_cause = sorted(groups.values(), key=lambda group: order[group[0].kind])
+    return sorted(map(Cause, map(tuple, of_one_cause)), key=lambda cause: SEVERITIES.index(cause.first.severity))
+
+
+COLUMNS = ("severity", *(field.name for field in fields(Finding)))
+
+
+def as_rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Rows of ``COLUMNS``, the worst first."""
+    return [
+        {name: getattr(finding, name) for name in COLUMNS}
+        for severity in SEVERITIES
+        for finding in findings
+        if finding.severity == severity
+    ]
 
 
 def place(site: str, case: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from configs.compose import ConfigError, compose, load, parsed
+from datamodules.findings import COLUMNS, Finding, as_rows, causes
 from federation.checkpoint import Checkpoint
 from federation.engine import Federation
 from launch.experiment import Experiment
@@ -21,7 +23,7 @@ from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.circumstance import CIRCUMSTANCE, ENGINE
 from reporting.environment import Meter
-from reporting.folder import RunFolder, flattened
+from reporting.folder import FINDINGS, RunFolder, flattened
 from reporting.reporter import Reporter
 from reporting.summary import Summary
 from reporting.wandb import RUN_ID, Place, WandbRun, swept_by_agent
@@ -117,6 +119,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     folder.write_config(OmegaConf.to_yaml(config))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
+    note_findings(folder, experiment.data.findings, part=job_type != "train")
     folder.write_inputs(inputs(experiment))
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
@@ -162,6 +165,29 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
     reporter.notice(federation.late_events)
+
+
+def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = False) -> None:
+    """Keep what was noticed in the data, and say the warnings: one line for one cause.
+
+    Args:
+        folder: of the run.
+        findings: of its data module, set up.
+        part: it is one of several runs side by side (folds, stages): what an earlier one said is not said again.
+    """
+    rows = as_rows(findings)
+    said: list[dict[str, str]] = []
+    if part:
+        beside = [RunFolder(path) for path in folder.path.parent.iterdir() if path != folder.path]
+        said = [row for other in beside for row in other.findings()]
+    folder.write_findings(rows, COLUMNS)
+    known = {tuple(row.values()) for row in said}
+    new = [finding for finding in findings if tuple(as_rows([finding])[0].values()) not in known]
+    warned = [cause for cause in causes(new) if cause.first.severity == "warning"]
+    for cause in warned:
+        print(f"warning: {cause.first.kind}: {cause}", file=sys.stderr, flush=True)
+    if warned:
+        print(f"warning: all findings: {folder.path / FINDINGS}", file=sys.stderr, flush=True)
 
 
 def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -27,7 +27,7 @@ from federation.state import from_bytes
 from federation.transport import InProcess
 from launch.experiment import Experiment
 from launch.pretrained import PretrainedEncoder
-from launch.run import check_splits
+from launch.run import check_splits, note_findings
 from launch.scoring import Scorer
 from launch.settings import SCHEMA
 from reporting import ReportingError
@@ -183,6 +183,7 @@ class LaunchedSite:
             return
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_splits(rows)
+        note_findings(self.folder, self.experiment.data.findings)
         self.folder.write_environment({"seed": self.experiment.config.seed})
         self.folder.write_config(OmegaConf.to_yaml(self.experiment.config))
 

@@ -36,6 +36,7 @@ AUDIT_SUMMARY = "audit_summary.csv"
 SPLITS = "splits.csv"
 TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
+FINDINGS = "findings.csv"
 
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -77,6 +78,7 @@ README = """# The folder of one training run
 | `environment.json` | seeds; for each process that worked on the run: command, versions, machine, git revision |
 | `cost.json` | for each of them, when it ended: wall and CPU seconds, peak memory |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
+| `findings.csv` | what was noticed in the data when the run began: warnings and notes, each with its cure |
 | `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
@@ -286,6 +288,14 @@ class RunFolder:
         """Save the split of every case; all rows have the columns of the first."""
         columns = tuple(rows[0]) if rows else SPLIT_COLUMNS
         write_atomic(self.path / SPLITS, _header(columns) + _lines(rows, columns, SPLITS))
+
+    def write_findings(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
+        """Save what was noticed in the data (findings.csv); ``columns`` are those of every row."""
+        write_atomic(self.path / FINDINGS, _header(columns) + _lines(rows, columns, FINDINGS))
+
+    def findings(self) -> list[dict[str, str]]:
+        """findings.csv, row by row; empty if there is none."""
+        return list(csv.DictReader(complete_lines(self.path / FINDINGS)))
 
     def write_tensors(self, rows: Sequence[Row]) -> None:
         """Save what becomes of every tensor of the network, averaged or kept at the site (tensors.csv)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodules.cases import SPLITS
 from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
-from datamodules.findings import KINDS, SEVERITIES, Finding, counts, few
+from datamodules.findings import COLUMNS, KINDS, SEVERITIES, Finding, as_rows, counts, few
 from datamodules.regions import Regions
 
 T = TypeVar("T")
@@ -206,14 +206,10 @@ def as_markdown(title: str, line: str, all_tables: Sequence[Table], findings: Se
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:
     """All findings as a table."""
-    names = [field.name for field in fields(Finding)]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["severity", *names])
-        for severity in SEVERITIES:
-            for finding in findings:
-                if finding.severity == severity:
-                    writer.writerow([severity, *(getattr(finding, name) for name in names)])
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(as_rows(findings))
 
 
 def _where(finding: Finding) -> str:
