@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from uuid import uuid4
 
+from federation.checkpoint import Checkpoint
 from reporting.folder import RunFolder
 from scripts.loopback import ROOT, Loopback
 
@@ -157,7 +158,7 @@ def watching(run: RunFolder, mark: str) -> Iterator[Measured]:
         for count in range(sys.maxsize):
             if stop.wait(0.05):
                 return
-            if index.exists() and (changed := index.stat().st_mtime_ns) != seen:
+            if Checkpoint(run.checkpoints).round and (changed := index.stat().st_mtime_ns) != seen:
                 seen = changed
                 spent: dict[str, float] = defaultdict(float)
                 for process in marked(mark):

@@ -1,7 +1,9 @@
 """Checkpoints that survive a kill at any instant.
 
 State files are immutable and carry the round in their name; ``index.json`` alone says which of them count and is
-replaced atomically, after they are on disk. What the index does not name is swept away after that.
+replaced atomically, after they are on disk. What the index does not name is swept away after that. The index is there
+before the first state file, and holds checksums of these and of itself: what was changed or lost since is an error, and
+never a run that starts again or goes on with other numbers.
 """
 
 from __future__ import annotations
@@ -10,21 +12,26 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
 
 from federation.state import State, from_bytes, to_bytes
 
-STATE_FILE = re.compile(r"(server|site-[^/\\]*)-\d{5,}\.safetensors|\.[^/\\]*\.part")
-"""Names that this module gives: nothing else in the folder is ever swept away."""
+STATE_FILE = re.compile(r"(server|site-[^/\\]*)-(\d{5,})\.safetensors")
+"""Names that this module gives, and the parts of files that a killed process leaves: nothing else is swept away."""
+PART = re.compile(r"\.[^/\\]+\.part")
+INDEX = "index.json"
+EMPTY: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}, "checksums": {}}
+CURE = "restore the folder from a copy, or start the run anew with another output="
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read; the message names the file."""
+    """A checkpoint cannot be read; the message names the file and what to do."""
 
 
 @dataclass
@@ -63,24 +70,25 @@ class Checkpoint:
     """The checkpoint folder of one run.
 
     Args:
-        folder: created when missing.
+        folder: made when the first state is saved.
 
     Raises:
-        CheckpointError: the folder's index is unreadable.
+        CheckpointError: the folder's index is unreadable, or gone although there are states.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.index: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}}
+        self.index: dict[str, Any] = deepcopy(EMPTY)
         self._saved_kept: dict[str, ReferenceType[State]] = {}  # weak: what a site keeps no more must not stay
-        path = folder / "index.json"
+        path = folder / INDEX
+        states = [file.name for file in folder.iterdir() if STATE_FILE.fullmatch(file.name)] if folder.is_dir() else []
         if path.exists():
             try:
-                self.index = _read_index(path)
-            except (ValueError, TypeError) as error:
-                cure = "start the run anew in another folder"
-                raise CheckpointError(f"{path} is damaged ({error}); {cure}") from error
+                self.index = _read_index(path, states)
+            except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}); {CURE}") from error
+        elif states:
+            raise CheckpointError(f"{path} is missing, although {folder} holds {min(states)}; {CURE}")
 
     @property
     def round(self) -> int:
@@ -109,14 +117,18 @@ class Checkpoint:
             kept: what each site keeps; a site whose state is the same object as last time is not written again.
             scores: ``global`` and ``personal/<site>`` -> validation score after this round; NaN never wins.
         """
+        if not (self.folder / INDEX).exists():  # from now on states without an index are a loss
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_index(deepcopy(EMPTY))
+        checksums = dict(self.index["checksums"])
         server_file = f"server-{round:05d}.safetensors"
-        self._write(server_file, to_bytes(server))
+        checksums[server_file] = self._write(server_file, to_bytes(server))
         files = dict(self.index["kept"])
         for site, state in kept.items():
             saved = self._saved_kept.get(site)
             if saved is None or saved() is not state:
                 files[site] = f"{_file_name(site)}-{round:05d}.safetensors"
-                self._write(files[site], to_bytes(state))
+                checksums[files[site]] = self._write(files[site], to_bytes(state))
                 self._saved_kept[site] = ref(state)
         best = dict(self.index["best"])
         for name, score in scores.items():
@@ -124,8 +136,9 @@ class Checkpoint:
             if before is None or score > before["score"] or (math.isnan(before["score"]) and not math.isnan(score)):
                 site_file = files.get(name.removeprefix("personal/"), "") if name.startswith("personal/") else ""
                 best[name] = vars(Best(score, round, server_file, site_file))
-        self.index = {"round": round, "server": server_file, "kept": files, "best": best}
-        self._write("index.json", json.dumps(self.index, indent=1).encode())
+        index = {"round": round, "server": server_file, "kept": files, "best": best}
+        known = {name: checksums.get(name) or checksum(self._bytes(name)) for name in sorted(_named(index))}
+        self._write_index({**index, "checksums": known})
         self._sweep()
 
     def load(self) -> Snapshot | None:
@@ -136,37 +149,65 @@ class Checkpoint:
         self._saved_kept = {site: ref(state) for site, state in kept.items()}
         return Snapshot(self.round, self.read(self.index["server"]), kept)
 
+    def verify(self) -> None:
+        """Read every file that the index names, and change nothing.
+
+        Raises:
+            CheckpointError: one is gone or damaged.
+        """
+        for file in sorted(_named(self.index)):
+            self.read(file)
+
     def read(self, file: str) -> State:
         """Read one state file of this folder.
 
         Raises:
             CheckpointError: the file is gone or damaged.
         """
+        data = self._bytes(file)
+        expected = self.index["checksums"].get(file)  # none where an earlier version wrote it
+        path = self.folder / file
+        if expected is not None and checksum(data) != expected:
+            raise CheckpointError(f"{path} is damaged: its bytes are not those that were saved; {CURE}")
+        try:
+            return from_bytes(data)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}; {CURE}") from error
+
+    def _bytes(self, file: str) -> bytes:
         path = self.folder / file
         try:
-            return from_bytes(path.read_bytes())
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is missing, although {self.folder / 'index.json'} names it") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise CheckpointError(f"{path} is missing, although {self.folder / INDEX} names it; {CURE}") from error
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes) -> str:
         write_atomic(self.folder / name, data)
+        return checksum(data)
+
+    def _write_index(self, index: dict[str, Any]) -> None:
+        self._write(INDEX, json.dumps({**index, "checksum": _own_checksum(index)}, indent=1).encode())
+        self.index = index
 
     def _sweep(self) -> None:
-        named = {"index.json", self.index["server"], *self.index["kept"].values()}
-        for entry in self.index["best"].values():
-            named |= {entry["server"], entry["kept"]}
+        named = _named(self.index)
         for path in self.folder.iterdir():
-            if STATE_FILE.fullmatch(path.name) and path.name not in named:
+            if PART.fullmatch(path.name) or (STATE_FILE.fullmatch(path.name) and path.name not in named):
                 path.unlink()
 
 
+def checksum(data: bytes) -> str:
+    """What tells bytes from others."""
+    return blake2b(data, digest_size=16).hexdigest()
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by these bytes: a kill at any instant, or a full disk, leaves the old file or the new one.
+    """Replace a file by these bytes; the old file or the new one is there, whatever happens at whatever instant.
+
+    A kill, a loss of power and a full disk may happen.
 
     Raises:
-        OSError: the disk is full, or will not be written to.
+        OSError: the disk is full, or will not be written to; it names the file.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -175,23 +216,102 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+        _sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def sweep_parts(folder: Path) -> None:
+    """Remove what `write_atomic` left of files whose process was killed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if PART.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename durable; only POSIX systems open folders."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _read_index(path: Path, states: Sequence[str]) -> dict[str, Any]:
+    """What an index says, if it can be true.
+
+    Args:
+        path: the file.
+        states: names of the state files beside it.
+    """
     index = json.loads(path.read_text(encoding="utf-8"))
     kinds = {"round": int, "server": str, "kept": dict, "best": dict}
-    if not isinstance(index, dict) or any(not isinstance(index.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(index, dict) or any(type(index.get(key)) is not kind for key, kind in kinds.items()):
         raise ValueError(f"it should hold {', '.join(kinds)}")
+    own = index.pop("checksum", None)
+    if odd := sorted(index.keys() - EMPTY.keys()):
+        raise ValueError(f"it holds {odd[0]!a}, which this version does not know")
+    old = own is None and "checksums" not in index
+    index.setdefault("checksums", {})
+    _check_files(index)
+    if not old and own != _own_checksum(index):
+        raise ValueError("it is not as it was saved")
+    _check_rounds(index)
+    if not old and (bare := sorted(_named(index) - index["checksums"].keys())):
+        raise ValueError(f"it has no checksum of {bare[0]}")
+    known = {match[1] for file in index["kept"].values() if (match := STATE_FILE.fullmatch(file))}
+    for match in filter(None, map(STATE_FILE.fullmatch, states)):
+        if match[1] != "server" and match[1] not in known and int(match[2]) <= index["round"]:
+            raise ValueError(f"it does not name the site of {match[0]}")
+    return index
+
+
+def _check_files(index: Mapping[str, Any]) -> None:
+    """Whether an index names files of its own folder."""
     files = [index["server"], *index["kept"].values()]
     for entry in index["best"].values():
         best = Best(**entry)
         files += [best.server, best.kept]
-    if odd := [file for file in files if file and not (isinstance(file, str) and STATE_FILE.fullmatch(file))]:
+    if odd := [file for file in files if file != "" and not (isinstance(file, str) and STATE_FILE.fullmatch(file))]:
         raise ValueError(f"it names {odd[0]!a}, which is no state file")
-    return index
+
+
+def _check_rounds(index: Mapping[str, Any]) -> None:
+    """Whether the rounds of an index go together with its files."""
+    round, best = index["round"], [Best(**entry) for entry in index["best"].values()]
+    if round < 0 or (round == 0 and _named(index)):
+        raise ValueError(f"it stands at round {round}")
+    if round > 0 and _round_of(index["server"]) != round:
+        raise ValueError(f"it stands at round {round}, but names {index['server'] or 'no state'} of the server")
+    for one in best:
+        if type(one.round) is not int or type(one.score) not in (float, int) or not 0 < one.round <= round:
+            raise ValueError(f"a best model has the score {one.score!a} after round {one.round!a}")
+        if _round_of(one.server) != one.round:
+            raise ValueError(f"the best model after round {one.round} is {one.server!a}")
+    if late := [file for file in _named(index) if not 0 < _round_of(file) <= round]:
+        raise ValueError(f"it stands at round {round}, but names {late[0]}")
+
+
+def _round_of(file: str) -> int:
+    match = STATE_FILE.fullmatch(file)
+    return int(match[2]) if match else -1
+
+
+def _named(index: Mapping[str, Any]) -> set[str]:
+    """All state files that an index names."""
+    files = {index["server"], *index["kept"].values()}
+    for entry in index["best"].values():
+        files |= {entry["server"], entry["kept"]}
+    return files - {""}
+
+
+def _own_checksum(index: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(index, sort_keys=True).encode())
 
 
 def _file_name(site: str) -> str:

@@ -53,8 +53,6 @@ class PretrainedEncoder:
             config = load(folder.read_config(), source=str(folder.config_path))
         except (ReportingError, FileNotFoundError) as error:
             raise ConfigError(f"pretrained={source} is not the folder of a run: {error}") from error
-        if not folder.has_checkpoint:
-            raise ConfigError(f"pretrained={source}: this run was stopped before its first checkpoint")
         snapshot = Checkpoint(folder.checkpoints).load()
         if snapshot is None:
             raise ConfigError(f"pretrained={source}: this run was stopped before its first checkpoint")

@@ -86,7 +86,7 @@ class Reopened:
             CheckpointError: its checkpoint is damaged.
         """
         experiment = Experiment(settings(folder, overrides))
-        if folder.has_checkpoint and (checkpoint := Checkpoint(folder.checkpoints)).round:
+        if (checkpoint := Checkpoint(folder.checkpoints)).round:
             return cls(folder, experiment, checkpoint)
         if experiment.config.protocol == "leave_one_site_out":
             folds = sorted(path.parent.name for path in folder.path.glob("*/config.yaml"))

@@ -38,6 +38,9 @@ TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
 FINDINGS = "findings.csv"
 
+TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
+"""Names of files that are being written, with the process that writes."""
+
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
     METRICS: ("round", "checkpoint", "site", "seen", "split", "view", "region", "case", "metric", "value"),
@@ -126,10 +129,18 @@ def write_atomic(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _naming(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same error with the file, which a full disk does not tell."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +209,14 @@ class RunFolder:
             raise ReportingError(f"{folder.path} is not empty and holds no run ({names}, ...); choose another output=.")
         folder.path.mkdir(parents=True, exist_ok=True)
         folder._lock()
+        folder._sweep()
         return folder
+
+    def _sweep(self) -> None:
+        """Remove what `write_atomic` left of files whose process was killed."""
+        for path in self.path.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def _lock(self) -> None:
         """Hold the folder for as long as this process lives: two processes would write every row twice.
@@ -227,7 +245,7 @@ class RunFolder:
         """What stands in the folder, but for what a process leaves that was killed before its first write was done."""
         if not self.path.exists():
             return []
-        files = [p for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp"))]
+        files = [path for path in self.path.iterdir() if not TEMPORARY.fullmatch(path.name)]
         ours = {self.checkpoints} if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()) else set()
         return sorted(p.name for p in files if p not in {*ours, self.wandb_id_path, self.path / ".lock"})
 
@@ -449,15 +467,18 @@ class RunFolder:
         text = _lines(rows, columns, name)
         if not text:
             return
-        with path.open("ab", buffering=0) as stream:
-            if stream.tell() == 0:
-                text = _header(columns) + text
-            elif not _ends_a_line(path):
-                raise ReportingError(f"{path} ends in a half-written line; call truncate() before appending to it.")
-            payload = memoryview(text.encode("utf-8"))
-            while payload:  # one call but for a full disk or a signal
-                payload = payload[stream.write(payload) :]
-            os.fsync(stream.fileno())
+        try:
+            with path.open("ab", buffering=0) as stream:
+                if stream.tell() == 0:
+                    text = _header(columns) + text
+                elif not _ends_a_line(path):
+                    raise ReportingError(f"{path} ends in a half-written line; call truncate() before appending to it.")
+                payload = memoryview(text.encode("utf-8"))
+                while payload:  # one call but for a full disk or a signal
+                    payload = payload[stream.write(payload) :]
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise _naming(error, path) from error
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.path / name

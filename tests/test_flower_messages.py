@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from algorithms import ALGORITHMS
 from datamodules.errors import DataError
+from federation.checkpoint import CheckpointError
 from federation.contract import Task
 from federation.engine import RoundError
 from federation.flower.client import SiteClient
@@ -174,7 +175,26 @@ def test_a_turn_asked_again_starts_from_what_was_kept_before_it(tmp_path: Path) 
     assert_same(kept.before(Task("evaluate", 2, 0, checkpoint="last")), third)
     assert_same(kept.before(Task("publish", 2, 0), base=1), second)
     kept.forget({2})
-    assert {path.name for path in tmp_path.iterdir()} == {"kept-00002-0.safetensors"}
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("kept-00002-0-")
+
+
+def test_what_a_site_kept_is_never_taken_for_something_else(tmp_path: Path) -> None:
+    kept, task = Kept(tmp_path), Task("train", 1, 0)
+    kept.keep(task, State({"own": {"x": torch.tensor([1.0, 2.0])}}))
+    (tmp_path / ".kept-00001-0.safetensors.part").write_bytes(b"half")
+    kept.keep(task, State({"own": {"x": torch.tensor([1.0, 3.0])}}))
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"damaged.*restore"):
+            kept.before(Task("train", 2, 0))
+    path.write_bytes(whole)
+    old = path.rename(tmp_path / "kept-00001-0.safetensors")  # as earlier versions named it
+    assert kept.before(Task("train", 2, 0))["own"]["x"].tolist() == [1.0, 3.0]
+    kept.forget(set())
+    assert old.exists()
 
 
 def test_a_site_tells_the_server_no_file_and_no_patient(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_hap
     submitted = [*SETTINGS, *settings, "deployment.timeout=120", ALL, f"output={run.path}"]
 
     name = lab.loopback.submit(*submitted)
-    wait_for(lambda: (run.checkpoints / "index.json").exists(), lab.loopback, name)
+    wait_for(lambda: Checkpoint(run.checkpoints).round > 0, lab.loopback, name)
     lab.loopback.kill("link")  # SuperLink and ServerApp, after round 1
     lab.loopback.kill(name)
     assert 1 <= Checkpoint(run.checkpoints).round < 3

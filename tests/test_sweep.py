@@ -24,6 +24,8 @@ import sweep
 import train
 from configs.compose import FOLDER, ConfigError, compose
 from configs.sweeps import Sweep, draw, listed
+from federation.checkpoint import Checkpoint
+from federation.state import State
 from launch.settings import SCHEMA
 from launch.sweep import Job, Report, plan, run_jobs, workers
 from reporting import ReportingError
@@ -348,9 +350,7 @@ def finished_run(folder: Path, config: DictConfig) -> RunFolder:
     summary = summarise(run.scores())
     run.write_summary(summary.table, summary.markdown())
     run.cost_path.write_text('[{"wall_seconds": 20.5}, {"wall_seconds": 3}]')
-    run.checkpoints.mkdir()
-    index = {"round": 1, "server": "", "kept": {}, "best": {}}
-    (run.checkpoints / "index.json").write_text(json.dumps(index))
+    Checkpoint(run.checkpoints).save(1, State(), {}, {})
     return run
 
 

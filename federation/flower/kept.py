@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from federation.checkpoint import CheckpointError, write_atomic
+from federation.checkpoint import CheckpointError, checksum, sweep_parts, write_atomic
 from federation.contract import Task
 from federation.state import State, from_bytes, to_bytes
 
@@ -19,7 +19,8 @@ STAGES = {"train": 0, "evaluate": 1}
 """Turns of one round that can change what is kept, in their order."""
 AFTER = 2
 """Where turns stand that change nothing: they see what the round left."""
-NAME = re.compile(r"kept-(\d{5,})-([01])\.safetensors")
+NAME = re.compile(r"kept-(\d{5,})-([01])(?:-([0-9a-f]{32}))?\.safetensors")
+"""Round, stage, and the checksum of the bytes, which states of earlier versions lack."""
 Place = tuple[int, int]
 
 
@@ -54,7 +55,12 @@ class Kept:
         Raises:
             OSError: the disk is full, or will not be written to; what was there before is still there.
         """
-        write_atomic(self._path(self._place(task)), to_bytes(state))
+        place, data = self._place(task), to_bytes(state)
+        round, stage = place
+        path = self.folder / f"kept-{round:05d}-{stage}-{checksum(data)}.safetensors"
+        sweep_parts(self.folder)
+        write_atomic(path, data)
+        self._remove(place, but=path)
 
     def forget(self, needed: Collection[int]) -> None:
         """Remove states that the server will not come back to.
@@ -69,22 +75,35 @@ class Kept:
             stays |= set(sorted(place for place in places if place[0] <= round)[-1:])
         for place in places:
             if place not in stays:
-                self._path(place).unlink(missing_ok=True)
+                self._remove(place)
 
     def _place(self, task: Task) -> Place:
         """Where a turn stands in the order of turns; scoring a checkpoint comes after all that changes its round."""
         return (task.round, STAGES.get(task.kind, AFTER)) if task.checkpoint == "round" else (task.round, AFTER)
 
     def _places(self) -> list[Place]:
-        found = (NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted((int(match[1]), int(match[2])) for match in found if match)
+        return sorted(self._files())
 
-    def _path(self, place: Place) -> Path:
-        return self.folder / f"kept-{place[0]:05d}-{place[1]}.safetensors"
+    def _files(self) -> dict[Place, list[Path]]:
+        """What is filed under each place; of two files, which a kill between writing and removing leaves, both."""
+        files: dict[Place, list[Path]] = {}
+        for path in sorted(self.folder.iterdir()):
+            if match := NAME.fullmatch(path.name):
+                files.setdefault((int(match[1]), int(match[2])), []).append(path)
+        return files
+
+    def _remove(self, place: Place, but: Path | None = None) -> None:
+        for path in self._files().get(place, []):
+            if path != but:
+                path.unlink(missing_ok=True)
 
     def _read(self, place: Place) -> State:
-        path = self._path(place)
+        path = max(self._files()[place], key=lambda file: file.stat().st_mtime_ns)
+        data, match = path.read_bytes(), NAME.fullmatch(path.name)
+        cure = "restore it from a copy, or start the run anew"
+        if match and match[3] and checksum(data) != match[3]:
+            raise CheckpointError(f"{path} is damaged: its bytes are not those that were kept; {cure}")
         try:
-            return from_bytes(path.read_bytes())
+            return from_bytes(data)
         except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+            raise CheckpointError(f"{path} is damaged: {error}; {cure}") from error
