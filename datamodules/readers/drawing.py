@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
@@ -30,11 +31,13 @@ def drawing(stored: Stored, reading: Reading, tell: Tell) -> tuple[Array, int | 
 
 
 def distinct(values: Array) -> list[int]:
-    """Different values, rising; a count for each is far faster than sorting."""
-    if values.dtype in (np.uint8, np.uint16, np.bool_):
-        found: list[int] = np.flatnonzero(np.bincount(values.ravel())).tolist()
-    else:
-        found = np.unique(values).tolist()
+    """Different values, rising; counting them, or hashing, is far faster than sorting."""
+    if values.size and values.dtype.kind in "iub":
+        low, high = int(values.min()), int(values.max())
+        if high - low < 2**16:
+            counts = np.bincount(values.ravel().astype(np.int64) - low if low else values.ravel())
+            return [low + int(step) for step in np.flatnonzero(counts)]
+    found: list[int] = sorted(pd.unique(values.ravel()).tolist())
     return found
 
 
@@ -142,11 +145,10 @@ def _indexed(stored: Stored, palette: NDArray[np.uint8], reading: Reading, tell:
     meaning = _meaning(stored, codes, used, reading)
     if meaning == "indices":
         return indices, None
-    if meaning == "colours":
-        if stored.alpha is None:
-            return codes[indices], 255
-        return _with_alpha(codes[indices], stored.alpha, 255, reading, tell)
     seen = codes[used].tolist()
+    if meaning == "colours":
+        drawn = codes[indices] if max(seen) >= COLOUR else codes.astype(np.uint8)[indices]
+        return (drawn, 255) if stored.alpha is None else _with_alpha(drawn, stored.alpha, 255, reading, tell)
     pairs = ", ".join(f"{index} is {_name(code)}" for index, code in zip(used[:MOST_NAMED], seen, strict=False))
     raise DataError(
         f"has a palette ({pairs}), and whether indices or colours are the labels is not certain; say so by colour, "

@@ -69,7 +69,7 @@ def _whole(values: Array, stored: Stored, reading: Reading, tell: Tell) -> Array
             tell(
                 Finding("labels rounded", what, "none needed; label ids stored as integers without scaling stay exact")
             )
-        return whole
+        return whole.astype(np.int32) if abs(whole).max() < 2**31 else whole
     if not reading.label_values:
         raise DataError(
             f"has values between the label ids (a soft map?); {_thresholds(reading.ids, float(values.max()))}"
@@ -151,12 +151,11 @@ def _only_outlines_between(values: Array, found: Sequence[int], white: int) -> b
 def _checked(values: Array) -> NDArray[np.uint8]:
     if values.dtype in (np.uint8, np.bool_):
         return values.astype(np.uint8)
-    whole = values.astype(np.int64)
-    if not np.array_equal(whole, values):
+    if values.dtype.kind == "f" and (np.rint(values) != values).any():
         raise DataError("has values between the label ids that no rule of data.label_values names; add thresholds")
-    found = distinct(whole)
+    found = distinct(values)
     if found[0] >= 0 and found[-1] <= 255:
-        return whole.astype(np.uint8)
+        return values.astype(np.uint8)
     colours = [value for value in found if value >= COLOUR]
     if colours:
         many = "store it with one colour per label, without smoothing, and not as JPEG"
