@@ -236,6 +236,60 @@ def test_white_as_zero_is_turned_and_told(tmp_path: Path, bits: int) -> None:
     assert kinds(path, ids=(1,)) == ["white is zero"]
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_ids_that_count_down_from_white_are_refused_until_they_are_mapped(tmp_path: Path, bits: int) -> None:
+    mask = drawn()
+    mask[9:11, 2:5] = 2
+    path = write_tiff(tmp_path / "m.tif", mask.astype(np.uint32), bits, MINISWHITE)
+    for ids in ((1, 2), (1, 2, 3)):
+        message = refusal(path, ids=ids)
+        assert "white as zero" in message
+        assert np.array_equal(cured(path, message), mask)
+    binary = write_tiff(tmp_path / "b.tif", drawn().astype(np.uint32), bits, MINISWHITE)
+    assert np.array_equal(cured(binary, refusal(binary, ids=(1,))), drawn())
+
+
+RULES_OF_OTHERS: list[dict[int | str, int]] = [{">=128": 1, "<128": 0}, {0: 1, 255: 0}, {"<128": 1, ">=128": 0}]
+
+
+@pytest.mark.parametrize("rules", RULES_OF_OTHERS, ids=str)
+@pytest.mark.parametrize("name", ["png 8", "png 16", "tif 8", "npy <i8", "npy <f4", "nifti <i2", "png palette 8"])
+def test_rules_for_another_site_never_flatten_a_mask_in_silence(
+    tmp_path: Path, rules: dict[int | str, int], name: str
+) -> None:
+    path = NUMBERS[name][0](tmp_path / "m", drawn())
+    assert "turns all of them into " in refusal(path, ids=(1,), label_values=rules)
+    assert np.array_equal(labels(path, ids=(1,)), drawn())  # the cure: without it
+
+
+def test_a_soft_map_is_not_flattened_by_thresholds_of_another_site(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH))
+    assert "turns all of them into 0" in refusal(tmp_path / "m.npy", ids=(1,), label_values={">=128": 1, "<128": 0})
+
+
+def test_a_soft_map_without_a_drawing_stays_empty_under_its_threshold(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.linspace(0, 0.4, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH))
+    assert not labels(tmp_path / "m.npy", ids=(1,), label_values={">=0.5": 1, "<0.5": 0}).any()
+
+
+@pytest.mark.parametrize("highest", [1, 2, 3, 100])
+def test_ids_divided_by_255_are_no_rounding_errors(tmp_path: Path, highest: int) -> None:
+    ids = tuple(range(1, highest + 1))
+    np.save(tmp_path / "m.npy", drawn(highest) / np.float32(255))
+    assert f"its highest value is {highest / 255:.3g}" in refusal(tmp_path / "m.npy", ids=ids)
+    assert "data.label_values" not in refusal(tmp_path / "m.npy", ids=ids)
+    np.save(tmp_path / "m.npy", drawn() * 1e-9)
+    assert not labels(tmp_path / "m.npy", ids=ids).any()
+
+
+def test_values_of_sixteen_bits_are_refused_until_they_are_mapped(tmp_path: Path) -> None:
+    for name in ("png 16", "tif 16", "npy <u2", "nifti <i2"):
+        path = NUMBERS[name][0](tmp_path / "m", drawn().astype(np.uint32) * 514)
+        message = refusal(path, ids=(1, 2))
+        assert "has values 0, 514, which are no label ids" in message
+        assert np.array_equal(cured(path, message.replace("VALUE", "514"), ids=(2,)), drawn(2))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("rules", [{">=128": 1, "<128": 0}, {255: 1}, {">=1": 1}], ids=str)
 def test_rules_for_eight_bits_serve_for_fewer(tmp_path: Path, bits: int, rules: dict[Any, int]) -> None:
@@ -302,7 +356,7 @@ def test_compressed_masks_need_no_rule_and_their_rule_spares_other_sites(tmp_pat
     for site in ("ids", "jpeg"):
         assert all(overlap(data.site(site).truth(case)[0], square()) > 0.9 for case in data.site(site).cases("train"))
     thresholds = {">=128": 1, "<128": 0}
-    with pytest.raises(DataError, match=r"site 'ids', .* holds the label ids 0, 1 already, .* leave it out") as caught:
+    with pytest.raises(DataError, match=r"site 'ids', .* holds 0, 1, as label ids do, .* leave it out") as caught:
         folder(tmp_path, label_values=thresholds)
     assert len(str(caught.value)) < 450 + len(str(tmp_path))
     (tmp_path / "ids").rename(tmp_path.parent / f"{tmp_path.name}-ids")

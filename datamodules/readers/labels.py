@@ -18,6 +18,7 @@ from datamodules.readers.rules import COLOUR, rule
 from datamodules.readers.settings import Reading
 from datamodules.readers.stored import Stored
 
+NOTHING = 1e-6  # below, values are an error of computing 0
 NEAR = 0.01  # of a label id: a rounding error
 FARTHEST = 0.1  # however coarse the steps of a scaled volume are
 FEW = 8  # values: more than so many are no list of ids
@@ -40,6 +41,7 @@ def map_labels(stored: Stored, reading: Reading) -> tuple[NDArray[np.uint8], tup
     notes: list[Finding] = []
     values, white = drawing(stored, reading, notes.append)
     if stored.turned:
+        _check_turned(values, white, reading)
         what = "is stored with white as zero; what is seen white is what counts as high"
         notes.append(Finding("white is zero", what, "none needed if this is so; else store it with black as zero"))
     values = _whole(values, stored, reading, notes.append)
@@ -55,6 +57,19 @@ def map_labels(stored: Stored, reading: Reading) -> tuple[NDArray[np.uint8], tup
     return _checked(ids), tuple(notes)
 
 
+def _check_turned(values: Array, white: int | None, reading: Reading) -> None:
+    """Label ids that a program filed with white as zero count down from white: whether it meant them is not certain."""
+    found, ids = distinct(values), {0, *reading.ids}
+    if reading.label_values or not reading.ids or white is None or set(found) <= {*ids, white}:
+        return
+    if {white - value for value in found} <= ids:
+        pairs = ", ".join(f"{value}: {white - value}" for value in found)
+        raise DataError(
+            f"is stored with white as zero, so that it shows {named(found)}; if {named(white - v for v in found)} are "
+            f"meant, set data.label_values={{{pairs}}}, or store it with black as zero"
+        )
+
+
 def _whole(values: Array, stored: Stored, reading: Reading, tell: Tell) -> Array:
     """Numbers that are label ids but for an error of rounding, as a scale factor leaves, made whole."""
     if values.dtype.kind != "f":
@@ -63,27 +78,33 @@ def _whole(values: Array, stored: Stored, reading: Reading, tell: Tell) -> Array
         raise DataError("has values that are not finite; replace them by label ids")
     whole = np.rint(values)
     off = float(np.abs(values - whole).max())
-    if off <= min(max(NEAR, 0.51 * stored.step), FARTHEST) and not _fractions(reading):
+    lowest, highest = float(values.min()), float(values.max())
+    faint = NOTHING < highest < 0.5 and lowest >= 0  # ids divided by 255 are no rounding errors of 0
+    if off <= min(max(NEAR, 0.51 * stored.step), FARTHEST) and not faint and not _fractions(reading):
         if off:
             what = f"values up to {off:.2g} beside a label id were rounded to it"
-            tell(
-                Finding("labels rounded", what, "none needed; label ids stored as integers without scaling stay exact")
-            )
-        return whole.astype(np.int32) if abs(whole).max() < 2**31 else whole
+            cure = "none needed; label ids stored as integers without scaling stay exact"
+            tell(Finding("labels rounded", what, cure))
+        return whole.astype(np.int32) if max(-lowest, highest) < 2**31 else whole
     if not reading.label_values:
-        raise DataError(
-            f"has values between the label ids (a soft map?); {_thresholds(reading.ids, float(values.max()))}"
-        )
+        raise DataError(f"has values between the label ids (a soft map?); {_thresholds(reading.ids, highest)}")
     return values
 
 
 def _fractions(reading: Reading) -> bool:
-    """Whether a rule names a value that is not whole."""
-    return any(re.fullmatch(r"-?\d+\.\d*[1-9]\d*", str(key).strip()) for key in reading.label_values or {})
+    """Whether a rule parts values that rounding would make equal."""
+    return any(number % 0.5 for number in _numbers(reading))
+
+
+def _numbers(reading: Reading) -> list[float]:
+    """All numbers in the keys of the rules."""
+    return [float(number) for key in reading.label_values or {} for number in re.findall(r"\d+(?:\.\d+)?", str(key))]
 
 
 def _thresholds(ids: Sequence[int], highest: float) -> str:
     """The cure of a soft map: one that keeps every id of the regions."""
+    if highest < 0.5:
+        return f"its highest value is {highest:.3g}, so no threshold is certain; store label ids"
     if len(ids) == 1:
         half = 0.5 if highest <= 1 else ids[0] / 2
         return f"give thresholds, data.label_values={{'>={half:g}': {ids[0]}, '<{half:g}': 0}}"
@@ -103,13 +124,13 @@ def _by_rules(values: Array, white: int | None, reading: Reading) -> Array:
         for ids in (mapped, spread):
             if ids.any() and set(distinct(ids)) <= {0, *reading.ids}:
                 return ids
-    if mapped.any() or not values.any():
-        return mapped
-    found = distinct(values)
-    if reading.ids and set(found) <= {0, *reading.ids}:
+    found, labels = distinct(values), distinct(mapped)
+    soft = values.dtype.kind == "f" and min(_numbers(reading), default=0) <= max(reading.ids, default=0)
+    of_ids = reading.ids and not soft and found[0] == 0 and found[-1] <= reading.ids[-1]
+    if of_ids and len(labels) == 1 < len(found):
         raise DataError(
-            f"holds the label ids {named(found)} already, and data.label_values turns them all into 0; leave it "
-            "out (masks near 0 and 255 only are read without it), or set it for the sites that need it"
+            f"holds {named(found)}, as label ids do, and data.label_values turns all of them into {labels[0]}; leave "
+            "it out (masks near 0 and 255 only are read without it), or set it for the sites that need it"
         )
     return mapped
 

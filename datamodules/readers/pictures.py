@@ -184,7 +184,8 @@ def _colormap(page: Any) -> NDArray[np.uint8]:
 def numpy_array(path: Path) -> Stored:
     """An array (H, W) or (H, W, C)."""
     array = np.load(path, allow_pickle=False)
-    return Stored(flat(array), white=int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else None)
+    whites = {"b": 1, "u": 256**array.dtype.itemsize - 1}
+    return Stored(flat(array), white=whites.get(array.dtype.kind))
 
 
 def _check_size(width: int, height: int) -> None:
