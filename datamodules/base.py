@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.cache import Store, build_store
-from datamodules.cases import SPLITS, Case, Sample, Split, check_cases
-from datamodules.consistency import mixed_depths, palettes_differ
+from datamodules.cases import SPLITS, Case, Sample, Split
+from datamodules.consistency import blank_image, channels_differ, empty_mask, mixed_depths, palettes_differ
+from datamodules.duplicates import Copies, prints
 from datamodules.errors import DataError, nearest
 from datamodules.findings import Finding, Report, refuse
+from datamodules.listed import listed
 from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
 from datamodules.site import Shared, SiteData, SliceSet
-from datamodules.splits import assign, budget, check_fractions
+from datamodules.splits import assign, budget, check_fractions, too_few
 from datamodules.transforms import load_augmentation, resize, to_grey
 
 Assigned = Literal["train", "val", "test", "unused"]
@@ -164,6 +167,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             report(Finding.of_error("layout", error))
             return []
 
+    def states_patients(self, site: str) -> bool:
+        """Whether the patients of a site were given, rather than taken from the names of cases."""
+        return False
+
     def read(self, case: Case) -> Sample:
         """Decodes one case at its own size."""
         return read_case(case, self.reading)
@@ -204,8 +211,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         Raises:
             DataError: The finding is an error.
         """
-        if finding.severity == "error":
-            refuse(finding)
+        refuse(finding)
         self._found[finding] = None
 
     # --- preparing ----------------------------------------------------------------------------------------------------
@@ -231,18 +237,20 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             sites[site] = self._site(index, store, splits[site], shared)
             rows += self._split_rows(store, splits[site], sites[site])
         self._sites, self._rows, self._shared = sites, rows, shared
-        for finding in self._findings(stores):
+        small = [finding for site, of in by_site.items() for finding in too_few(site, splits[site], of, self.split)]
+        for finding in (*small, *self._findings(stores), *self._copies(stores, splits)):
             self.tell(finding)
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
-        cases = sorted(self.survey(self.tell), key=lambda case: (case.site in self._held_out, case.site, case.case))
+        cases = self.survey(self.tell)
         if self._only is not None:
             names = {case.site for case in cases}
             if self._only not in names:
                 raise DataError(f"there is no site {self._only!r} in these data; {nearest(self._only, names)}")
             cases = [case for case in cases if case.site == self._only]
-        check_cases(cases, self.tell)
+        cases = listed(cases, self.states_patients, self.tell)
+        cases.sort(key=lambda case: (case.site in self._held_out, case.site, case.case))
         by_site: dict[str, list[Case]] = {}
         for case in cases:
             by_site.setdefault(case.site, []).append(case)
@@ -298,15 +306,33 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             store.cases[0].site: Counter(store.blocks[entry.block].dtype.name for entry in store.entries)
             for store in stores
         }
+        channels = {
+            store.cases[0].site: Counter(store.blocks[entry.block].shape[-1] for entry in store.entries)
+            for store in stores
+        }
         notes = [note for store in stores for entry in store.entries for note in entry.notes]
-        return [*mixed_depths(types, self.reading), *notes]
+        return [*mixed_depths(types, self.reading), *channels_differ(channels, self.channels), *notes]
+
+    def _copies(self, stores: Sequence[Store], splits: Mapping[str, Mapping[str, Assigned]]) -> Iterator[Finding]:
+        """Images and masks that occur twice."""
+        copies, served = Copies(), dict[tuple[str, str], str]()
+        for store in stores:
+            for case, entry in zip(store.cases, store.entries, strict=True):
+                served[case.site, case.patient] = splits[case.site][case.case]
+                for part, found in zip(case.slices or (case,), entry.prints, strict=True):
+                    copies.add(part, found)
+        return copies.findings(served)
 
     def _decode(self, case: Case) -> tuple[Sample, tuple[int, ...]]:
         """A case at the network's size, and the label ids that it had at its own size."""
         sample = self.read(case)
         _check_sample(case, sample)
         ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
-        return self.fitted(sample), ids
+        parts = zip(case.slices, sample.image, strict=True) if case.slices else [(case, sample.image)]
+        seen = [finding for part, image in parts for finding in blank_image(part, image)]
+        fitted = self.fitted(sample)
+        notes = (*sample.notes, *seen, *empty_mask(case, sample.labels))
+        return replace(fitted, notes=notes, prints=prints(case, fitted)), ids
 
     def fitted(self, sample: Sample) -> Sample:
         """A sample as the network takes it: grey if so asked, at the network's size."""

@@ -20,7 +20,7 @@ from datamodules.errors import DataError
 from datamodules.findings import Finding
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 4  # raise when what is stored, or how files are decoded, changes
+FORMAT = 5  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Entry:
         spacing: On the stored grid, in mm; None when unknown.
         notes: What reading the files had to decide.
         colours: Label ids and their colours, of an indexed mask.
+        prints: Hashes of each image file and its mask, as kept.
     """
 
     block: int
@@ -46,6 +47,7 @@ class Entry:
     spacing: tuple[float, float, float] | None
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
+    prints: tuple[tuple[str, str], ...] = ()
 
 
 class Store:
@@ -151,6 +153,7 @@ def _decode(
                 sample.spacing,
                 sample.notes,
                 sample.colours,
+                sample.prints,
             )
         )
         if sample.labels is not None:
@@ -239,6 +242,7 @@ def _entry(row: Mapping[str, Any]) -> Entry:
             "spacing": row["spacing"] and tuple(row["spacing"]),
             "notes": tuple(Finding(**note) for note in row["notes"]),
             "colours": tuple((int(label), str(colour)) for label, colour in row["colours"]),
+            "prints": tuple((str(image), str(mask)) for image, mask in row["prints"]),
         }
     )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.findings import Finding, Report, place, refuse
+from datamodules.findings import Finding, Report, few, place, refuse
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -62,6 +63,7 @@ class Sample:
         spacing: Millimetres per voxel (slice, row, column), or None when unknown: scores are then in pixels.
         notes: What reading the files had to decide and a user should know.
         colours: Label ids and their colours, of a mask whose palette's indices are the ids.
+        prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
     """
 
     image: Pixels
@@ -69,6 +71,7 @@ class Sample:
     spacing: tuple[float, float, float] | None = None
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
+    prints: tuple[tuple[str, str], ...] = ()
 
 
 def slice_order(name: str) -> tuple[str, int]:
@@ -96,6 +99,55 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
     mask = "" if len(unlabelled) < len(ordered) else None
     split = next((case.split for case in ordered if case.split is not None), None)
     return Case(first.site, name, first.patient, mask=mask, split=split, slices=ordered)
+
+
+def join_shared(cases: Sequence[Case], report: Report = refuse) -> list[Case]:
+    """Gives cases of one image file (two graders, say) one patient, so that no split cuts them.
+
+    Args:
+        cases: Of all sites.
+        report: Told of each site with such cases, and of images that are at two sites.
+    """
+    by_file: dict[str, list[Case]] = {}
+    for case in cases:
+        for part in case.slices or (case,):
+            if part.image:
+                by_file.setdefault(os.path.realpath(part.image), []).append(case)
+    patients = Groups()
+    shared: dict[str, list[str]] = {}
+    for owners in by_file.values():
+        places = sorted({case.site for case in owners})
+        if len(places) > 1:
+            what = f"is also listed at {', '.join(places[1:])}: it may train at one site and test at the other"
+            cure = "list it at one site"
+            report(Finding("image at two sites", what, cure, places[0], owners[0].case, owners[0].image))
+        for site in places:
+            same = [case for case in owners if case.site == site]
+            if len(same) > 1:
+                shared.setdefault(site, []).append(" = ".join(case.case for case in same))
+            patients.join([(site, case.patient) for case in same])
+    for site, names in shared.items():
+        what = f"{len(names)} image(s) are listed more than once ({few(names)}); they count as one patient each"
+        report(Finding("image listed twice", what, "right for several graders of an image; else remove rows", site))
+    return [replace(case, patient=patients.first((case.site, case.patient))[1]) for case in cases]
+
+
+class Groups:
+    """Sets of names that belong together, each known by its first name."""
+
+    def __init__(self) -> None:
+        self._above: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def first(self, name: tuple[str, str]) -> tuple[str, str]:
+        """The name that a group is known by; a name that was never joined stands for itself."""
+        while name in self._above:
+            name = self._above[name]
+        return name
+
+    def join(self, names: Iterable[tuple[str, str]]) -> None:
+        """These belong together, and so do all that were joined to any of them."""
+        tops = sorted({self.first(name) for name in names})
+        self._above.update(dict.fromkeys(tops[1:], tops[0]))
 
 
 def check_cases(cases: Sequence[Case], report: Report = refuse) -> list[Case]:

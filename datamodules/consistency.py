@@ -1,15 +1,51 @@
-"""What only many files together tell: depths that differ, palettes that contradict each other."""
+"""What decoded files tell: blank ones, and depths, channels and palettes that do not go together."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from datamodules.cases import Case
+from datamodules.cases import Case, Pixels
 from datamodules.findings import Finding, few
-from datamodules.readers import Reading
+from datamodules.readers import Array, Reading
 
 EIGHT_BIT = "uint8"
+
+
+def blank_image(case: Case, image: Pixels | Array) -> Iterator[Finding]:
+    """An image of one value."""
+    if image.size and (image == image.flat[0]).all():
+        what, cure = "has one value everywhere", "replace the image or leave it out"
+        yield Finding("blank image", what, cure, case.site, case.case, case.image)
+
+
+def empty_mask(case: Case, labels: Array | None) -> Iterator[Finding]:
+    """A mask of nothing but background."""
+    if labels is not None and not labels.any():
+        cure = "none needed if this is so"
+        yield Finding("empty mask", "nothing is outlined", cure, case.site, case.case, case.mask or "")
+
+
+def channels_differ(found: Mapping[str, Counter[int]], wanted: int | str) -> Iterator[Finding]:
+    """Images of other channels than the rest.
+
+    Args:
+        found: Site to channels of images and how many cases have them.
+        wanted: Channels that were asked for, or "auto".
+    """
+    total = sum(found.values(), Counter[int]())
+    if not total:
+        return
+    colour = set(total) <= {1, 3}
+    target = int(wanted) if wanted != "auto" else 3 if colour else total.most_common(1)[0][0]
+    for site, counted in found.items():
+        for channels, count in counted.items():
+            told = f"{count} case(s) have {channels} channels, others {target}"
+            if channels != target and {channels, target} != {1, 3}:
+                yield Finding("channels differ", told, "export all images with the same channels", site)
+            elif channels < target and wanted == "auto" and len(total) > 1:
+                cure = "none needed: grey is repeated; data.channels=1 makes all images grey instead"
+                yield Finding("grey and colour", told, cure, site)
 
 
 def mixed_depths(types: Mapping[str, Counter[str]], reading: Reading) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ KINDS: Mapping[str, Severity] = {
     "split impossible": "error",
     "duplicate image": "warning",
     "near duplicate": "warning",
+    "image at two sites": "warning",
     "patient at two sites": "warning",
     "patients unknown": "warning",
     "empty split": "warning",
@@ -48,6 +49,7 @@ KINDS: Mapping[str, Severity] = {
     "mask among images": "warning",
     "drawing in transparency": "note",
     "labels rounded": "note",
+    "image listed twice": "note",
     "empty mask": "note",
     "identical masks": "note",
     "not labelled": "note",
@@ -107,12 +109,13 @@ Report = Callable[[Finding], None]
 
 
 def refuse(problem: Finding) -> None:
-    """The report of a run: it stops.
+    """The report of whoever cannot go on after an error; warnings and notes pass.
 
     Raises:
-        DataError: The problem.
+        DataError: The problem is an error.
     """
-    raise DataError(str(problem))
+    if problem.severity == "error":
+        raise DataError(str(problem))
 
 
 @dataclass(frozen=True)

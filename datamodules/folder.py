@@ -67,6 +67,7 @@ class FolderDataModule(MultiCenterDataModule):
         self.patient_pattern = _compiled(patient_pattern)
         self.mask_suffix = mask_suffix
         self.missing_masks = missing_masks
+        self._stating: set[str] = set()  # sites whose patients the manifest names
 
     def cases(self) -> list[Case]:
         """Every case of the manifest or the folders; no image is opened.
@@ -84,9 +85,17 @@ class FolderDataModule(MultiCenterDataModule):
         table = self.table
         if table is not None:
             found = read_manifest(table, report)
+            self._stating = {case.site for case, patient in found if patient}
+            found = [(case, patient or case.case) for case, patient in found]
+            for finding in _not_listed([case for case, _ in found]):
+                report(finding)
         else:
             found = [case for site in _site_folders(self.root, report) for case in self._folder(site, report)]
         return _stacked(found, report) if self.stack_slices else [case for case, _ in found]
+
+    def states_patients(self, site: str) -> bool:
+        """Whether a column or a pattern tells the patients of a site."""
+        return self.patient_pattern is not None or site in self._stating
 
     @property
     def table(self) -> Path | None:
@@ -232,7 +241,7 @@ def read_manifest(path: Path, report: Report = refuse) -> list[tuple[Case, str]]
             not there.
 
     Returns:
-        Each case whose image is there, with the patient whose slices a stack gathers.
+        Each case whose image is there, with the patient whose slices a stack gathers; empty where the row names none.
     """
 
     def fault(what: str, cure: str) -> None:
@@ -303,5 +312,23 @@ def _row(row: Mapping[str | None, Any], line: int, table: Path, report: Report) 
     if not there(image.is_file):
         fault("missing image", f"image {image} does not exist", correct)
         return
-    patient = cell["patient"] or cell["group"] or case
-    yield Case(cell["site"], case, cell["group"] or patient, str(image), mask, split), patient
+    patient = cell["patient"] or cell["group"]
+    yield Case(cell["site"], case, cell["group"] or patient or case, str(image), mask, split), patient
+
+
+def _not_listed(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Image files next to listed ones that no row names."""
+    listed = {str(Path(name)) for case in _files(cases) for name in (case.image, case.mask) if name}
+    sites = {str(Path(name).parent): case.site for case in _files(cases) for name in (case.image, case.mask) if name}
+    for folder, site in sites.items():
+        for path in sorted(Path(folder).iterdir()):
+            if path.is_file() and suffix_of(path) in KNOWN and str(path) not in listed:
+                yield Finding(
+                    "not in the manifest", "no row names this file", "add a row, or ignore it", site, file=str(path)
+                )
+
+
+def _files(cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases that are files: slices instead of stacks."""
+    for case in cases:
+        yield from case.slices or (case,)

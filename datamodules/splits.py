@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import floor
 
 from datamodules.cases import SPLITS, Case, Split
 from datamodules.errors import DataError
+from datamodules.findings import Finding
 from datamodules.sampling import derive_seed
 
 
@@ -56,6 +57,25 @@ def assign(cases: Sequence[Case], fractions: Sequence[float], seed: int) -> dict
     if official:
         split |= _carve(split, labelled, site, fractions, seed)
     return {case.case: split[case.patient] for case in cases}
+
+
+def too_few(
+    site: str, split: Mapping[str, str], cases: Sequence[Case], fractions: Sequence[float]
+) -> Iterator[Finding]:
+    """Splits of a site that trains which nobody is left for.
+
+    Args:
+        site: Its name.
+        split: Case to split.
+        cases: All of the site.
+        fractions: Train, val and test as fractions of the site's patients.
+    """
+    filled = set(split.values())
+    for name, fraction in zip(SPLITS[1:], fractions[1:], strict=True):
+        if "train" in filled and name not in filled and fraction > 0:
+            what = f"{len({case.patient for case in cases})} patients are too few: none is left for {name}"
+            cure = f"add patients, set another data.split, or hold the site out with data.unseen=[{site}]"
+            yield Finding("empty split", what, cure, site)
 
 
 def budget(patients: Iterable[str], site: str, count: int | None, seed: int) -> frozenset[str]:

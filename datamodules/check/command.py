@@ -23,7 +23,6 @@ from datamodules import DATASETS
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case
 from datamodules.check.duplicates import Fingerprints
-from datamodules.check.listing import list_cases
 from datamodules.check.reading import open_case
 from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from datamodules.check.sheet import Sheet, draw_sheet, save_sheet
@@ -31,6 +30,8 @@ from datamodules.check.statistics import SiteStatistics, site_findings
 from datamodules.errors import DataError, did_you_mean, nearest
 from datamodules.findings import Finding
 from datamodules.folder import there
+from datamodules.listed import listed
+from datamodules.splits import too_few
 from datamodules.transforms import load_augmentation
 
 USAGE = """python -m datamodules.check DIR [KNOB=VALUE ...] [output=FOLDER]
@@ -70,14 +71,16 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         data: Not set up.
         progress: Show a bar on stderr.
     """
-    cases, findings = list_cases(data)
+    findings: list[Finding] = []
+    cases = data.survey(findings.append)
+    if cases or not findings:
+        cases = listed(cases, data.states_patients, findings.append)
     by_site: dict[str, list[Case]] = {}
     for case in cases:
         by_site.setdefault(case.site, []).append(case)
-    sites = {
-        site: SiteStatistics(site, of_site, _planned(data, site, of_site, findings))
-        for site, of_site in by_site.items()
-    }
+    planned = {site: _planned(data, site, of_site, findings) for site, of_site in by_site.items()}
+    sites = {site: SiteStatistics(site, by_site[site], Counter(split.values())) for site, split in planned.items()}
+    served = {(case.site, case.patient): planned[case.site].get(case.case, "unused") for case in cases}
     if not any(finding.severity == "error" for finding in findings):
         data._check_named(by_site, findings.append)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
@@ -88,27 +91,21 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
-    findings += [*prints.findings(), *site_findings(measured, data.regions, data.channels, data.reading)]
+    findings += [*prints.findings(served), *site_findings(measured, data.regions, data.channels, data.reading)]
     return Checked(measured, findings, sheet)
 
 
 def _planned(
     data: MultiCenterDataModule, site: str, cases: Sequence[Case], findings: list[Finding]
-) -> Mapping[str, int]:
-    """Cases per split, as a run would split them."""
+) -> Mapping[str, str]:
+    """Case to split, as a run would split them."""
     try:
         split = data._assign(site, cases)
     except DataError as error:
         findings.append(Finding.of_error("split impossible", error, site=site))
         return {}
-    numbers = Counter[str](split.values())
-    unseen = "train" not in numbers
-    for name, fraction in zip(("val", "test"), data.split[1:], strict=True):
-        if not unseen and not numbers[name] and fraction > 0:
-            what = f"{len({case.patient for case in cases})} patients are too few: none is left for {name}"
-            cure = f"add patients, set another data.split, or hold the site out with data.unseen=[{site}]"
-            findings.append(Finding("empty split", what, cure, site))
-    return numbers
+    findings += too_few(site, split, cases, data.split)
+    return split
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

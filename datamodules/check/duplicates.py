@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -12,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
-from datamodules.check.reading import Array, Opened
-from datamodules.findings import Finding, few
+from datamodules.check.reading import Opened
+from datamodules.duplicates import Copies, digest, name
+from datamodules.findings import Finding
 
 SIDE = 32
 # Correlation of outlines: 0.94 and more after recompression, halving or a gamma of 0.8; at most 0.83 between images of
@@ -27,10 +26,9 @@ BLOCK = 1024
 class Fingerprints:
     """Hashes of all images and masks, and the outlines of the first ``MOST_SEARCHED`` images."""
 
-    images: dict[bytes, list[tuple[Case, bytes]]] = field(default_factory=lambda: defaultdict(list))
-    masks: dict[bytes, list[tuple[Case, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    copies: Copies = field(default_factory=Copies)
     outlines: list[NDArray[np.int8]] = field(default_factory=list)
-    owners: list[tuple[Case, bytes]] = field(default_factory=list)
+    owners: list[tuple[Case, str]] = field(default_factory=list)
     left_out: int = 0
 
     def add(self, opened: Opened) -> None:
@@ -39,15 +37,12 @@ class Fingerprints:
         for part in opened.parts:
             depth = len(part.image)
             image = digest(part.image)
-            mask = digest(part.labels) if part.labels is not None else b""
-            self.images[image].append((part.case, mask))
-            if part.labels is not None and part.labels.any():
-                self.masks[mask].append((part.case, image))
+            self.copies.add(part.case, (image, "" if part.labels is None else digest(part.labels)))
             if opened.image is not None:
                 self._add_outline(part.case, opened.image[start + depth // 2], image)
             start += depth
 
-    def _add_outline(self, case: Case, plane: Pixels, image: bytes) -> None:
+    def _add_outline(self, case: Case, plane: Pixels, image: str) -> None:
         outline = outlines_of(plane)
         if outline is None:
             return
@@ -57,17 +52,9 @@ class Fingerprints:
         self.outlines.append(outline)
         self.owners.append((case, image))
 
-    def findings(self) -> Iterator[Finding]:
-        """Duplicates of images and masks."""
-        for copies in self.images.values():
-            if len(copies) > 1:
-                yield _duplicate(copies)
-        for copies in self.masks.values():
-            if len({image for _, image in copies}) > 1:
-                first = copies[0][0]
-                what = f"the same mask as {few([_name(case, first) for case, _ in copies[1:]])}, on other images"
-                cure = "right for coarse or copied labels; else correct the pairing"
-                yield Finding("identical masks", what, cure, first.site, first.case, first.mask or "")
+    def findings(self, splits: Mapping[tuple[str, str], str]) -> Iterator[Finding]:
+        """Duplicates of images and masks; ``splits`` tells the split of a site's patient."""
+        yield from self.copies.findings(splits)
         yield from self._near()
 
     def _near(self) -> Iterator[Finding]:
@@ -88,13 +75,6 @@ class Fingerprints:
                     i, j = start + int(row), later + int(column)
                     if i < j and patient[i] != patient[j] and self.owners[i][1] != self.owners[j][1]:
                         yield _near_duplicate(self.owners[i][0], self.owners[j][0], float(alike[row, column]))
-
-
-def digest(array: Array) -> bytes:
-    """A hash of size, type and values."""
-    hashed = hashlib.blake2b(f"{array.shape}{array.dtype.str}".encode(), digest_size=16)
-    hashed.update(np.ascontiguousarray(array).data)
-    return hashed.digest()
 
 
 def outlines_of(plane: Pixels) -> NDArray[np.int8] | None:
@@ -121,31 +101,7 @@ def _unit(outlines: NDArray[np.int8]) -> NDArray[np.float32]:
     return unit
 
 
-def _duplicate(copies: list[tuple[Case, bytes]]) -> Finding:
-    first = copies[0][0]
-    others = few([_name(case, first) for case, _ in copies[1:]])
-    masks = {mask for _, mask in copies}
-    differ = "; their masks differ" if len(masks) > 1 else ""
-    sites = {case.site for case, _ in copies}
-    patients = {(case.site, case.patient) for case, _ in copies}
-    where = (
-        "at another site" if len(sites) > 1 else "of another patient" if len(patients) > 1 else "of the same patient"
-    )
-    cure = "keep one"
-    if len(masks) > 1:
-        cure += ", with the right mask"
-    if len(patients) > 1:
-        cure += "; copies in training and test make scores too good"
-    return Finding(
-        "duplicate image", f"pixel for pixel {others}, {where}{differ}", cure, first.site, first.case, first.image
-    )
-
-
 def _near_duplicate(first: Case, second: Case, alike: float) -> Finding:
-    what = f"looks like {_name(second, first)} (outlines correlate by {alike:.2f}), of another patient"
+    what = f"looks like {name(second, first)} (outlines correlate by {alike:.2f}), of another patient"
     cure = "look at both; if they are one picture, keep one or give both the same patient"
     return Finding("near duplicate", what, cure, first.site, first.case, first.image)
-
-
-def _name(case: Case, seen_from: Case) -> str:
-    return case.case if case.site == seen_from.site else f"{case.site}/{case.case}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules.cases import Case, Pixels
 from datamodules.check.reading import Opened, Part
-from datamodules.consistency import mixed_depths, palettes_differ
+from datamodules.consistency import blank_image, channels_differ, empty_mask, mixed_depths, palettes_differ
 from datamodules.findings import Finding
 from datamodules.readers import Reading, unknown_labels
 from datamodules.regions import Regions
@@ -100,9 +100,7 @@ class SiteStatistics:
             self.with_labels += 1
             self.slices += len(opened.labels)
             self._add_regions(opened.labels, regions)
-            if not opened.labels.any():
-                case, cure = opened.case, "none needed if this is so"
-                yield Finding("empty mask", "nothing is outlined", cure, case.site, case.case, case.mask or "")
+            yield from empty_mask(opened.case, opened.labels)
 
     def _add_part(self, part: Part, known: frozenset[int], regions: Regions) -> Iterator[Finding]:
         case, image = part.case, part.image
@@ -113,9 +111,7 @@ class SiteStatistics:
             self.spacings[tuple(round(side, 3) for side in part.spacing)] += 1
         low, high = float(image.min()), float(image.max())
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
-        if low == high:
-            what, cure = f"every value is {low:g}", "replace the image or leave it out"
-            yield Finding("blank image", what, cure, file=case.image, **where)
+        yield from blank_image(case, image)
         if part.labels is None:
             return
         if part.colours:
@@ -191,7 +187,7 @@ def site_findings(
     sites: Sequence[SiteStatistics], regions: Regions, channels: int | str, reading: Reading
 ) -> Iterator[Finding]:
     """What can be told only after all cases were read."""
-    yield from _channel_findings(sites, channels)
+    yield from channels_differ({site.site: site.channels for site in sites}, channels)
     yield from mixed_depths({site.site: site.scaled for site in sites}, reading)
     for one in sites:
         yield from palettes_differ(one.colours, reading)
@@ -210,21 +206,3 @@ def site_findings(
         if matrix[i, j] > FAR:
             what = f"brightness of {names[i]} and {names[j]} lies {matrix[i, j]:.1f} sd apart, the most of all sites"
             yield Finding("sites differ", what, "none needed: this is what federated methods are compared on")
-
-
-def _channel_findings(sites: Sequence[SiteStatistics], wanted: int | str) -> Iterator[Finding]:
-    found = Counter[int]()
-    for site in sites:
-        found.update(site.channels)
-    if not found:
-        return
-    colour = set(found) <= {1, 3}
-    target = int(wanted) if wanted != "auto" else 3 if colour else found.most_common(1)[0][0]
-    for site in sites:
-        for channels, count in site.channels.items():
-            told = f"{count} case(s) have {channels} channels, others {target}"
-            if channels != target and {channels, target} != {1, 3}:
-                yield Finding("channels differ", told, "export all images with the same channels", site.site)
-            elif channels < target and wanted == "auto" and len(found) > 1:
-                cure = "none needed: grey is repeated; data.channels=1 makes all images grey instead"
-                yield Finding("grey and colour", told, cure, site.site)
