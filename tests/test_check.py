@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from datamodules import DataError, FolderDataModule, PhantomDataModule
-from datamodules.check.command import FAULTY, MISTAKE, READY, check, main
+from datamodules.check.command import check
 from datamodules.check.duplicates import ALIKE, outlines_of
 from datamodules.check.sheet import Sheet
 from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
 from datamodules.duplicates import digest
 from datamodules.findings import KINDS, Finding
+from launch.check import FAULTY, MISTAKE, READY, main
 from tests.data_files import make_site, make_sites, picture, save, save_volume, square, write_manifest
 
 Damage = Callable[[Path], None]
@@ -567,7 +568,7 @@ def test_named_layout_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
         ([], "name the folder"),
         (["nowhere"], "nowhere is no folder"),
         (["data=fundos", "root=."], "did you mean 'fundus'"),
-        ([".", "data.regoins={a: [1]}"], "did you mean 'regions'"),
+        ([".", "data.regoins={a: [1]}"], "did you mean 'data.regions'"),
         ([".", "batch_size=many"], "batch_size"),
         ([".", "regions={a: [0]}"], "background"),
         ([".", "split=[1, 1, 1]"], "three fractions"),

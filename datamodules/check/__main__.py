@@ -1,7 +1,7 @@
-"""`python -m datamodules.check DIR`."""
+"""`python -m datamodules.check DIR`: its command line lies with those of all commands."""
 
 import sys
 
-from datamodules.check.command import main
+from launch.check import main
 
 sys.exit(main(sys.argv[1:]))
