@@ -43,9 +43,9 @@ def run(arguments: Sequence[str]) -> None:
         return
     config = read_settings([argument for argument in arguments if argument != "--config"])
     if "--config" in arguments:
-        from omegaconf import OmegaConf
+        from configs.compose import as_yaml
 
-        print(OmegaConf.to_yaml(config), end="")
+        print(as_yaml(config), end="")
         return
     if config.engine == "flower-simulation":
         from launch.simulation import execute_in_simulation as execute

@@ -7,6 +7,7 @@ said about that group. Files state departures only; defaults live in signatures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, ScalarEvent, YAMLError
 
 from configs.knobs import knobs, unknown, validated
+from configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
 
 FOLDER = Path(__file__).parent
 Owner = Callable[..., Any]
@@ -59,7 +61,7 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     """
     command_line = parsed(arguments, schema)
     default = _read(FOLDER / "default.yaml") if base is None else _as_layer(base, schema)
-    experiment = _experiment(command_line.get("experiment"), schema)
+    experiment = _experiment(asked(command_line, "experiment", str | None), schema)
     merged: dict[str, Any] = {}
     errors: list[str] = []
     for group, owners in schema.groups.items():
@@ -70,7 +72,7 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
         if odd := [value for value in said if not isinstance(value, Mapping)]:
             first = next(iter(knobs(owner)))
             errors.append(
-                f"{section}={odd[0]} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
+                f"{section}={shown(odd[0])} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
             )
             continue
         merged[section], problems = validated(owner, _merge(*said), f"{section}.")
@@ -116,6 +118,13 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
     return config
 
 
+def as_yaml(config: DictConfig) -> str:
+    """A config as text, which `load` reads as the same config."""
+    return yaml.dump(
+        OmegaConf.to_container(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
+    )
+
+
 def departing(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """The same settings but for some, read-only too.
 
@@ -138,21 +147,58 @@ def choices(group: str, owners: Mapping[str, Owner]) -> list[str]:
 
 
 def parsed(arguments: Sequence[str], schema: Schema) -> dict[str, Any]:
-    """What the command line says, not yet checked against any owner.
+    """What the command line says: words, which the types of their settings read later.
 
     Raises:
         ConfigError: an argument that is not of the form key=value, or cannot be read.
     """
-    dotted = []
+    found: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key.startswith("-"):
-            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
-        dotted.append(f"{key}.name={value}" if key in schema.groups and not value.startswith("{") else argument)
+        if not equals or not key or key.startswith("-"):
+            raise ConfigError(f"{shown(Word(argument))!r} is not of the form key=value; see --help")
+        if why := unfit(value):
+            raise ConfigError(f"{key}={shown(Word(value))} {why}")
+        _put(found, key, Word(value), schema)
+    return found
+
+
+def asked(given: Mapping[str, Any], key: str, kind: Any) -> Any:
+    """What `parsed` found for a setting without a section; None if nothing, or what `compose` will refuse."""
     try:
-        return _plain(OmegaConf.from_dotlist(dotted))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"cannot read the overrides {' '.join(arguments)}: {error}") from error
+        return meant(given.get(key), kind)
+    except MisreadError:
+        return None
+
+
+def _put(found: dict[str, Any], key: str, value: Word, schema: Schema) -> None:
+    """File a word of the command line under its dotted key; the last of equal keys counts."""
+    path = key.split(".")
+    parts = {*schema.groups, *schema.sections}
+    bracketed = len(path) == 1 and key in parts and value.startswith("{")
+    if key in schema.groups and not bracketed:
+        path = [key, "name"]
+    place = found
+    for depth, part in enumerate(path[:-1], 1):
+        before = place.get(part, {})
+        if isinstance(before, Word) and before.startswith("{"):  # told whole, and now a part of it
+            before = _opened(".".join(path[:depth]), before)
+        place[part] = place = before if isinstance(before, dict) else {}
+    if bracketed:
+        before = found.get(key)
+        found[key] = (before if isinstance(before, dict) else {}) | _opened(key, value)
+    else:
+        place[path[-1]] = value
+
+
+def _opened(key: str, value: Word) -> dict[str, Any]:
+    try:
+        inside = flow(value)
+    except ValueError as error:
+        raise ConfigError(f"{key}={shown(value)}: {error}") from error
+    if not isinstance(inside, dict):
+        raise ConfigError(f"{key}={shown(value)} should look like {{KEY: VALUE}}")
+    return inside
 
 
 def _resolved(config: Mapping[Any, Any], schema: Schema) -> bool:
@@ -169,8 +215,8 @@ def _as_layer(base: Mapping[Any, Any], schema: Schema) -> dict[str, Any]:
     return layer
 
 
-def _experiment(name: str | None, schema: Schema) -> dict[str, Any]:
-    if name is None:
+def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
+    if not isinstance(name, str) or not name:
         return {}
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / "experiment" / f"{name}.yaml"
     if not path.is_file():
@@ -193,7 +239,7 @@ def _group(
     for layer in layers:
         values = layer.get(group, {})
         values = {"name": values} if isinstance(values, str) else _merge(values)
-        named = values.pop("name", choice)
+        named = str(values.pop("name", choice))
         said = [*said, values] if named == choice else [values]
         choice = named
     if choice not in (known := choices(group, owners)):
@@ -201,9 +247,9 @@ def _group(
     path = FOLDER / group / f"{choice}.yaml"
     departures = _read(path) if path.is_file() else {}
     only = next(iter(owners)) if len(owners) == 1 else choice
-    owner = departures.pop("name", choice if choice in owners else only)
+    owner = str(departures.pop("name", choice if choice in owners else only))
     if owner not in owners:
-        return {}, [f"{path.name}: " + unknown(str(owner), owners, f"{group}.name")]
+        return {}, [f"{path.name}: " + unknown(owner, owners, f"{group}.name")]
     told = _merge(departures, *said)
     own = {name: key for name, key in told.items() if name in knobs(owners[owner]) or not _elsewhere(name, owners)}
     foreign = [
@@ -232,13 +278,29 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return _plain(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        found = tree(path.read_text(encoding="utf-8"), path.name) or {}
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {shown(found)}")
+    return found
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else deepcopy(config)
-    if not isinstance(container, dict):
-        raise ConfigError(f"expected a mapping at the top, got {container!r}")
+    assert isinstance(container, dict)  # `load` lets nothing else pass
     return {str(key): value for key, value in container.items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts every text in quotes that some reader of YAML could take for something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Unusual ends of lines are escaped."""
+        style = '"' if any(sign in data for sign in "\r\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+.0-9][-+.0-9eE_]*$"), list("-+.0123456789"))
+_Dumper.add_representer(str, _Dumper.represent_str)

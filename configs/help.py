@@ -7,17 +7,16 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
-
 from configs.compose import FOLDER, Schema, choices
 from configs.knobs import REQUIRED, Knob, knobs
+from configs.words import tree
 
 WIDTH = 110
 
 
 def help_text(schema: Schema, usage: str) -> str:
     """Everything a user can set."""
-    told = yaml.safe_load((FOLDER / "default.yaml").read_text(encoding="utf-8"))
+    told = tree((FOLDER / "default.yaml").read_text(encoding="utf-8"))
     chosen = " ".join(_departures(told))
     parts = [
         usage,

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from configs.words import MisreadError, Word, meant, shown, source_of
+
 REQUIRED = inspect.Parameter.empty
 WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -86,13 +88,43 @@ def validated(
     settings = knobs(owner)
     known = [*(prefix + name for name in settings), *beside]
     errors = [unknown(f"{prefix}{key}", known) for key in values if key not in settings]
-    given = {name: _plain(value) for name, value in values.items() if name in settings}
+    given: dict[str, Any] = {}
+    misread: dict[str, str] = {}
+    for name, value in values.items():
+        if name in settings:
+            try:
+                given[str(name)] = _plain(_taken(value, settings[name]))
+            except MisreadError as refusal:
+                misread[str(name)] = _refused(prefix + name, value, settings[name], refusal)
     try:
         # as JSON: a list may fill a tuple, yet neither words nor booleans pass for numbers
-        values = _model(owner).model_validate_json(json.dumps(given)).model_dump(by_alias=True)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}, errors  # as YAML reads it
+        whole = _model(owner).model_validate_json(json.dumps(given)).model_dump(by_alias=True)
     except ValidationError as error:
-        return given, errors + _lines(error, settings, prefix)
+        misread = _lines(error, settings, prefix, values) | misread
+        whole = given
+    # lists as YAML reads them
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in whole.items()}, errors + list(misread.values())
+
+
+def _taken(value: Any, knob: Knob) -> Any:
+    """What a word means to a knob; nothing at all is an accident, such as a variable of the shell that is not set."""
+    if isinstance(value, Word) and value.kind == "shell" and not value and knob.default != "":
+        null = type(None) in typing.get_args(knob.type)
+        raise MisreadError(value, "null" if null else "", "" if null else "it is empty; leave it out for the default")
+    return meant(value, knob.type)
+
+
+def _refused(key: str, value: Any, knob: Knob, refusal: MisreadError) -> str:
+    """The line for a word that a knob cannot take, with the right spelling where it is known."""
+    source = source_of(value)
+    parts = [f"{key}={shown(value)} should be {knob.type_name}"]
+    if refusal.word is not value:
+        parts.append(f"{shown(refusal.word)!r} is not")
+    if refusal.why:
+        parts.append(refusal.why)
+    if refusal.right:
+        parts.append(f"write {key}={refusal.right}")
+    return "; ".join(parts) + (f" ({source})" if source else "")
 
 
 def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
@@ -149,21 +181,19 @@ def _is_setting(parameter: inspect.Parameter, owner: Callable[..., Any]) -> bool
 
 
 def _plain(value: Any) -> Any:
-    """Undo what sweeps do to values: None arrives as the word, and 1000 may arrive as 1e3."""
-    if value == "None":
-        return None
+    """A whole number may be told as 5.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _lines(error: ValidationError, settings: Mapping[str, Knob], prefix: str) -> list[str]:
+def _lines(
+    error: ValidationError, settings: Mapping[str, Knob], prefix: str, values: Mapping[str, Any]
+) -> dict[str, str]:
     lines: dict[str, str] = {}
     for problem in error.errors():
         name = str(problem["loc"][0]).removeprefix("knob_")
         knob = settings[name]
         if problem["type"] == "missing":
             lines[name] = f"{prefix}{name} is needed ({knob.type_name}): {knob.description}"
-        elif name not in lines:
-            where = ".".join(str(part) for part in problem["loc"][1:] if isinstance(part, int))
-            inside = f" (entry {where})" if where else ""
-            lines[name] = f"{prefix}{name}={problem['input']!r}{inside} should be {knob.type_name}"
-    return list(lines.values())
+        else:
+            lines.setdefault(name, _refused(prefix + name, values[name], knob, MisreadError(values[name])))
+    return lines

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from configs.compose import ConfigError, departing
+from configs.compose import ConfigError, as_yaml, departing
 from federation.checkpoint import Checkpoint
 from federation.engine import RoundError, check_cohort
 from federation.flower.records import Facts, Question
@@ -69,7 +69,7 @@ class Across:
             raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
         transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
         # whoever is there at the start must be there again when the run is resumed
-        folder.write_config(OmegaConf.to_yaml(departing(config, {"deployment.sites": list(sites)})))
+        folder.write_config(as_yaml(departing(config, {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
@@ -91,7 +91,7 @@ class Across:
 
     def _transport(self, config: DictConfig, settings: Experiment, run: str) -> FlowerTransport:
         way = settings.deployment
-        question = Question("hello", run, OmegaConf.to_yaml(config))
+        question = Question("hello", run, as_yaml(config))
         start = State()
         if settings.pretrained is not None:
             start = State({"encoder": settings.pretrained.tensors}, {"round": float(settings.pretrained.round)})

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, compose, load, parsed
+from configs.compose import ConfigError, as_yaml, asked, compose, load, parsed
 from datamodules.findings import COLUMNS, Finding, as_rows, causes
 from federation.checkpoint import Checkpoint
 from federation.engine import Federation
@@ -50,16 +50,17 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
     given = parsed(arguments, SCHEMA)
     if swept_by_agent() and "mode" not in given.get("wandb", {}):
         arguments = [*arguments, "wandb.mode=online"]
-    if given.get("resume") is not True:
+    if asked(given, "resume", bool) is not True:
         config = compose(arguments, SCHEMA)
         if config.resume:
             raise ConfigError("resume=true belongs on the command line, beside output=DIR")
         if swept_by_agent() and config.output is None and (folder := RunFolder(default_folder(config))).holds_run:
             return read_settings([*arguments, f"output={folder.path}", "resume=true"])  # the agent started it again
         return config
-    if given.get("output") is None:
+    output = asked(given, "output", str | None)
+    if not output:
         raise ConfigError("resume=true needs output=DIR, the folder of the run to go on with")
-    saved = saved_config(RunFolder(str(given["output"])))
+    saved = saved_config(RunFolder(output))
     config = compose(arguments, SCHEMA, base=saved)
     if changed := differences(saved, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
@@ -116,7 +117,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
     if checkpoint.round:
         check_splits(folder, experiment.data.splits())
-    folder.write_config(OmegaConf.to_yaml(config))
+    folder.write_config(as_yaml(config))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
     note_findings(folder, experiment.data.findings, part=job_type != "train")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from configs.compose import ConfigError, compose, departing, load
+from configs.compose import ConfigError, as_yaml, compose, departing, load
 from datamodules.errors import DataError
 from evaluation import check_metrics
 from federation.contract import Row, Task
@@ -185,7 +185,7 @@ class LaunchedSite:
         self.folder.write_splits(rows)
         note_findings(self.folder, self.experiment.data.findings)
         self.folder.write_environment({"seed": self.experiment.config.seed})
-        self.folder.write_config(OmegaConf.to_yaml(self.experiment.config))
+        self.folder.write_config(as_yaml(self.experiment.config))
 
     @cached_property
     def transport(self) -> InProcess:

@@ -211,7 +211,7 @@ def plan(sweep: Sweep, combinations: Sequence[Combination], output: Path) -> lis
     """All jobs; a combination that was drawn twice is run once.
 
     Raises:
-        ConfigError: a combination makes no config, or `train.py` would read another folder's name; nothing has started.
+        ConfigError: a combination makes no config; nothing has started.
     """
     jobs: dict[str, Job] = {}
     for combination in combinations:
@@ -221,11 +221,6 @@ def plan(sweep: Sweep, combinations: Sequence[Combination], output: Path) -> lis
             config = compose(told, SCHEMA)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-        if config.output != str(output / name):
-            raise ConfigError(
-                f"output={output}: train.py reads settings as YAML and would write into {config.output}; take a folder "
-                "without '#' in its name"
-            )
         if config.trainer.threads is None:
             told.append("trainer.threads=1")
         jobs.setdefault(name, Job(name, combination, tuple(told), config, output / name))

@@ -235,10 +235,11 @@ def test_wandb_is_off_unless_somebody_says_otherwise(
     assert job.config.wandb.mode == compose(job.arguments, SCHEMA).wandb.mode == mode
 
 
-def test_a_folder_whose_name_the_runs_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a #b", "2024_01_02", "12:30", "[a, b]", "{a: b}", "'a'", "no"])
+def test_a_folder_of_any_name_is_the_one_that_runs_write_into(tmp_path: Path, name: str) -> None:
     sweep = Sweep.read(str(written(tmp_path, parameters={"seed": {"value": 0}})))
-    with pytest.raises(ConfigError, match=f"would write into {tmp_path}/a; take a folder without '#'"):
-        plan(sweep, sweep.combinations(None, 0), tmp_path / "a #b")
+    (job,) = plan(sweep, sweep.combinations(None, 0), tmp_path / name)
+    assert job.config.output == str(job.folder) == str(tmp_path / name / "run")
 
 
 # ------------------------------------------------------------------------------------------------------------ running
