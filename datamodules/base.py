@@ -20,7 +20,9 @@ from datamodules.consistency import blank_image, channels_differ, empty_mask, mi
 from datamodules.duplicates import Copies, prints
 from datamodules.errors import DataError, nearest
 from datamodules.findings import Finding, Report, refuse
+from datamodules.grid import fit_planes
 from datamodules.listed import listed
+from datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
 from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
@@ -56,6 +58,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         neighbours: Adjacent slices on either side of a slice that join it as channels; the edge slice is repeated.
         foreground_slices_only: Train on slices with a label of some region only (volumes and stacks).
         ignore_labels: Label ids that may occur in masks although no region has them; they count as background.
+        absent: Regions that never occur at a site, {hospital_b: [lesion]}: a region that no mask of a site shows is
+            refused unless it is named here; it has no score there.
+        vanishing: When more than 5 % of a site's cases with a region lose it on the network's grid: "refuse", or
+            "allow" with a warning.
         label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
         transparency: What counts in masks whose colours and opacity both vary: "ignore" opacity, take it as the
             "drawing", or "auto", which refuses where that is not certain.
@@ -96,6 +102,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         neighbours: int = 0,
         foreground_slices_only: bool = False,
         ignore_labels: Sequence[int] = [],
+        absent: Mapping[str, Sequence[str]] = {},
+        vanishing: Vanishing = "refuse",
         label_values: Mapping[int | str, int] | None = None,
         transparency: Transparency = "auto",
         intensity: Intensity = "percentile",
@@ -132,6 +140,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             axis=axis,
             canonical=canonical,
         )
+        self.absent = {str(site): tuple(names) for site, names in absent.items()}
+        self.vanishing: Vanishing = vanishing
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
         self._without_labels = tuple(sorted(set(unlabelled)))
@@ -148,6 +158,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(f"data.{name}={value}: at least {least}")
         if self.channels != "auto" and self.channels < 1:
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
+
+        for site, names in self.absent.items():
+            for name in names:
+                if name not in self.regions.names:
+                    raise DataError(
+                        f"data.absent: site {site!r} has {name!r}, which is no region; "
+                        f"{nearest(name, self.regions.names)}"
+                    )
 
     # --- what a subclass furnishes ------------------------------------------------------------------------------------
 
@@ -228,6 +246,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         by_site = self._listed()
         splits = {site: self._assign(site, cases) for site, cases in by_site.items()}
         stores = [self._store(cases) for cases in by_site.values()]
+        occurring = [self._occurrence(site, store, splits[site]) for site, store in zip(by_site, stores, strict=True)]
+        for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
+            self.tell(finding)
         slices = SliceSet(stores, self.regions, self._common_channels(stores), self.neighbours, augmentation)
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
@@ -240,6 +261,34 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         small = [finding for site, of in by_site.items() for finding in too_few(site, splits[site], of, self.split)]
         for finding in (*small, *self._findings(stores), *self._copies(stores, splits)):
             self.tell(finding)
+
+    @property
+    def expected(self) -> Expected:
+        """What the settings say of where regions occur."""
+        alone = self._only is not None  # others may have the test cases
+        return Expected(self.regions, self.absent, self.vanishing, self.split[2] > 0 and not alone)
+
+    def trains(self, site: str) -> bool:
+        """Whether a site trains with labels."""
+        return site not in (*self._held_out, *self._without_labels)
+
+    def _occurrence(self, site: str, store: Store, split: Mapping[str, Assigned]) -> Occurrence:
+        serves = self.serving(site, store.cases, split)
+        cases = [
+            shown(case, serves.get(case.case), entry.label_ids, store.truth(number), self.regions)
+            for number, (case, entry) in enumerate(zip(store.cases, store.entries, strict=True))
+            if case.labelled
+        ]
+        return Occurrence(site, self.trains(site), cases)
+
+    def size_that_keeps(self, cases: Sequence[Case], region: str) -> str:
+        """The data.size on which all of these cases show a region that their own masks show."""
+        ids = list(self.regions.labels[region])
+        masks = [mask for case in cases if (mask := self.read(case).labels) is not None]
+        size = self.size
+        while not all(np.isin(fit_planes(mask, size), ids).any() for mask in masks):
+            size = (2 * size[0], 2 * size[1])
+        return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
@@ -259,7 +308,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         return by_site
 
     def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
-        for knob, named in (("unseen", self._held_out), ("unlabelled", self._without_labels)):
+        knobs = {"unseen": self._held_out, "unlabelled": self._without_labels, "absent": tuple(self.absent)}
+        for knob, named in knobs.items():
             for site in named:
                 if site not in by_site:
                     report(Finding("layout", f"data.{knob}: no site {site!r}", nearest(site, by_site)))
@@ -353,27 +403,32 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(f"{case} has {channels} channels, but {other}; export all images alike")
         return wanted
 
+    def serving(self, site: str, cases: Sequence[Case], split: Mapping[str, Assigned]) -> dict[str, Split]:
+        """What the labelled cases of a site serve for; those over the label budget serve for nothing."""
+        taught = [case for case in cases if case.labelled and split[case.case] == "train"]
+        paid = budget({case.patient for case in taught}, site, self.labelled_patients, self.split_seed)
+        if site in self._without_labels:
+            paid = frozenset()
+        serves: dict[str, Split] = {case.case: "train" for case in taught if case.patient in paid}
+        for name in SPLITS[1:]:
+            serves |= {case.case: name for case in cases if case.labelled and split[case.case] == name}
+        return serves
+
     def _site(self, index: int, store: Store, split: dict[str, Assigned], shared: Shared) -> SiteData:
         site = store.cases[0].site
         train = [number for number, case in enumerate(store.cases) if split[case.case] == "train"]
-        with_labels = [number for number in train if store.cases[number].labelled]
-        paid = budget(
-            {store.cases[number].patient for number in with_labels}, site, self.labelled_patients, self.split_seed
-        )
-        if site in self._without_labels:
-            paid = frozenset()
-        taught = [number for number in with_labels if store.cases[number].patient in paid]
+        serves = self.serving(site, store.cases, split)
+        scored: dict[Split, list[tuple[int, int]]] = {
+            name: [(index, number) for number, case in enumerate(store.cases) if serves.get(case.case) == name]
+            for name in SPLITS
+        }
+        taught = [number for _, number in scored["train"]]
         labelled = self._slices(index, store, taught, self.foreground_slices_only)
-        if site not in (*self._held_out, *self._without_labels) and not len(labelled):
+        if self.trains(site) and not len(labelled):
             raise DataError(
                 f"site {site!r}: no training slice shows any region; set data.foreground_slices_only=false, or check "
                 "data.regions and the masks"
             )
-        scored: dict[Split, list[tuple[int, int]]] = {
-            name: [(index, n) for n, case in enumerate(store.cases) if case.labelled and split[case.case] == name]
-            for name in SPLITS
-        }
-        scored["train"] = [(index, number) for number in taught]
         return SiteData(
             site,
             index,

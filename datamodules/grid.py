@@ -41,6 +41,11 @@ def fit_labels(labels: Labels, size: tuple[int, int]) -> Labels:
     return labels
 
 
+def fit_planes(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Brings every slice of (D, H, W) label ids to a grid; see `fit_labels`."""
+    return np.stack([fit_labels(plane, size) for plane in labels])
+
+
 def _smaller(labels: Labels, size: tuple[int, int]) -> Labels:
     ids = np.flatnonzero(np.bincount(labels.ravel()))
     grid = np.zeros(size, np.uint8)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.cases import Pixels, Sample
 from datamodules.errors import DataError, did_you_mean, nearest
-from datamodules.grid import fit_labels
+from datamodules.grid import fit_planes
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version
 import albumentations as A  # noqa: N812
@@ -28,7 +28,7 @@ PARTS = ("geometric", "appearance")
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Brings a sample to the network's size: images by area (shrinking) or linearly, masks by `fit_labels`.
+    """Brings a sample to the network's size: images by area (shrinking) or linearly, masks by `fit_planes`.
 
     Args:
         sample: Of any size.
@@ -45,7 +45,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     image = np.stack([_resize(plane, size, how) for plane in sample.image])
     labels = sample.labels
     if labels is not None:
-        labels = np.stack([fit_labels(plane, size) for plane in labels])
+        labels = fit_planes(labels, size)
     spacing = sample.spacing
     if spacing is not None:
         spacing = (spacing[0], spacing[1] * height / size[0], spacing[2] * width / size[1])

@@ -188,8 +188,9 @@ def test_training_may_be_kept_to_slices_that_show_a_region(volumes: Path) -> Non
     assert {int(k) for batch in site.train_batches(0, 6) for k in batch["slice"]} == {1, 2, 3}
     assert {int(k) for batch in site.unlabelled_batches(0, 9) for k in batch["slice"]} == {0, 1, 2, 3, 4}
     assert len(torch.cat([batch["slice"] for batch in site.eval_batches("test")])) == 5
+    absent = {"mr": ["other"]}
     with pytest.raises(DataError, match="site 'mr': no training slice shows any region"):
-        folder(volumes, foreground_slices_only=True, regions={"other": [2]}, ignore_labels=[1])
+        folder(volumes, foreground_slices_only=True, regions={"other": [2]}, ignore_labels=[1], absent=absent)
 
 
 def stacked_rows(root: Path, patients: int = 5, slices: int = 12) -> list[dict[str, str]]:
@@ -466,9 +467,13 @@ def test_masks_of_0_and_255_and_labels_to_ignore(root: Path) -> None:
         save(path, square(label=255))
     mask = next(iter(folder(root).site("north").train_batches(0, 1)))["mask"]
     assert mask.sum((1, 2, 3)).tolist() == [64] * 4
+    two = {"disc": [1, 2], "cup": [2]}
     with pytest.raises(DataError, match="unknown label ids 255"):
-        folder(root, regions={"disc": [1, 2], "cup": [2]})
-    ignoring = folder(root, regions={"disc": [1, 2], "cup": [2]}, ignore_labels=[255])
+        folder(root, regions=two)
+    with pytest.raises(DataError, match="no mask of any site shows 'cup'"):
+        folder(root, regions=two, ignore_labels=[255])
+    absent = {"north": ["disc", "cup"], "south": ["cup"], "west": ["cup"]}
+    ignoring = folder(root, regions=two, ignore_labels=[255], absent=absent)
     assert next(iter(ignoring.site("north").train_batches(0, 1)))["mask"].sum() == 0
     mapped = folder(root, regions={"disc": [1, 2], "cup": [2]}, label_values={255: 2})
     assert next(iter(mapped.site("north").train_batches(0, 1)))["mask"].sum((0, 2, 3)).tolist() == [256, 256]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from tqdm import tqdm
 
-from datamodules.base import MultiCenterDataModule
+from datamodules.base import Assigned, MultiCenterDataModule
 from datamodules.cases import Case
 from datamodules.check.duplicates import Fingerprints
 from datamodules.check.reading import open_case
@@ -16,7 +17,9 @@ from datamodules.check.sheet import Sheet
 from datamodules.check.statistics import SiteStatistics, site_findings
 from datamodules.errors import DataError
 from datamodules.findings import Finding
+from datamodules.grid import fit_planes
 from datamodules.listed import listed
+from datamodules.occurrence import Occurrence, occurrence_findings, shown
 from datamodules.splits import too_few
 
 
@@ -56,20 +59,28 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         data._check_named(by_site, findings.append)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
     known = data.regions.ids | data.ignore_labels | {0}
+    serves = {site: data.serving(site, own, planned[site]) if planned[site] else {} for site, own in by_site.items()}
+    occurring = {site: Occurrence(site, data.trains(site)) for site in by_site}
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
         opened = open_case(data, case, findings)
         findings += sites[case.site].add(opened, data.regions, known)
+        if (labels := opened.labels) is not None:
+            ids, grid = np.flatnonzero(np.bincount(labels.ravel())), fit_planes(labels, data.size)
+            of_case = shown(case, serves[case.site].get(case.case), ids.tolist(), grid, data.regions)
+            occurring[case.site].cases.append(of_case)
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
-    findings += [*prints.findings(served), *site_findings(measured, data.regions, data.channels, data.reading)]
+    expected = replace(data.expected, tested=data.expected.tested and all(planned.values()))
+    findings += occurrence_findings(list(occurring.values()), expected, data.size_that_keeps)
+    findings += [*prints.findings(served), *site_findings(measured, data.channels, data.reading)]
     return Checked(measured, findings, sheet)
 
 
 def _planned(
     data: MultiCenterDataModule, site: str, cases: Sequence[Case], findings: list[Finding]
-) -> Mapping[str, str]:
-    """Case to split, as a run would split them."""
+) -> Mapping[str, Assigned]:
+    """Case to split, as a run would split them; empty where it could not."""
     try:
         split = data._assign(site, cases)
     except DataError as error:

@@ -183,22 +183,12 @@ def distances(sites: Sequence[SiteStatistics]) -> tuple[list[str], NDArray[np.fl
     return [site.site for site in usable], matrix
 
 
-def site_findings(
-    sites: Sequence[SiteStatistics], regions: Regions, channels: int | str, reading: Reading
-) -> Iterator[Finding]:
+def site_findings(sites: Sequence[SiteStatistics], channels: int | str, reading: Reading) -> Iterator[Finding]:
     """What can be told only after all cases were read."""
     yield from channels_differ({site.site: site.channels for site in sites}, channels)
     yield from mixed_depths({site.site: site.scaled for site in sites}, reading)
     for one in sites:
         yield from palettes_differ(one.colours, reading)
-    for name, ids in regions.labels.items():
-        without = [site.site for site in sites if site.with_labels and not site.regions[name].shares]
-        cure = f"check data.regions ({name}: {list(ids)}) and the masks' label ids"
-        if without and len(without) == sum(site.with_labels > 0 for site in sites):
-            yield Finding("region never occurs", f"no mask of any site shows {name!r}", cure)
-        else:
-            for site in without:
-                yield Finding("region never occurs", f"no mask shows {name!r}", cure, site)
     measured = distances(sites)
     if measured is not None:
         names, matrix = measured
