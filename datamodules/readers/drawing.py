@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ def drawing(stored: Stored, reading: Reading, tell: Tell) -> tuple[Array, int | 
 
 def distinct(values: Array) -> list[int]:
     """Different values, rising; counting them, or hashing, is far faster than sorting."""
+    if values.size and values.dtype == np.uint8:
+        counted = cv2.calcHist([np.ascontiguousarray(values).reshape(len(values), -1)], [0], None, [256], [0, 256])
+        return [int(value) for value in np.flatnonzero(counted)]
     if values.size and values.dtype.kind in "iub":
         low, high = int(values.min()), int(values.max())
         if high - low < 2**16:
