@@ -818,7 +818,8 @@ def test_a_run_and_the_check_tell_the_same_of_masks(tmp_path: Path, cache: str) 
         else:
             write_png(path, np.dstack([square() * 0, square() * 255]), 8, GREY_ALPHA)
     for _ in range(2):  # the second time from the cache
-        run = folder(root, cache=cache, cache_dir=str(tmp_path / "cache")).findings
+        told = folder(root, cache=cache, cache_dir=str(tmp_path / "cache")).findings
+        run = [finding for finding in told if finding.kind in ("drawing in transparency", "lossy mask")]
         assert sorted({(finding.kind, finding.site) for finding in run}) == [
             ("drawing in transparency", "b"),
             ("lossy mask", "b"),
@@ -852,14 +853,13 @@ def test_one_picture_at_two_depths_is_told_and_made_alike_by_the_cure(tmp_path: 
         return float(np.abs(as_unit(data.site("a").image(case)) - as_unit(data.site("b").image(case))).max())
 
     data = folder(tmp_path)
-    (finding,) = data.findings
+    (finding,) = [finding for finding in data.findings if finding.kind == "mixed bit depth"]
     assert finding in check(FolderDataModule(root=str(tmp_path))).findings
-    assert finding.kind == "mixed bit depth"
     assert "8-bit images at a (6), deeper ones at b (6)" in finding.what
     assert "data.scale_8bit=true" in finding.cure
     assert difference(data) > 0.1
     cured = folder(tmp_path, scale_8bit=True)
-    assert cured.findings == []
+    assert "mixed bit depth" not in [finding.kind for finding in cured.findings]
     assert difference(cured) < 1e-3
     kinds = [finding.kind for finding in check(FolderDataModule(root=str(tmp_path), scale_8bit=True)).findings]
     assert "mixed bit depth" not in kinds
