@@ -19,7 +19,7 @@ from PIL import Image
 from datamodules import Case, DataError, FolderDataModule
 from datamodules.check.command import check
 from datamodules.findings import KINDS
-from datamodules.readers import Reading, read_case
+from datamodules.readers import Reading, Stored, map_labels, read_case
 from tests.data_files import folder, make_site, square
 from tests.mask_files import (
     GREY_ALPHA,
@@ -600,6 +600,81 @@ def test_a_palette_that_differs_in_transparency_only(tmp_path: Path) -> None:
 def test_images_take_the_colours_of_their_palette(tmp_path: Path, suffix: str) -> None:
     path = indexed(tmp_path / "i", drawn(), [RED, GREEN, *[(9, 9, 9)] * 254], suffix)
     assert np.array_equal(read_case(Case("a", "c", "c", str(path)), Reading()).image[0], paint(RED, GREEN))
+
+
+def outcome(path: Path, **knobs: Any) -> object:
+    """Labels, or the refusal without its place."""
+    try:
+        return labels(path, **knobs).tolist()
+    except DataError as error:
+        return str(error).partition(path.name)[2]
+
+
+RULES: list[dict[int | str, int] | None] = [
+    None,
+    {255: 1},
+    {">=128": 1, "<128": 0},
+    {"255,0,0": 1, "255,255,255": 2},
+    {2: 1},
+]
+COLOURS_OF_PALETTES = [BLACK, WHITE, RED, GREEN, (128, 128, 128), (1, 1, 1), (2, 2, 2)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    indices=arrays(np.uint8, (HEIGHT, WIDTH), elements=st.integers(0, 3)),
+    palette=st.lists(st.sampled_from(COLOURS_OF_PALETTES), min_size=4, max_size=4),
+    ids=st.sampled_from([(1,), (1, 2), (2,), (1, 2, 3)]),
+    rules=st.sampled_from(RULES),
+)
+def test_one_picture_has_one_meaning_in_every_indexed_format(
+    tmp_path: Path, indices: np.ndarray, palette: list[tuple[int, int, int]], ids: tuple[int, ...], rules: Any
+) -> None:
+    filled = [*palette, *[(9, 9, 9)] * 252]
+    outcomes = [
+        outcome(indexed(tmp_path / "m", indices, filled, suffix), ids=ids, label_values=rules)
+        for suffix in INDEXED_TYPES
+    ]
+    assert all(other == outcomes[0] for other in outcomes[1:])
+
+
+@st.composite
+def stored_masks(draw: st.DrawFn) -> Stored:
+    """Any combination of palette, channels and transparency."""
+    shape = (1, 3, 4)
+    palette = draw(st.one_of(st.none(), st.lists(st.sampled_from(COLOURS_OF_PALETTES), min_size=4, max_size=4)))
+    levels = st.sampled_from([[0, 1], [0, 255], [0, 1, 2, 3], [0, 128, 255], [255], [0], list(range(256))])
+
+    def plane(values: Sequence[int]) -> np.ndarray:
+        return draw(arrays(np.uint8, shape, elements=st.sampled_from(values)))
+
+    alpha = plane(draw(levels)) if draw(st.booleans()) else None
+    if palette is not None:
+        return Stored(plane(range(4))[..., None], None, None, np.array(palette, np.uint8), alpha)
+    planes = [plane(draw(levels)) for _ in range(draw(st.sampled_from([1, 3])))]
+    return Stored(np.stack(planes, -1), None, draw(st.sampled_from([None, 255])), None, alpha, draw(st.booleans()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    stored=stored_masks(),
+    ids=st.sampled_from([(), (1,), (1, 2)]),
+    rules=st.sampled_from(RULES),
+    transparency=st.sampled_from(["auto", "ignore", "drawing"]),
+)
+def test_whatever_a_mask_holds_it_is_labels_or_a_refusal_with_a_cure(
+    stored: Stored, ids: tuple[int, ...], rules: Any, transparency: Any
+) -> None:
+    told = ""
+    try:
+        found, notes = map_labels(stored, Reading(ids=ids, label_values=rules, transparency=transparency))
+    except DataError as error:
+        told = str(error)
+    else:
+        assert found.shape == stored.values.shape[:3]
+        assert found.dtype == np.uint8
+        assert all(note.kind in KINDS and note.cure for note in notes)
+    assert not told or "; " in told
 
 
 # --- numbers that are almost label ids, and soft maps -----------------------------------------------------------------
