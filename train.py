@@ -12,6 +12,9 @@ USAGE = """python train.py [key=value ...]
   python train.py output=DIR resume=true                             go on with a run that was stopped
   python train.py algorithm=ditto algorithm.lam=0.5 --config         show the resolved settings, and stop
 
+Text is taken as it stands (output='study #2'), whole numbers are decimal, null is nothing; lists are [a, b], mappings
+{a: [1], b: [2]}; what the shell would change goes in quotes.
+
 A run leaves a folder (output=DIR) with tables, curves, overlays and checkpoints; its README.md explains every file."""
 
 

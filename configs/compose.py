@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,14 @@ class Schema:
         sections: section -> owner.
         top: owner of the settings without a section.
         own: settings of one run only: they are not taken over from another run's config.
+        foreign: names of settings that other tools have -> what to do here.
     """
 
     groups: Mapping[str, Mapping[str, Owner]]
     sections: Mapping[str, Owner]
     top: Owner
     own: tuple[str, ...] = ()
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
 
 def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = None) -> DictConfig:
@@ -82,7 +84,7 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     top, problems = validated(schema.top, loose, "", parts)
     errors += problems
     if errors:
-        raise ConfigError("\n".join(errors))
+        raise ConfigError("\n".join(_at_home(error, schema.foreign) for error in errors))
     config = OmegaConf.create({**top, **merged})
     OmegaConf.set_readonly(config, True)
     return config
@@ -199,6 +201,12 @@ def _opened(key: str, value: Word) -> dict[str, Any]:
     if not isinstance(inside, dict):
         raise ConfigError(f"{key}={shown(value)} should look like {{KEY: VALUE}}")
     return inside
+
+
+def _at_home(error: str, foreign: Mapping[str, str]) -> str:
+    """An error, with what to do about a setting of another tool."""
+    found = re.match(r"(unknown key '(?:\w+\.)*(\w+)'); ", error)
+    return f"{found[1]}; {foreign[found[2]]}" if found and found[2] in foreign else error
 
 
 def _resolved(config: Mapping[Any, Any], schema: Schema) -> bool:

@@ -19,6 +19,7 @@ from configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
 WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
+NEAR = 0.7  # of names: a slip or two
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -130,10 +131,13 @@ def _refused(key: str, value: Any, knob: Knob, refusal: MisreadError) -> str:
 def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
     """The line for a name that nobody knows, with the nearest one that is known."""
     options = sorted(known)
-    leaf = name.rpartition(".")[2]
-    near = get_close_matches(name, options, 1, 0.5) or [o for o in options if o.rpartition(".")[2] == leaf]
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
-    return f"unknown {kind} {name!r}; {hint}"
+    section, _, leaf = name.rpartition(".")
+    inside = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == section}
+    near = get_close_matches(leaf.lower(), inside, 1, NEAR)
+    namesakes = [o for o in options if o.rpartition(".")[2] == leaf]
+    whole = get_close_matches(name, options, 1, NEAR)
+    hint = next(iter([*(inside[n] for n in near), *namesakes, *whole]), "")
+    return f"unknown {kind} {name!r}; " + (f"did you mean {hint!r}?" if hint else f"known: {', '.join(options)}")
 
 
 def described(documentation: str) -> dict[str, str]:

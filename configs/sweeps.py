@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import re
@@ -16,6 +15,7 @@ import yaml
 
 from configs.compose import FOLDER, ConfigError
 from configs.knobs import unknown
+from configs.words import ambiguous
 
 Parameter = Mapping[str, Any]
 Combination = dict[str, Any]
@@ -27,6 +27,9 @@ KEYS = (
 )
 GOALS = ("minimize", "maximize")
 LONGEST_NAME = 100
+MOST_RUNS = 10_000
+LARGEST = 1e300
+HIGHEST_POWER = 690.0  # of e, below LARGEST
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ class Sweep:
             known = [file.stem for file in (FOLDER / "sweep").glob("*.yaml")]
             raise ConfigError(unknown(source, known, "sweep") + " (or give the path of a YAML file)")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))  # as W&B reads it; ${env} is no interpolation
+            text = path.read_text(encoding="utf-8")
+            _check_words(text)
+            content = yaml.safe_load(text)  # as W&B reads it; ${env} is no interpolation
             return cls._parsed(content, path)
         except (ConfigError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -141,15 +146,28 @@ class Sweep:
         elif self.run_cap is not None and count > self.run_cap:
             raise ConfigError(f"count={count} is above run_cap={self.run_cap} of the sweep file; change one of them")
         if self.method == "grid":
-            lists = [listed(parameter) or () for parameter in self.parameters.values()]
-            combined = itertools.product(*lists)
-            return [dict(zip(self.parameters, values, strict=True)) for values in itertools.islice(combined, count)]
+            return self._grid(count)
         if count is None:
             raise ConfigError(f"method={self.method} draws settings; say how many runs with count=N, or with run_cap")
+        _check_number(count)
         found: list[Combination] = []
         for number in range(count):
             rng = random.Random(f"{seed} {number}")
             found.append({key: draw(parameter, rng) for key, parameter in self.parameters.items()})
+        return found
+
+    def _grid(self, count: int | None) -> list[Combination]:
+        """The first combinations, counted before any is listed; the last parameter varies fastest."""
+        sizes = {key: counted(parameter) or 0 for key, parameter in self.parameters.items()}
+        wanted = math.prod(sizes.values()) if count is None else min(count, math.prod(sizes.values()))
+        _check_number(wanted)
+        found = []
+        for number in range(wanted):
+            combination: Combination = {}
+            for key in reversed(list(self.parameters)):
+                number, place = divmod(number, sizes[key])
+                combination[key] = nth(self.parameters[key], place)
+            found.append({key: combination[key] for key in self.parameters})
         return found
 
     def run_name(self, combination: Combination) -> str:
@@ -171,17 +189,30 @@ def arguments(combination: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in combination.items()]
 
 
+def counted(parameter: Parameter) -> int | None:
+    """How many values a parameter has; None if it is drawn from a distribution."""
+    if "value" in parameter:
+        return 1
+    if "values" in parameter:
+        return len(tuple(parameter["values"]))
+    if _distribution(parameter) in ("int_uniform", "q_uniform"):
+        return int((parameter["max"] - parameter["min"]) / parameter.get("q", 1) + 1e-9) + 1
+    return None
+
+
+def nth(parameter: Parameter, place: int) -> Any:
+    """One of the values that are counted, from 0."""
+    if "value" in parameter:
+        return parameter["value"]
+    if "values" in parameter:
+        return parameter["values"][place]
+    return _even(parameter["min"] + parameter.get("q", 1) * place)
+
+
 def listed(parameter: Parameter) -> tuple[Any, ...] | None:
     """All values of a parameter; None if it is drawn from a distribution."""
-    if "value" in parameter:
-        return (parameter["value"],)
-    if "values" in parameter:
-        return tuple(parameter["values"])
-    if _distribution(parameter) in ("int_uniform", "q_uniform"):
-        step = parameter.get("q", 1)
-        count = math.floor((parameter["max"] - parameter["min"]) / step + 1e-9) + 1
-        return tuple(_even(parameter["min"] + step * index) for index in range(count))
-    return None
+    count = counted(parameter)
+    return None if count is None else tuple(nth(parameter, place) for place in range(count))
 
 
 def draw(parameter: Parameter, rng: random.Random) -> Any:
@@ -264,8 +295,37 @@ def _check(name: str, parameter: Any, grid: bool) -> None:
     for key in ("q", "sigma"):
         if parameter.get(key, 1) <= 0:
             raise ConfigError(f"parameters.{name}.{key}={parameter[key]} must be above 0")
-    if grid and listed(parameter) is None:
+    _check_extent(name, parameter, kind)
+    if grid and counted(parameter) is None:
         raise ConfigError(f"parameters.{name} is drawn from {kind}, which a grid cannot list; give values")
+
+
+def _check_extent(name: str, parameter: Parameter, kind: str) -> None:
+    """Raises ConfigError for a range that no number of this machine spans."""
+    deepest = parameter.get("sigma", 1.0) * 10
+    ends = [parameter[key] for key in ("min", "max") if key in parameter]
+    ends = ends or [parameter.get("mu", 0.0) + deepest, parameter.get("mu", 0.0) - deepest]
+    step = parameter.get("q", 1)
+    if kind.startswith("log_") and not kind.endswith("values") and max(ends) > HIGHEST_POWER:
+        raise ConfigError(f"parameters.{name}: e to the power of {max(ends):.6g} is no number; these are logarithms")
+    if any(abs(end) >= step * 2**53 for end in ends) and "q" in parameter:
+        raise ConfigError(f"parameters.{name}.q={step} is too fine for numbers as large as {max(map(abs, ends)):.6g}")
+
+
+def _check_number(runs: int) -> None:
+    if runs > MOST_RUNS:
+        shown = runs if runs < 10**12 else "more than 10^12"
+        raise ConfigError(
+            f"these are {shown} runs, and one sweep makes at most {MOST_RUNS}; give fewer values, or count=N"
+        )
+
+
+def _check_words(text: str) -> None:
+    """Raises ConfigError for a word that W&B, which reads YAML 1.1, would take for something else."""
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and (right := ambiguous(event.value)):
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise ConfigError(f"line {line}: W&B does not read {event.value} as it stands there; write {right}")
 
 
 def _check_values(name: str, values: Any, probabilities: Any) -> None:
@@ -283,7 +343,7 @@ def _check_values(name: str, values: Any, probabilities: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _metric(metric: Any) -> tuple[str, bool]:

@@ -6,9 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+OLDEST = (3, 10)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str], *, go_on: str = "") -> int:
@@ -20,10 +23,14 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
         go_on: how to go on after an interruption; empty where the command is simply given again.
 
     Returns:
-        What the command returns, or 0; 2 after a mistake in settings or data, a damaged folder, a file that cannot be
-        read or written, or a federation that cannot go on; 130 when interrupted or asked to end (SIGTERM, by which
-        `wandb agent` stops a run).
+        What the command returns, or 0; 2 without the installation, after a mistake in settings or data, a damaged
+        folder, a file that cannot be read or written, or a federation that cannot go on; 130 when interrupted or asked
+        to end (SIGTERM, by which `wandb agent` stops a run).
     """
+    if sys.version_info[:2] < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        print(f"error: this is Python {sys.version.split()[0]}; {needed} or newer is needed", file=sys.stderr)
+        return MISTAKE
     with suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -34,6 +41,9 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
 
 def _ended_by(error: BaseException, go_on: str) -> int:
     """Say what happened, there and at W&B; an error that is nobody's mistake goes on."""
+    if told := not_installed(error):
+        print(f"error: {told}", file=sys.stderr)
+        return MISTAKE
     from reporting.wandb import failing_run  # here, for commands that come to a good end without it
 
     if isinstance(error, KeyboardInterrupt):
@@ -46,6 +56,19 @@ def _ended_by(error: BaseException, go_on: str) -> int:
         return MISTAKE
     with failing_run(FAILED):
         raise error
+
+
+def not_installed(error: BaseException) -> str:
+    """What to do about a library that this Python lacks; empty if the error is another one."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    library = error.name.partition(".")[0]
+    if (ROOT / library).exists() or (ROOT / f"{library}.py").exists():
+        return ""  # a part of this suite: no matter of the installation
+    return (
+        f"{library} is not installed in {sys.executable}; activate the environment of the installation, or install: "
+        f"pip install -e {ROOT}"
+    )
 
 
 def mistakes() -> tuple[type[Exception], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,9 @@ class Execute(Protocol):
 
 
 PROJECT = "federated-segmentation"
+USUAL_TABLE = "sites"  # a manifest of this name says nothing of its data
+COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # names of folders that say as little
+LONGEST_NAME = 60
 MAY_CHANGE = ("federation.rounds", *CIRCUMSTANCE)
 
 
@@ -222,7 +226,7 @@ def beside(folder: RunFolder) -> dict[str, Any]:
 
 def run_name(config: DictConfig) -> str:
     """DATA-ALGORITHM-seedN; under `wandb agent` also the run's id, since a sweep may vary anything else."""
-    name = f"{config.data.preset}-{config.algorithm.preset}-seed{config.seed}"
+    name = f"{data_name(config)}-{config.algorithm.preset}-seed{config.seed}"
     return f"{name}-{os.environ[RUN_ID]}" if swept_by_agent() else name
 
 
@@ -258,7 +262,20 @@ def group_name(config: DictConfig) -> str:
     told = {key: value for key, value in flat(config).items() if not key.startswith(alone)}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:6]
     protocol = "" if config.protocol == "personalised" else f"-{config.protocol}"
-    return f"{config.data.preset}-{config.algorithm.preset}{protocol}-{digest}"
+    return f"{data_name(config)}-{config.algorithm.preset}{protocol}-{digest}"
+
+
+def data_name(config: DictConfig) -> str:
+    """The data set; of one's own images also their folder or table, so that two of them have two names."""
+    if config.data.preset != "folder":
+        return str(config.data.preset)
+    manifest = Path(config.data.manifest or USUAL_TABLE)
+    place = Path(config.data.root).expanduser().absolute()
+    own = [place.name] if manifest.stem == USUAL_TABLE else [manifest.stem]
+    if own[0].lower() in COMMON_NAMES:
+        own = [place.parent.name if own == [place.name] else place.name, *own]
+    safe = re.sub(r"[^\w.+-]+", "_", "_".join(own)).strip("_.")
+    return f"folder-{safe[:LONGEST_NAME]}" if safe else "folder"
 
 
 def flat(config: DictConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from evaluation import FULL
 from federation.client import Compute
 from federation.engine import Schedule
 from federation.ranges import check_ranges
+from launch.foreign import FOREIGN
 from models import create_model
 from privacy.settings import Compression, Privacy
 
@@ -129,4 +130,5 @@ SCHEMA = Schema(
     },
     top=Run,
     own=("output", "resume", "experiment"),
+    foreign=FOREIGN,
 )

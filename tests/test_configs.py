@@ -19,6 +19,7 @@ from configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
 from configs.knobs import REQUIRED, described, knobs, unknown
 from datamodules import DATASETS, DataError
 from launch.experiment import Experiment
+from launch.foreign import FOREIGN
 from launch.run import default_folder, group_name, read_settings
 from launch.settings import SCHEMA
 
@@ -376,6 +377,30 @@ def test_unknown_names_get_the_nearest_or_the_whole_list() -> None:
     assert unknown("zzz", ["round", "seed"]) == "unknown key 'zzz'; known: round, seed"
 
 
+@pytest.mark.parametrize("name", sorted(FOREIGN))
+def test_settings_of_other_tools_get_an_honest_sentence(name: str) -> None:
+    ours = {*SCHEMA.groups, *(prefix + known for prefix, known, _ in ALL_KNOBS)}
+    for told in {name, f"trainer.{name}"} - ours:
+        assert f"unknown key '{told}'; {FOREIGN[name]}" in refused(f"{told}=3")
+
+
+def test_what_is_told_of_other_tools_settings_exists_here() -> None:
+    ours = {*(prefix + name for prefix, name, _ in ALL_KNOBS), *SCHEMA.groups}
+    for sentence in FOREIGN.values():
+        for key in re.findall(r"\b[a-z]+\.[a-z_]+\b", sentence):
+            assert key in ours, key
+        for setting in re.findall(r"[\w.]+=[\w-]+", sentence):
+            key, _, value = setting.partition("=")
+            assert key in ours, setting
+            if value != "DIR":
+                made(setting, *NEEDED.get(value, []))
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "xyz", "federation.quux", "trainer.callbacks", "algorithm.zzz"])
+def test_suggestions_are_near_or_absent(name: str) -> None:
+    assert "did you mean" not in refused(f"{name}=3")
+
+
 def test_entries_of_docstrings_are_read() -> None:
     assert described("Title.\n\nArgs:\n    a: one\n        more.\n    b: two.\n\nReturns:\n    c: not one.\n") == {
         "a": "one more.",
@@ -493,3 +518,26 @@ def test_seeds_folds_and_machines_share_a_group_and_other_settings_do_not() -> N
     for other in ("algorithm.lam=0.9", "federation.rounds=3", "data.size=32", "protocol=leave_one_site_out"):
         assert group_name(made("algorithm=ditto", other)) != base
     assert group_name(made("wandb.group=mine")) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("root", "manifest", "name"),
+    [
+        ("/data/study_a", None, "folder-study_a"),
+        ("/data/study #2", None, "folder-study_2"),
+        ("/data/study_a/", None, "folder-study_a"),
+        ("/mine/data", None, "folder-mine_data"),
+        ("/x", "/y/brain.csv", "folder-brain"),
+        ("/x/study", "/x/study/sites.csv", "folder-study"),
+        ("/x/study", "/x/study/table.csv", "folder-study_table"),
+        ("/\u75c5\u9662", None, "folder-\u75c5\u9662"),
+        ("/", None, "folder"),
+        ("/" + "x" * 300, None, "folder-" + "x" * 60),
+    ],
+)
+def test_runs_of_ones_own_images_are_named_after_them(root: str, manifest: str | None, name: str) -> None:
+    table = [f"data.manifest={manifest}"] if manifest else []
+    config = made("data=folder", f"data.root={root}", *table, "algorithm=fedavg")
+    assert default_folder(config).name.startswith(f"{name}-fedavg-seed0-")
+    assert group_name(config).startswith(f"{name}-fedavg-")
+    assert default_folder(made()).name.startswith("phantom-ditto-seed0-")

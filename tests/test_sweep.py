@@ -173,6 +173,52 @@ def test_a_cap_on_runs_is_kept(tmp_path: Path) -> None:
     assert len(Sweep.read("tune_ditto").combinations(None, seed=0)) == 40
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"seed": {"min": 0, "max": 10**12}},
+        {"seed": {"min": 0, "max": 10**200}},
+        {"training.lr": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 1.0e-12}},
+        {f"a.{number}": {"values": list(range(10))} for number in range(40)},
+    ],
+)
+def test_a_grid_is_counted_before_it_is_listed(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    sweep = Sweep.read(str(written(tmp_path, parameters=parameters)))
+    with pytest.raises(ConfigError, match="at most 10000; give fewer values, or count=N"):
+        sweep.combinations(None, 0)
+    first, *_, last = sweep.combinations(10, 0)
+    assert list(first) == list(last) == list(parameters)
+    assert first != last
+    with pytest.raises(ConfigError, match="at most 10000"):
+        sweep.combinations(10**12, 0)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 1.0e-300}, "too fine"),
+        ({"distribution": "q_normal", "mu": 1.0e30, "q": 1}, "too fine"),
+        ({"distribution": "log_uniform", "min": 0, "max": 1.0e4}, "these are logarithms"),
+        ({"distribution": "log_normal", "mu": 1.0e4}, "these are logarithms"),
+        ({"distribution": "uniform", "min": -1.0e308, "max": 1.0e308}, "should be a number"),
+        ({"min": 0, "max": 10**400}, "should be a number"),
+    ],
+)
+def test_ranges_that_no_machine_spans_are_refused(tmp_path: Path, parameter: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sweep.read(str(written(tmp_path, method="random", parameters={"a": parameter})))
+
+
+@pytest.mark.parametrize("word", ["010", "0x10", "1_000", "no", "on", "1:30", "1_0.5", "Yes"])
+def test_words_that_wandb_would_change_are_refused(tmp_path: Path, word: str) -> None:
+    path = written(tmp_path, parameters={"seed": {"values": ["WORD", 1]}})
+    path.write_text(path.read_text().replace("WORD", word))
+    with pytest.raises(ConfigError, match=f"W&B does not read {word} as it stands.*'{word}' for the (text|word)"):
+        Sweep.read(str(path))
+    path.write_text(path.read_text().replace(f" {word}", f" '{word}'"))
+    assert Sweep.read(str(path)).combinations(None, 0)[0] == {"seed": word}
+
+
 def test_long_names_are_cut_and_stay_distinct(tmp_path: Path) -> None:
     stages = [
         '["algorithm=contrastive federation.rounds=4", "algorithm=ditto data.labelled_patients=' + f'{n}"]'

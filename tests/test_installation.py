@@ -1,0 +1,40 @@
+"""A command without the installation, or under a Python of long ago, ends in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.command import MISTAKE, guarded, not_installed
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("train.py", "evaluate.py", "compare.py", "predict.py", "export.py", "sweep.py")
+GIVEN = {
+    "train.py": ["seed=1"],
+    "predict.py": ["run", "--images", "x"],
+    "export.py": ["run", "--out", "x"],
+}
+
+
+@pytest.mark.parametrize("script", [*COMMANDS, "-m datamodules.check"])
+def test_without_libraries_a_command_names_the_cure(script: str, tmp_path: Path) -> None:
+    """As after `git clone` alone: a Python that has nothing but its own library (-S leaves out what is installed)."""
+    command = [sys.executable, "-S", *script.split(), *GIVEN.get(script, ["fine"])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == MISTAKE
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert f"is not installed in {sys.executable}; activate" in line
+    assert line.endswith(f"pip install -e {ROOT}")
+
+
+def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    assert guarded(lambda _: 0, []) == MISTAKE
+    assert "3.10 or newer is needed" in capsys.readouterr().err
+
+
+def test_a_missing_part_of_the_suite_is_no_matter_of_the_installation() -> None:
+    assert not not_installed(ModuleNotFoundError("no", name="launch.nothing"))
+    assert not not_installed(ImportError("no"))
