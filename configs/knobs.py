@@ -135,9 +135,14 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
     inside = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == section}
     near = get_close_matches(leaf.lower(), inside, 1, NEAR)
     namesakes = [o for o in options if o.rpartition(".")[2] == leaf]
-    whole = get_close_matches(name, options, 1, NEAR)
+    elsewhere = [
+        o for o in options if not section or o.rpartition(".")[0] != section
+    ]  # a shared section is no nearness
+    whole = get_close_matches(name, elsewhere, 1, NEAR)
     hint = next(iter([*(inside[n] for n in near), *namesakes, *whole]), "")
-    return f"unknown {kind} {name!r}; " + (f"did you mean {hint!r}?" if hint else f"known: {', '.join(options)}")
+    return f"unknown {kind} {name!r}; " + (
+        f"did you mean {hint!r}?" if hint else f"known: {', '.join(list(inside.values()) or options)}"
+    )
 
 
 def described(documentation: str) -> dict[str, str]:
