@@ -23,6 +23,7 @@ from datamodules.findings import Finding, Report, refuse
 from datamodules.grid import fit_planes
 from datamodules.listed import listed
 from datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
+from datamodules.per_site import PerSite
 from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
@@ -72,6 +73,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
         axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical.
         canonical: Turn NIfTI volumes to one orientation first; false: axes and directions as stored.
+        spacing: Millimetres per pixel, [row, column] or [slice, row, column], whatever files say; null: as they say.
+        per_site: What differs by site: {hospital_b: {mask_suffix: _gt, label_values: {255: 2}}}; a folder's
+            ROOT/<site>/site.yaml says the same.
 
     Attributes:
         regions: What the network outlines.
@@ -80,6 +84,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     Raises:
         DataError: A setting that cannot be used; bad files are found by :meth:`setup`.
     """
+
+    site_keys: Mapping[str, Any] = {}  # what ``per_site`` may say besides how files are read, with types
 
     def __init__(
         self,
@@ -112,6 +118,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         window: Sequence[float] | None = None,
         axis: int = 2,
         canonical: bool = True,
+        spacing: Sequence[float] | None = None,
+        per_site: Mapping[str, Mapping[str, Any]] = {},
     ) -> None:
         super().__init__()
         self.regions = Regions({name: tuple(ids) for name, ids in regions.items()}, exclusive)
@@ -139,9 +147,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             scale_8bit=scale_8bit,
             axis=axis,
             canonical=canonical,
+            spacing=None if spacing is None else tuple(spacing),
         )
         self.absent = {str(site): tuple(names) for site, names in absent.items()}
         self.vanishing: Vanishing = vanishing
+        self.per_site = PerSite(per_site, self.reading, self.site_keys)
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
         self._without_labels = tuple(sorted(set(unlabelled)))
@@ -191,7 +201,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
     def read(self, case: Case) -> Sample:
         """Decodes one case at its own size."""
-        return read_case(case, self.reading)
+        return read_case(case, self.reading_of(case.site))
+
+    def reading_of(self, site: str) -> Reading:
+        """How the files of a site are read."""
+        return self.per_site.reading(site)
 
     def read_new(self, case: Case) -> Sample:
         """Decodes an image that is none of :meth:`cases`, as :meth:`read` would."""
@@ -308,7 +322,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         return by_site
 
     def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
-        knobs = {"unseen": self._held_out, "unlabelled": self._without_labels, "absent": tuple(self.absent)}
+        knobs = {
+            "unseen": self._held_out,
+            "unlabelled": self._without_labels,
+            "absent": tuple(self.absent),
+            "per_site": self.per_site.sites,
+        }
         for knob, named in knobs.items():
             for site in named:
                 if site not in by_site:
@@ -337,7 +356,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         return {case: name if name == "train" or case in labelled else "unused" for case, name in split.items()}
 
     def _store(self, cases: Sequence[Case]) -> Store:
-        store = build_store(cases, self._decode, cache=self.cache, folder=self.cache_dir, key=self.decoding())
+        site = cases[0].site
+        own = {} if self.reading_of(site) == self.reading else {"site": str(self.reading_of(site))}
+        key = self.decoding() | own
+        store = build_store(cases, self._decode, cache=self.cache, folder=self.cache_dir, key=key)
         known = self.regions.ids | self.ignore_labels | {0}
         for case, entry in zip(store.cases, store.entries, strict=True):
             if unknown := set(entry.label_ids) - known:
@@ -346,7 +368,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                     f"{case}: mask {mask} has unknown label ids {unknown_labels(unknown, self.regions.ids)}"
                 )
         colours = [entry.colours for entry in store.entries]
-        for problem in palettes_differ(zip(store.cases, colours, strict=True), self.reading):
+        for problem in palettes_differ(zip(store.cases, colours, strict=True), self.reading_of(site)):
             self.tell(problem)
         return store
 

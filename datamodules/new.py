@@ -18,10 +18,11 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cache import Entry, Store
 from datamodules.cases import Case, Sample, check_cases
 from datamodules.errors import DataError
-from datamodules.folder import FolderDataModule, image_files
+from datamodules.folder import FolderDataModule
 from datamodules.readers import VOLUMES, put_back, stem_of, suffix_of
 from datamodules.sampling import Pick, Plan
 from datamodules.site import SliceSet
+from datamodules.site_folders import image_files
 from datamodules.transforms import load_augmentation, resize
 
 
@@ -71,7 +72,7 @@ class NewImages:
     def _checked(self, case: Case) -> NewImage:
         sample = self.read(case)
         depth, height, width, found = sample.image.shape
-        intensity = self.data.reading.intensity
+        intensity = self.data.reading_of(case.site).intensity
         flat = suffix_of(Path(case.image)) not in VOLUMES
         if flat and stacks(self.data) and sample.image.dtype != np.uint8 and intensity in ("percentile", "minmax"):
             raise DataError(
@@ -153,7 +154,7 @@ class NewImages:
             import nibabel
 
             path = folder / f"{name}.nii.gz"
-            nibabel.save(put_back(values, source, self.data.reading), path)
+            nibabel.save(put_back(values, source, self.data.reading_of(self.images[number].case.site)), path)
         elif array.dtype == np.bool_:
             path = folder / f"{name}.png"
             Image.fromarray(values[0] * np.uint8(255)).save(path)

@@ -55,7 +55,7 @@ class Card:
     def facts(self) -> dict[str, Any]:
         """What a program can read, also stored in the safetensors file."""
         config, data = self.models.run.experiment.config, self.models.run.experiment.data
-        reading = data.reading
+        reading = data.reading if self.site is None else data.reading_of(self.site)
         return {
             "view": self.view,
             "site": self.site or "",

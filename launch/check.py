@@ -5,10 +5,11 @@ Settings are read as `train.py` reads them, so that a check and a run see the sa
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, mkdtemp
 
 from configs.compose import ConfigError, compose
 from configs.knobs import knobs
@@ -16,7 +17,7 @@ from datamodules import DataError, MultiCenterDataModule
 from datamodules.check.command import Checked, check
 from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from datamodules.check.sheet import draw_sheet, save_sheet
-from datamodules.folder import there
+from datamodules.site_folders import there
 from datamodules.transforms import load_augmentation
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return READY
     try:
         data, title, output = build(arguments)
+        output = beside(output, data)
         _claim(output)
     except (UsageError, ConfigError, DataError) as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
@@ -62,6 +64,34 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: output={output}: {error}; make room, or name another folder", file=sys.stderr)
         return MISTAKE
     return FAULTY if any(finding.severity == "error" for finding in checked.findings) else READY
+
+
+def beside(output: Path, data: MultiCenterDataModule) -> Path:
+    """Where the report goes: never among the data that are listed.
+
+    Args:
+        output: As given, or the default.
+        data: Its ``root``, if it has one, holds the data.
+
+    Raises:
+        UsageError: A folder was named that is the data's, or a site's.
+    """
+    root = getattr(data, "root", None)
+    if root is None:
+        return output
+    home, asked = Path(root).resolve(), output.resolve()
+    if asked == home or (home / "images" in (asked, *asked.parents)):
+        raise UsageError(f"output={output} is the folder of the data; name one beside it")
+    if home not in asked.parents:
+        return output
+    site = home / asked.relative_to(home).parts[0]
+    if any((site / kind).is_dir() for kind in ("images", "masks")):
+        raise UsageError(f"output={output} lies in a site's folder; name one beside {home}")
+    if output != Path(OUTPUT):
+        return output
+    if os.access(home.parent, os.W_OK):
+        return home.parent / f"{home.name}-{OUTPUT}"
+    return Path(mkdtemp(prefix=f"{OUTPUT}-"))
 
 
 def _claim(output: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, as_yaml, asked, compose, load, parsed
+from configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed
+from datamodules import MultiCenterDataModule
 from datamodules.findings import COLUMNS, Finding, as_rows, causes
 from federation.checkpoint import Checkpoint
 from federation.engine import Federation
@@ -121,7 +122,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
     if checkpoint.round:
         check_splits(folder, experiment.data.splits())
-    folder.write_config(as_yaml(config))
+    folder.write_config(as_yaml(with_sites(config, experiment.data)))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
     note_findings(folder, experiment.data.findings, part=job_type != "train")
@@ -170,6 +171,11 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
     reporter.notice(federation.late_events)
+
+
+def with_sites(config: DictConfig, data: MultiCenterDataModule) -> DictConfig:
+    """The settings with what sites say for themselves, so that a prediction knows it where their folders are not."""
+    return departing(config, {"data.per_site": data.per_site.told()})
 
 
 def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = False) -> None:

@@ -27,7 +27,7 @@ from federation.state import from_bytes
 from federation.transport import InProcess
 from launch.experiment import Experiment
 from launch.pretrained import PretrainedEncoder
-from launch.run import check_splits, note_findings
+from launch.run import check_splits, note_findings, with_sites
 from launch.scoring import Scorer
 from launch.settings import SCHEMA
 from reporting import ReportingError
@@ -185,7 +185,7 @@ class LaunchedSite:
         self.folder.write_splits(rows)
         note_findings(self.folder, self.experiment.data.findings)
         self.folder.write_environment({"seed": self.experiment.config.seed})
-        self.folder.write_config(as_yaml(self.experiment.config))
+        self.folder.write_config(as_yaml(with_sites(self.experiment.config, self.experiment.data)))
 
     @cached_property
     def transport(self) -> InProcess:

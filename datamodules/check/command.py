@@ -73,7 +73,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     measured = list(sites.values())
     expected = replace(data.expected, tested=data.expected.tested and all(planned.values()))
     findings += occurrence_findings(list(occurring.values()), expected, data.size_that_keeps)
-    findings += [*prints.findings(served), *site_findings(measured, data.channels, data.reading)]
+    findings += [*prints.findings(served), *site_findings(measured, data)]
     return Checked(measured, findings, sheet)
 
 

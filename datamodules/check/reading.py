@@ -78,7 +78,7 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if not parts:
         return Opened(case, parts, None, None)
     try:
-        image = scale(np.concatenate([part.image for part in parts]), data.reading)
+        image = scale(np.concatenate([part.image for part in parts]), data.reading_of(case.site))
     except DataError as error:
         findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, parts, None, None)
@@ -110,7 +110,11 @@ def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> P
     opened = _open(data, case, "image", findings)
     image = None if opened is None else seen(opened)
     labels, colours = _labels(data, case, image, findings)
-    return None if opened is None or image is None else Part(case, image, labels, opened.spacing, colours)
+    return (
+        None
+        if opened is None or image is None
+        else Part(case, image, labels, data.reading_of(case.site).spacing_of(opened.spacing), colours)
+    )
 
 
 def _open(
@@ -118,7 +122,7 @@ def _open(
 ) -> Stored | None:
     file = case.image if role == "image" else case.mask or ""
     try:
-        return load_file(case, file, data.reading, role)
+        return load_file(case, file, data.reading_of(case.site), role)
     except DataError as error:
         findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=file))
         return None
@@ -134,15 +138,15 @@ def _labels(
         what = f"the mask is {_sides(stored.values)}, its image {Path(case.image).name} {_sides(image)}"
         findings.append(Finding("size mismatch", what, GRID_CURE, **where))
         return None, ()
-    if image is not None and (told := misplaced(case, data.reading)):
+    if image is not None and (told := misplaced(case, data.reading_of(case.site))):
         findings.append(Finding("geometry mismatch", f"the mask {told}", GRID_CURE, **where))
     try:
-        labels, notes = map_labels(stored, data.reading)
+        labels, notes = map_labels(stored, data.reading_of(case.site))
     except DataError as error:
         findings.append(Finding.of_error("mask values", error, **where))
         return None, ()
     findings.extend(replace(note, **where) for note in notes)
-    return labels, ids_by_colour(stored, data.reading)
+    return labels, ids_by_colour(stored, data.reading_of(case.site))
 
 
 def _joined(parts: tuple[Part, ...]) -> NDArray[np.uint8] | None:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels
 from datamodules.check.reading import Opened, Part
 from datamodules.consistency import blank_image, channels_differ, empty_mask, mixed_depths, palettes_differ
 from datamodules.findings import Finding
-from datamodules.readers import Reading, unknown_labels
+from datamodules.readers import unknown_labels
 from datamodules.regions import Regions
 
 LEVELS = 256
@@ -183,12 +184,12 @@ def distances(sites: Sequence[SiteStatistics]) -> tuple[list[str], NDArray[np.fl
     return [site.site for site in usable], matrix
 
 
-def site_findings(sites: Sequence[SiteStatistics], channels: int | str, reading: Reading) -> Iterator[Finding]:
+def site_findings(sites: Sequence[SiteStatistics], data: MultiCenterDataModule) -> Iterator[Finding]:
     """What can be told only after all cases were read."""
-    yield from channels_differ({site.site: site.channels for site in sites}, channels)
-    yield from mixed_depths({site.site: site.scaled for site in sites}, reading)
+    yield from channels_differ({site.site: site.channels for site in sites}, data.channels)
+    yield from mixed_depths({site.site: site.scaled for site in sites}, data.reading)
     for one in sites:
-        yield from palettes_differ(one.colours, reading)
+        yield from palettes_differ(one.colours, data.reading_of(one.site))
     measured = distances(sites)
     if measured is not None:
         names, matrix = measured

@@ -62,7 +62,7 @@ def read_case(case: Case, reading: Reading) -> Sample:
     labels = np.concatenate(masks) if masks else None
     notes = tuple(note for part in parts for note in part.notes)
     colours = sorted({pair for part in parts for pair in part.colours})
-    return Sample(image, labels, parts[0].spacing, notes, tuple(colours))
+    return Sample(image, labels, reading.spacing_of(parts[0].spacing), notes, tuple(colours))
 
 
 @dataclass(frozen=True)

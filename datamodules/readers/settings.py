@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.errors import DataError
+from datamodules.readers.kinds import Spacing
 from datamodules.readers.rules import rule
 
 Transparency = Literal["auto", "ignore", "drawing"]
@@ -28,6 +29,8 @@ class Reading:
         scale_8bit: Whether 8-bit images, too, become [0, 1] by ``intensity``.
         axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``.
         canonical: Turn volumes to a common orientation first; else axes and directions are as stored.
+        spacing: Millimetres per pixel (row, column) or voxel (slice, row, column), whatever files say; None: as
+            they say.
     """
 
     intensity: Intensity = "percentile"
@@ -39,6 +42,7 @@ class Reading:
     scale_8bit: bool = False
     axis: int = 2
     canonical: bool = True
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -50,10 +54,19 @@ class Reading:
             raise DataError(f"data.window={list(self.window)}: low must be below high")
         if self.axis not in (0, 1, 2):
             raise DataError(f"data.axis={self.axis}: a volume is cut along axis 0, 1 or 2")
+        if self.spacing is not None and (len(self.spacing) not in (2, 3) or not min(self.spacing) > 0):
+            raise DataError(f"data.spacing={list(self.spacing)}: give [row, column] or [slice, row, column] in mm")
         for key, label in (self.label_values or {}).items():
             rule(key)
             if not 0 <= label <= 255:
                 raise DataError(f"data.label_values maps {key!r} to {label}: label ids run from 0 to 255")
+
+    def spacing_of(self, stored: Spacing | None) -> Spacing | None:
+        """Millimetres (slice, row, column) of a file, which may tell its own; slices are 1 apart where nobody says."""
+        if self.spacing is None:
+            return stored
+        *between, row, column = self.spacing
+        return (between[0] if between else stored[0] if stored else 1.0), row, column
 
     @property
     def binary(self) -> bool:
