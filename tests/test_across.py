@@ -227,8 +227,8 @@ def test_a_site_chooses_its_own_settings_and_no_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("trainer.threads=four", r"trainer\.threads='four' should be int"),
-        ("data.cache=ram", r"data\.cache='ram' should be"),
+        ("trainer.threads=four", r"trainer\.threads=four should be int"),
+        ("data.cache=ram", r"data\.cache=ram should be"),
         ("data.workers", "'data.workers' is not of the form key=value"),
         ("data.manifest=mine.csv", r"data\.manifest is a setting of data=folder, not of data=phantom"),
     ],

@@ -580,7 +580,7 @@ def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
         (["metrc=dice"], "unknown key 'metrc'; did you mean 'metric'?"),
         (["metric=dise"], "did you mean 'dice'"),
         (["alpha=0"], "alpha=0.0 is out of range"),
-        (["draws=many"], "draws='many' should be int"),
+        (["draws=many"], "draws=many should be int"),
         (["output={}/fedavg-0"], "holds something that is no report"),
         (["nowhere"], "nowhere: there is no such folder"),
     ],
