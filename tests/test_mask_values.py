@@ -359,8 +359,11 @@ def test_compressed_masks_need_no_rule_and_their_rule_spares_other_sites(tmp_pat
     with pytest.raises(DataError, match=r"site 'ids', .* holds 0, 1, as label ids do, .* leave it out") as caught:
         folder(tmp_path, label_values=thresholds)
     assert len(str(caught.value)) < 450 + len(str(tmp_path))
-    (tmp_path / "ids").rename(tmp_path.parent / f"{tmp_path.name}-ids")
-    assert folder(tmp_path, label_values=thresholds).sites == ("jpeg",)
+    assert "site.yaml of the sites that need it" in str(caught.value)
+    (tmp_path / "jpeg" / "site.yaml").write_text("label_values: {'>=128': 1, '<128': 0}\n")
+    cured = folder(tmp_path)
+    for site in ("ids", "jpeg"):
+        assert all(overlap(cured.site(site).truth(case)[0], square()) > 0.9 for case in cured.site(site).cases("train"))
 
 
 def test_errors_about_many_values_are_short(tmp_path: Path) -> None:

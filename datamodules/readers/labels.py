@@ -130,7 +130,8 @@ def _by_rules(values: Array, white: int | None, reading: Reading) -> Array:
     if of_ids and len(labels) == 1 < len(found):
         raise DataError(
             f"holds {named(found)}, as label ids do, and data.label_values turns all of them into {labels[0]}; leave "
-            "it out (masks near 0 and 255 only are read without it), or set it for the sites that need it"
+            "it out (masks near 0 and 255 only are read without it), or write it into the site.yaml of the sites that "
+            "need it"
         )
     return mapped
 
