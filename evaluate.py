@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     """Score again, and compare."""
     from launch.rescore import difference, last_round_done, rescore
     from reporting import ReportingError
-    from reporting.folder import RunFolder
+    from reporting.folder import RunFolder, write_atomic
     from reporting.summary import summarise
 
     if {"--help", "-h"} & set(arguments):
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     if not folder.holds_run:
         raise ReportingError(f"{folder.path} holds no run (no config.yaml)")
     scores = rescore(folder, arguments[1:])
-    scores.to_csv(folder.path / "rescored.csv", index=False)
+    write_atomic(folder.path / "rescored.csv", scores.to_csv(index=False))
     print(summarise(scores).text(sys.stdout))
     before = folder.scores()
     gap, compared = difference(scores, before)

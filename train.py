@@ -22,22 +22,25 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     from launch.command import guarded
 
-    return guarded(run, arguments, go_on=go_on(arguments))
+    return guarded(run, arguments)
 
 
-def go_on(arguments: Sequence[str]) -> str:
-    """How to go on after an interruption."""
-    output = next((shlex.quote(a) for a in arguments if a.startswith("output=")), "output=THE_RUN'S_FOLDER")
-    if any(argument.startswith("stages=") for argument in arguments):
-        return f"the same command, with {output}"
-    return f"python train.py {output} resume=true"
+def go_on(output: str, *, stages: bool = False) -> str:
+    """How to go on with what an interruption left in a folder; empty where it left nothing to go on with."""
+    from reporting.folder import RunFolder
+
+    told = shlex.quote(f"output={output}")
+    if stages:
+        return f"the same command, with {told}"
+    return f"python train.py {told} resume=true" if RunFolder(output).holds_run else ""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Train, or show help or settings."""
+    from configs.compose import departing
     from configs.help import help_text
     from launch.folds import execute_folds
-    from launch.run import execute, read_settings
+    from launch.run import default_folder, execute, read_settings
     from launch.settings import SCHEMA
     from launch.stages import execute_stages
 
@@ -50,15 +53,19 @@ def run(arguments: Sequence[str]) -> None:
 
         print(as_yaml(config), end="")
         return
+    config = departing(config, {"output": config.output or str(default_folder(config))})
     if config.engine == "flower-simulation":
         from launch.simulation import execute_in_simulation as execute
-    if config.stages:
-        execute_stages(arguments, config, execute)
-    elif config.protocol == "leave_one_site_out":
-        summary = execute_folds(config, execute)
-        print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
-    else:
-        execute(config)
+    try:
+        if config.stages:
+            execute_stages(arguments, config, execute)
+        elif config.protocol == "leave_one_site_out":
+            summary = execute_folds(config, execute)
+            print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
+        else:
+            execute(config)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(go_on(config.output, stages=bool(config.stages))) from error
 
 
 if __name__ == "__main__":

@@ -20,14 +20,12 @@ from launch.experiment import Experiment
 from launch.run import default_folder, finish, inputs, open_wandb, train_and_score
 from launch.scoring import Notes
 from reporting.environment import Meter, library_versions
-from reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
+from reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder, write_atomic
 from reporting.reporter import Reporter
 from reporting.summary import Summary
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
-
-RUN_ID = "run-id.txt"
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,20 @@ class Across:
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
-        transport = self._transport(config, settings, run_id(folder))
-        sites = _in_order(transport.sites)
-        experiment = Experiment(config, channels=agreed(transport.sites, settings))
-        transport.question = replace(transport.question, channels=experiment.channels)
-        check_sites(experiment, transport.sites)
-        checkpoint = Checkpoint(folder.checkpoints)
-        if checkpoint.round > config.federation.rounds:
-            raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
-        transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
-        # whoever is there at the start must be there again when the run is resumed
-        folder.write_config(as_yaml(departing(config, {"deployment.sites": list(sites)})))
+        with folder.beginning():
+            transport = self._transport(config, settings, run_id(folder))
+            sites = _in_order(transport.sites)
+            experiment = Experiment(config, channels=agreed(transport.sites, settings))
+            transport.question = replace(transport.question, channels=experiment.channels)
+            check_sites(experiment, transport.sites)
+            checkpoint = Checkpoint(folder.checkpoints)
+            if checkpoint.round > config.federation.rounds:
+                raise ConfigError(
+                    f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done"
+                )
+            transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
+            # whoever is there at the start must be there again when the run is resumed
+            folder.write_config(as_yaml(departing(config, {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))

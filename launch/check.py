@@ -13,6 +13,7 @@ from tempfile import TemporaryFile, mkdtemp
 
 from configs.compose import ConfigError, compose
 from configs.knobs import knobs
+from console import steady_output
 from datamodules import DataError, MultiCenterDataModule
 from datamodules.check.command import Checked, check
 from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
@@ -43,6 +44,11 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
+    with steady_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(USAGE)
         return READY

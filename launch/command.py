@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from console import steady_output
+
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,8 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
     Args:
         command: the command.
         arguments: of the command line.
-        go_on: how to go on after an interruption; empty where the command is simply given again.
+        go_on: how to go on after an interruption; empty where the command is simply given again, or says so itself in
+            the KeyboardInterrupt that it ends with.
 
     Returns:
         What the command returns, or 0; 2 without the installation, after a mistake in settings or data, a damaged
@@ -33,10 +36,11 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
         return MISTAKE
     with suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return command(arguments) or 0
-    except BaseException as error:
-        return _ended_by(error, go_on)
+    with steady_output():
+        try:
+            return command(arguments) or 0
+        except BaseException as error:
+            return _ended_by(error, go_on)
 
 
 def _ended_by(error: BaseException, go_on: str) -> int:
@@ -48,7 +52,8 @@ def _ended_by(error: BaseException, go_on: str) -> int:
 
     if isinstance(error, KeyboardInterrupt):
         with failing_run(INTERRUPTED):
-            print("\nstopped" + (f"; go on with: {go_on}" if go_on else ""), file=sys.stderr)
+            how = str(error) or go_on
+            print("\nstopped" + (f"; go on with: {how}" if how else ""), file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, mistakes()):
         with failing_run(MISTAKE):

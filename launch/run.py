@@ -115,14 +115,15 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     experiment = Experiment(config)
     experiment.check()
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
-    experiment.data.setup()
-    experiment.check_sites()
-    checkpoint = Checkpoint(folder.checkpoints)
-    if checkpoint.round > config.federation.rounds:
-        raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
-    if checkpoint.round:
-        check_splits(folder, experiment.data.splits())
-    folder.write_config(as_yaml(with_sites(config, experiment.data)))
+    with folder.beginning():
+        experiment.data.setup()
+        experiment.check_sites()
+        checkpoint = Checkpoint(folder.checkpoints)
+        if checkpoint.round > config.federation.rounds:
+            raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
+        if checkpoint.round:
+            check_splits(folder, experiment.data.splits())
+        folder.write_config(as_yaml(with_sites(config, experiment.data)))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
     note_findings(folder, experiment.data.findings, part=job_type != "train")

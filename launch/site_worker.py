@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from console import steady_output
 from federation.flower.client import SiteClient
 from federation.flower.worker import code_of, serve
 from launch.site import Local, Opener
@@ -21,4 +22,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with steady_output():
+        main(sys.argv[1:])

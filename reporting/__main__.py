@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from console import steady_output
 from reporting import ReportingError
 from reporting.folder import RunFolder
 from reporting.reporter import write_report
@@ -25,4 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with steady_output():
+        code = main()
+    sys.exit(code)

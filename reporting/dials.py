@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from console import steady_output
 from reporting import ReportingError
 from reporting.compare.gather import DIAL_KEYS, own_settings
 from reporting.compare.runs import find_runs
@@ -212,4 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with steady_output():
+        code = main()
+    sys.exit(code)

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,7 @@ AUDIT_SUMMARY = "audit_summary.csv"
 SPLITS = "splits.csv"
 TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
+RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
 
 TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
@@ -181,6 +182,7 @@ class RunFolder:
         self.wandb_id_path = self.path / "wandb-id.txt"
         self._contents: set[str] | None = None
         self._held: IO[str] | None = None  # locked while a process works on the run
+        self._made: list[Path] = []  # the folder and its parents, as far as they were made for this run
 
     @classmethod
     def create(cls, path: Path | str, *, resume: bool) -> "RunFolder":
@@ -207,6 +209,7 @@ class RunFolder:
         if not resume and folder._foreign_files():
             names = ", ".join(folder._foreign_files()[:3])
             raise ReportingError(f"{folder.path} is not empty and holds no run ({names}, ...); choose another output=.")
+        folder._made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
         folder.path.mkdir(parents=True, exist_ok=True)
         folder._lock()
         folder._sweep()
@@ -217,6 +220,26 @@ class RunFolder:
         for path in self.path.iterdir():
             if TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Until the folder holds a run: one that is refused or interrupted meanwhile leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            if not self.holds_run:
+                self._withdraw()
+            raise
+
+    def _withdraw(self) -> None:
+        """Take away what was made for a run that did not begin; whatever else lies there stays."""
+        if self._held is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._held.close()
+        (self.path / RUN_ID).unlink(missing_ok=True)
+        for place in (self.checkpoints, *self._made):
+            with suppress(OSError):  # not there, or not empty
+                place.rmdir()
 
     def _lock(self) -> None:
         """Hold the folder for as long as this process lives: two processes would write every row twice.

@@ -14,10 +14,22 @@ MAY_IMPORT = {
     "privacy": {"privacy", "federation.state", "federation.contract", "federation.ranges", "federation.transforms"},
     "algorithms": {"algorithms", "federation.state", "federation.contract", "federation.ranges", "models"},
     "evaluation": {"evaluation", "models", "datamodules"},
-    "reporting": {"reporting", "evaluation", "models", "datamodules"},
+    "reporting": {"reporting", "evaluation", "models", "datamodules", "console"},
 }
 COMMANDS = {"datamodules/check/__main__.py": {"launch.check.main"}}  # a command's name, which hands over to launch
-OURS = {*MAY_IMPORT, "launch", "train", "evaluate", "predict", "export", "sweep", "compare", "scripts", "benchmarks"}
+OURS = {
+    *MAY_IMPORT,
+    "console",
+    "launch",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "sweep",
+    "compare",
+    "scripts",
+    "benchmarks",
+}
 
 
 def imported_names(source: str) -> set[str]:

@@ -304,7 +304,7 @@ def test_what_cannot_be_written_or_read_is_named(ditto: Finished, tmp_path: Path
     assert "is a file; choose a folder" in mistake(*PLAIN, f"output={file}")
     odd = tmp_path / "odd.yaml"
     odd.write_text("algorithm: 3")
-    assert "expected settings of the form key: value, got 3" in mistake(f"experiment={odd}")
+    assert "unknown algorithm '3'" in mistake(f"experiment={odd}")
     assert "seed belongs to the run" in mistake(str(ditto.folder.path), "seed=4", main=evaluate.main)
     code, _, err = command(evaluate.main)
     assert (code, "python evaluate.py RUN" in err) == (2, True)

@@ -1,0 +1,186 @@
+"""Accessories never stop the work: the console, the pipe, the disk, W&B, plots; and what is said when one fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import train
+from console import Steady, steady_output
+from federation.checkpoint import write_atomic as write_state
+from launch.command import guarded
+from reporting import ReportingError
+from reporting.folder import RunFolder, write_atomic
+from tests.tiny_run import TINY
+
+ROOT = Path(__file__).parent.parent
+PLAIN = (*TINY, "data.n_sites=2", "federation.rounds=1", "evaluation.metrics=[dice]")
+
+
+# --------------------------------------------------------------------------------------------------------- the console
+
+SAYS = r"""
+import sys
+from launch.command import guarded
+def work(_):
+    for _ in range(3000):
+        print("S\u00e3o Paulo \u5317\u4eac")
+        print("warned \u5317", file=sys.stderr)
+    sys.stdout.isatty(), sys.stderr.isatty()
+    open(sys.argv[1], "w").write("done")
+    return 5
+sys.exit(guarded(work, []))
+"""
+
+
+def says(done: Path, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A command that prints much, and then does its work; ``shell`` is what stands behind it."""
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("TERM", "PYTHONIOENCODING", "PYTHONUTF8")
+    }
+    command = ["bash", "-c", f'"$0" -c "$1" "$2" {shell}; exit ${{PIPESTATUS[0]}}', sys.executable, SAYS, str(done)]
+    return subprocess.run(command, env={**clean, **environment}, cwd=ROOT, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-8"])
+def test_a_console_without_the_letters_shows_them_escaped(tmp_path: Path, encoding: str) -> None:
+    found = says(tmp_path / "done", PYTHONIOENCODING=encoding)
+    assert found.returncode == 5
+    lines = {line.decode(encoding) for line in (found.stdout + found.stderr).splitlines()}
+    paulo, peking = {
+        "ascii": (r"S\xe3o", r"\u5317\u4eac"),
+        "cp1252": ("São", r"\u5317\u4eac"),
+        "gbk": (r"S\xe3o", "北京"),
+        "utf-8": ("São", "北京"),
+    }[encoding]
+    assert lines == {f"{paulo} Paulo {peking}", f"warned {peking[: len(peking) // 2]}"}
+
+
+@pytest.mark.parametrize(
+    "shell",
+    ["| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "> /dev/full", "> /dev/full 2>&1"],
+)
+def test_what_cannot_be_printed_does_not_stop_the_work(tmp_path: Path, shell: str) -> None:
+    done = tmp_path / "done"
+    found = says(done, shell)
+    assert found.returncode == 5, found.stderr
+    assert done.read_text() == "done"  # and nothing that was printed went into the file
+    assert b"Error" not in found.stderr
+
+
+def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with suppress(KeyError), steady_output():
+        assert isinstance(sys.stdout, Steady)
+        raise KeyError
+    assert (sys.stdout, sys.stderr) == before
+    assert guarded(lambda _: print("shown"), []) == 0
+    assert capsys.readouterr().out == "shown\n"
+
+
+# ------------------------------------------------------------------------------------------- interruptions and refusals
+
+
+def run_train(capsys: pytest.CaptureFixture[str], *settings: str) -> tuple[int, str]:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = train.main(settings)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code, capsys.readouterr().err
+
+
+def interrupt(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interruption_tells_the_folder_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("launch.run.score_checkpoints", interrupt)
+        code, told = run_train(capsys, *PLAIN, "algorithm=fedavg")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 130
+    cure = told.rpartition("go on with: python train.py ")[2].split()
+    assert cure == [f"output=runs/{folder.name}", "resume=true"]
+    assert run_train(capsys, *cure)[0] == 0  # the cure works
+    assert (folder / "summary.csv").exists()
+
+
+def test_interrupted_before_it_began_there_is_nothing_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.experiment.Experiment.check_sites", interrupt)
+    code, told = run_train(capsys, *PLAIN, "algorithm=fedavg")
+    assert (code, told.strip()) == (130, "stopped")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = ("data.unlabelled=[site_01,site_02]", "data.size=32")
+    assert run_train(capsys, *PLAIN, "algorithm=fedavg", *refused)[0] == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    assert run_train(capsys, *PLAIN, "algorithm=fedavg", *refused, "output=there/deep/run")[0] == 2
+    assert [str(path) for path in Path().rglob("*")] == ["there"]  # it stood there before
+    assert run_train(capsys, *PLAIN, "algorithm=fedavg", "output=there")[0] == 0  # and serves the next try
+
+
+def test_a_folder_that_holds_a_run_keeps_all_of_it(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", resume=False)
+    folder.write_config("seed: 0\n")
+    before = sorted(path.name for path in folder.path.iterdir())
+    with pytest.raises(ReportingError), folder.beginning():
+        raise ReportingError
+    assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ the disk
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Longer files cannot be written, as on a full disk: the error names no file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "whole": lambda path: write_atomic(path, "x" * 10_000),
+    "state": lambda path: write_state(path, b"x" * 10_000),
+    "table": lambda path: RunFolder(path.parent)._append(
+        "events.csv", [{"round": 1, "site": "s", "event": "e", "detail": "d" * 10_000}]
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], writer: str) -> None:
+    path = tmp_path / "events.csv"
+
+    def write(_: object) -> None:
+        with files_up_to(4096):
+            WRITERS[writer](path)
+
+    assert guarded(write, []) == 2
+    assert capsys.readouterr().err == f"error: {os.strerror(errno.EFBIG)}: {path}\n"
+    assert {found.name for found in tmp_path.iterdir()} <= {"events.csv"}
