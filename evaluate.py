@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Score again, and compare."""
-    from launch.rescore import difference, last_round_done, rescore
+    from launch.rescore import difference, last_round_done, rescore, without_older_definition
     from reporting import ReportingError
     from reporting.folder import RunFolder, write_atomic
     from reporting.summary import summarise
@@ -42,11 +42,15 @@ def run(arguments: Sequence[str]) -> int:
     write_atomic(folder.path / "rescored.csv", scores.to_csv(index=False))
     print(summarise(scores).text(sys.stdout))
     before = folder.scores()
+    scores, before, older = without_older_definition(scores, before)
     gap, compared = difference(scores, before)
     if not before["checkpoint"].isin(["last", "best"]).any():
         print("\nmetrics.csv has no final scores to compare with")
         return int(last_round_done(folder))
     print(f"\n{compared} of {len(scores)} scores are also in metrics.csv; the largest difference is {gap:.2g}")
+    if older:
+        told = "are not compared: their cases do not show the region, and older versions counted them"
+        print(f"{older} scores {told}")
     return 0 if gap <= TOLERANCE and compared == len(scores) else 1
 
 

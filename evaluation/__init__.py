@@ -5,13 +5,14 @@ Predicting needs torch, reading a finished run's scores does not: what predicts 
 
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metrics import FULL, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
+from evaluation.metrics import FULL, INVENTED, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
 
 if TYPE_CHECKING:
     from evaluation.cases import CaseMasks, CaseScore, DivergedError, Predict, ScoredSite, evaluate, predict_cases
 
 __all__ = [
     "FULL",
+    "INVENTED",
     "LOWER_IS_BETTER",
     "METRICS",
     "QUICK",

@@ -13,12 +13,15 @@ slice of it). The background is no region and has no score. P is the predicted m
 * assd = mean of both lists together.
 * nsd = share of both lists that is at most the tolerance (surface Dice of Nikolov et al., 2018, counting contour pixels
   alike whatever area they stand for).
-* missed = 1 where exactly one mask is empty: a region overlooked or invented.
+* missed = 1 where T is not empty and P is: a region overlooked; 0 where it was found, be it badly.
+* invented = 1 where T is empty and P is not; 0 where both are empty.
 
-Empty masks. Both empty is perfect agreement: dice, iou, nsd 1 and distances 0. One empty is the worst there is: dice,
-iou, nsd 0, and for distances the image's diagonal, the greatest distance that two of its pixels can have (BraTS 2023
-scores lesions so, with 374 mm for its volumes). Hence no score is undefined, no case leaves a mean, and a method cannot
-improve its distances by predicting nothing in hard cases. `missed` tells these cases apart, for means without them.
+Empty masks. Where T is empty every score but `invented` is undefined, NaN, whatever P is; where T is not empty
+`invented` is. So whether a case counts depends on the data only: every model's means are over the same cases, their
+number stands beside them, agreement on nothing lifts no mean, and what is invented is a rate of its own (MONAI leaves
+such cases out too). Where P alone is empty the others are the worst there is: dice, iou, nsd 0, and for distances
+the image's diagonal, the greatest distance that two of its pixels can have (BraTS 2023 scores missed lesions so, with
+374 mm for its volumes): a method cannot improve its distances by predicting nothing in hard cases.
 
 The distances are our own few lines on scipy's k-d tree, tested against brute force and MONAI: MONAI agrees but takes
 seconds to import for three functions, and other libraries define contours or percentiles differently.
@@ -45,7 +48,8 @@ class Metric:
     Attributes:
         title: Full name, for tables and plots.
         best: Value of perfect agreement.
-        worst: Value when one of the masks is empty; None: the image's diagonal.
+        worst: Value when only the prediction is empty (of invented: when only the truth is); None: the image's
+            diagonal.
     """
 
     title: str
@@ -63,6 +67,8 @@ class Metric:
         return self.worst is None
 
 
+INVENTED = "invented"
+"""The one score of cases that do not show a region."""
 METRICS: dict[str, Metric] = {
     "dice": Metric("Dice", best=1, worst=0),
     "iou": Metric("IoU", best=1, worst=0),
@@ -70,10 +76,11 @@ METRICS: dict[str, Metric] = {
     "hd95_pooled": Metric("95 % Hausdorff distance (pooled)", best=0, worst=None),
     "assd": Metric("Average symmetric surface distance", best=0, worst=None),
     "nsd": Metric("Surface Dice", best=1, worst=0),
-    "missed": Metric("Missed or invented", best=0, worst=1),
+    "missed": Metric("Missed", best=0, worst=1),
+    INVENTED: Metric("Invented", best=0, worst=1),
 }
 QUICK = ("dice", "iou")
-FULL = ("dice", "iou", "hd95", "assd", "nsd", "missed")
+FULL = ("dice", "iou", "hd95", "assd", "nsd", "missed", INVENTED)
 LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
 OVERLAPS: dict[str, Callable[[int, int, int], float]] = {  # of |P and T|, |P|, |T|
@@ -118,7 +125,7 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
         tolerance: Of nsd, in the unit of the distances.
 
     Returns:
-        Value of each metric, never NaN.
+        Value of each metric; NaN where the truth is empty, and of invented where it is not.
 
     Raises:
         ValueError: Shapes, types, spacing or names that do not fit.
@@ -126,17 +133,18 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
     check_metrics(names, tolerance)
     prediction, truth, steps = _prepared(prediction, truth, spacing)
     p, t = int(prediction.sum()), int(truth.sum())
-    if not p and not t:
-        return {name: METRICS[name].best for name in names}
-    if not p or not t:
+    if not t:
+        return {name: float(p > 0) if name == INVENTED else float("nan") for name in names}
+    if not p:
         diagonal = float(np.linalg.norm((np.array(truth.shape) - 1) * steps))
-        return {name: diagonal if (worst := METRICS[name].worst) is None else worst for name in names}
+        worst = {name: diagonal if METRICS[name].worst is None else METRICS[name].worst for name in names}
+        return {name: float("nan") if name == INVENTED else float(value or 0) for name, value in worst.items()}
     both = int((prediction & truth).sum())
     values = {name: OVERLAPS[name](both, p, t) for name in names if name in OVERLAPS}
     if any(name in SURFACES for name in names):
         pt, tp = surface_distances(prediction, truth, steps)
         values |= {name: float(SURFACES[name](pt, tp, tolerance)) for name in names if name in SURFACES}
-    return {name: values[name] for name in names}
+    return {name: float("nan") if name == INVENTED else values[name] for name in names}
 
 
 def contour(mask: Mask) -> Mask:

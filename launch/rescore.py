@@ -37,6 +37,20 @@ def last_round_done(folder: RunFolder) -> bool:
     return Checkpoint(folder.checkpoints).round >= int(saved_config(folder).federation.rounds)
 
 
+def without_older_definition(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """Both tables without the scores that older versions gave to cases that do not show a region, and how many.
+
+    Where every earlier score is defined, and some are not now, the earlier ones are of such a version.
+    """
+    both = scores.merge(before, on=KEYS, suffixes=("", "_before"))
+    odd = both[both["value"].isna() & both["value_before"].notna()]
+    if odd.empty or before["value"].isna().any():
+        return scores, before, 0
+    left_out = pd.MultiIndex.from_frame(odd[KEYS])
+    kept = [table[~pd.MultiIndex.from_frame(table[KEYS]).isin(left_out)] for table in (scores, before)]
+    return kept[0], kept[1], len(odd)
+
+
 def difference(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[float, int]:
     """Largest absolute difference between two tables of scores, and how many scores both have.
 

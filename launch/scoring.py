@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -37,15 +38,13 @@ class Scorer:
         self.rows: list[Row] = []
 
     def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
-        """Score the task's splits; the means over cases and regions go to the server."""
+        """Score the task's splits; the means over the cases that count go to the server."""
         means: dict[str, float] = {}
         for view in views(algorithm, site, task):
             for split in task.splits:
                 rows = self._score(algorithm, site, task, view, split)
                 self.rows += rows
-                for metric in dict.fromkeys(row["metric"] for row in rows):
-                    values = [row["value"] for row in rows if row["metric"] == metric]
-                    means[f"{split}/{view}/{metric}"] = sum(values) / len(values)
+                means |= {f"{split}/{view}/{metric}": mean for metric, mean in _means(rows).items()}
         if not task.views:
             means |= self._probe(algorithm, site, task)
         return means
@@ -81,6 +80,18 @@ class Scorer:
             raise RoundError(f"the {view} model cannot be scored: {error}; {cure}") from error
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
         return [{**common, "split": split, "view": view, **score._asdict()} for score in scores]
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    """Metric to the mean over cases of the means over regions; a metric that no case has is left out."""
+    cases: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if not math.isnan(row["value"]):
+            cases.setdefault(row["metric"], {}).setdefault(row["case"], []).append(row["value"])
+    return {
+        metric: sum(sum(values) / len(values) for values in of_metric.values()) / len(of_metric)
+        for metric, of_metric in cases.items()
+    }
 
 
 class Painter:

@@ -107,9 +107,10 @@ unseen site's images without labels. *Seen*: the site took part in training; an 
 `metrics.csv`: `round` for scores during training (validation); `last` and `best` for the two checkpoints scored at the
 end; `best` is chosen on validation cases, never on test cases.
 
-In the summary a case's score is the mean over its regions, a site's score is the mean over its cases, and a mean over
-sites counts each site once. Rows of `metrics.csv` with region `mean` and no case hold a site's mean itself. Undefined
-scores (empty or `nan`) do not count.
+In the summary a case's score is the mean over the regions that it shows, a site's score is the mean over the cases
+that show any (`cases`, of `tested`), and a mean over sites counts each site once. Rows of `metrics.csv` with region
+`mean` and no case hold a site's mean itself. Undefined scores (empty or `nan`: the case does not show the region) do
+not count; only `invented` is for those cases.
 
 A run that was stopped continues with `python train.py ... output=THIS_FOLDER resume=true`.
 """

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
-from evaluation import LOWER_IS_BETTER
+from evaluation import INVENTED, LOWER_IS_BETTER
 
 HEADLINE = "dice"
 VIEWS = ("global", "personal")
@@ -17,7 +17,10 @@ ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no
 CHECKPOINTS = ("last", "best")
 WHOLE = "mean"  # the region of a mean over regions
 CASES = "cases"
-"""Metric of the rows in which a site that reports means only tells how many cases they are over."""
+"""Metric of the rows in which a site that reports means only tells how many cases they are over; ``cases/METRIC`` where
+a metric counts others."""
+TESTED = "tested"
+"""Likewise, of how many cases there are: those that do not show a region do not count."""
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
 
 BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
@@ -33,21 +36,31 @@ def case_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, cases.
+    """Over each site's cases: columns round, checkpoint, split, view, site, seen, metric, mean, std, median, counts.
 
-    Of a site that reported its means only, they are the values; their spread is not known.
+    Of all that were ``tested``, ``cases`` count: those in which the score is defined. Of a site that reported its means
+    only, they are the values; their spread is not known.
     """
-    told = scores["metric"] == CASES
+    told = (scores["metric"] == TESTED) | scores["metric"].str.match(rf"{CASES}(/|$)")
     values = case_scores(scores[~told]).groupby([*KEYS, "metric"], sort=False)["value"]
-    table = values.agg(["mean", "std", "median", "count"]).rename(columns={"count": "cases"}).reset_index()
+    names = {"count": CASES, "size": TESTED}
+    table = values.agg(["mean", "std", "median", "count", "size"]).rename(columns=names).reset_index()
     if not told.any():
         return table
-    counts = scores[told].set_index(KEYS)["value"]
-    known = counts.reindex(pd.MultiIndex.from_frame(table[KEYS])).to_numpy()
-    reported = ~np.isnan(known)
-    table["cases"] = np.where(reported, known, table["cases"]).astype(int)
+    counts = scores[told].set_index([*KEYS, "metric"])["value"]
+    known = _reported(counts, table, CASES)
+    known = _reported(counts, table, CASES + "/" + table["metric"]).fillna(known)
+    reported = known.notna().to_numpy()
+    table[TESTED] = _reported(counts, table, TESTED).fillna(known).fillna(table[TESTED]).astype(int)
+    table[CASES] = known.fillna(table[CASES]).astype(int)
     table.loc[reported, "median"] = np.nan
     return table
+
+
+def _reported(counts: pd.Series, table: pd.DataFrame, name: str | pd.Series) -> pd.Series:
+    """The count of that name for every row of a table; NaN where none was reported."""
+    wanted = pd.MultiIndex.from_frame(table[KEYS].assign(metric=name))
+    return pd.Series(counts.reindex(wanted).to_numpy(), table.index)
 
 
 def as_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -65,10 +78,20 @@ def as_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
     if single["region"].nunique() > 1:
         final = single[single["checkpoint"].isin(CHECKPOINTS)]
         parts += [site_scores(of).assign(region=name) for name, of in final.groupby("region", sort=False)]
-    shown = pd.concat(parts, ignore_index=True).rename(columns={"mean": "value"})
-    counts = together.groupby(KEYS, sort=False)["cases"].max().reset_index().rename(columns={"cases": "value"})
-    shown = pd.concat([shown, counts.assign(metric=CASES, region=WHOLE)], ignore_index=True).assign(case="")
+    shown = pd.concat(parts, ignore_index=True)
+    counts = [row for part in parts for row in _counts(part)]
+    shown = pd.concat([shown.rename(columns={"mean": "value"}), *counts], ignore_index=True).assign(case="")
     return _records(means) + _records(shown)
+
+
+def _counts(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows that tell over how many cases the means of a table are; most metrics share one number."""
+    keys = [*KEYS, "region"]
+    usual = table[table["metric"] != INVENTED].groupby(keys, sort=False)[CASES].max().reset_index()
+    invented = table[table["metric"] == INVENTED].assign(metric=f"{CASES}/{INVENTED}")
+    tested = table.groupby(keys, sort=False)[TESTED].max().reset_index()
+    named = [(usual.assign(metric=CASES), CASES), (invented, CASES), (tested.assign(metric=TESTED), TESTED)]
+    return [rows.assign(value=rows[column])[[*keys, "metric", "value"]] for rows, column in named if len(rows)]
 
 
 def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -142,6 +165,7 @@ class Summary:
         sites: Seen sites x (view, checkpoint), headline metric, test cases; short enough for a terminal.
         all_sites: The same with every site.
         metrics: All metrics, mean over seen sites; None if only the headline metric was computed.
+        regions: In how many test cases each region occurs, by site; None if in all of them.
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
     """
 
@@ -149,16 +173,19 @@ class Summary:
     sites: Table
     all_sites: Table
     metrics: Table | None
+    regions: Table | None
     values: dict[str, float]
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        tables = [self.sites] if self.metrics is None else [self.sites, self.metrics]
-        return "\n".join(table.text(stream) for table in tables)
+        tables = [self.sites, self.regions, self.metrics]
+        return "\n".join(table.text(stream) for table in tables if table is not None)
 
     def markdown(self) -> str:
         """The text of summary.md."""
         parts = ["# Result\n", self.all_sites.markdown()]
+        if self.regions is not None:
+            parts += ["## In how many test cases each region occurs\n", self.regions.markdown()]
         if self.metrics is not None:
             parts += ["## All metrics, mean over the sites that took part\n", self.metrics.markdown()]
         return "\n".join(parts)
@@ -180,6 +207,7 @@ def summarise(scores: pd.DataFrame) -> Summary:
         sites=_site_table(shown, limit=MANY_SITES),
         all_sites=_site_table(shown, limit=None),
         metrics=_metric_table(means[means["split"] == "test"]) if means["metric"].nunique() > 1 else None,
+        regions=_region_table(table, [str(name) for name in scores["region"].unique() if name != WHOLE]),
         values=_flat_values(means),
     )
 
@@ -188,7 +216,7 @@ def _pretraining_summary(table: pd.DataFrame, means: pd.DataFrame) -> Summary:
     """A run without labels has no Dice and chooses no round: its probes at the end, by site."""
     shown = means[(means["split"] == "test") & (means["checkpoint"] == "last")]
     values = _flat_values(means)
-    return Summary(table, _probe_table(shown, MANY_SITES), _probe_table(shown, None), None, values)
+    return Summary(table, _probe_table(shown, MANY_SITES), _probe_table(shown, None), None, None, values)
 
 
 def _probe_table(shown: pd.DataFrame, limit: int | None) -> Table:
@@ -238,7 +266,8 @@ def _block(
     lines = []
     for site in sites:
         own = rows[rows["site"] == site]
-        cases = str(int(own["cases"].max()))
+        counted, tested = int(own[CASES].max()), int(own[TESTED].max())
+        cases = str(tested) if counted == tested else f"{counted} of {tested}"
         lines.append((str(site), cases, *(_cell(own, rows, view, checkpoint) for view, checkpoint in columns)))
     return lines, left_out
 
@@ -284,6 +313,28 @@ def _metric_table(test: pd.DataFrame) -> Table:
         rows.append((title, *cells))
     header = ("test, mean over sites", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     return Table(header, tuple(rows))
+
+
+def _region_table(table: pd.DataFrame, regions: Sequence[str]) -> Table | None:
+    """Rows: sites. Columns: regions. Cells: test cases that show the region, of all; None where all do."""
+    rows = table[(table["split"] == "test") & (table["metric"] != INVENTED)]
+    if (rows[CASES] == rows[TESTED]).all():
+        return None
+    alone = [name for name in regions if (rows["region"] == name).any()] or [WHOLE]
+    counted = rows[rows["region"].isin(alone)].groupby(["site", "region"])[[CASES, TESTED]].max()
+    lines = [
+        (str(site), *(_of(counted, str(site), region) for region in alone)) for site in sorted(rows["site"].unique())
+    ]
+    titles = regions if len(alone) == 1 and regions else alone
+    note = "Scores are over the cases that show a region; in the others only what is invented is counted (invented)."
+    return Table(("test cases with", *titles), tuple(lines), note)
+
+
+def _of(counted: pd.DataFrame, site: str, region: str) -> str:
+    if (site, region) not in counted.index:
+        return "not scored"
+    cases, tested = (int(counted[column][site, region]) for column in (CASES, TESTED))
+    return f"{cases} of {tested}"
 
 
 def _flat_values(means: pd.DataFrame) -> dict[str, float]:

@@ -205,7 +205,41 @@ def test_other_folders_of_data_and_sites_without_test_cases_are_noted(tmp_path: 
         pd.read_csv(path).query("not (site == 'site_02' and split == 'test')").to_csv(path, index=False)
     notes = " ".join(gathered(tmp_path).notes)
     assert "different folders (/data/flair, /data/t1)" in notes
-    assert "No test cases, and so no answer: site_02." in notes
+    assert "No test cases that show a region, and so no answer: site_02." in notes
+
+
+def without_region(folder: Path, site: str, every: int) -> int:
+    """Leaves every n-th test case of a site without the region; how many are left."""
+    table = pd.read_csv(folder / "metrics.csv", dtype={"case": str})
+    cases = sorted(table.loc[(table["site"] == site) & (table["split"] == "test"), "case"].unique())
+    table.loc[(table["site"] == site) & table["case"].isin(cases[::every]), "value"] = float("nan")
+    table.to_csv(folder / "metrics.csv", index=False)
+    return len(cases) - len(cases[::every])
+
+
+def test_cases_without_a_region_count_for_no_model(tmp_path: Path) -> None:
+    for algorithm in ("fedavg", "ditto"):
+        write_run(tmp_path / algorithm, algorithm)
+        left = without_region(tmp_path / algorithm, "site_01", 3)
+    found = analysed(tmp_path, Options(draws=200))
+    rows = found.overview
+    assert set(rows.loc[rows["site"] == "site_01", "cases"]) == {left}
+    gains = [found.gain(model, other, "site_01") for model in found.models for other in found.models if model != other]
+    assert {gain.shape[1] for gain in gains if gain is not None} == {left}
+    nothing = tmp_path / "fedavg" / "metrics.csv"
+    for algorithm in ("fedavg", "ditto"):
+        without_region(nothing.parent.parent / algorithm, "site_01", 1)
+    found = analysed(tmp_path, Options(draws=200))
+    assert "site_01" not in found.sites
+    assert "No test cases that show a region, and so no answer: site_01." in found.gathered.notes
+
+
+def test_a_run_that_counts_cases_without_a_region_is_refused(tmp_path: Path) -> None:
+    for algorithm in ("fedavg", "ditto"):
+        write_run(tmp_path / algorithm, algorithm)
+    without_region(tmp_path / "ditto", "site_01", 3)
+    with pytest.raises(ReportingError, match=r"do not show a region count in .*fedavg, which an older version made"):
+        gathered(tmp_path)
 
 
 def test_a_run_may_be_named_twice_and_turned_dials_have_a_plot_of_their_own(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Analysis:
             & (cases["split"] == split)
             & (cases["seen"] == seen)
             & (cases["metric"] == self.options.metric)
+            & cases["value"].notna()  # cases without a region, for every model
         ]
         found: dict[Model, Sites] = {}
         for (method, view, site), own in rows.groupby(["method", "view", "site"], observed=True, sort=True):

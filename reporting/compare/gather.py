@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from evaluation import INVENTED
 from reporting import ReportingError
 from reporting.circumstance import CIRCUMSTANCE, ENGINE
 from reporting.compare.runs import LeftOut, Run
@@ -167,7 +168,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     if told := _disagreement("data.unseen", [(sorted(run.settings.get("data.unseen") or ()), run) for run in ordinary]):
         problems.append(told)
     if not problems:
-        problems = _split_problems(runs)
+        problems = _split_problems(runs) or _definition_problems(runs)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         cure = "compare runs that agree, one group at a time"
@@ -221,6 +222,22 @@ def _difference(a: Run, b: Run, columns: list[str]) -> str:
     here, there = (a, b) if one in rows[0] else (b, a)
     told = ", ".join(f"{column} {value}" for column, value in zip(columns, one, strict=True))
     return f"{len(apart)} rows differ; the first ({told}) stands in {here.path}, not in {there.path}"
+
+
+def _definition_problems(runs: Sequence[Run]) -> list[str]:
+    """Older versions scored cases without a region, agreement on nothing as 1; such a run is no match for others."""
+    undefined: dict[tuple[str, str, str], Run] = {}
+    for run in runs:
+        undefined |= dict.fromkeys(run.undefined - undefined.keys(), run)
+    for run in runs:
+        if scored := sorted(undefined.keys() & run.defined):
+            site, case, region = scored[0]
+            other = undefined[scored[0]]
+            return [
+                f"{len(scored)} scores of cases that do not show a region count in {run.path}, which an older version "
+                f"made, and not in {other.path} (the first: site {site}, case {case}, {region}); train the older again"
+            ]
+    return []
 
 
 def _check_repeats(groups: Iterable[Sequence[Run]]) -> None:
@@ -336,7 +353,8 @@ def _notes_on_data(runs: Sequence[Run]) -> list[str]:
         )
     ordinary = [run for run in runs if not run.held_out]
     seen = {site for run in ordinary for site in run.splits.loc[run.splits["seen"], "site"]}
-    tested = {site for run in ordinary for site in run.cases.loc[run.cases["split"] == "test", "site"]}
+    with_score = [run.cases[(run.cases["split"] == "test") & run.cases["value"].notna()] for run in ordinary]
+    tested = {site for cases in with_score for site in cases.loc[cases["metric"] != INVENTED, "site"]}
     if untested := sorted(seen - tested):
-        notes.append(f"No test cases, and so no answer: {', '.join(untested)}.")
+        notes.append(f"No test cases that show a region, and so no answer: {', '.join(untested)}.")
     return notes

@@ -54,6 +54,8 @@ class Run:
         traffic: (round, down, up): bytes of all sites.
         splits: (site, case, patient, split, seen); of all folds where sites were held out in turn.
         cost: name -> what all processes of the run used together; NaN for what its folder does not tell.
+        defined: site, case and region of test scores of the metric that are numbers.
+        undefined: of those that are none: the case does not show the region.
     """
 
     folder: RunFolder
@@ -65,6 +67,8 @@ class Run:
     traffic: pd.DataFrame
     splits: pd.DataFrame
     cost: dict[str, float]
+    defined: frozenset[tuple[str, str, str]]
+    undefined: frozenset[tuple[str, str, str]]
 
     @property
     def path(self) -> Path:
@@ -169,7 +173,14 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         traffic=_bytes(folder.traffic()),
         splits=_splits(folder, settings),
         cost=_cost(folder),
+        defined=_places(final, metric, known=True),
+        undefined=_places(final, metric, known=False),
     )
+
+
+def _places(final: pd.DataFrame, metric: str, *, known: bool) -> frozenset[tuple[str, str, str]]:
+    rows = final[(final["metric"] == metric) & (final["split"] == "test") & (final["value"].notna() == known)]
+    return frozenset(rows[["site", "case", "region"]].itertuples(index=False, name=None))
 
 
 def _curve(scores: pd.DataFrame) -> pd.DataFrame:
