@@ -85,7 +85,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         DataError: A setting that cannot be used; bad files are found by :meth:`setup`.
     """
 
-    site_keys: Mapping[str, Any] = {}  # what ``per_site`` may say besides how files are read, with types
+    site_keys: Mapping[str, Any] = {
+        "absent": tuple[str, ...]
+    }  # what ``per_site`` may say besides how files are read, with types
 
     def __init__(
         self,
@@ -168,13 +170,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(f"data.{name}={value}: at least {least}")
         if self.channels != "auto" and self.channels < 1:
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
+        self._check_absent(self.absent, "data.absent")
 
-        for site, names in self.absent.items():
+    def _check_absent(self, absent: Mapping[str, Sequence[str]], source: str) -> None:
+        for site, names in absent.items():
             for name in names:
                 if name not in self.regions.names:
                     raise DataError(
-                        f"data.absent: site {site!r} has {name!r}, which is no region; "
-                        f"{nearest(name, self.regions.names)}"
+                        f"{source}: site {site!r} has {name!r}, which is no region; {nearest(name, self.regions.names)}"
                     )
 
     # --- what a subclass furnishes ------------------------------------------------------------------------------------
@@ -280,7 +283,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def expected(self) -> Expected:
         """What the settings say of where regions occur."""
         alone = self._only is not None  # others may have the test cases
-        return Expected(self.regions, self.absent, self.vanishing, self.split[2] > 0 and not alone)
+        own: dict[str, tuple[str, ...]] = {site: self.per_site.get(site, "absent", ()) for site in self.per_site.sites}
+        absent = {site: (*self.absent.get(site, ()), *own.get(site, ())) for site in {*self.absent, *own}}
+        self._check_absent(own, "per_site, absent")
+        return Expected(self.regions, absent, self.vanishing, self.split[2] > 0 and not alone)
 
     def trains(self, site: str) -> bool:
         """Whether a site trains with labels."""

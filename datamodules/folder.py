@@ -50,7 +50,7 @@ class FolderDataModule(MultiCenterDataModule):
         DataError: Settings that cannot be used; bad files are found by ``setup``.
     """
 
-    site_keys = FILES
+    site_keys: Mapping[str, Any] = {**MultiCenterDataModule.site_keys, **FILES}
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ python -m datamodules.check data=fundus data.root=DIR [data.KEY=VALUE ...]
 Looks at every file of DIR/<site>/{images,masks}, of the manifest or of a named data set, and reports what would stop a
 run or make its scores mislead. Settings are those of `python train.py` (all of a run's may stand here); "data." may be
 left out, as in regions='{disc: [1, 2], cup: [2]}'. Leaves report.md, findings.csv and contact_sheet.png in FOLDER
-(data-check).
+(data-check, or DIR-data-check where that would lie among the data).
 
 Exit code: 0 ready (warnings may remain), 1 errors found, 2 wrong usage or a report that cannot be written."""
 

@@ -190,3 +190,17 @@ def test_a_run_saves_what_its_sites_said(tmp_path: Path) -> None:
     assert saved.data.per_site == {"b": {"label_values": {"7": 1}, "spacing": [0.5, 0.25]}}
     assert (tmp_path / "run/findings.csv").read_text().startswith("severity,kind,what,cure,site,case,file\n")
     execute(read_settings([f"output={tmp_path / 'run'}", "resume=true", "federation.rounds=2"]))
+
+
+def test_a_site_says_what_never_occurs_there(tmp_path: Path) -> None:
+    make_sites(tmp_path, "a", "b")
+    for path in (tmp_path / "b/masks").iterdir():
+        save(path, square(label=2))
+    regions = {"disc": [1, 2], "cup": [2]}
+    with pytest.raises(DataError, match=r"site 'a': none of its .* masks shows 'cup'"):
+        folder(tmp_path, regions=regions)
+    write(tmp_path, "a", "absent: [cup]")
+    assert folder(tmp_path, regions=regions).per_site.told() == {"a": {"absent": ["cup"]}}
+    write(tmp_path, "a", "absent: [cups]")
+    with pytest.raises(DataError, match=r"which is no region; did you mean 'cup'"):
+        folder(tmp_path, regions=regions)

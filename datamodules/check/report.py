@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from datamodules.cases import SPLITS
-from datamodules.check.statistics import SiteStatistics, distances, moments, percentiles
-from datamodules.findings import COLUMNS, KINDS, SEVERITIES, Finding, as_rows, counts, few
+from datamodules.check.statistics import Distances, SiteStatistics, brightness, moments, percentiles, sizes
+from datamodules.findings import COLUMNS, SEVERITIES, Finding, as_rows, causes, counts, few
 from datamodules.regions import Regions
 
 T = TypeVar("T")
@@ -71,8 +71,8 @@ class Table:
 def tables(sites: Sequence[SiteStatistics], regions: Regions, findings: Sequence[Finding]) -> list[Table]:
     """All tables."""
     found = [_cases(sites, findings), _images(sites), _regions(sites, regions), _intensities(sites)]
-    far = _distances(sites)
-    return [*found, far] if far is not None else found
+    measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
+    return [*found, *(_distances(one) for one in measured if one is not None)]
 
 
 def _cases(sites: Sequence[SiteStatistics], findings: Sequence[Finding]) -> Table:
@@ -135,49 +135,47 @@ def _intensities(sites: Sequence[SiteStatistics]) -> Table:
     return Table("Intensities", columns, rows, "Of pixels as a network gets them, 0 to 1, before any normalisation.", 2)
 
 
-def _distances(sites: Sequence[SiteStatistics]) -> Table | None:
-    measured = distances(sites)
-    if measured is None:
-        return None
-    names, matrix = measured
-    note = "Difference of mean brightness (channel that differs most) in units of the sd between images of one site."
+def _distances(measured: Distances) -> Table:
+    names, matrix = measured.names, measured.matrix
+    title = f"Distance between sites: {measured.of}"
+    note = "Difference of means in units of the sd between images of one site"
+    note += " (channel that differs most)." if measured.centres.shape[1] > 1 else "."
     if len(names) <= WIDEST_MATRIX:
         rows = [(name, *(f"{value:.1f}" for value in row)) for name, row in zip(names, matrix, strict=True)]
-        return Table("Distance between sites", ("site", *names), rows, note)
+        return Table(title, ("site", *names), rows, note)
     rows = []
     for number, name in enumerate(names):
         others = np.delete(matrix[number], number)
         farthest = names[int(matrix[number].argmax())]
         rows.append((name, f"{np.median(others):.1f}", f"{others.max():.1f}", farthest))
-    return Table("Distance between sites", ("site", "median", "largest", "from"), rows, note)
+    return Table(title, ("site", "median", "largest", "from"), rows, note)
 
 
 def headline(sites: Sequence[SiteStatistics], findings: list[Finding]) -> str:
     """The check in one line."""
     cases = sum(len(site.cases) for site in sites)
     number = counts(findings)
-    told = ", ".join(_plural(number[severity], severity) for severity in SEVERITIES)
+    of_cause = counts([cause.first for cause in causes(findings)])
+    told = ", ".join(_counted(of_cause[severity], number[severity], severity) for severity in SEVERITIES)
     verdict = "not ready" if number["error"] else "ready, with warnings" if number["warning"] else "ready"
     return f"{_plural(len(sites), 'site')}, {_plural(cases, 'case')}: {told} - {verdict}"
 
 
+def _counted(causes: int, places: int, severity: str) -> str:
+    return _plural(places, severity) + (f" of {_plural(causes, 'cause')}" if places > causes else "")
+
+
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[str, str, list[str]]]:
-    """Severity's heading, the kind with its count and cure, and the first few places of each kind."""
-    for kind, severity in KINDS.items():
-        of_kind = [finding for finding in findings if finding.kind == kind]
-        if not of_kind:
-            continue
-        cure = Counter(finding.cure for finding in of_kind).most_common(1)[0][0]
-        lines = [f"{_where(finding)}{finding.what}" for finding in of_kind[:SHOWN]]
-        if len(of_kind) > SHOWN:
-            by_site = Counter(finding.site for finding in of_kind if finding.site)
+    """Severity's heading, each cause with its count and cure, and its first few places."""
+    for cause in causes(findings):
+        of_cause, first = cause.findings, cause.first
+        lines = [f"{_where(finding)}{finding.what}" for finding in of_cause[:SHOWN]]
+        if len(of_cause) > SHOWN:
+            by_site = Counter(finding.site for finding in of_cause if finding.site)
             told = ", ".join(f"{site} {count}" for site, count in by_site.most_common(SHOWN))
-            lines.append(f"... and {len(of_kind) - SHOWN} more, all in findings.csv (by site: {told})")
-        yield (
-            HEADINGS[severity],
-            f"{kind} ({len(of_kind)}). Cure: {cure}" if cure else f"{kind} ({len(of_kind)})",
-            lines,
-        )
+            lines.append(f"... and {len(of_cause) - SHOWN} more, all in findings.csv (by site: {told})")
+        title = f"{first.kind} ({len(of_cause)})"
+        yield HEADINGS[first.severity], f"{title}. Cure: {first.cure}" if first.cure else title, lines
 
 
 def as_text(title: str, line: str, all_tables: Sequence[Table], findings: Sequence[Finding]) -> str:

@@ -19,6 +19,8 @@ from datamodules.readers import unknown_labels
 from datamodules.regions import Regions
 
 LEVELS = 256
+LEAST_VALUE = 1 / 255  # sd of brightness
+LEAST_SHARE = 0.01  # sd of a region's share of the image
 FAR = 2.0  # sds between images: beyond this, sites hardly overlap
 
 
@@ -159,29 +161,64 @@ def percentiles(histogram: NDArray[np.int64], wanted: Sequence[float]) -> list[f
     return [float(np.searchsorted(cumulative, percent / 100)) / (LEVELS - 1) for percent in wanted]
 
 
-def distances(sites: Sequence[SiteStatistics]) -> tuple[list[str], NDArray[np.float64]] | None:
-    """How far sites lie apart in brightness.
+@dataclass(frozen=True)
+class Distances:
+    """How far sites lie apart in one respect.
 
-    The difference of two sites' mean values, in units of the sd between images of one site (pooled over sites), of the
-    channel where it is largest. 1 means that sites differ as much as images of one site do.
+    Attributes:
+        of: What is compared, in words.
+        names: Sites that have it.
+        centres: (S, K) mean over a site's images.
+        matrix: (S, S) differences in units of the sd between images of one site; 1 means that sites differ as much as
+            images of one site do.
+    """
+
+    of: str
+    names: list[str]
+    centres: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+
+    @property
+    def farthest(self) -> tuple[int, int]:
+        """The two sites that differ most."""
+        i, j = np.unravel_index(int(self.matrix.argmax()), self.matrix.shape)
+        return int(i), int(j)
+
+
+def apart(of: str, values: Mapping[str, NDArray[np.float64]], least: float) -> Distances | None:
+    """Distances between sites, of the column where they are largest.
+
+    Args:
+        of: What is compared.
+        values: Site to (N, K) numbers, a row for each image.
+        least: The smallest sd that means something: where images of a site are all alike, rounding is not a unit.
 
     Returns:
-        Names and a (S, S) matrix over the sites with the most frequent number of channels; None where it says nothing:
-        fewer than two sites, or no spread within any.
+        None where it says nothing: fewer than two sites, or one image of each.
     """
-    frequent = Counter(c for site in sites for c, means in site.means.items() for _ in means).most_common(1)
-    usable = [site for site in sites if frequent and site.means.get(frequent[0][0])]
-    if len(usable) < 2:
+    freedom = sum(len(rows) - 1 for rows in values.values())
+    if len(values) < 2 or freedom < 1:
         return None
-    means = [np.stack(site.means[frequent[0][0]]) for site in usable]
-    freedom = sum(len(values) - 1 for values in means)
-    spread = sum(((values - values.mean(axis=0)) ** 2).sum(axis=0) for values in means)
-    if freedom < 1 or not np.all(spread > 0):
-        return None
-    pooled = np.sqrt(spread / freedom)
-    centres = np.stack([values.mean(axis=0) for values in means])
+    spread = sum(((rows - rows.mean(axis=0)) ** 2).sum(axis=0) for rows in values.values())
+    pooled = np.maximum(np.sqrt(spread / freedom), least)
+    centres = np.stack([rows.mean(axis=0) for rows in values.values()])
     matrix = (np.abs(centres[:, None] - centres[None]) / pooled).max(axis=-1)
-    return [site.site for site in usable], matrix
+    return Distances(of, list(values), centres, matrix)
+
+
+def brightness(sites: Sequence[SiteStatistics]) -> Distances | None:
+    """Of mean values, over the sites with the most frequent number of channels."""
+    frequent = Counter(c for site in sites for c, means in site.means.items() for _ in means).most_common(1)
+    means = {site.site: np.stack(site.means[n]) for site in sites for n, _ in frequent if site.means.get(n)}
+    return apart("brightness", means, LEAST_VALUE)
+
+
+def sizes(sites: Sequence[SiteStatistics], region: str) -> Distances | None:
+    """Of a region's share of the image, over the cases that show it."""
+    shares = {
+        site.site: np.array(site.regions[region].shares)[:, None] for site in sites if site.regions[region].shares
+    }
+    return apart(f"size of {region!r}", shares, LEAST_SHARE)
 
 
 def site_findings(sites: Sequence[SiteStatistics], data: MultiCenterDataModule) -> Iterator[Finding]:
@@ -190,10 +227,21 @@ def site_findings(sites: Sequence[SiteStatistics], data: MultiCenterDataModule) 
     yield from mixed_depths({site.site: site.scaled for site in sites}, data.reading)
     for one in sites:
         yield from palettes_differ(one.colours, data.reading_of(one.site))
-    measured = distances(sites)
-    if measured is not None:
-        names, matrix = measured
-        i, j = np.unravel_index(int(matrix.argmax()), matrix.shape)
-        if matrix[i, j] > FAR:
-            what = f"brightness of {names[i]} and {names[j]} lies {matrix[i, j]:.1f} sd apart, the most of all sites"
-            yield Finding("sites differ", what, "none needed: this is what federated methods are compared on")
+    yield from _sites_differ(sites, data.regions)
+
+
+def _sites_differ(sites: Sequence[SiteStatistics], regions: Regions) -> Iterator[Finding]:
+    """In which respects sites lie far apart, the largest first."""
+    found = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
+    far = [one for one in found if one is not None and one.matrix.max() > FAR]
+    far.sort(key=lambda one: -one.matrix.max())
+    told = []
+    for one in far:
+        i, j = one.farthest
+        values = ""
+        if one.of != "brightness":
+            values = f" ({one.centres[i, 0]:.0%} and {one.centres[j, 0]:.0%} of the image)"
+        told.append(f"{one.of} of {one.names[i]} and {one.names[j]}{values} lies {one.matrix.max():.1f} sd apart")
+    if told:
+        what = f"most in {far[0].of}: {'; '.join(told)}"
+        yield Finding("sites differ", what, "none needed: this is what federated methods are compared on")
