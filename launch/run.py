@@ -42,6 +42,7 @@ PROJECT = "federated-segmentation"
 USUAL_TABLE = "sites"  # a manifest of this name says nothing of its data
 COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # names of folders that say as little
 LONGEST_NAME = 60
+PER_SITE = "data.per_site"
 MAY_CHANGE = ("federation.rounds", *CIRCUMSTANCE)
 
 
@@ -67,7 +68,8 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
         raise ConfigError("resume=true needs output=DIR, the folder of the run to go on with")
     saved = saved_config(RunFolder(output))
     config = compose(arguments, SCHEMA, base=saved)
-    if changed := differences(saved, config):
+    complete = compose([], SCHEMA, base=saved)  # a setting that is younger than the run had its default
+    if changed := differences(complete, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
     return config
 
@@ -86,8 +88,16 @@ def differences(saved: DictConfig, config: DictConfig, may_change: tuple[str, ..
     """The settings that make a config another run than the saved one, with both values; empty if there is none."""
     before, now = flat(saved), flat(config)
     keys = sorted(before.keys() | now.keys())
+    if _says_no_more(now.get(PER_SITE) or {}, before.get(PER_SITE) or {}):
+        keys = [key for key in keys if key != PER_SITE]
     changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(may_change)]
     return ", ".join(f"{key}: {before.get(key)!r} in the folder, {now.get(key)!r} now" for key in changed)
+
+
+def _says_no_more(now: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether all that is said of sites is in what a run saved, which holds what sites said themselves, too."""
+    now, saved = json.loads(json.dumps(now)), json.loads(json.dumps(saved))  # keys are texts, as they were saved
+    return all(saved.get(site, {}).get(key) == value for site, own in now.items() for key, value in own.items())
 
 
 def finished(folder: RunFolder, rounds: int) -> bool:
@@ -176,7 +186,7 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
 
 def with_sites(config: DictConfig, data: MultiCenterDataModule) -> DictConfig:
     """The settings with what sites say for themselves, so that a prediction knows it where their folders are not."""
-    return departing(config, {"data.per_site": data.per_site.told()})
+    return departing(config, {PER_SITE: data.per_site.told()})
 
 
 def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = False) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from configs.compose import load
+from configs.compose import ConfigError, load
 from datamodules import DataError, FolderDataModule
 from datamodules.check.command import check
 from datamodules.new import NewImages
-from launch.run import execute, read_settings
+from launch.run import differences, execute, read_settings
 from launch.settings import SCHEMA
 from tests.data_files import folder, make_sites, picture, save, square, write_manifest
 from tests.tiny_run import TINY
@@ -178,18 +179,38 @@ def test_patients_and_missing_masks_of_one_site(tmp_path: Path) -> None:
     assert rows["case_00"]["patient"] == "case_00"
 
 
+def run_on(root: Path, *settings: str) -> list[str]:
+    own = ("data.cases_per_site", "data.amount", "data.resolution")
+    tiny = [setting for setting in TINY if not setting.startswith(own)]
+    return ["data=folder", f"data.root={root}", *tiny, "federation.rounds=1", "wandb.mode=disabled", *settings]
+
+
 def test_a_run_saves_what_its_sites_said(tmp_path: Path) -> None:
     mapped(tmp_path / "data")
     as_file(tmp_path / "data")
-    own = ("data.cases_per_site", "data.amount", "data.resolution")
-    tiny = [setting for setting in TINY if not setting.startswith(own)]
-    settings = ["data=folder", f"data.root={tmp_path / 'data'}", f"output={tmp_path / 'run'}", *tiny]
-    settings += ["federation.rounds=1", "algorithm=fedavg", "wandb.mode=disabled"]
-    execute(read_settings(settings))
+    execute(read_settings(run_on(tmp_path / "data", f"output={tmp_path / 'run'}", "algorithm=fedavg")))
     saved = load((tmp_path / "run/config.yaml").read_text(), SCHEMA)
     assert saved.data.per_site == {"b": {"label_values": {"7": 1}, "spacing": [0.5, 0.25]}}
     assert (tmp_path / "run/findings.csv").read_text().startswith("severity,kind,what,cure,site,case,file\n")
-    execute(read_settings([f"output={tmp_path / 'run'}", "resume=true", "federation.rounds=2"]))
+    again = [f"output={tmp_path / 'run'}", "resume=true", "federation.rounds=2"]
+    execute(read_settings(again))
+    assert not differences(saved, read_settings([*again, "data.per_site={b: {spacing: [0.5, 0.25]}}"]))
+    with pytest.raises(ConfigError, match=r"data.per_site: .* in the folder"):
+        read_settings([*again, "data.per_site={b: {spacing: [1, 1]}}"])
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path: Path) -> None:
+    make_sites(tmp_path / "data", "a", "b")
+    execute(read_settings(run_on(tmp_path / "data", f"output={tmp_path / 'run'}", "algorithm=fedavg")))
+    config = OmegaConf.load(tmp_path / "run/config.yaml")
+    for key in ("per_site", "spacing"):
+        del config.data[key]
+    OmegaConf.save(config, tmp_path / "run/config.yaml")
+    again = [f"output={tmp_path / 'run'}", "resume=true", "federation.rounds=2"]
+    execute(read_settings(again))
+    OmegaConf.save(config, tmp_path / "run/config.yaml")
+    with pytest.raises(ConfigError, match=r"data.spacing: None in the folder"):
+        read_settings([*again, "data.spacing=[1, 1]"])
 
 
 def test_a_site_says_what_never_occurs_there(tmp_path: Path) -> None:
