@@ -475,7 +475,8 @@ def test_masks_of_0_and_255_and_labels_to_ignore(root: Path) -> None:
     absent = {"north": ["disc", "cup"], "south": ["cup"], "west": ["cup"]}
     ignoring = folder(root, regions=two, ignore_labels=[255], absent=absent)
     assert next(iter(ignoring.site("north").train_batches(0, 1)))["mask"].sum() == 0
-    mapped = folder(root, regions={"disc": [1, 2], "cup": [2]}, label_values={255: 2})
+    elsewhere = {"south": ["cup"], "west": ["cup"]}
+    mapped = folder(root, regions=two, label_values={255: 2}, absent=elsewhere)
     assert next(iter(mapped.site("north").train_batches(0, 1)))["mask"].sum((0, 2, 3)).tolist() == [256, 256]
 
 
