@@ -104,14 +104,14 @@ def check_metrics(names: Sequence[str], tolerance: float) -> None:
         ValueError: An unknown name, no name, or a tolerance that is no length.
     """
     if not names:
-        raise ValueError(f"no metric is named; known: {', '.join(METRICS)}")
+        raise ValueError(f"evaluation.metrics names no metric; known: {', '.join(METRICS)}")
     for name in names:
         if name not in METRICS:
             near = get_close_matches(name.lower(), METRICS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown metric {name!r}; {hint}Known: {', '.join(METRICS)}")
+            raise ValueError(f"evaluation.metrics: unknown metric {name!r}; {hint}Known: {', '.join(METRICS)}")
     if not 0 <= tolerance < np.inf:
-        raise ValueError(f"the tolerance of nsd must be a length of at least 0, got {tolerance}")
+        raise ValueError(f"evaluation.tolerance={tolerance}: the tolerance of nsd is a length of at least 0")
 
 
 def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str], tolerance: float) -> dict[str, float]:

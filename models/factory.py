@@ -60,19 +60,26 @@ def create_model(
         ValueError: an unknown or unfitting name or value, with the nearest known name.
         FileNotFoundError: `encoder_weights` is no local file.
     """
-    if min(in_channels, classes, groups) < 1:
-        raise ValueError(f"in_channels={in_channels}, classes={classes} and groups={groups} must be positive")
+    if min(in_channels, classes) < 1:
+        raise ValueError(f"in_channels={in_channels} and classes={classes} must be positive")
+    if groups < 1:
+        raise ValueError(f"model.groups={groups}: at least 1")
     known = smp.MODEL_ARCHITECTURES_MAPPING
     build = known[_known(architecture, list(known), "architecture")]
     encoder = _encoder_name(encoder)
-    arguments = _checked_options(architecture, build, options or {})
+    arguments = _checked_options(build, options or {})
     if encoder_depth is not None:
         arguments["encoder_depth"] = encoder_depth
     if decoder_channels is not None:
         arguments["decoder_channels"] = _decoder_channels(architecture, build, decoder_channels)
-    model: nn.Module = build(
-        encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **arguments
-    )
+    try:
+        model: nn.Module = build(
+            encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **arguments
+        )
+    except (ValueError, IndexError, TypeError) as error:  # smp says what does not fit, in names of its own
+        said = {"encoder_depth": encoder_depth, "decoder_channels": decoder_channels, "options": options}
+        given = "".join(f", model.{name}={value}" for name, value in said.items() if value is not None)
+        raise ValueError(f"model.architecture={architecture}, model.encoder={encoder}{given}: {error}") from error
     if encoder_weights is not None:
         load_encoder(model.get_submodule("encoder"), encoder_weights, encoder)
     convert_norm(model, norm, groups)
@@ -81,12 +88,12 @@ def create_model(
     return model
 
 
-def _known(name: str, names: list[str], kind: str) -> str:
+def _known(name: str, names: list[str], setting: str) -> str:
     if name in names:
         return name
     near = get_close_matches(name.lower(), names, n=3)
     raise ValueError(
-        f"unknown {kind} {name!r}; " + (f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names)}")
+        f"model.{setting}={name}: unknown; " + (f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names)}")
     )
 
 
@@ -102,10 +109,10 @@ def _encoder_name(name: str) -> str:
     return _known(name, ours + [f"tu-{model}" for model in timm.list_models()], "encoder")
 
 
-def _checked_options(architecture: str, build: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
+def _checked_options(build: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
     """Copy of the options; smp itself passes unknown ones on to the encoder, or ignores them."""
     allowed = _option_names(build)
-    return {_known(name, allowed, f"option of {architecture}"): value for name, value in options.items()}
+    return {_known(name, allowed, "options"): value for name, value in options.items()}
 
 
 def _decoder_channels(architecture: str, build: type[nn.Module], channels: list[int]) -> list[int] | int:

@@ -112,7 +112,9 @@ def named(text: str) -> Selector:
     if word in NAMED and not colon:
         return NAMED[word]
     hint = _did_you_mean(word, [*NAMED, "part:PATH"])
-    raise ValueError(f"unknown selector '{text}'{hint} Known: {', '.join(NAMED)}, part:PATH,PATH, joined by '+'")
+    raise ValueError(
+        f"algorithm.personal: unknown selector '{text}'{hint} Known: {', '.join(NAMED)}, part:PATH,PATH, joined by '+'"
+    )
 
 
 def _norm_tensors(model: nn.Module, *, parameters: bool) -> frozenset[str]:

@@ -105,7 +105,7 @@ def test_norms_that_cannot_work_are_refused() -> None:
     [
         ({"architecture": "Unett"}, "nearest: unet"),
         ({"encoder": "resnet81"}, "nearest: .*resnet18"),
-        ({"encoder": "tu-no_such_network_at_all"}, "unknown encoder"),
+        ({"encoder": "tu-no_such_network_at_all"}, "model.encoder=tu-no_such_network_at_all: unknown"),
         ({"options": {"decoder_atention_type": "scse"}}, "nearest: decoder_attention_type"),
         ({"architecture": "fpn", "decoder_channels": [64]}, "decoder_pyramid_channels"),
         ({"architecture": "deeplabv3plus", "decoder_channels": [64, 32]}, "one number"),
