@@ -88,6 +88,7 @@ class Algorithm(pl.LightningModule):
         self._reference: Tensors | None = None
         self._losses: list[Tensor] = []
         self.received = State()
+        self.trained_here = False  # whether the site that the worker stands for has kept anything from training
 
     @property
     def shares(self) -> bool:
@@ -158,7 +159,8 @@ class Algorithm(pl.LightningModule):
         self._reference = None
         self._losses = []
         self._freeze_all_but(everything)
-        stays = kept if kept.tensors else self._pristine
+        self.trained_here = bool(kept.tensors)
+        stays = kept if self.trained_here else self._pristine
         self._optimizer_state = stays.get("optimizer")
         self._load(self.model, {**stays.get("model"), **message.get("model"), **message.get("buffers")})
         self._load(self, stays.get("own"))

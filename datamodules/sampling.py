@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.errors import DataError
 
 Batch = dict[str, Any]
 Sampling = Literal["shuffle", "replacement"]
+SHARED_MEMORY = Path("/dev/shm")
+AHEAD = 2  # batches that a worker prepares before they are asked for
+LONGEST_BATCH = 900.0  # seconds; a worker that takes longer stands still
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -146,12 +155,40 @@ class Loaders:
 
     def run(self, plans: Sequence[Plan]) -> Iterator[Batch]:
         """Fetches the batches of ``plans`` in order."""
+        if self.workers and plans and not self._idle:
+            self._check_shared_memory(plans[0])
         turn, loader = self._idle.pop() if self._idle else self._new()
         turn.plans = plans
+        broken = False
         try:
             yield from loader
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            broken = True
+            raise DataError(
+                f"data.workers={self.workers}: a process that prepares batches ended or stands still "
+                f"({str(error).splitlines()[0]}); set data.workers=0, or give it more memory (also in {SHARED_MEMORY})"
+            ) from error
         finally:
-            self._idle.append((turn, loader))
+            if not broken:
+                self._idle.append((turn, loader))
+
+    def _check_shared_memory(self, plan: Plan) -> None:
+        """Workers hand batches over in shared memory, and wait for ever where there is too little of it."""
+        if not SHARED_MEMORY.is_dir():
+            return
+        batch = self.dataset[plan]
+        size = sum(value.numel() * value.element_size() for value in batch.values() if isinstance(value, Tensor))
+        needed, free = 2 * self.workers * AHEAD * size, shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            print(
+                f"warning: data.workers={self.workers} needs about {needed >> 20} MiB in {SHARED_MEMORY}, which has "
+                f"{free >> 20} MiB free: batches are prepared without workers, with the same results (containers: "
+                "docker run --shm-size)",
+                file=sys.stderr,
+            )
+            self.workers = 0
 
     def _new(self) -> tuple[_Turn, DataLoader[Batch]]:
         turn = _Turn()
@@ -162,6 +199,8 @@ class Loaders:
             collate_fn=_as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            prefetch_factor=AHEAD if self.workers else None,
+            timeout=LONGEST_BATCH if self.workers else 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, so that fetching never moves the training's random stream
             worker_init_fn=_one_thread,

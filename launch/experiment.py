@@ -85,12 +85,30 @@ class Experiment:
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
             algorithm = self.algorithm()
+            self._check_step(algorithm)
             for site in self.data.sites:
                 algorithm.check_site(self.data.site(site))
             if algorithm.labelled and not any(self.data.site(site).examples for site in self.data.sites):
                 raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_step(self, algorithm: Algorithm) -> None:
+        """Let the network see a small batch as in training: normalisation needs more than one value per channel.
+
+        Raises:
+            ConfigError: the network cannot train on batches of this size.
+        """
+        data, model = self.data, algorithm.model.train()
+        images = torch.zeros(min(2, data.batch_size), self.in_channels, *data.size)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            try:
+                model(images)
+            except (ValueError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                cure = "take data.batch_size=2 or more, or model.norm=group" if "more than 1 value" in reason else ""
+                told = f"the network cannot train with data.size={list(data.size)}, data.batch_size={data.batch_size}"
+                raise ConfigError(f"{told}: {reason}" + (f"; {cure}" if cure else "")) from error
 
     @cached_property
     def data(self) -> MultiCenterDataModule:

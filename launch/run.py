@@ -20,7 +20,7 @@ from datamodules.findings import COLUMNS, Finding, as_rows, causes
 from federation.checkpoint import Checkpoint
 from federation.engine import Federation
 from launch.experiment import Experiment
-from launch.scoring import Notes, Scorer, Scores, paint_overlays, score_checkpoints
+from launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.circumstance import CIRCUMSTANCE, ENGINE
@@ -181,7 +181,7 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     server = federation.run()
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
-    reporter.notice(federation.late_events)
+    reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
 
 
 def with_sites(config: DictConfig, data: MultiCenterDataModule) -> DictConfig:

@@ -105,7 +105,11 @@ class SavedModels:
             return self.method.unseen_views
         if site not in self.seen:
             raise ReportingError(f"{self.title}: no site {site!r}; {nearest(site, [*self.seen, *self.unseen])}")
-        return tuple(view for view in self.method.views if view != "personal" or site in self.trained)
+        return tuple(view for view in self.method.views if view != "personal" or self._has_own(site))
+
+    def _has_own(self, site: str) -> bool:
+        """Whether a site has a personal model: one that never took part in a round has none."""
+        return site in self.trained and bool(self._kept(site, "last").tensors)
 
     def choose(self, site: str | None, view: str | None) -> str:
         """The view to take: as asked, else the site's own model where there is one; without a site the global one.

@@ -153,7 +153,8 @@ class Notes:
 def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
     """The views of the task that exist at a site; one that never trained has no personal model."""
     there = algorithm.views if site.seen else algorithm.unseen_views
-    if site.seen and not site.examples:
+    fitted = algorithm.trained_here or (task.personalise and algorithm.personalises)
+    if site.seen and not (site.examples and fitted):
         there = tuple(view for view in there if view != "personal")
     return [view for view in there if not task.views or view in task.views]
 
@@ -184,6 +185,22 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> 
             show_best(federation, name)
             rows += scorer.take()
     return rows
+
+
+def never_trained(federation: Federation, rounds: pd.DataFrame) -> list[Row]:
+    """Events of sites that have no personal model, since none of their updates was ever taken.
+
+    Args:
+        federation: at its end.
+        rounds: the run's rounds.csv.
+    """
+    algorithm: Any = federation.algorithm
+    if "personal" not in algorithm.views or algorithm.personalises:
+        return []
+    trained = set(rounds.loc[rounds["task"] == "train", "site"])
+    detail = "it took part in no round, so it has no personal model: none is scored, and means are over other sites"
+    common = {"round": federation.checkpoint.round, "event": "never trained", "detail": detail}
+    return [{**common, "site": site} for site in federation.sites if site not in trained]
 
 
 def paint_overlays(federation: Federation, experiment: Experiment, scores: pd.DataFrame) -> dict[str, list[Picture]]:

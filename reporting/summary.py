@@ -251,7 +251,11 @@ def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
         rows += [(), *((f"{name} (unseen)", *cells) for name, *cells in below)]
         rows += [_over("mean over unseen sites", unseen, columns, "mean")] if unseen["site"].nunique() > 1 else []
         left_out += more
-    note = _note(shown) + (f"\nThe {limit} worst sites; {left_out} more are in summary.csv." if left_out else "")
+    note = (
+        _note(shown)
+        + _without_own(seen)
+        + (f"\nThe {limit} worst sites; {left_out} more are in summary.csv." if left_out else "")
+    )
     return Table(header, tuple(rows), note)
 
 
@@ -301,6 +305,12 @@ def _note(shown: pd.DataFrame) -> str:
             span = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}, by view or site"
             parts.append(f"{checkpoint}: {span}{reason}")
     return "; ".join(parts)
+
+
+def _without_own(seen: pd.DataFrame) -> str:
+    """How many sites a mean of personal models is over, where some have none: those that never trained."""
+    sites, own = seen["site"].nunique(), seen.loc[seen["view"] == "personal", "site"].nunique()
+    return f"\nPersonal models are those of {own} of {sites} sites, and so are their means." if 0 < own < sites else ""
 
 
 def _metric_table(test: pd.DataFrame) -> Table:

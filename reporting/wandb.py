@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wandb import Image, Run
 
 Mode = Literal["online", "offline", "disabled"]
+FINISH_SECONDS = 300.0  # a run whose numbers are in its folder does not wait longer for uploads
 MOST_TABLE_ROWS = 10_000  # what W&B shows of one table
 RUN_ID = "WANDB_RUN_ID"
 AGENT = (RUN_ID, "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agent` tells the process that it starts
@@ -114,6 +115,27 @@ class WandbRun:
         self._run.define_metric("round", hidden=True)
         self._run.define_metric("*", step_metric="round")
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What goes wrong with W&B from now on is told once, and the run goes on without it."""
+        try:
+            yield
+        except Exception as error:  # the client raises what it likes when its service is gone
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        run, self._run = self._run, None
+        WandbRun.current = None
+        if run is None:
+            return
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        print(
+            f"warning: W&B stopped ({reason}); the run goes on without it, and its folder holds every number",
+            file=sys.stderr,
+            flush=True,
+        )
+        _abandon()
+
     @property
     def goes_on(self) -> bool:
         """Whether this is a run that W&B has from before an interruption."""
@@ -135,11 +157,14 @@ class WandbRun:
         known = {key: float(value) for key, value in values.items() if not np.isnan(value)}
         if self._run is not None and known and round > self._sent:
             self._sent = round
-            self._run.log({"round": round, **known}, step=max(round, self._step), commit=not last)
+            with self._guarded():
+                self._run.log({"round": round, **known}, step=max(round, self._step), commit=not last)
 
     def summarise(self, values: Mapping[str, float]) -> None:
         """Set the numbers that stand for the whole run (what a sweep reads); nothing is logged after that."""
-        if self._run is not None:
+        if self._run is None:
+            return
+        with self._guarded():
             self._run.log({}, commit=True)  # else the last row, when it ends, would put its own numbers there
             self._run.summary.update({key: float(value) for key, value in values.items() if not np.isnan(value)})
 
@@ -147,8 +172,9 @@ class WandbRun:
         """Add one image per case with switchable masks of truth and of every view."""
         if self._run is None or not pictures:
             return
-        images = [_wandb_image(picture, regions) for picture in pictures]
-        self._log_last({f"{pictures[0].site}/overlays": images})
+        with self._guarded():
+            images = [_wandb_image(picture, regions) for picture in pictures]
+            self._log_last({f"{pictures[0].site}/overlays": images})
 
     def log_cases(self, scores: pd.DataFrame) -> None:
         """Add a table with one row per case, region, view and checkpoint, and one column per metric."""
@@ -159,7 +185,8 @@ class WandbRun:
         keys = ["checkpoint", "split", "round", "site", "seen", "view", "case", "region"]
         wide = scores.pivot_table(index=keys, columns="metric", values="value").reset_index()
         wide = wide.sort_values(["checkpoint", "split"], key=_worth, kind="stable")
-        self._log_last({"cases": wandb.Table(dataframe=wide.head(MOST_TABLE_ROWS))})
+        with self._guarded():
+            self._log_last({"cases": wandb.Table(dataframe=wide.head(MOST_TABLE_ROWS))})
 
     def log_checkpoints(self, folder: RunFolder) -> None:
         """Upload the saved models as an artefact of type "model": a folder that `python evaluate.py` reads."""
@@ -167,11 +194,12 @@ class WandbRun:
             return
         import wandb
 
-        artifact = wandb.Artifact(f"run-{self._run.id}-checkpoints", type="model", metadata={"round": self._sent})
-        artifact.add_dir(os.fspath(folder.checkpoints), name=folder.checkpoints.name)
-        for path in (folder.config_path, folder.path / SPLITS, folder.path / METRICS):
-            artifact.add_file(os.fspath(path), name=path.name)
-        self._run.log_artifact(artifact)
+        with self._guarded():
+            artifact = wandb.Artifact(f"run-{self._run.id}-checkpoints", type="model", metadata={"round": self._sent})
+            artifact.add_dir(os.fspath(folder.checkpoints), name=folder.checkpoints.name)
+            for path in (folder.config_path, folder.path / SPLITS, folder.path / METRICS):
+                artifact.add_file(os.fspath(path), name=path.name)
+            self._run.log_artifact(artifact)
 
     def _log_last(self, values: Mapping[str, Any]) -> None:
         """Add to the last round's row, or behind it if that is gone already."""
@@ -181,7 +209,8 @@ class WandbRun:
     def finish(self, exit_code: int) -> None:
         """Close the run; an exit code other than 0 marks it as failed."""
         if self._run is not None:
-            self._run.finish(exit_code=exit_code)
+            with self._guarded():
+                self._run.finish(exit_code=exit_code)
             self._run = WandbRun.current = None
 
     def leave(self) -> None:
@@ -237,11 +266,20 @@ def failing_run(exit_code: int) -> Iterator[None]:
             run.finish(exit_code=exit_code)
 
 
+def _abandon() -> None:
+    """Let the client forget its service, so that it does not wait for it when this process ends."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=0)
+
+
 def _open(**settings: Any) -> "Run":
     import wandb
 
+    limits = wandb.Settings(finish_timeout=FINISH_SECONDS)
     try:
-        return wandb.init(**settings)
+        return wandb.init(settings=limits, **settings)
     except wandb.errors.Error as error:
         raise ReportingError(
             f"W&B did not open the run ({error}). Log in with `wandb login`, or set wandb.mode=offline or disabled."
