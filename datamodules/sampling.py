@@ -162,13 +162,14 @@ class Loaders:
         broken = False
         try:
             yield from loader
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if not self.workers or (isinstance(error, RuntimeError) and "DataLoader" not in str(error)):
                 raise
             broken = True
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(
-                f"data.workers={self.workers}: a process that prepares batches ended or stands still "
-                f"({str(error).splitlines()[0]}); set data.workers=0, or give it more memory (also in {SHARED_MEMORY})"
+                f"data.workers={self.workers}: a process that prepares batches ended or stands still ({reason}); set "
+                f"data.workers=0, or give it more memory (also in {SHARED_MEMORY})"
             ) from error
         finally:
             if not broken:

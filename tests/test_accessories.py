@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,15 +12,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import train
 from console import Steady, steady_output
+from datamodules import DataError
 from federation.checkpoint import write_atomic as write_state
 from launch.command import guarded
 from reporting import ReportingError
 from reporting.folder import RunFolder, write_atomic
+from reporting.wandb import WandbRun
+from tests.data_files import folder, make_sites
 from tests.tiny_run import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -184,3 +190,88 @@ def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert guarded(write, []) == 2
     assert capsys.readouterr().err == f"error: {os.strerror(errno.EFBIG)}: {path}\n"
     assert {found.name for found in tmp_path.iterdir()} <= {"events.csv"}
+
+
+# --------------------------------------------------------------------------------------------------------- the workers
+
+
+def test_workers_without_shared_memory_are_left_out_openly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder(make_sites(tmp_path, "north", "south"), workers=2)
+    plain = folder(tmp_path)
+    monkeypatch.setattr("datamodules.sampling.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    batches = list(data.site("north").train_batches(0, 2))
+    told = capsys.readouterr().err
+    assert "data.workers=2 needs about" in told
+    assert "without workers" in told
+    for one, other in zip(batches, plain.site("north").train_batches(0, 2), strict=True):
+        assert torch.equal(one["image"], other["image"])
+    list(data.site("south").train_batches(0, 1))
+    assert not capsys.readouterr().err  # told once
+
+
+def test_a_worker_that_ends_is_named_with_the_cure(tmp_path: Path) -> None:
+    data = folder(make_sites(tmp_path, "north"), workers=1)
+    batches = iter(data.site("north").train_batches(0, 400))
+    next(batches)
+    loaders = data.site("north")._shared.loaders
+    (worker,) = [child for child in multiprocessing.active_children() if child.pid]
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"data.workers=1: a process .* ended .*set data.workers=0"):
+        list(batches)
+    assert not loaders._idle
+
+
+# ------------------------------------------------------------------------------------------------------- a batch of one
+
+
+@pytest.mark.parametrize("cure", ["data.batch_size=2", "model.norm=group"])
+def test_a_batch_that_normalisation_cannot_take_is_refused_with_a_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cure: str
+) -> None:
+    settings = [*PLAIN, "algorithm=fedavg", "model=deeplabv3plus", "data.batch_size=1", f"output={tmp_path / 'run'}"]
+    code, told = run_train(capsys, *settings)
+    assert code == 2
+    assert "data.batch_size=1: Expected more than 1 value per channel" in told
+    assert cure.replace("=2", "=2 or more") in told
+    assert "Traceback" not in told
+    assert run_train(capsys, *settings, cure)[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------ W&B
+
+
+@pytest.mark.parametrize("moment", ["log_round", "summarise", "log_cases", "finish"])
+def test_a_run_goes_on_without_a_dead_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    """The client's own service, killed before a call."""
+    own = getattr(WandbRun, moment)
+
+    def kill_first(self: WandbRun, *arguments: object, **settings: object) -> None:
+        for pid in services():
+            os.kill(pid, signal.SIGKILL)
+        own(self, *arguments, **settings)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(WandbRun, moment, kill_first)
+    code, told = run_train(capsys, *PLAIN, "algorithm=fedavg", "wandb.mode=offline", f"output={tmp_path / 'run'}")
+    assert code == 0
+    assert told.count("warning: W&B stopped") <= 1
+    assert "Traceback" not in told
+    if moment == "log_round":
+        assert "its folder holds every number" in told
+    assert len(RunFolder(tmp_path / "run").rounds()) == 2
+    assert WandbRun.current is None
+
+
+def services() -> list[int]:
+    """Processes of W&B's service that this process started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"wandb" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
