@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 
-USAGE = """python evaluate.py RUN [trainer.accelerator=cpu] [trainer.threads=N]
+USAGE = """python evaluate.py RUN [data.root=DIR] [trainer.accelerator=cpu] [trainer.threads=N]
 
-  RUN    the folder of a finished or stopped run
+  RUN            the folder of a finished or stopped run
+  data.root=DIR  where its data lie now, if they were moved
 
 Scores the last and the best saved models on the validation and test cases of every site, prints the summary, writes
 RUN/rescored.csv, and says by how much scores differ from those in RUN/metrics.csv (exit code 1 if they do, or if a run

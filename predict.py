@@ -24,6 +24,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("run", type=Path, help="the run's folder")
+    made.add_argument(
+        "settings", nargs="*", help="of this machine: trainer.accelerator=cpu, trainer.threads=N; or data.root=DIR"
+    )
     made.add_argument("--images", type=Path, required=True, help="a folder of images, or one image")
     made.add_argument("--site", help="the site that the images come from; without it a site that took no part")
     made.add_argument(
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> None:
     """Predict, and say what was written."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
 
     from launch.prediction import SIZES, Wish, predict_folder
 

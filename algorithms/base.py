@@ -43,6 +43,8 @@ class Algorithm(pl.LightningModule):
     """Which models serve a site that never took part; none where nothing is shared as a whole."""
     per_site: frozenset[str] = frozenset()
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
+    one_column_per_site: frozenset[str] = frozenset()
+    """Shared parameters whose width is the number of sites, which a fresh model does not know."""
     reads_updates: bool = False
     """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
     introduces: bool = False

@@ -67,6 +67,8 @@ class LCFed(FedRep):
         peak_threshold: least distance of a peak; exclusive.
     """
 
+    one_column_per_site = frozenset({CODES})
+
     per_site = frozenset({PEERS})
 
     def __init__(

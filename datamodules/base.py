@@ -539,6 +539,18 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._ready()
         return [dict(row) for row in self._rows]
 
+    def fingerprints(self) -> list[dict[str, str]]:
+        """One row per case: site, case, and digests of the bytes of its image and its mask.
+
+        Empty where there is no file: the data module makes it itself, or the case has no mask.
+        """
+        self._ready()
+        return [
+            {"site": case.site, "case": case.case, "image": entry.image_print, "mask": entry.mask_print}
+            for store in self._shared.slices.stores
+            for case, entry in zip(store.cases, store.entries, strict=True)
+        ]
+
     def _ready(self) -> dict[str, SiteData]:
         if not self._sites:
             raise DataError("the data is not prepared; call setup() first")

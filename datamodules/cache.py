@@ -18,9 +18,10 @@ from tqdm import tqdm
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
+from datamodules.fingerprints import of_case
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 5  # raise when what is stored, or how files are decoded, changes
+FORMAT = 7  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Entry:
         notes: What reading the files had to decide.
         colours: Label ids and their colours, of an indexed mask.
         prints: Hashes of each image file and its mask, as kept.
+        image_print: Digest of the bytes that the image was read from; empty where there is no file.
+        mask_print: Likewise of the mask.
     """
 
     block: int
@@ -48,6 +51,8 @@ class Entry:
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
     prints: tuple[tuple[str, str], ...] = ()
+    image_print: str = ""
+    mask_print: str = ""
 
 
 class Store:
@@ -154,6 +159,7 @@ def _decode(
                 sample.notes,
                 sample.colours,
                 sample.prints,
+                *of_case(case),
             )
         )
         if sample.labels is not None:

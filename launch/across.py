@@ -17,7 +17,8 @@ from federation.flower.records import Facts, Question
 from federation.flower.transport import FlowerTransport, NotConnectedError
 from federation.state import State
 from launch.experiment import Experiment
-from launch.run import default_folder, finish, inputs, open_wandb, train_and_score
+from launch.restore import check_states, open_checkpoint
+from launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
 from launch.scoring import Notes
 from reporting.environment import Meter, library_versions
 from reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder, write_atomic
@@ -58,19 +59,16 @@ class Across:
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
+            checkpoint = open_checkpoint(folder, config)
             transport = self._transport(config, settings, run_id(folder))
             sites = _in_order(transport.sites)
             experiment = Experiment(config, channels=agreed(transport.sites, settings))
             transport.question = replace(transport.question, channels=experiment.channels)
             check_sites(experiment, transport.sites)
-            checkpoint = Checkpoint(folder.checkpoints)
-            if checkpoint.round > config.federation.rounds:
-                raise ConfigError(
-                    f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done"
-                )
+            check_states(experiment.algorithm(), checkpoint)
             transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
             # whoever is there at the start must be there again when the run is resumed
-            folder.write_config(as_yaml(departing(config, {"deployment.sites": list(sites)})))
+            folder.write_config(as_yaml(departing(anchored(config), {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))

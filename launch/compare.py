@@ -16,6 +16,7 @@ from typing import Any
 from configs.compose import ConfigError, Schema, parsed
 from configs.knobs import REQUIRED, Knob, knobs, validated
 from reporting import ReportingError
+from reporting.circumstance import ELSEWHERE
 from reporting.compare.analysis import Analysis
 from reporting.compare.gather import gather
 from reporting.compare.options import Options
@@ -29,6 +30,7 @@ USAGE = """python compare.py RUN... [key=value ...]
   python compare.py runs/compare_phantom                     every run in a folder, at any depth (a sweep's folder)
   python compare.py runs/fedavg-0 runs/ditto-0               folders of runs
   python compare.py 'runs/*-seed[012]' output=report         a pattern, in quotes
+  python compare.py runs/fedavg-0 data.root=DIR              data that were moved, for the pictures
 
 Runs that differ in their seed only are one method. Runs whose scores do not mean the same (data, splits, regions, grid,
 metric definitions) are refused; unfinished ones are left out. docs/comparison.md explains every number and test.
@@ -51,14 +53,16 @@ class Place:
     cases: int = 2
 
 
-def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place]:
-    """The command line read: where runs are, how to compare them, where to write.
+def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list[str]]:
+    """The command line read: where runs are, how to compare them, where to write, where data lie and how to compute.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, or no run.
     """
     told = [a for a in arguments if "=" in a and not Path(a).exists() and "/" not in a.partition("=")[0]]
     places = [argument for argument in arguments if argument not in told]
+    elsewhere = [argument for argument in told if argument.partition("=")[0] in ELSEWHERE]
+    told = [argument for argument in told if argument not in elsewhere]
     values = parsed(told, Schema({}, {}, Options))
     known = {name: owner for owner in (Options, Place) for name in knobs(owner)}
     settings, errors = [], []
@@ -72,7 +76,7 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place]:
     if not places:
         raise ConfigError("no run is named: python compare.py RUN... (see compare.py --help)")
     try:
-        return places, Options(**settings[0]), Place(**settings[1])
+        return places, Options(**settings[0]), Place(**settings[1]), elsewhere
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -84,8 +88,14 @@ def help_text() -> str:
     return "\n".join([USAGE, *lines])
 
 
-def compare(places: Sequence[str], options: Options, place: Place) -> Report:
+def compare(places: Sequence[str], options: Options, place: Place, elsewhere: Sequence[str] = ()) -> Report:
     """Gather runs, compare them, write the report.
+
+    Args:
+        places: where runs are.
+        options: how to compare them.
+        place: where to write.
+        elsewhere: where their data lie now and how to compute (`ELSEWHERE`), for what looks at images again.
 
     Raises:
         ReportingError: there is no run, runs cannot be compared, or the output folder holds something else.
@@ -98,7 +108,7 @@ def compare(places: Sequence[str], options: Options, place: Place) -> Report:
     analysis = Analysis(gather(read, default_settings), options)
     output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     _clear(output)
-    return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output))
+    return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output, elsewhere))
 
 
 def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +152,9 @@ def _clear(output: Path) -> None:
         shutil.rmtree(output / part, ignore_errors=True)
 
 
-def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path) -> Extras:
+def _extras(
+    analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path, elsewhere: Sequence[str]
+) -> Extras:
     if not place.pictures:
         return without_images(analysis, "pictures=false.")
     if not any(run.folder.has_checkpoint for _, run in analysis.gathered.ordinary):
@@ -153,7 +165,7 @@ def _extras(analysis: Analysis, verdicts: Sequence[Verdict], place: Place, outpu
         "looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)",
         file=sys.stderr,
     )
-    return look_again(analysis, verdicts, place.cases, output / CASES)
+    return look_again(analysis, verdicts, place.cases, output / CASES, elsewhere)
 
 
 def _shown(value: Any) -> str:

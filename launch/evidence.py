@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from configs.compose import ConfigError, load
+from configs.compose import ConfigError
 from datamodules import DataError
 from evaluation.statistics import over_seeds
 from federation.checkpoint import CheckpointError
 from launch.differences import site_differences
 from launch.experiment import Experiment
 from launch.gallery import draw_cases
-from launch.run import check_splits
+from launch.reopen import settings
+from launch.restore import check_data
 from reporting import ReportingError
 from reporting.compare.analysis import GLOBAL, Analysis, Model
 from reporting.compare.report import Case, Extras
@@ -28,7 +29,9 @@ from reporting.compare.verdicts import Verdict
 UNREADABLE = (ConfigError, DataError, CheckpointError, ReportingError)
 
 
-def look_again(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path) -> Extras:
+def look_again(
+    analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path, elsewhere: Sequence[str] = ()
+) -> Extras:
     """Measure how sites differ, and draw cases.
 
     Args:
@@ -36,19 +39,20 @@ def look_again(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out:
         verdicts: which two models each site's answer is about.
         count: cases with the largest gain per site, and as many with the largest loss.
         out: folder of the pictures.
+        elsewhere: see `launch.reopen.settings`.
     """
-    differences, no_differences = _differences(analysis)
-    cases, no_cases = _cases(analysis, verdicts, count, out)
+    differences, no_differences = _differences(analysis, elsewhere)
+    cases, no_cases = _cases(analysis, verdicts, count, out, elsewhere)
     return Extras(differences, no_differences, cases, no_cases)
 
 
-def _differences(analysis: Analysis) -> tuple[pd.DataFrame | None, str]:
+def _differences(analysis: Analysis, elsewhere: Sequence[str]) -> tuple[pd.DataFrame | None, str]:
     """By images and masks of one run (all have the same cases), and by the updates of all runs of one method."""
     if not analysis.reference_runs:
         return None, "All runs hold sites out in turn; differences between sites are measured on ordinary runs."
     tables, problem = [], ""
     try:
-        tables.append(_by_images(analysis.reference_runs[0]))
+        tables.append(_by_images(analysis.reference_runs[0], elsewhere))
     except UNREADABLE as error:
         problem = f"Images cannot be looked at again: {error}"
     if analysis.update_distances is not None:
@@ -56,14 +60,16 @@ def _differences(analysis: Analysis) -> tuple[pd.DataFrame | None, str]:
     return (pd.concat(tables, ignore_index=True) if tables else None), problem
 
 
-def _by_images(run: Run) -> pd.DataFrame:
-    experiment = Experiment(load(run.folder.read_config()))
+def _by_images(run: Run, elsewhere: Sequence[str]) -> pd.DataFrame:
+    experiment = Experiment(settings(run.folder, elsewhere))
     experiment.data.setup()
-    check_splits(run.folder, experiment.data.splits())
+    check_data(run.folder, experiment.data)
     return site_differences(experiment)
 
 
-def _cases(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path) -> tuple[list[Case], str]:
+def _cases(
+    analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path, elsewhere: Sequence[str]
+) -> tuple[list[Case], str]:
     """Pictures of the models that validation chose, each with a seed that tested the case."""
     wanted: dict[tuple[Model, Model, int], dict[str, list[Extreme]]] = {}
     for verdict in verdicts:
@@ -77,7 +83,7 @@ def _cases(analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Pat
         runs = {name: run.folder for name, run in _runs_of(analysis, personal, shared, seed).items()}
         choices = {site: [one.case for one in group] for site, group in sites.items()}
         try:
-            drawn = draw_cases(runs, choices, out, checkpoint=analysis.options.checkpoint)
+            drawn = draw_cases(runs, choices, out, checkpoint=analysis.options.checkpoint, elsewhere=elsewhere)
         except UNREADABLE as error:
             problems.append(f"No cases of {', '.join(choices)} with seed {seed}: {error}")
             continue

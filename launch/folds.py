@@ -10,7 +10,17 @@ from omegaconf import DictConfig
 
 from configs.compose import ConfigError, as_yaml, departing
 from launch.experiment import Experiment
-from launch.run import Execute, beside, default_folder, execute, finished, group_name, open_wandb, saved_config
+from launch.run import (
+    Execute,
+    anchored,
+    beside,
+    default_folder,
+    execute,
+    finished,
+    group_name,
+    open_wandb,
+    saved_config,
+)
 from reporting.folder import RunFolder, file_name, write_atomic
 from reporting.reporter import sweep_values
 from reporting.summary import Summary, summarise
@@ -91,7 +101,7 @@ def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -
 def _open(output: Path, config: DictConfig) -> RunFolder:
     folder = RunFolder.create(output, resume=config.resume)
     remember_agent(folder)
-    write_atomic(folder.config_path, as_yaml(config))
+    write_atomic(folder.config_path, as_yaml(anchored(config)))
     folder.summary_path.unlink(missing_ok=True)  # until all folds are done again
     return folder
 

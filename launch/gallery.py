@@ -19,7 +19,12 @@ Place = tuple[str, str]
 
 
 def draw_cases(
-    runs: Mapping[str, RunFolder], choices: Mapping[str, Sequence[str]], out: Path, *, checkpoint: Chosen = "best"
+    runs: Mapping[str, RunFolder],
+    choices: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    checkpoint: Chosen = "best",
+    elsewhere: Sequence[str] = (),
 ) -> dict[Place, Path]:
     """Draw test cases with the contours of the truth and of what every run's models predict.
 
@@ -30,6 +35,7 @@ def draw_cases(
         choices: site -> names of test cases.
         out: a picture goes to OUT/SITE/CASE.png.
         checkpoint: the models that validation chose, or the last ones.
+        elsewhere: see `launch.reopen.settings`.
 
     Returns:
         (site, case) -> its picture.
@@ -44,7 +50,7 @@ def draw_cases(
     found: dict[Place, dict[str, Picture]] = {(site, case): {} for site, cases in choices.items() for case in cases}
     regions: Sequence[str] = ()
     for name, folder in runs.items():
-        run = Reopened.read(folder)
+        run = Reopened.read(folder, elsewhere)
         run.prepare_data()
         regions = run.experiment.data.regions.names
         for place, picture in predict_choices(run, choices, checkpoint).items():

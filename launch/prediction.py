@@ -41,6 +41,7 @@ class Wish:
         checkpoint: the best saved model by validation Dice, or the last one.
         probabilities: write them too.
         overlay: draw a picture of every image with its contours.
+        settings: see `launch.reopen.settings`.
     """
 
     run: Path
@@ -51,6 +52,7 @@ class Wish:
     checkpoint: Chosen = "best"
     probabilities: bool = False
     overlay: bool = True
+    settings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def predict_folder(wish: Wish) -> pd.DataFrame:
         ReportingError: there is no such run, site or model, or the output folder holds something.
         DataError: an image that cannot be read, or that the network does not take.
     """
-    models = SavedModels(Reopened.read(RunFolder(wish.run)))
+    models = SavedModels(Reopened.read(RunFolder(wish.run), wish.settings))
     view = models.choose(wish.site, wish.view)
     with draft(wish.out) as folder:
         return _predict_into(folder, wish, models, view)

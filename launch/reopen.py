@@ -16,10 +16,12 @@ from federation.client import Evaluate
 from federation.contract import RoundRecord
 from federation.engine import Federation
 from launch.experiment import Experiment
-from launch.run import check_splits, saved_config
+from launch.restore import check_data, check_states
+from launch.run import saved_config
 from launch.settings import SCHEMA
 from reporting import ReportingError
-from reporting.folder import RunFolder
+from reporting.circumstance import ELSEWHERE
+from reporting.folder import RunFolder, flattened
 
 
 class Silent:
@@ -40,8 +42,8 @@ def settings(folder: RunFolder, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         folder: the run's folder.
-        overrides: of `trainer.accelerator` and `trainer.threads`. A run made on a GPU is scored on the CPU where there
-            is no GPU, unless an accelerator is given.
+        overrides: of `ELSEWHERE`. A run made on a GPU is scored on the CPU where there is no GPU, unless an accelerator
+            is given.
 
     Raises:
         ConfigError: another setting, which would score another run; or a damaged config.
@@ -49,11 +51,8 @@ def settings(folder: RunFolder, overrides: Sequence[str] = ()) -> DictConfig:
     """
     saved = saved_config(folder)
     given = parsed(overrides, SCHEMA)
-    strange = [key for key in given if key != "trainer"] + [
-        f"trainer.{key}" for key in given.get("trainer", {}) if key not in ("accelerator", "threads")
-    ]
-    if strange:
-        raise ConfigError(f"{strange[0]} belongs to the run; only trainer.accelerator and trainer.threads may change")
+    if strange := [key for key in flattened(given) if key not in ELSEWHERE]:
+        raise ConfigError(f"{strange[0]} belongs to the run; only {', '.join(ELSEWHERE)} may change")
     missing = saved.trainer.accelerator == "gpu" and not torch.cuda.is_available()
     fallback = ["trainer.accelerator=cpu"] if missing else []
     return compose([*fallback, *overrides], SCHEMA, base=saved)
@@ -118,12 +117,18 @@ class Reopened:
             self.experiment.data.setup()
         except DataError as error:
             raise ReportingError(
-                f"{self.folder.path}: the data of this run can no longer be read ({error}); put it back where it was"
+                f"{self.folder.path}: the data of this run can no longer be read ({error}); put it back where it "
+                "was, or say where it is now, with data.root=DIR or data.manifest=FILE"
             ) from error
-        check_splits(self.folder, self.experiment.data.splits())
+        check_data(self.folder, self.experiment.data)
 
     def federation(self, evaluate: Evaluate) -> Federation:
-        """The federation as it stood last, its data prepared before; ``evaluate`` is given every view at a site."""
+        """The federation as it stood last, its data prepared before; ``evaluate`` is given every view at a site.
+
+        Raises:
+            CheckpointError: a saved state is damaged, or of another network.
+        """
+        check_states(self.experiment.algorithm(), self.checkpoint, self.experiment.sites())
         federation = self.experiment.federation(self.checkpoint, evaluate, Silent())
         federation.transport.restore(self.snapshot.kept)
         return federation

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +20,9 @@ from datamodules.findings import COLUMNS, Finding, as_rows, causes
 from federation.checkpoint import Checkpoint
 from federation.engine import Federation
 from launch.experiment import Experiment
+from launch.restore import check_data, check_states, open_checkpoint
 from launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
 from launch.settings import SCHEMA
-from reporting import ReportingError
 from reporting.circumstance import CIRCUMSTANCE, ENGINE
 from reporting.environment import Meter
 from reporting.folder import FINDINGS, RunFolder, flattened
@@ -43,7 +43,9 @@ USUAL_TABLE = "sites"  # a manifest of this name says nothing of its data
 COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # names of folders that say as little
 LONGEST_NAME = 60
 PER_SITE = "data.per_site"
-MAY_CHANGE = ("federation.rounds", *CIRCUMSTANCE)
+MAY_CHANGE = ("federation.rounds", "data.manifest", *CIRCUMSTANCE)  # that data are the same is seen by their content
+PATHS = ("output", "pretrained", "data.root", "data.manifest", "data.cache_dir", "model.encoder_weights")
+"""Settings that name a file or a folder."""
 
 
 def read_settings(arguments: Sequence[str]) -> DictConfig:
@@ -86,7 +88,7 @@ def saved_config(folder: RunFolder) -> DictConfig:
 
 def differences(saved: DictConfig, config: DictConfig, may_change: tuple[str, ...] = MAY_CHANGE) -> str:
     """The settings that make a config another run than the saved one, with both values; empty if there is none."""
-    before, now = flat(saved), flat(config)
+    before, now = flat(anchored(saved)), flat(anchored(config))
     keys = sorted(before.keys() | now.keys())
     if _says_no_more(now.get(PER_SITE) or {}, before.get(PER_SITE) or {}):
         keys = [key for key in keys if key != PER_SITE]
@@ -126,17 +128,17 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     experiment.check()
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
     with folder.beginning():
+        checkpoint = open_checkpoint(folder, config)
         experiment.data.setup()
         experiment.check_sites()
-        checkpoint = Checkpoint(folder.checkpoints)
-        if checkpoint.round > config.federation.rounds:
-            raise ConfigError(f"federation.rounds={config.federation.rounds}, but {checkpoint.round} rounds are done")
         if checkpoint.round:
-            check_splits(folder, experiment.data.splits())
-        folder.write_config(as_yaml(with_sites(config, experiment.data)))
+            check_data(folder, experiment.data)
+            check_states(experiment.algorithm(), checkpoint, experiment.sites())
+        folder.write_config(as_yaml(anchored(with_sites(config, experiment.data))))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
     note_findings(folder, experiment.data.findings, part=job_type != "train")
+    folder.write_fingerprints(experiment.data.fingerprints())
     folder.write_inputs(inputs(experiment))
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
@@ -179,6 +181,7 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     method: Any = federation.algorithm
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
+    reporter.training_done(federation.checkpoint.round)
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
     reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
@@ -212,20 +215,12 @@ def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = F
         print(f"warning: all findings: {folder.path / FINDINGS}", file=sys.stderr, flush=True)
 
 
-def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Compare the cases and their splits with those that a run began with.
-
-    Raises:
-        ReportingError: the data changed, so that a case may have moved from test to training.
-    """
-    now = {(r["site"], r["case"]): (r["split"], bool(r["labelled"]), bool(r["seen"])) for r in rows}
-    before = {(r.site, r.case): (r.split, bool(r.labelled), bool(r.seen)) for r in folder.splits().itertuples()}
-    moved = sorted(case for case in now.keys() | before.keys() if now.get(case) != before.get(case))
-    if moved:
-        raise ReportingError(
-            f"{folder.path}: the data changed since this run began: {len(moved)} cases, the first is {moved[0]} "
-            f"({before.get(moved[0])} then, {now.get(moved[0])} now); restore the data, or start another run"
-        )
+def anchored(config: DictConfig) -> DictConfig:
+    """The same settings with absolute paths, so that they mean the same wherever they are read again."""
+    given = {key: value for key in PATHS if isinstance(value := OmegaConf.select(config, key), str)}
+    if str(augment := OmegaConf.select(config, "data.augment")).endswith((".yaml", ".yml")):
+        given["data.augment"] = augment
+    return departing(config, {key: str(Path(value).expanduser().absolute()) for key, value in given.items()})
 
 
 def default_folder(config: DictConfig) -> Path:

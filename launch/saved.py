@@ -16,6 +16,7 @@ from federation.contract import Batch, Task
 from federation.seeds import derive_seed
 from federation.state import State
 from launch.reopen import Reopened
+from launch.restore import read_kept, read_server
 from launch.scoring import ADAPTED, LAST
 from reporting import ReportingError
 from reporting.folder import RunFolder
@@ -148,7 +149,7 @@ class SavedModels:
             CheckpointError: a saved model is damaged or gone.
         """
         name, saved = site or NEW, self._saved(view, site, chosen)
-        server = self.run.checkpoint.read(saved.server)
+        server = read_server(self.method, self.run.checkpoint, saved.server)
         kept = self._kept(name, chosen) if view == "personal" else State()
         round, seed = saved.round, self.run.experiment.config.seed
         message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(view,)))
@@ -172,7 +173,7 @@ class SavedModels:
     def _kept(self, site: str, chosen: Chosen) -> State:
         """What a site kept with its personal model."""
         file = self._saved("personal", site, chosen).kept
-        return self.run.checkpoint.read(file) if file else State()
+        return read_kept(self.method, self.run.checkpoint, file) if file else State()
 
     def _published(self, worker: Algorithm, chosen: Chosen) -> State:
         """What all sites give to one that never took part."""

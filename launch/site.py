@@ -27,7 +27,8 @@ from federation.state import from_bytes
 from federation.transport import InProcess
 from launch.experiment import Experiment
 from launch.pretrained import PretrainedEncoder
-from launch.run import check_splits, note_findings, with_sites
+from launch.restore import check_fingerprints, check_splits
+from launch.run import note_findings, with_sites
 from launch.scoring import Scorer
 from launch.settings import SCHEMA
 from reporting import ReportingError
@@ -169,10 +170,11 @@ class LaunchedSite:
 
     def _record(self) -> None:
         """The site's own record of the run: settings, and which case serves for what; on a repeat, they must agree."""
-        rows = self.experiment.data.splits()
+        rows, prints = self.experiment.data.splits(), self.experiment.data.fingerprints()
         if self.folder.holds_run:
             try:
                 check_splits(self.folder, rows)
+                check_fingerprints(self.folder, prints)
             except ReportingError as error:
                 raise RefusedError(
                     "its data changed since this run began; the site's log names the first case"
@@ -184,6 +186,7 @@ class LaunchedSite:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_splits(rows)
         note_findings(self.folder, self.experiment.data.findings)
+        self.folder.write_fingerprints(prints)
         self.folder.write_environment({"seed": self.experiment.config.seed})
         self.folder.write_config(as_yaml(with_sites(self.experiment.config, self.experiment.data)))
 

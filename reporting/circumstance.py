@@ -20,3 +20,13 @@ CIRCUMSTANCE = (
 """Beginnings of their keys: where, how fast and under which name a run computes. A resumed run may change them."""
 ENGINE = ("engine", "deployment.")
 """Where sites are. The result is the same everywhere, but a run stays where it began: what sites keep lies there."""
+ELSEWHERE = (
+    "data.root",
+    "data.manifest",
+    "data.cache",
+    "data.cache_dir",
+    "data.workers",
+    "trainer.accelerator",
+    "trainer.threads",
+)
+"""Settings that say where a run's data lie now, and how this machine computes."""

@@ -34,6 +34,7 @@ AUDIT = "audit.csv"
 CONTENTS = "audit_tensors.csv"
 AUDIT_SUMMARY = "audit_summary.csv"
 SPLITS = "splits.csv"
+FINGERPRINTS = "fingerprints.csv"
 TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
 RUN_ID = "run-id.txt"
@@ -54,6 +55,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     CONTENTS: ("round", "content", "tensor", "shape", "dtype"),
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
+FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
+NEEDED = {**COLUMNS, SPLITS: SPLIT_COLUMNS, FINGERPRINTS: FINGERPRINT_COLUMNS}
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
 TYPES = {
     "round": "int64",
@@ -83,6 +86,7 @@ README = """# The folder of one training run
 | `cost.json` | for each of them, when it ended: wall and CPU seconds, peak memory |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
 | `findings.csv` | what was noticed in the data when the run began: warnings and notes, each with its cure |
+| `fingerprints.csv` | digests of the files of every case: the run goes on, and is scored again, on these bytes only |
 | `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
@@ -291,8 +295,8 @@ class RunFolder:
 
     def write_environment(self, seeds: Mapping[str, int]) -> None:
         """Record seeds and this process: versions, machine, git revision, command; a resumed run lists each."""
-        before = self.environment_path.read_text(encoding="utf-8") if self.environment_path.exists() else None
         with _readable(self.environment_path):
+            before = self.environment_path.read_text(encoding="utf-8") if self.environment_path.exists() else None
             text = extend_environment(before, seeds, describe_process())
         write_atomic(self.environment_path, text)
 
@@ -318,13 +322,20 @@ class RunFolder:
 
     def costs(self) -> list[dict[str, Any]]:
         """cost.json: one entry per process that came to its end; empty if there is none."""
-        return json.loads(self.cost_path.read_text(encoding="utf-8")) if self.cost_path.is_file() else []
+        if not self.cost_path.exists():
+            return []
+        with _readable(self.cost_path):
+            costs = json.loads(self.cost_path.read_text(encoding="utf-8"))
+            if not isinstance(costs, list) or not all(isinstance(entry, dict) for entry in costs):
+                raise ValueError("it should be a list of what processes used")
+            return costs
 
     def processes(self) -> int:
         """How many processes worked on the run."""
-        if not self.environment_path.is_file():
+        if not self.environment_path.exists():
             return 0
-        return len(json.loads(self.environment_path.read_text(encoding="utf-8"))["processes"])
+        with _readable(self.environment_path):
+            return len(json.loads(self.environment_path.read_text(encoding="utf-8"))["processes"])
 
     def write_splits(self, rows: Sequence[Row]) -> None:
         """Save the split of every case; all rows have the columns of the first."""
@@ -338,6 +349,11 @@ class RunFolder:
     def findings(self) -> list[dict[str, str]]:
         """findings.csv, row by row; empty if there is none."""
         return list(csv.DictReader(complete_lines(self.path / FINDINGS)))
+
+    def write_fingerprints(self, rows: Sequence[Row]) -> None:
+        """Save what tells the files of every case from others: site, case, image, mask (fingerprints.csv)."""
+        header = _header(FINGERPRINT_COLUMNS)
+        write_atomic(self.path / FINGERPRINTS, header + _lines(rows, FINGERPRINT_COLUMNS, FINGERPRINTS))
 
     def write_tensors(self, rows: Sequence[Row]) -> None:
         """Save what becomes of every tensor of the network, averaged or kept at the site (tensors.csv)."""
@@ -463,21 +479,49 @@ class RunFolder:
         """splits.csv as a table."""
         return self._read(SPLITS)
 
+    def fingerprints(self) -> pd.DataFrame:
+        """fingerprints.csv as a table; empty for a run of an earlier version."""
+        return self._read(FINGERPRINTS)
+
     def truncate(self, round: int) -> None:
         """Forget what came after a checkpoint, and the summary, before training goes on from it.
 
         Args:
             round: The last round to keep; -1 forgets everything (a run killed before its first checkpoint).
         """
+        kept = dict(self._rows_until(round))  # all are read before the first is changed
         self.summary_path.unlink(missing_ok=True)
         self.summary_path.with_suffix(".md").unlink(missing_ok=True)
         self._contents = None
-        for name, columns in COLUMNS.items():
+        for name, lines in kept.items():
+            write_atomic(self.path / name, _header(COLUMNS[name]) + "".join(lines))
+
+    def check(self) -> None:
+        """Read whatever a run that goes on will read, and change nothing.
+
+        Raises:
+            ReportingError: A file is damaged; it is named.
+        """
+        for _ in self._rows_until(0):
+            pass
+        for name in (*COLUMNS, SPLITS, FINGERPRINTS):
+            self._read(name)
+        self.costs()
+        self.processes()
+
+    def last_round(self) -> int:
+        """The last round that left a row; 0 if there is none."""
+        rows = pd.concat([self.rounds()["round"], self.scores()["round"]])
+        return int(rows.max()) if len(rows) else 0
+
+    def _rows_until(self, round: int) -> Iterator[tuple[str, list[str]]]:
+        """Tables that are there, and their rows up to a round, without those of a finished run's checkpoints."""
+        for name in COLUMNS:
             path = self.path / name
             if path.exists():
                 with _readable(path):
                     lines = [line for line in complete_lines(path)[1:] if _belongs(line, name, round)]
-                write_atomic(path, _header(columns) + "".join(lines))
+                yield name, lines
 
     def write_summary(self, table: pd.DataFrame, markdown: str) -> None:
         """Save the result, as a table (summary.csv) and to read (summary.md)."""
@@ -508,8 +552,10 @@ class RunFolder:
         path = self.path / name
         with _readable(path):
             lines = complete_lines(path)
-            columns = next(csv.reader(lines)) if lines else list(COLUMNS.get(name, ()))
-            if missing := sorted({*COLUMNS.get(name, SPLIT_COLUMNS if lines else ())} - set(columns)):
+            columns = next(csv.reader(lines)) if lines else list(NEEDED.get(name, ()))
+            if not lines and name not in COLUMNS and path.exists():
+                raise ValueError("it is empty")
+            if missing := sorted({*NEEDED.get(name, ())} - set(columns)):
                 raise ValueError(f"it has no column {missing[0]!r}")
             types = {column: TYPES.get(column, "str") for column in columns}
             numbers = {column: ["", "nan"] for column, kind in types.items() if kind == "float64"}
@@ -523,12 +569,20 @@ def _readable(path: Path) -> Iterator[None]:
     """A file of ours that cannot be read is named."""
     try:
         yield
-    except (
+    except OSError as error:
+        why = error.strerror or error
+        raise ReportingError(f"{path} cannot be read ({why}); restore it, or start another run.") from error
+    except (  # also what JSON and pandas raise, and bytes that are no text
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
-    ) as error:  # also what csv, JSON and pandas raise, and bytes that are no text
-        raise ReportingError(f"{path} is damaged ({error}); restore it, or start another run.") from error
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        csv.Error,
+    ) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ReportingError(f"{path} is damaged ({why}); restore it, or start another run.") from error
 
 
 def _belongs(line: str, name: str, round: int) -> bool:

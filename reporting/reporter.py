@@ -73,6 +73,7 @@ class Reporter:
         self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
         self._audit: list[Row] = []  # of the round that is under way: numbers that left sites
+        self._trained: int | None = None  # rounds, once training is over
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
@@ -91,11 +92,10 @@ class Reporter:
             seconds: How long it took.
         """
         self.progress.site_done(task, site, scalars)
+        if self._trained is not None:  # the final scoring, as of the round after the last whichever model is scored
+            self.folder.append_audit([_numbers_left(task, self._trained + 1, site, {*scalars, "seconds"})])
+            return
         self._audit.append(_numbers_left(task, round, site, {*scalars, "seconds"}))
-        if round != self._round:
-            self.folder.append_audit(self._audit)
-            self._audit = []
-            return  # the final scoring
         plain = {name: value for name, value in scalars.items() if "/" not in name}
         self._values |= {f"{site}/{task}/{name}": value for name, value in {**plain, "seconds": seconds}.items()}
 
@@ -136,6 +136,10 @@ class Reporter:
         shown |= {} if spent is None else {"epsilon": spent}
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
+
+    def training_done(self, rounds: int) -> None:
+        """All rounds are done; what is told from now on belongs to the scoring of saved models."""
+        self._trained, self._round = rounds, None
 
     def notice(self, events: Sequence[Row]) -> None:
         """What happened outside of a round: other versions at a site, a site that could not be scored at the end."""

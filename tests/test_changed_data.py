@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.run import check_splits
+from launch.restore import check_splits
 from reporting import ReportingError
 from reporting.folder import RunFolder
 

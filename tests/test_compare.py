@@ -661,7 +661,9 @@ def test_the_largest_gain_is_found_whichever_seed_tested_it(tmp_path: Path) -> N
 
 
 def test_values_are_read_as_train_reads_them(tmp_path: Path) -> None:
-    places, options, place = requested([str(tmp_path), "alpha=1e-2", "output=2024-01-01"])
+    given = [str(tmp_path), "alpha=1e-2", "output=2024-01-01", "data.root=moved"]
+    places, options, place, elsewhere = requested(given)
+    assert elsewhere == ["data.root=moved"]
     assert (places, options.alpha, place.output) == ([str(tmp_path)], 0.01, "2024-01-01")
 
 

@@ -11,13 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-import pandas as pd
 import pytest
 
 import train
+from algorithms import ALGORITHMS
 from federation.checkpoint import Checkpoint, Snapshot
-from reporting.folder import RunFolder
+from federation.engine import Federation
+from reporting.folder import AUDIT, RunFolder
+from reporting.reporter import Reporter
+from tests.tiny_run import TINY
 from tests.world import assert_same
 
 ROOT = Path(__file__).parent.parent
@@ -74,12 +79,25 @@ def last(folder: Path) -> Snapshot:
     return snapshot
 
 
-def table(folder: Path, name: str) -> pd.DataFrame:
-    frame = {"metrics": RunFolder.scores, "rounds": RunFolder.rounds, "traffic": RunFolder.traffic}.get(
-        name, RunFolder.events
-    )(RunFolder(folder))
-    frame = frame.drop(columns=[column for column in ("seconds",) if column in frame])
-    return frame.sort_values(list(frame.columns)).reset_index(drop=True)
+def tables(folder: Path) -> dict[str, list[str]]:
+    """Every table and text of a run, row by row; wall times, and what tells of processes, are left out."""
+    found = {}
+    for path in sorted({*folder.glob("*.csv"), *folder.glob("*.md"), folder / "inputs.json"}):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if path.name == "rounds.csv":
+            lines = [line.rpartition(",")[0] for line in lines]  # seconds
+        found[path.name] = lines
+    return found
+
+
+def assert_same_tables(folder: Path, other: Path) -> None:
+    one, two = tables(folder), tables(other)
+    assert one.keys() == two.keys()
+    assert {"audit.csv", "audit_summary.csv", "communication.csv", "metrics.csv", "rounds.csv", "splits.csv"} <= set(
+        one
+    )
+    for name, lines in one.items():
+        assert lines == two[name], name
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
@@ -91,9 +109,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert_same(one.kept[site], two.kept[site])
     checkpoints = [Checkpoint(path / "checkpoints") for path in (folder, other)]
     assert checkpoints[0].best() == checkpoints[1].best()
-    for name in ("metrics", "rounds", "traffic", "events"):
-        pd.testing.assert_frame_equal(table(folder, name), table(other, name), check_exact=True)
-    assert (folder / "summary.csv").read_bytes() == (other / "summary.csv").read_bytes()
+    assert_same_tables(folder, other)
     named = {"index.json", *checkpoints[0].index["kept"].values(), checkpoints[0].index["server"]}
     named |= {file for best in checkpoints[0].best().values() for file in (best.server, best.kept) if file}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == named
@@ -140,7 +156,82 @@ def test_more_rounds_on_resume_equal_a_longer_run_from_the_start(undisturbed: Pa
 
 
 def test_resuming_a_finished_run_changes_nothing(undisturbed: Path) -> None:
-    before = {name: table(undisturbed, name) for name in ("metrics", "rounds", "traffic", "events")}
+    before = tables(undisturbed)
     finish(undisturbed, "resume=true")
-    for name, frame in before.items():
-        pd.testing.assert_frame_equal(table(undisturbed, name), frame, check_exact=True)
+    assert tables(undisturbed) == before
+
+
+# ----------------------------------------------------------------------------------- every method, every point of a run
+
+
+class Killed(BaseException):
+    """The process is gone here."""
+
+
+@contextlib.contextmanager
+def killed(
+    owner: Any, name: str, call: int = 1, when: Callable[..., bool] = lambda *_: True, half: bool = False
+) -> Any:
+    """A process that is killed in a call of a function: at once, or with half of a file's data written."""
+    real, seen = getattr(owner, name), [0]
+
+    def until(*arguments: Any, **options: Any) -> Any:
+        seen[0] += when(*arguments)
+        if seen[0] < call:
+            return real(*arguments, **options)
+        if half:  # as `write_atomic` leaves it
+            folder, file, data = arguments[0].folder, arguments[1], arguments[2]
+            (folder / f".{file}.part").write_bytes(data[: len(data) // 2])
+        raise Killed
+
+    with mock.patch.object(owner, name, until), pytest.raises(Killed):
+        yield
+
+
+def in_table(name: str) -> Callable[..., bool]:
+    return lambda _folder, table, *_: bool(table == name)
+
+
+POINTS = (
+    lambda: killed(Federation, "evaluate"),  # between training and validation of round 1
+    lambda: killed(Checkpoint, "_write", call=3, half=True),  # in the first checkpoint, which has no index yet
+    lambda: killed(Checkpoint, "_sweep"),  # after the first checkpoint, before older states are removed
+    lambda: killed(RunFolder, "_append", when=in_table(AUDIT)),  # in the tables of round 2
+    lambda: killed(Checkpoint, "_write_index"),  # the states of round 2 are there, its index is not
+    lambda: killed(RunFolder, "_append", call=2, when=in_table(AUDIT)),  # in the final scoring
+    lambda: killed(Reporter, "finish"),  # before the summary
+    lambda: killed(RunFolder, "write_audit_summary"),  # after the summary
+)
+SMALL = [*TINY[1:], "data.cases_per_site=6", "data.n_sites=3", "data.unseen=[site_03]", "evaluation.metrics=[dice]"]
+SMALL += ["federation.rounds=2", "federation.dropout=0.2"]
+SETTINGS_OF = {"contrastive": ["algorithm.pairing=instance"], "lcfed": ["data.n_sites=2", "data.unseen=[]"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_a_method_killed_at_every_point_leaves_the_tables_of_an_undisturbed_run(method: str, tmp_path: Path) -> None:
+    settings = [f"algorithm={method}", *SMALL, *SETTINGS_OF.get(method, [])]
+    whole, folder = tmp_path / "whole", tmp_path / "parts"
+    finish(whole, *settings)
+    arguments = settings
+    for point in POINTS:
+        with point():
+            finish(folder, *arguments)
+        arguments = ["resume=true"]
+    finish(folder, *arguments)
+    assert_same_tables(folder, whole)
+    finish(folder, *arguments)
+    assert_same_tables(folder, whole)
+    assert {path.name for path in folder.rglob("*")} == {path.name for path in whole.rglob("*")}
+
+
+def test_tables_of_a_private_and_compressed_run_are_those_of_an_undisturbed_one(tmp_path: Path) -> None:
+    private = ["privacy.mechanism=site", "privacy.noise=0.5", "compression.top_k=0.5", "federation.sampling=poisson"]
+    settings = ["algorithm=fedavg", *SMALL, *private, "federation.fraction=0.9", "model.norm=group"]
+    finish(tmp_path / "whole", *settings)
+    for arguments, point in ((settings, POINTS[2]), (["resume=true"], POINTS[5])):
+        with point():
+            finish(tmp_path / "parts", *arguments)
+    finish(tmp_path / "parts", "resume=true")
+    assert_same_tables(tmp_path / "parts", tmp_path / "whole")
+    assert (tmp_path / "parts" / "privacy.csv").is_file()

@@ -580,6 +580,7 @@ def finish(folder: RunFolder) -> tuple[FakeWandb, str]:
         reporter.site_done("evaluate", 1, "A", {"val/global/dice": 0.75, "seconds": 1.0}, 1.0)
         reporter.scores([during(1, "A", 0.75), during(1, "B", 0.25), during(1, "B", 0.5, view="personal")])
         reporter.round_done(Record(1, [trained(1, "A", 0.5), trained(1, "B", 0.7)], traffic, [event(1, "B", "late")]))
+        reporter.training_done(1)
         reporter.site_done("evaluate", 1, "A", {"test/global/dice": 0.9}, 1.0)
         reporter.scores([score("A", 0.9), score("A", 0.8, split="val"), score("B", 0.6, split="val")])
         reporter.overlays([picture(site="A/1")], ("disc", "cup"))

@@ -1,0 +1,165 @@
+"""Whether a run's folder can be gone on with: everything is looked at before anything in it is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from algorithms import Algorithm
+from configs.compose import ConfigError
+from datamodules import MultiCenterDataModule
+from federation.checkpoint import CURE, Checkpoint, CheckpointError
+from federation.state import State, Tensors
+from federation.transforms import forgotten
+from reporting import ReportingError
+from reporting.folder import RunFolder
+
+CHANGED = "restore the data, or start another run"
+
+
+def open_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint:
+    """The checkpoint of a new run, or of one to go on with, whose tables are readable.
+
+    Raises:
+        ConfigError: more rounds are done than the config has.
+        CheckpointError: a file is damaged or gone.
+        ReportingError: a table is damaged.
+    """
+    checkpoint, rounds = Checkpoint(folder.checkpoints), config.federation.rounds
+    if checkpoint.round > rounds:
+        raise ConfigError(
+            f"federation.rounds={rounds}, but {checkpoint.round} rounds are done; take federation.rounds="
+            f"{checkpoint.round} or more"
+        )
+    checkpoint.verify()
+    folder.check()
+    if not checkpoint.round and (last := folder.last_round()) > config.federation.checkpoint_every:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no state, although the run came to round {last} at least; {CURE}"
+        )
+    return checkpoint
+
+
+def check_data(folder: RunFolder, data: MultiCenterDataModule) -> None:
+    """Compare the cases, their splits and the bytes of their files with those that a run began with.
+
+    Raises:
+        ReportingError: the data changed.
+    """
+    check_splits(folder, data.splits())
+    check_fingerprints(folder, data.fingerprints())
+
+
+def check_splits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the cases and their splits with those that a run began with.
+
+    Raises:
+        ReportingError: the data changed, so that a case may have moved from test to training.
+    """
+    now = {(r["site"], r["case"]): (r["split"], bool(r["labelled"]), bool(r["seen"])) for r in rows}
+    before = {(r.site, r.case): (r.split, bool(r.labelled), bool(r.seen)) for r in folder.splits().itertuples()}
+    moved = sorted(case for case in now.keys() | before.keys() if now.get(case) != before.get(case))
+    if moved:
+        raise ReportingError(
+            f"{folder.path}: the data changed since this run began: {len(moved)} cases, the first is {moved[0]} "
+            f"({before.get(moved[0])} then, {now.get(moved[0])} now); {CHANGED}"
+        )
+
+
+def check_fingerprints(folder: RunFolder, rows: Sequence[Mapping[str, str]]) -> None:
+    """Compare the bytes of images and masks with those that a run began with; a run of an earlier version knows none.
+
+    Raises:
+        ReportingError: the content of a file changed, whatever its name, place and time of change.
+    """
+    now = {(row["site"], row["case"]): row for row in rows}
+    changed = [
+        (str(row["site"]), str(row["case"]), kind)
+        for row in folder.fingerprints().to_dict("records")
+        for kind in ("image", "mask")
+        if (found := now.get((row["site"], row["case"]))) and row[kind] != found[kind]
+    ]
+    if changed:
+        site, case, kind = changed[0]
+        cases = len({place[:2] for place in changed})
+        raise ReportingError(
+            f"{folder.path}: the data changed since this run began: the files of {cases} cases hold other bytes, the "
+            f"first is the {kind} of site {site!r}, case {case!r}; {CHANGED}"
+        )
+
+
+def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection[str] | None = None) -> None:
+    """Read every saved state, and see whether it is one of this method and network.
+
+    Args:
+        algorithm: freshly built.
+        checkpoint: whose states.
+        sites: of the run; None where they keep their states themselves.
+
+    Raises:
+        CheckpointError: names the file that is damaged, or of another run.
+    """
+    index = checkpoint.index
+    if sites is not None and (strange := sorted(index["kept"].keys() - set(sites))):
+        raise CheckpointError(f"{checkpoint.folder} is of another run: it has a state of {strange[0]!r}; {CURE}")
+    best = checkpoint.best().values()
+    for file in sorted({index["server"], *(one.server for one in best)} - {""}):
+        _refuse(checkpoint, file, misfit_of_server(algorithm, checkpoint.read(file)))
+    for file in sorted({*index["kept"].values(), *(one.kept for one in best)} - {""}):
+        _refuse(checkpoint, file, misfit_of_kept(algorithm, checkpoint.read(file)))
+
+
+def read_server(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
+    """A saved state of the server.
+
+    Raises:
+        CheckpointError: it is damaged, or of another method or network.
+    """
+    state = checkpoint.read(file)
+    _refuse(checkpoint, file, misfit_of_server(algorithm, state))
+    return state
+
+
+def read_kept(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
+    """A saved state of a site.
+
+    Raises:
+        CheckpointError: it is damaged, or of another method or network.
+    """
+    state = checkpoint.read(file)
+    _refuse(checkpoint, file, misfit_of_kept(algorithm, state))
+    return state
+
+
+def misfit_of_server(algorithm: Algorithm, state: State) -> str:
+    """What in a server's state is not of this method and network; empty when all is."""
+    return _misfit(Algorithm.init_server(algorithm, {}), state, but=algorithm.one_column_per_site)
+
+
+def misfit_of_kept(algorithm: Algorithm, state: State) -> str:
+    """What in a site's state is not of this method and network; empty when all is."""
+    own = forgotten(state)
+    return _misfit(algorithm.keep(), own) if own.tensors else ""
+
+
+def _misfit(expected: State, found: State, but: Collection[str] = ()) -> str:
+    for group, tensors in expected.tensors.items():
+        wanted, there = _shapes(tensors), _shapes(found.get(group))
+        names = (wanted.keys() | there.keys()) - set(but)
+        odd = sorted(name for name in names if wanted.get(name) != there.get(name))
+        if odd:
+            name = odd[0]
+            told = f"{there.get(name, 'nothing')} for {group}/{name}, this run {wanted.get(name, 'nothing')}"
+            return f"it has {told} ({len(odd)} tensors differ)"
+    return ""
+
+
+def _shapes(tensors: Tensors) -> dict[str, str]:
+    return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
+
+
+def _refuse(checkpoint: Checkpoint, file: str, problem: str) -> None:
+    if problem:
+        raise CheckpointError(f"{checkpoint.folder / file} is of another network or method: {problem}; {CURE}")
