@@ -39,10 +39,10 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder(arguments[0])
     if not folder.holds_run:
         raise ReportingError(f"{folder.path} holds no run (no config.yaml)")
+    before = folder.scores()
     scores = rescore(folder, arguments[1:])
     write_atomic(folder.path / "rescored.csv", scores.to_csv(index=False))
     print(summarise(scores).text(sys.stdout))
-    before = folder.scores()
     scores, before, older = without_older_definition(scores, before)
     gap, compared = difference(scores, before)
     if not before["checkpoint"].isin(["last", "best"]).any():

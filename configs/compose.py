@@ -90,6 +90,9 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     return config
 
 
+CURE = "restore it from a copy, or start another run"
+
+
 def load(text: str, schema: Schema | None = None, source: str = "the saved config") -> DictConfig:
     """A config that `compose` resolved earlier, read-only again.
 
@@ -111,11 +114,11 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
         )
         config = OmegaConf.create("" if referring else text)
     except (OmegaConfBaseException, YAMLError, ValueError, AssertionError, RecursionError) as error:
-        raise ConfigError(f"{source} is damaged: {error}") from error
+        raise ConfigError(f"{source} is damaged ({' '.join(str(error).split())[:200]}); {CURE}") from error
     if referring:
         raise ConfigError(f"{source} refers to other values (${{...}} or *alias); a config of a run holds them all")
     if not isinstance(config, DictConfig) or (schema is not None and not _resolved(config, schema)):
-        raise ConfigError(f"{source} is damaged: it does not hold all settings of a run")
+        raise ConfigError(f"{source} is damaged (it does not hold all settings of a run); {CURE}")
     OmegaConf.set_readonly(config, True)
     return config
 

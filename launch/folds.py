@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from configs.compose import ConfigError, as_yaml, departing
 from launch.experiment import Experiment
+from launch.restore import open_checkpoint
 from launch.run import (
     Execute,
     anchored,
@@ -47,6 +48,8 @@ def execute_folds(
     """
     sites = _sites(config, list_sites)
     output = Path(config.output or default_folder(config))
+    for site in sites if config.resume else ():
+        open_checkpoint(RunFolder(output / file_name(site)), config)  # before anything is changed
     parent = _open(output, config)
     with beside_the_agent():
         for number, site in enumerate(sites, 1):

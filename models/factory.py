@@ -24,6 +24,7 @@ def create_model(
     architecture: str = "unet",
     encoder: str = "resnet18",
     encoder_weights: str | None = None,
+    encoder_weights_key: str | None = None,
     encoder_depth: int | None = None,
     decoder_channels: list[int] | None = None,
     norm: Norm = "batch",
@@ -43,6 +44,8 @@ def create_model(
             tu-vit_tiny_patch16_224).
         encoder: smp's name (resnet18, efficientnet-b0, mobilenet_v2, mit_b0 ...) or tu-NAME for timm's networks.
         encoder_weights: path of a local file with the encoder's weights (.pt, .pth, .safetensors), or null for random.
+        encoder_weights_key: how names of the wanted tensors begin, in a file with several encoders that fit (query and
+            key, student and teacher): "encoder_q."; "." for names that begin with nothing; null where one alone fits.
         encoder_depth: number of encoder stages, or null for the architecture's own. With fewer stages timm's encoders
             (tu-NAME) drop the deeper layers; smp's own keep them, unused.
         decoder_channels: channels of the decoder's blocks, deep to fine, one per encoder stage (one number alone for
@@ -80,8 +83,10 @@ def create_model(
         said = {"encoder_depth": encoder_depth, "decoder_channels": decoder_channels, "options": options}
         given = "".join(f", model.{name}={value}" for name, value in said.items() if value is not None)
         raise ValueError(f"model.architecture={architecture}, model.encoder={encoder}{given}: {error}") from error
+    if encoder_weights is None and encoder_weights_key is not None:
+        raise ValueError(f"encoder_weights_key={encoder_weights_key} belongs to encoder_weights=FILE; give both")
     if encoder_weights is not None:
-        load_encoder(model.get_submodule("encoder"), encoder_weights, encoder)
+        load_encoder(model.get_submodule("encoder"), encoder_weights, encoder, encoder_weights_key)
     convert_norm(model, norm, groups)
     if freeze_encoder:
         freeze(model.get_submodule("encoder"))

@@ -1,7 +1,7 @@
 """Encoder weights from a local file; nothing is ever downloaded."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,33 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")
+DEEPEST = 8
+"""Mappings within mappings that are looked into."""
 
 
-def load_encoder(encoder: nn.Module, weights: str, name: str) -> int:
+def load_encoder(encoder: nn.Module, weights: str, name: str, key: str | None = None) -> int:
     """Load an encoder's weights from a local file.
 
     The file must hold every tensor of the encoder (counters of batches excepted, which old files lack), under the
-    encoder's names or behind a common prefix such as "encoder." or "module.". What it holds beyond (a classifier) is
-    left out. A first convolution of another channel number is adapted as smp does: for one channel the weights are
-    summed over the file's channels, otherwise they are repeated in turn and scaled to keep the size of the response.
+    encoder's names or behind a common prefix such as "encoder." or "state_dict.module.", where mappings within mappings
+    count as prefixes. What it holds beyond (a classifier) is left out. Where several encoders fit (query and key,
+    student and teacher), the prefix must be named.
+
+    A first convolution of another channel number is adapted as smp does: for one channel the weights are summed over
+    the file's channels, otherwise they are repeated in turn and scaled to keep the size of the response.
 
     Args:
         encoder: receives the weights, in place.
-        weights: path of a .pt, .pth or .safetensors file with a state dict, bare or in a usual wrapper.
+        weights: path of a .pt, .pth or .safetensors file with a state dict, bare or in mappings.
         name: the encoder's name, for messages.
+        key: the prefix; None where one alone fits.
 
     Returns:
         Number of tensors loaded.
 
     Raises:
         FileNotFoundError: no such file; for a word such as "imagenet" the message says how to fetch the weights once.
-        ValueError: the file lacks tensors of the encoder, or some have another shape.
+        ValueError: the file lacks tensors of the encoder, or some have another shape; or several encoders in it fit.
     """
     path = Path(weights)
     if not path.is_file():
@@ -40,13 +45,7 @@ def load_encoder(encoder: nn.Module, weights: str, name: str) -> int:
     found = read_tensors(path)
     target = encoder.state_dict()
     required = [key for key in target if not key.endswith("num_batches_tracked")]
-    sources = _sources(required, found)
-    missing = [key for key in required if sources[key] not in found]
-    if missing:
-        raise ValueError(
-            f"{path} does not fit encoder {name}: {len(missing)} of {len(required)} tensors are missing "
-            f"({_some(missing)}); the file holds {_some(found)}"
-        )
+    sources = _chosen(required, found, key, f"{path}", name)
     loaded = {key: _fitted(found[sources[key]], target[key], f"{key} of {path}") for key in required}
     encoder.load_state_dict(target | loaded)
     log.info("%s: loaded %d tensors from %s, left out %d", name, len(loaded), path, len(found) - len(loaded))
@@ -68,27 +67,79 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is no file of weights that can be read safely ({type(error).__name__}); save a state dict with "
             "safetensors or torch.save"
         ) from error
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    tensors = dict(_flattened(content)) if isinstance(content, Mapping) else {}
     if not tensors:
         raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
     return tensors
 
 
-def _sources(keys: list[str], found: Iterable[str]) -> dict[str, str]:
-    """Name of each encoder tensor in the file, under the prefix that explains most of them."""
-    names = set(found)
-    candidates = []
+def _flattened(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by their dotted names."""
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping) and depth < DEEPEST:
+            yield from _flattened(value, f"{prefix}{name}.", depth + 1)
+
+
+def _chosen(keys: list[str], found: Mapping[str, Tensor], key: str | None, path: str, name: str) -> dict[str, str]:
+    """Name of each encoder tensor in the file.
+
+    Raises:
+        ValueError: none, or more than one encoder in the file fits.
+    """
+    candidates = _candidates(keys, found)
+    fits = {prefix: one for prefix, one in candidates.items() if all(source in found for source in one.values())}
+    if key is not None:
+        candidates = _under(key, candidates)
+        fits = {prefix: one for prefix, one in fits.items() if prefix in candidates}
+    if not candidates:
+        raise ValueError(
+            f"{path} holds no encoder {name} under model.encoder_weights_key={key}; the file holds {_some(found)}"
+        )
+    if not fits:
+        nearest = max(candidates.values(), key=lambda one: _count(one, found))
+        missing = [k for k in keys if nearest[k] not in found]
+        raise ValueError(
+            f"{path} does not fit encoder {name}: {len(missing)} of {len(keys)} tensors are missing "
+            f"({_some(missing)}); the file holds {_some(found)}"
+        )
+    first = next(iter(fits.values()))
+    if not all(_same(found[first[k]], found[other[k]]) for other in fits.values() for k in keys):
+        names = " or ".join(f"model.encoder_weights_key={prefix or '.'}" for prefix in fits)
+        raise ValueError(f"{path} holds {len(fits)} encoders that fit {name}; say which one is meant: {names}")
+    return first
+
+
+def _under(key: str, candidates: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The candidates of a prefix as it stands, else of those that end with it: "encoder_q." for "module.encoder_q."."""
+    wanted = f"{key.strip('.')}." if key.strip(".") else ""
+    exact = {prefix: one for prefix, one in candidates.items() if prefix == wanted}
+    return exact or {prefix: one for prefix, one in candidates.items() if wanted and prefix.endswith(f".{wanted}")}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _candidates(keys: list[str], found: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Prefix -> where each encoder tensor would lie in the file, for every prefix that explains the first of them."""
+    candidates: dict[str, dict[str, str]] = {}
     for cut in ("", "model."):  # smp wraps timm's networks in a module called "model"
         short = {key: key.removeprefix(cut) for key in keys}
-        ends = [name for name in names if name.endswith(short[keys[0]])]
-        prefixes = {name[: -len(short[keys[0]])] for name in ends} | {""}
-        candidates += [{key: prefix + short[key] for key in keys} for prefix in sorted(prefixes)]
-    return max(candidates, key=lambda candidate: len(names.intersection(candidate.values())))
+        first = short[keys[0]]
+        prefixes = {name[: -len(first)] for name in found if name.endswith(first)} | {""}
+        for prefix in sorted(prefixes):
+            one = {key: prefix + short[key] for key in keys}
+            if one in candidates.values():
+                continue  # the same tensors, with and without smp's module
+            if prefix not in candidates or _count(one, found) > _count(candidates[prefix], found):
+                candidates[prefix] = one
+    return candidates
+
+
+def _count(one: Mapping[str, str], found: Mapping[str, Tensor]) -> int:
+    return sum(source in found for source in one.values())
 
 
 def _fitted(tensor: Tensor, target: Tensor, name: str) -> Tensor:

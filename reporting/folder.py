@@ -314,7 +314,8 @@ class RunFolder:
         try:
             return flattened(yaml.safe_load(self.read_config()))
         except (yaml.YAMLError, AttributeError) as error:
-            raise ReportingError(f"{self.config_path} cannot be read as settings: {error}") from error
+            why = " ".join(str(error).split())[:200]
+            raise ReportingError(f"{self.config_path} is damaged ({why}); restore it, or start another run") from error
 
     def write_cost(self, meter: Meter) -> None:
         """Add what this process used to those that worked on the run before."""

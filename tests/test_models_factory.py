@@ -1,6 +1,7 @@
 """Networks by name: every architecture, every norm, weights from a file, and clear refusals."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,61 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="no state dict"):
         create_model(1, 1, encoder_weights=str(tmp_path / "list.pt"), **SMALL)
+
+
+TWINS = {
+    "query and key": ("encoder_q.", "encoder_k."),
+    "student and teacher": ("student.", "teacher."),
+    "online and target": ("online.", "target."),
+    "model and average": ("model.", "model_ema."),
+    "bare and average": ("", "ema."),
+    "in a module": ("module.encoder_q.", "module.encoder_k."),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("twins", TWINS)
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_100"])
+def test_of_two_encoders_that_fit_none_is_taken_in_silence(
+    encoder: str, twins: str, nested: bool, tmp_path: Path
+) -> None:
+    one = encoder_state(1, encoder)
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in one.items()}
+    path, content = tmp_path / "weights.pt", {}
+    for prefix, state in zip(TWINS[twins], (one, other), strict=True):
+        named = {f"{prefix}{key}": value for key, value in state.items()}
+        content |= {prefix.strip("."): state} if nested and prefix else named
+    torch.save({"state_dict": content, "epoch": 3}, path)
+    with pytest.raises(ValueError, match=f"{path} holds 2 encoders that fit") as told:
+        create_model(1, 1, encoder=encoder, encoder_weights=str(path), **SMALL)
+    said = re.findall(r"model\.encoder_weights_key=(\S+)", str(told.value))
+    assert len(said) == 2
+    for key in said:  # the cure is one
+        wanted = one if key == f"state_dict.{TWINS[twins][0]}" else other
+        settings = {"encoder": encoder, "encoder_weights": str(path), "encoder_weights_key": key}
+        loaded = create_model(1, 1, **settings, **SMALL).encoder.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
+    if key_alone := TWINS[twins][1].removeprefix("module."):
+        settings = {"encoder": encoder, "encoder_weights": str(path), "encoder_weights_key": key_alone}
+        loaded = create_model(1, 1, **settings, **SMALL).encoder.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in other.items())
+
+
+def test_two_names_of_the_same_encoder_are_one(tmp_path: Path) -> None:
+    state = encoder_state(1)
+    torch.save({f"{prefix}{key}": value for prefix in ("a.", "b.") for key, value in state.items()}, tmp_path / "w.pt")
+    create_model(1, 1, encoder_weights=str(tmp_path / "w.pt"), **SMALL)
+
+
+def test_a_key_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    torch.save({f"q.{key}": value for key, value in encoder_state(1).items()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"no encoder resnet18 under model\.encoder_weights_key=k\.; .* holds q\."):
+        create_model(1, 1, encoder_weights=str(tmp_path / "w.pt"), encoder_weights_key="k.", **SMALL)
+    with pytest.raises(ValueError, match="belongs to encoder_weights=FILE"):
+        create_model(1, 1, encoder_weights_key="k.", **SMALL)
+    torch.save({"unlike": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"100 of 100 tensors are missing .*the file holds unlike"):
+        create_model(1, 1, encoder_weights=str(tmp_path / "other.pt"), **SMALL)
 
 
 def test_names_of_weights_say_how_to_fetch_them() -> None:
