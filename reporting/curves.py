@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from datamodules.letters import legible
 from reporting.folder import DURING_TRAINING
 from reporting.summary import HEADLINE, site_scores
 
@@ -116,5 +117,5 @@ def save_curves(figure: Figure, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "curves.png", folder / "curves.svg"]
     for path in paths:
-        figure.savefig(path)
+        legible(figure).savefig(path)
     return paths

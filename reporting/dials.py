@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from console import steady_output
+from datamodules.letters import legible
 from reporting import ReportingError
 from reporting.compare.gather import DIAL_KEYS, own_settings
 from reporting.compare.runs import find_runs
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_atomic(out / "dials.csv", table.to_csv(index=False))
     figure = draw_gains(table)
     for ending in ("png", "svg"):
-        figure.savefig(out / f"dials.{ending}")
+        legible(figure).savefig(out / f"dials.{ending}")
     print(summary_table(table).text(sys.stdout), end="")
     print(f"\n{out / 'dials.png'}")
     return 0

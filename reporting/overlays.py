@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from datamodules.letters import legible
 from reporting.summary import HEADLINE, case_scores
 
 TRUTH = "truth"
@@ -250,7 +251,7 @@ def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
 def save_overlays(figure: Figure, path: Path) -> None:
     """Write the picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
+    legible(figure).savefig(path, bbox_inches="tight", pad_inches=0.08)
 
 
 def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:

@@ -3,7 +3,9 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
@@ -156,7 +158,8 @@ class Reporter:
         """
         if pictures:
             path = self.folder.overlays / f"{file_name(pictures[0].site)}.png"
-            save_overlays(draw_overlays(pictures, regions), path)
+            with drawing(path):
+                save_overlays(draw_overlays(pictures, regions), path)
             self.wandb.log_pictures(pictures, regions)
 
     def finish(self, stream: TextIO | None = None) -> Summary:
@@ -219,10 +222,21 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
     """
     summary = summarise(scores)
     folder.write_summary(summary.table, summary.markdown())
-    figure = draw_curves(scores, folder.rounds(), title=title)
-    if figure is not None:
-        save_curves(figure, folder.plots)
+    with drawing(folder.plots):
+        figure = draw_curves(scores, folder.rounds(), title=title)
+        if figure is not None:
+            save_curves(figure, folder.plots)
     return summary
+
+
+@contextmanager
+def drawing(path: Path) -> Iterator[None]:
+    """A picture that cannot be drawn or written is told; what it shows stands in the tables all the same."""
+    try:
+        yield
+    except Exception as error:  # whatever fonts, disks and plotting libraries come up with
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        print(f"warning: {path} was not drawn ({reason}); the tables are complete", file=sys.stderr)
 
 
 def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:

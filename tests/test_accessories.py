@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +18,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import train
 from console import Steady, steady_output
-from datamodules import DataError
+from datamodules import DataError, letters
+from datamodules.letters import legible
 from federation.checkpoint import write_atomic as write_state
 from launch.command import guarded
 from reporting import ReportingError
@@ -275,3 +279,45 @@ def services() -> list[int]:
             if parent == os.getpid() and b"wandb" in (place / "cmdline").read_bytes():
                 found.append(int(place.name))
     return found
+
+
+# ----------------------------------------------------------------------------------------------------------- the plots
+
+
+def test_letters_that_no_font_has_are_escaped_wherever_they_stand() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_yticks([0, 1], labels=["São Paulo", "北京"])
+    axes.set_title("北京 Köln")
+    figure.suptitle("plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of glyphs that it does not find
+        legible(figure).savefig(io.BytesIO(), format="png")
+    shown = "北京" if set("北京") <= {chr(code) for code in letters._known()} else r"\u5317\u4eac"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["São Paulo", shown]
+    assert axes.get_title() == f"{shown} Köln"
+    assert figure.get_suptitle() == "plain"
+
+
+def test_an_installed_font_lends_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters.families.cache_clear()
+    monkeypatch.setattr(letters.font_manager, "get_font_names", lambda: ["DejaVu Sans", "Noto Sans CJK JP"])
+    try:
+        assert letters.families() == ("DejaVu Sans", "Noto Sans CJK JP")
+    finally:
+        letters.families.cache_clear()
+
+
+@pytest.mark.parametrize("broken", ["draw_curves", "save_curves", "draw_overlays", "save_overlays"])
+def test_a_picture_that_fails_is_told_and_nothing_else_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"reporting.reporter.{broken}", fail)
+    settings = (*PLAIN, "algorithm=fedavg", "evaluation.overlays=true", f"output={tmp_path / 'run'}")
+    code, told = run_train(capsys, *settings)
+    assert code == 0
+    assert "was not drawn (OSError: [Errno 28] No space left on device); the tables are complete" in told
+    assert (tmp_path / "run" / "summary.csv").exists()

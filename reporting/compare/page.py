@@ -14,6 +14,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from datamodules.letters import legible
 from reporting.compare.analysis import Analysis, Model
 from reporting.compare.tables import Grid
 from reporting.compare.verdicts import Answer, Verdict, count
@@ -189,7 +190,7 @@ def svg_uri(figure: Figure) -> str:
     """A figure as data URI; letters become outlines, so that it looks alike everywhere."""
     stream = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "compare"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        legible(figure).savefig(stream, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -205,5 +206,5 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         options: dict[str, Any] = {"facecolor": "white"}
-        figure.savefig(folder / f"{name}.png", dpi=150, **options)
-        figure.savefig(folder / f"{name}.svg", **options)
+        legible(figure).savefig(folder / f"{name}.png", dpi=150, **options)
+        legible(figure).savefig(folder / f"{name}.svg", **options)
