@@ -30,6 +30,7 @@ class APFL(FedAvg):
     """
 
     views = ("global", "personal")
+    leaves_out_unknown = True
     alpha: Tensor
 
     def __init__(
@@ -56,7 +57,7 @@ class APFL(FedAvg):
             mixed = self.alpha * self.twin(images) + (1 - self.alpha) * shared.detach()
         else:
             mixed = functional_call(self.twin, self._mixed_weights(), (images,))
-        return self.recipe.loss(shared, batch["mask"]) + self.recipe.loss(mixed, batch["mask"])
+        return self.task_loss(shared, batch) + self.task_loss(mixed, batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt alpha from the gradients of both models."""

@@ -59,8 +59,17 @@ class Algorithm(pl.LightningModule):
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
     compares_patients: bool = False
     """Whether `loss` compares images of different patients: such a step cannot be made private patient by patient."""
+    leaves_out_unknown: bool = True
+    """Whether `loss` leaves out the pixels whose label is not known (``batch["known"]``). It is False for a class that
+    writes its own `loss` and does not say so: such a method refuses data with ignored labels."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A loss of one's own is not trusted with labels that are not known, unless it says that it leaves them out."""
+        super().__init_subclass__(**kwargs)
+        if "loss" in vars(cls) and "leaves_out_unknown" not in vars(cls):
+            cls.leaves_out_unknown = False
 
     def __new__(cls, *_: Any, **settings: Any) -> Algorithm:
         """Refuse settings outside the ranges that the constructors' annotations state."""
@@ -236,8 +245,12 @@ class Algorithm(pl.LightningModule):
     # ---------------------------------------------------------------- tools for methods
 
     def criterion(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The recipe's loss of a network on a batch."""
-        return self.recipe.loss(network(self.normalize(batch["image"])), batch["mask"])
+        """The recipe's loss of a network on a batch, over the pixels whose label is known."""
+        return self.task_loss(network(self.normalize(batch["image"])), batch)
+
+    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The recipe's loss of logits for a batch, over the pixels whose label is known."""
+        return self.recipe.loss(logits, batch["mask"], batch.get("known"))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images in [0, 1] -> the network's input, in the chosen memory layout."""

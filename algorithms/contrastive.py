@@ -94,6 +94,7 @@ class Contrastive(FedAvg):
     views = ()
     unseen_views = ()
     labelled = False
+    leaves_out_unknown = True
     compares_patients = True
     per_site = frozenset({BANK})
 

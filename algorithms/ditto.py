@@ -25,6 +25,7 @@ class Ditto(FedAvg):
     """
 
     views = ("global", "personal")
+    leaves_out_unknown = True
 
     def __init__(self, *args: Any, lam: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -69,6 +69,7 @@ class FedDG(FedAvg):
     """
 
     introduces = True
+    leaves_out_unknown = True
     compares_patients = True
 
     def __init__(
@@ -116,20 +117,23 @@ class FedDG(FedAvg):
     def loss(self, batch: Batch) -> Tensor:
         """Task loss of the raw images, and of the re-styled ones after the virtual step; contrast of their features."""
         if not (self.meta_weight or self.contrast_weight):
-            return self.task_loss(self.model(self.normalize(batch["image"])), batch["mask"])
-        images, mask = batch["image"], batch["mask"]
+            return self.criterion(self.model, batch)
+        images = batch["image"]
         result: Episode[tuple[Tensor, Tensor]] = self.episode(
             Embedding(self.model),
             self.normalize(images),
             self.normalize(self.restyle(images)),
-            lambda answer: self.task_loss(answer[0], mask),
+            lambda answer: self.task_loss(answer[0], batch),
         )
         (_, raw), (logits, restyled) = result.inner_output, result.outer_output
         loss = result.inner_loss
         if self.meta_weight:
-            loss = loss + self.meta_weight * self.task_loss(logits, mask.repeat(self.styles, 1, 1, 1))
+            given = [name for name in ("mask", "known") if name in batch]
+            labels: Batch = {name: batch[name].repeat(self.styles, 1, 1, 1) for name in given}
+            loss = loss + self.meta_weight * self.task_loss(logits, labels)
         if self.contrast_weight:
-            loss = loss + self.contrast_weight * self.contrast((raw, *restyled.chunk(self.styles)), mask)
+            passes = (raw, *restyled.chunk(self.styles))
+            loss = loss + self.contrast_weight * self.contrast(passes, batch["mask"], batch.get("known"))
         return loss
 
     def restyle(self, images: Tensor) -> Tensor:
@@ -153,24 +157,26 @@ class FedDG(FedAvg):
         weights = torch.rand(len(images)) if self.donor_weight is None else self.donor_weight
         return mix_amplitude(images, crops.to(images), weights).clamp(0, 1)
 
-    def task_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The recipe's loss, or the soft Dice of the authors' program."""
         if self.released_dice:
-            return soft_dice_loss(probabilities(logits, self.recipe.activation), mask)
-        return self.recipe.loss(logits, mask)
+            answer = probabilities(logits, self.recipe.activation)
+            return soft_dice_loss(answer, batch["mask"], known=batch.get("known"))
+        return super().task_loss(logits, batch)
 
-    def contrast(self, features: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+    def contrast(self, features: tuple[Tensor, ...], mask: Tensor, known: Tensor | None = None) -> Tensor:
         """Boundary against background, over the passes of the same images, summed over regions.
 
         Args:
             features: one (B, D, h, w) per pass.
             mask: (B, R, H, W).
+            known: of the same shape, 1 where the label is known; None: everywhere.
         """
         with torch.autocast(mask.device.type, enabled=False):
             return boundary_contrast(
                 tuple(feature.to(torch.promote_types(feature.dtype, torch.float32)) for feature in features),
-                inner_band(mask, self.boundary_steps),
-                outer_band(mask, self.background_steps),
+                inner_band(mask, self.boundary_steps, known),
+                outer_band(mask, self.background_steps, known),
                 self.temperature,
                 denominator=self.denominator,
                 group=self.group,

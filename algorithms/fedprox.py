@@ -20,6 +20,8 @@ class FedProx(FedAvg):
         mu: strength of the pull; 0 is FedAvg.
     """
 
+    leaves_out_unknown = True
+
     def __init__(self, *args: Any, mu: NonNegativeFloat = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.mu = mu

@@ -70,6 +70,7 @@ class LCFed(FedRep):
     one_column_per_site = frozenset({CODES})
 
     per_site = frozenset({PEERS})
+    leaves_out_unknown = True
 
     def __init__(
         self,
@@ -131,11 +132,11 @@ class LCFed(FedRep):
         site = self.network("personal")
         deepest, features = site.body(self.normalize(batch["image"]))
         logits = self._head(features)
-        loss = self.recipe.loss(logits, batch["mask"])
+        loss = self.task_loss(logits, batch)
         if site.selection is not None and self.alpha:
             loss = loss + self.alpha * site_contrast(site.selection.gates(deepest.detach()), site.site)
         if site.calibration is not None:
-            loss = loss + self.recipe.loss(site.calibrate(features, logits), batch["mask"])
+            loss = loss + self.task_loss(site.calibrate(features, logits), batch)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

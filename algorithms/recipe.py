@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
+from torch import nn
 
 from algorithms.functional.private import PrivateStep
 from federation.ranges import ProperShare, check_ranges
-from models.losses import build_loss
+from models.losses import Loss, build_loss
 from models.normalize import build_normalizer
 
 
@@ -62,14 +62,14 @@ class Recipe:
         training: the knobs.
         activation: sigmoid per region, or softmax over background and regions.
         normalize: (B, C, H, W) images in [0, 1] -> network input; a module without state.
-        loss: (logits, (B, R, H, W) masks) -> scalar.
+        loss: (logits, (B, R, H, W) masks, the same of what is known, or None) -> scalar.
         private: how local steps hide every patient; None where they need not.
     """
 
     training: Training
     activation: Literal["sigmoid", "softmax"]
     normalize: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Loss
     private: PrivateStep | None = None
 
     @classmethod

@@ -14,7 +14,7 @@ from federation.client import Images, turn
 from federation.contract import Task
 from federation.state import State, Update, from_bytes, to_bytes
 from federation.transport import InProcess
-from tests.world import CPU, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
+from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 every_method = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -166,6 +166,40 @@ def test_purity_adapting_changes_neither_the_site_nor_what_was_published(name: s
     assert all(parameter.grad is None for parameter in worker.parameters())
     assert all(module.training for module in worker.modules())
     assert_same(message, before)
+
+
+def half_annotated(seed: int, told: bool = True) -> dict[str, ToySite]:
+    """Sites of which some pixels and one region at one site count nowhere; labels there are drawn from the seed."""
+    sites = toy_sites()
+    for name, site in sites.items():
+        generator = torch.Generator().manual_seed(5)
+        known = (torch.rand(site.masks.shape, generator=generator) < 0.7).float()
+        known[0], known[1, :, 6:] = 0, 0
+        if name == "s1":
+            known[:, 1] = 0
+        noise = torch.rand(site.masks.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+        masks = torch.where(known > 0, site.masks, noise.float())
+        sites[name] = replace(site, masks=masks, known=known if told else None)
+    return sites
+
+
+@every_method
+def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: Path) -> None:
+    assert build(name).leaves_out_unknown
+    once, again = (simulate(name, tmp_path / str(seed), sites=half_annotated(seed)) for seed in (1, 2))
+    assert not once.server.non_finite()
+    assert_same_outcome(once, again)
+
+
+@every_method
+def test_ignorance_the_same_labels_matter_where_they_are_not_ignored(name: str, tmp_path: Path) -> None:
+    once, again = (simulate(name, tmp_path / str(seed), sites=half_annotated(seed, told=False)) for seed in (1, 2))
+    states = [
+        [t for group in o.kept.values() for ts in group.tensors.values() for t in ts.values()] for o in (once, again)
+    ]
+    servers = [[t for ts in o.server.tensors.values() for t in ts.values()] for o in (once, again)]
+    same = all(torch.equal(a, b) for pair in (states, servers) for a, b in zip(*pair, strict=True))
+    assert same == (not build(name).labelled)
 
 
 @every_method

@@ -148,3 +148,46 @@ def test_normalisers_are_no_part_of_the_state(name: str) -> None:
 def test_unknown_normalisation_raises() -> None:
     with pytest.raises(ValueError, match="imagenet"):
         build_normalizer("image-net", 3)
+
+
+EVERY_LOSS = [("dice_bce", "sigmoid"), ("dice", "sigmoid"), ("bce", "sigmoid"), ("focal", "sigmoid")]
+EVERY_LOSS += [("dice_ce", "softmax"), ("dice", "softmax"), ("ce", "softmax")]
+every_loss = pytest.mark.parametrize(("name", "activation"), EVERY_LOSS)
+
+
+def three_regions(activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and masks of two images of 5 x 4 pixels."""
+    torch.manual_seed(0)
+    winner = torch.randint(4, (2, 5, 4))
+    masks = torch.stack([(winner == region).float() for region in (1, 2, 3)], dim=1)
+    return torch.randn(2, 4 if activation == "softmax" else 3, 5, 4), masks
+
+
+@every_loss
+def test_pixels_that_are_not_known_might_as_well_not_be_there(name: str, activation: str) -> None:
+    logits, mask = three_regions(activation)
+    known = torch.ones_like(mask)
+    known[..., 3:, :] = 0
+    loss = build_loss(name, activation)
+    expected = loss(logits[..., :3, :], mask[..., :3, :])
+    torch.testing.assert_close(loss(logits, mask, known), expected)
+    torch.testing.assert_close(loss(logits, 1 - mask * known, known), loss(logits, 1 - mask, known))
+    torch.testing.assert_close(loss(logits, mask, torch.ones_like(mask)), loss(logits, mask))
+
+
+@every_loss
+def test_a_loss_with_nothing_known_is_zero_and_has_no_gradient(name: str, activation: str) -> None:
+    logits, mask = three_regions(activation)
+    logits.requires_grad_()
+    loss = build_loss(name, activation)(logits, mask, torch.zeros_like(mask))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_a_region_that_is_not_known_joins_the_background_under_softmax() -> None:
+    known = torch.ones_like(SOFT_MASK)
+    known[:, 1] = 0  # pixel 1: background or region 2, 1/2 + 1/4; pixel 2: region 1, 1/2
+    expected = (-math.log(3 / 4) + math.log(2)) / 2
+    assert build_loss("ce", "softmax")(SOFT, SOFT_MASK, known).item() == pytest.approx(expected, rel=1e-5)

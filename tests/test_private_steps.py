@@ -83,7 +83,7 @@ def test_a_patient_with_many_slices_counts_once_and_may_come_in_pieces() -> None
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def _mean_square(logits: Tensor, mask: Tensor) -> Tensor:
+def _mean_square(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
     return (logits - mask).square().mean()
 
 

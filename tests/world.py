@@ -56,7 +56,7 @@ class TinyNet(nn.Module):
 class ToySite:
     """Bright discs on a background whose brightness is the site's own; two images make a volume.
 
-    Without labels (`labelled` false) a site still has training images.
+    Without labels (`labelled` false) a site still has training images. `known` is 0 where labels are ignored.
     """
 
     name: str
@@ -66,6 +66,7 @@ class ToySite:
     seen: bool = True
     batch_size: int = 2
     labelled: bool = True
+    known: Tensor | None = None
 
     @classmethod
     def make(cls, name: str, index: int, count: int = 6, size: int = 12) -> ToySite:
@@ -107,6 +108,7 @@ class ToySite:
     def unlabelled_batches(self, seed: int, steps: int, views: int = 1) -> Sequence[Batch]:
         batches = self.train_batches(seed, steps)
         for batch in batches:
+            batch.pop("known", None)
             del batch["mask"]
             if views > 1:
                 shades = [batch["image"] * (1.0 - 0.1 * view) for view in range(views)]
@@ -116,6 +118,7 @@ class ToySite:
     def plain_batches(self) -> Iterator[Batch]:
         for pick in torch.arange(len(self.images)).split(self.batch_size):
             batch = self._batch(pick)
+            batch.pop("known", None)
             del batch["mask"]
             yield batch
 
@@ -129,6 +132,7 @@ class ToySite:
             "case": [f"case{int(i) // 2}" for i in pick],
             "slice": pick % 2,
             "depth": torch.full_like(pick, 2),
+            **({} if self.known is None else {"known": self.known[pick]}),
         }
 
 
@@ -159,8 +163,9 @@ def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float
     for view in algorithm.views if site.seen else algorithm.unseen_views:
         for split in task.splits:
             batch = next(site.eval_batches(split))
-            p = algorithm.predict(batch["image"], view)
-            scores[f"{split}/{view}/dice"] = float(2 * (p * batch["mask"]).sum() / (p + batch["mask"]).sum())
+            known = batch.get("known", torch.tensor(1.0))
+            p, mask = algorithm.predict(batch["image"], view) * known, batch["mask"] * known
+            scores[f"{split}/{view}/dice"] = float(2 * (p * mask).sum() / (p + mask).sum())
     return scores
 
 

@@ -3,13 +3,16 @@
 from torch import Tensor
 
 
-def soft_dice_loss(probabilities: Tensor, target: Tensor, smoothing: float = 1e-5) -> Tensor:
+def soft_dice_loss(
+    probabilities: Tensor, target: Tensor, smoothing: float = 1e-5, known: Tensor | None = None
+) -> Tensor:
     """1 - mean over channels of (2 sum s g + e) / (sum s + sum g + e); sums run over the batch and all pixels.
 
     Args:
         probabilities: s, (B, R, ...), in [0, 1]; foreground channels only.
         target: g, of the same shape, {0, 1}.
         smoothing: e.
+        known: of the same shape, {0, 1}; sums run over pixels where it is 1. None: all.
 
     Returns:
         Scalar in [0, 1]. A channel that is empty in both counts as perfect.
@@ -20,6 +23,8 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, smoothing: float = 1e-
     if probabilities.shape != target.shape:
         raise ValueError(f"probabilities {tuple(probabilities.shape)} and target {tuple(target.shape)} differ in shape")
     target = target.to(probabilities.dtype)
+    if known is not None:
+        probabilities, target = probabilities * known, target * known
     pixels = [axis for axis in range(probabilities.ndim) if axis != 1]
     overlap = (probabilities * target).sum(pixels)
     size = probabilities.sum(pixels) + target.sum(pixels)
