@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import nn
 
 from algorithms.functional.private import PrivateStep
-from federation.ranges import ProperShare, check_ranges
+from federation.ranges import FinitePositive, ProperShare, check_ranges
 from models.losses import Loss, build_loss
 from models.normalize import build_normalizer
 
@@ -36,7 +35,7 @@ class Training:
     loss: Literal["auto", "dice_bce", "dice", "bce", "focal", "dice_ce", "ce"] = "auto"
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Annotated[float, Field(gt=0, lt=math.inf)] = 1e-3
+    lr: FinitePositive = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     momentum: ProperShare = 0.0
     optimizer_state: Literal["reset", "keep"] = "reset"

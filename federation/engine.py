@@ -28,7 +28,7 @@ from federation.contract import (
     Transform,
     Transport,
 )
-from federation.ranges import PositiveShare, ProperShare, check_ranges
+from federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
 from federation.seeds import derive_seed
 from federation.sketch import SketchedMean
 from federation.state import Mean, State, Tensors, Update
@@ -70,7 +70,7 @@ class Schedule:
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
-    server_lr: PositiveFloat = 1.0
+    server_lr: FinitePositive = 1.0
     evaluate_every: PositiveInt = 1
     checkpoint_every: PositiveInt = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, get_type_hints
@@ -11,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
+FinitePositive = Annotated[float, Field(gt=0, lt=math.inf)]
 
 
 def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:

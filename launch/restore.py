@@ -14,7 +14,7 @@ from federation.checkpoint import CURE, Checkpoint, CheckpointError
 from federation.state import State, Tensors
 from federation.transforms import forgotten
 from reporting import ReportingError
-from reporting.folder import RunFolder
+from reporting.folder import DURING_TRAINING, METRICS, RunFolder
 
 CHANGED = "restore the data, or start another run"
 
@@ -39,7 +39,16 @@ def open_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint:
         raise CheckpointError(
             f"{checkpoint.folder} holds no state, although the run came to round {last} at least; {CURE}"
         )
+    _check_scores(folder, checkpoint, rounds, config.federation.evaluate_every)
     return checkpoint
+
+
+def _check_scores(folder: RunFolder, checkpoint: Checkpoint, rounds: int, every: int) -> None:
+    """Scores on validation cases are written before the state that they choose is saved."""
+    last, scores = checkpoint.round, folder.scores()
+    scored = checkpoint.best() and (last % every == 0 or last == rounds)
+    if scored and not ((scores["checkpoint"] == DURING_TRAINING) & (scores["round"] == last)).any():
+        raise ReportingError(f"{folder.path / METRICS} has lost the scores of round {last}; {CURE}")
 
 
 def check_data(folder: RunFolder, data: MultiCenterDataModule) -> None:

@@ -18,7 +18,7 @@ import export
 import predict
 import sweep
 import train
-from datamodules.check.command import main as check
+from launch.check import main as check
 from tests import bad_inputs as table
 from tests.bad_inputs import Bad, World
 from tests.data_files import make_sites

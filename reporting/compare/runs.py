@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, RunFolder, file_name
+from reporting.folder import DURING_TRAINING, METRICS, RunFolder, file_name
 from reporting.summary import CHECKPOINTS, ENCODER, case_scores
 
 FOLDS = "leave_one_site_out"
@@ -154,7 +154,11 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
     final = scores[scores["checkpoint"].isin(CHECKPOINTS)]
     if len(final) and (final["view"] == ENCODER).all():
         return LeftOut(path, "a pre-training run: it has an encoder, and no model that segments")
-    if set(final["checkpoint"]) != set(CHECKPOINTS) or not (path / "summary.csv").is_file():
+    scored, ended = set(final["checkpoint"]) == set(CHECKPOINTS), (path / "summary.csv").is_file()
+    if not scored and ended:
+        again = f"restore it from a copy, or score again: python train.py output={path} resume=true"
+        return LeftOut(path, f"damaged: {METRICS} lacks scores that the run's summary is of; {again}")
+    if not (scored and ended):
         return LeftOut(path, f"not finished; go on with: python train.py output={path} resume=true")
     if not (final["metric"] == metric).any():
         there = ", ".join(final["metric"].unique())
