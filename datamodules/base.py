@@ -24,7 +24,7 @@ from datamodules.grid import fit_planes
 from datamodules.listed import listed
 from datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
 from datamodules.per_site import PerSite
-from datamodules.readers import Intensity, Reading, Transparency, read_case, unknown_labels
+from datamodules.readers import Axis, Intensity, MaskGeometry, Reading, Transparency, read_case, unknown_labels
 from datamodules.regions import Regions
 from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
 from datamodules.site import Shared, SiteData, SliceSet
@@ -71,8 +71,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         scale_8bit: Also 8-bit images become [0, 1] by data.intensity, so that files of several depths become alike.
         percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
-        axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical.
+        axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical; auto: the one
+            whose voxels are thickest, at least 1.5 times as thick as the others, else 2.
         canonical: Turn NIfTI volumes to one orientation first; false: axes and directions as stored.
+        mask_geometry: Where a NIfTI mask lies: as its "header" says, or voxel by voxel on its "image", for masks whose
+            header was lost.
         spacing: Millimetres per pixel, [row, column] or [slice, row, column], whatever files say; null: as they say.
         per_site: What differs by site: {hospital_b: {mask_suffix: _gt, label_values: {255: 2}}}; a folder's
             ROOT/<site>/site.yaml says the same.
@@ -118,8 +121,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         scale_8bit: bool = False,
         percentiles: Sequence[float] = [0.5, 99.5],
         window: Sequence[float] | None = None,
-        axis: int = 2,
+        axis: Axis = "auto",
         canonical: bool = True,
+        mask_geometry: MaskGeometry = "header",
         spacing: Sequence[float] | None = None,
         per_site: Mapping[str, Mapping[str, Any]] = {},
     ) -> None:
@@ -149,6 +153,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             scale_8bit=scale_8bit,
             axis=axis,
             canonical=canonical,
+            mask_geometry=mask_geometry,
             spacing=None if spacing is None else tuple(spacing),
         )
         self.absent = {str(site): tuple(names) for site, names in absent.items()}

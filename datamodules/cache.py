@@ -21,7 +21,7 @@ from datamodules.findings import Finding
 from datamodules.fingerprints import of_case
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 7  # raise when what is stored, or how files are decoded, changes
+FORMAT = 8  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)

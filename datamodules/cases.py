@@ -74,10 +74,19 @@ class Sample:
     prints: tuple[tuple[str, str], ...] = ()
 
 
-def slice_order(name: str) -> tuple[str, int]:
-    """Sorts slice names by the number that ends them: ``scan_9`` comes before ``scan_10``."""
-    found = re.search(r"(\d+)$", name)
-    return (name[: found.start()], int(found.group(1))) if found else (name, -1)
+def slice_order(name: str) -> tuple[tuple[str, int], ...]:
+    """Sorts slice names by the numbers in them, wherever they stand: ``scan_9_t1`` comes before ``scan_10_t1``."""
+    pieces = re.split(r"(\d+)", name)
+    return tuple((text, int(number)) for text, number in zip(pieces[::2], [*pieces[1::2], "-1"], strict=True))
+
+
+def _doubtful(names: Sequence[str]) -> str:
+    """Why numbers in names do not tell the order of slices; empty where they do."""
+    keys = [slice_order(name) for name in names]
+    if len({tuple(text for text, _ in key) for key in keys}) > 1:
+        return "names differ in more than numbers"
+    differ = sum(len({number for _, number in column}) > 1 for column in zip(*keys, strict=True))
+    return "" if differ == 1 or len(names) == 1 else f"names differ in {differ} numbers"
 
 
 def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> Case:
@@ -85,8 +94,9 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
 
     Args:
         name: Name of the new case, usually the patient's.
-        slices: The images; they are put in the order of the number that ends their name.
-        report: Told of slices without a mask although others have one, and of different official splits.
+        slices: The images; they are put in the order of the numbers in their names.
+        report: Told of slices without a mask although others have one, of different official splits, and where numbers
+            do not tell the order.
     """
     ordered = tuple(sorted(slices, key=lambda case: slice_order(case.case)))
     first = ordered[0]
@@ -95,6 +105,10 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
         what = f"slice {unlabelled[0]!r} has no mask although others of the patient do"
         cure = "add the mask, leave the slice out, or set data.stack_slices=false"
         report(Finding("missing mask", what, cure, first.site, name))
+    if doubt := _doubtful([case.case for case in ordered]):
+        told = f"the order of its slices is not certain: {doubt} ({few([case.case for case in ordered])})"
+        cure = "name them alike with one number each, or list their cases in the manifest under such names"
+        report(Finding("slice order", told, cure, first.site, name))
     _check_split(name, ordered, report)
     mask = "" if len(unlabelled) < len(ordered) else None
     split = next((case.split for case in ordered if case.split is not None), None)

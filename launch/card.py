@@ -24,7 +24,8 @@ UNKNOWN = "not stated by whoever exported this model; ask the sites that trained
 LIMITS = """Research software: not a medical device, and not cleared for diagnosis or treatment. The scores above were
 measured on held-out cases of the sites named there; other scanners, protocols, patients and annotation habits may give
 worse ones. Check a sample of outlines by eye before relying on any number derived from them."""
-CUTS = {
+CUTS: dict[Any, str] = {
+    "auto": "of the thickest voxels (at least 1.5 times the others), else z (foot to head)",
     0: "0 (sagittal: rows run from head to foot, columns from front to back, slices to the patient's left)",
     1: "1 (coronal: rows run from head to foot, columns to the patient's left, slices from front to back)",
     2: "2 (axial: rows run from front to back, columns to the patient's left, slices from foot to head)",

@@ -183,11 +183,6 @@ def test_spacing_is_that_of_the_affine_in_millimetres(tmp_path: Path, unit: str,
     assert read(tmp_path / "v.nii").spacing == pytest.approx((3.0, 2.0, 0.5))
 
 
-def test_four_dimensional_nifti_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one 3-D file per frame"):
-        read(save_volume(tmp_path / "c.nii", np.zeros((3, 3, 3, 2), np.uint8)))
-
-
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 

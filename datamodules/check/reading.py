@@ -15,8 +15,10 @@ from datamodules.errors import DataError
 from datamodules.findings import Finding
 from datamodules.readers import (
     GRID_CURE,
+    PLACE_CURE,
     Spacing,
     Stored,
+    cutting,
     ids_by_colour,
     load_file,
     map_labels,
@@ -109,6 +111,8 @@ def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
 def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Part | None:
     opened = _open(data, case, "image", findings)
     image = None if opened is None else seen(opened)
+    if opened is not None:
+        findings.extend(cutting(case, opened, data.reading_of(case.site)))
     labels, colours = _labels(data, case, image, findings)
     return (
         None
@@ -139,7 +143,7 @@ def _labels(
         findings.append(Finding("size mismatch", what, GRID_CURE, **where))
         return None, ()
     if image is not None and (told := misplaced(case, data.reading_of(case.site))):
-        findings.append(Finding("geometry mismatch", f"the mask {told}", GRID_CURE, **where))
+        findings.append(Finding("geometry mismatch", f"the mask {told}", PLACE_CURE, **where))
     try:
         labels, notes = map_labels(stored, data.reading_of(case.site))
     except DataError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +20,10 @@ from datamodules.readers.labels import map_labels
 from datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
 from datamodules.readers.settings import Reading
 from datamodules.readers.stored import Stored, seen
-from datamodules.readers.volumes import geometry, nifti, open_volume
+from datamodules.readers.volumes import AXIAL, apart, as_image, geometry, nifti
 
 GRID_CURE = "export both on one grid, or correct the pairing"
-
-
-def _volume(path: Path, reading: Reading) -> Stored:
-    slope = getattr(open_volume(path).dataobj, "slope", 1.0)
-    return Stored(*nifti(path, reading, ""), step=0.0 if slope == 1 else abs(float(slope)))
+PLACE_CURE = f"{GRID_CURE}; where voxels correspond all the same, set data.mask_geometry=image"
 
 
 def _flat(decode: Callable[[Path], Stored]) -> Callable[[Path, Reading], Stored]:
@@ -40,7 +35,7 @@ DECODERS: dict[str, Callable[[Path, Reading], Stored]] = {
     **dict.fromkeys((".ppm", ".pgm"), _flat(netpbm)),
     **dict.fromkeys((".tif", ".tiff"), _flat(tiff)),
     ".npy": _flat(numpy_array),
-    **dict.fromkeys(VOLUMES, _volume),
+    **dict.fromkeys(VOLUMES, nifti),
 }
 
 
@@ -78,22 +73,22 @@ class Files:
 
 def _read_files(case: Case, reading: Reading) -> Files:
     stored = load_file(case, case.image, reading, "image")
-    image = seen(stored)
+    image, told = seen(stored), cutting(case, stored, reading)
     if case.mask is None:
-        return Files(image, None, stored.spacing)
+        return Files(image, None, stored.spacing, told)
     mask = load_file(case, case.mask, reading, "mask")
     if mask.values.shape[:3] != image.shape[:3]:
         raise DataError(
             f"{case}: mask {case.mask} is {sides(mask.values.shape)} but the image is {sides(image.shape)}; {GRID_CURE}"
         )
-    if told := misplaced(case, reading):
-        raise DataError(f"{case}: mask {case.mask} {told}; {GRID_CURE}")
+    if elsewhere := misplaced(case, reading):
+        raise DataError(f"{case}: mask {case.mask} {elsewhere}; {PLACE_CURE}")
     try:
         labels, notes = map_labels(mask, reading)
     except DataError as error:
         raise DataError(f"{case}: mask {case.mask}: {error}") from None
     placed = (replace(note, site=case.site, case=case.case, file=case.mask) for note in notes)
-    return Files(image, labels, stored.spacing, tuple(placed), ids_by_colour(mask, reading))
+    return Files(image, labels, stored.spacing, (*told, *placed), ids_by_colour(mask, reading))
 
 
 def misplaced(case: Case, reading: Reading) -> str:
@@ -101,16 +96,24 @@ def misplaced(case: Case, reading: Reading) -> str:
 
     Equal shapes alone do not make voxels correspond: an axis that runs the other way would mirror the mask.
     """
-    if case.mask is None or {suffix_of(Path(case.image)), suffix_of(Path(case.mask))} - {".nii", ".nii.gz"}:
+    if case.mask is None or not {suffix_of(Path(case.image)), suffix_of(Path(case.mask))} <= {*VOLUMES}:
         return ""
-    places, voxel = [], 0.0
-    for name in (case.mask, case.image):
-        affine, shape = geometry(Path(name), reading)
-        corners = np.array(list(product((0, 1), repeat=3))) * (np.array(shape) - 1)
-        places.append(corners @ affine[:3, :3].T + affine[:3, 3])
-        voxel = float(np.linalg.norm(affine[:3, :3], axis=0).min())
-    apart = float(np.linalg.norm(places[0] - places[1], axis=1).max())
-    return f"lies up to {apart:.3g} (in its header's unit) from its image" if apart > voxel / 2 else ""
+    if reading.mask_geometry == "image":
+        return ""
+    far, voxel = apart(geometry(Path(case.mask), reading), geometry(Path(case.image), reading))
+    return f"lies up to {far:.3g} (in its header's unit) from its image" if far > voxel / 2 else ""
+
+
+def cutting(case: Case, stored: Stored, reading: Reading) -> tuple[Finding, ...]:
+    """What reading a volume had to decide: along which axis it is cut, and what a fourth axis holds."""
+    notes = []
+    if reading.axis == "auto" and stored.axis not in (None, AXIAL):
+        what = f"is cut along axis {stored.axis}, whose voxels are the thickest"
+        notes.append(Finding("slice axis", what, "none needed; data.axis says another one"))
+    if stored.axis is not None and stored.values.shape[-1] > 1:
+        what = f"its fourth axis counts as {stored.values.shape[-1]} channels"
+        notes.append(Finding("fourth axis", what, "none needed if so; frames of a time series belong in files of 3-D"))
+    return tuple(replace(note, site=case.site, case=case.case, file=case.image) for note in notes)
 
 
 def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "mask"]) -> Stored:
@@ -121,8 +124,14 @@ def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "m
     decode = DECODERS.get(suffix_of(path))
     if decode is None:
         raise DataError(f"{case}: {role} {path} has an unknown type; convert it to one of {', '.join(DECODERS)}")
+    image = Path(case.image)
+    both = role == "mask" and {suffix_of(path), suffix_of(image)} <= {*VOLUMES}
     try:
-        stored = decode(path, reading)
+        if both:
+            reading = as_image(reading, image)
+            stored = nifti(path, reading, image if reading.mask_geometry == "image" else None)
+        else:
+            stored = decode(path, reading)
     except DataError as error:
         raise DataError(f"{case}: {role} {path}: {error}") from None
     except Exception as error:  # decoders raise what they like on broken bytes

@@ -11,6 +11,8 @@ from datamodules.readers.kinds import Spacing
 from datamodules.readers.rules import rule
 
 Transparency = Literal["auto", "ignore", "drawing"]
+Axis = Literal["auto"] | int
+MaskGeometry = Literal["header", "image"]
 Intensity = Literal["percentile", "minmax", "window", "unit"]
 
 
@@ -27,8 +29,10 @@ class Reading:
             "drawing", or "auto", which refuses where that is not certain.
         ids: Label ids of all regions, rising; where 1 is the only one, a mask of 0 and 255 has one possible meaning.
         scale_8bit: Whether 8-bit images, too, become [0, 1] by ``intensity``.
-        axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``.
+        axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``; "auto"
+            takes the one of the thickest voxels, see :func:`datamodules.readers.volumes.slice_axis`.
         canonical: Turn volumes to a common orientation first; else axes and directions are as stored.
+        mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image".
         spacing: Millimetres per pixel (row, column) or voxel (slice, row, column), whatever files say; None: as
             they say.
     """
@@ -40,8 +44,9 @@ class Reading:
     transparency: Transparency = "auto"
     ids: tuple[int, ...] = ()
     scale_8bit: bool = False
-    axis: int = 2
+    axis: Axis = "auto"
     canonical: bool = True
+    mask_geometry: MaskGeometry = "header"
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -52,8 +57,8 @@ class Reading:
             raise DataError("data.intensity=window needs data.window=[low, high], such as [-160, 240]")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise DataError(f"data.window={list(self.window)}: low must be below high")
-        if self.axis not in (0, 1, 2):
-            raise DataError(f"data.axis={self.axis}: a volume is cut along axis 0, 1 or 2")
+        if self.axis not in (0, 1, 2, "auto"):
+            raise DataError(f"data.axis={self.axis}: a volume is cut along axis 0, 1 or 2, or auto")
         if self.spacing is not None and (len(self.spacing) not in (2, 3) or not min(self.spacing) > 0):
             raise DataError(f"data.spacing={list(self.spacing)}: give [row, column] or [slice, row, column] in mm")
         for key, label in (self.label_values or {}).items():

@@ -22,6 +22,7 @@ class Stored:
         alpha: (D, H, W) opacity from 0 to 255 or 65535, or None.
         lossy: Whether the format changes values, as JPEG does.
         turned: Whether it was stored with white as zero; ``values`` have black as zero.
+        axis: Along which a volume was cut; None of a picture.
         step: Between neighbouring values of a volume stored with a scale factor; 0 without.
     """
 
@@ -33,6 +34,7 @@ class Stored:
     lossy: bool = False
     turned: bool = False
     step: float = 0.0
+    axis: int | None = None
 
 
 def seen(stored: Stored) -> Array:
