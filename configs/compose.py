@@ -8,6 +8,7 @@ said about that group. Files state departures only; defaults live in signatures.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -119,8 +120,22 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
         raise ConfigError(f"{source} refers to other values (${{...}} or *alias); a config of a run holds them all")
     if not isinstance(config, DictConfig) or (schema is not None and not _resolved(config, schema)):
         raise ConfigError(f"{source} is damaged (it does not hold all settings of a run); {CURE}")
+    _as_meant_then(config, source)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def _as_meant_then(config: dict[Any, Any] | DictConfig, source: str) -> None:
+    """Give a setting that meant something else when the config was saved its name of today."""
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("ignore_labels") and "background_labels" not in data:
+        print(
+            f"note: {source} is of an older version, in which data.ignore_labels counted as background; it is read as "
+            f"data.background_labels={list(data['ignore_labels'])}",
+            file=sys.stderr,
+        )
+        config["data"]["background_labels"] = data["ignore_labels"]
+        config["data"]["ignore_labels"] = []
 
 
 def as_yaml(config: DictConfig) -> str:
@@ -238,6 +253,7 @@ def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
     layer = _read(path)
     if not _resolved(layer, schema):
         return layer
+    _as_meant_then(layer, str(path))
     return {key: value for key, value in _as_layer(layer, schema).items() if key not in schema.own}
 
 

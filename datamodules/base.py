@@ -58,7 +58,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         workers: Processes that prepare batches; 0: none. Does not change results.
         neighbours: Adjacent slices on either side of a slice that join it as channels; the edge slice is repeated.
         foreground_slices_only: Train on slices with a label of some region only (volumes and stacks).
-        ignore_labels: Label ids that may occur in masks although no region has them; they count as background.
+        ignore_labels: Label ids of pixels that nobody annotated, such as [255]; they count neither in loss nor
+            in scores.
+        background_labels: Label ids that may occur in masks although no region has them; they count as background.
         absent: Regions that never occur at a site, {hospital_b: [lesion]}: a region that no mask of a site shows is
             refused unless it is named here; it has no score there.
         vanishing: When more than 5 % of a site's cases with a region lose it on the network's grid: "refuse", or
@@ -113,6 +115,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         neighbours: int = 0,
         foreground_slices_only: bool = False,
         ignore_labels: Sequence[int] = [],
+        background_labels: Sequence[int] = [],
         absent: Mapping[str, Sequence[str]] = {},
         vanishing: Vanishing = "refuse",
         label_values: Mapping[int | str, int] | None = None,
@@ -143,13 +146,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self.neighbours = neighbours
         self.foreground_slices_only = foreground_slices_only
         self.ignore_labels = frozenset(ignore_labels)
+        self.background_labels = frozenset(background_labels)
         self.reading = Reading(
             intensity=intensity,
             percentiles=_pair("percentiles", percentiles),
             window=None if window is None else _pair("window", window),
             label_values=label_values,
             transparency=transparency,
-            ids=tuple(sorted(self.regions.ids)),
+            ids=tuple(sorted(self.known_labels - {0})),
             scale_8bit=scale_8bit,
             axis=axis,
             canonical=canonical,
@@ -175,7 +179,28 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(f"data.{name}={value}: at least {least}")
         if self.channels != "auto" and self.channels < 1:
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
+        self._check_labels()
         self._check_absent(self.absent, "data.absent")
+
+    def _check_labels(self) -> None:
+        """A label id means one thing."""
+        asides = {"ignore_labels": self.ignore_labels, "background_labels": self.background_labels}
+        for name, ids in asides.items():
+            for label in sorted(ids):
+                if not 0 <= label <= 255:
+                    raise DataError(f"data.{name} has {label}: label ids run from 0 to 255")
+                if label in self.regions.ids:
+                    raise DataError(f"data.{name} has {label}, which is in data.regions; take it out of one")
+        for label in sorted(self.ignore_labels & self.background_labels):
+            raise DataError(
+                f"data.ignore_labels and data.background_labels both have {label}: it counts as background or not at "
+                "all; take it out of one"
+            )
+
+    @property
+    def known_labels(self) -> frozenset[int]:
+        """Every label id that masks may hold."""
+        return self.regions.ids | self.ignore_labels | self.background_labels | {0}
 
     def _check_absent(self, absent: Mapping[str, Sequence[str]], source: str) -> None:
         for site, names in absent.items():
@@ -271,7 +296,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         occurring = [self._occurrence(site, store, splits[site]) for site, store in zip(by_site, stores, strict=True)]
         for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
             self.tell(finding)
-        slices = SliceSet(stores, self.regions, self._common_channels(stores), self.neighbours, augmentation)
+        channels = self._common_channels(stores)
+        slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, self.ignore_labels)
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
         rows: list[dict[str, Any]] = []
@@ -371,7 +397,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         own = {} if self.reading_of(site) == self.reading else {"site": str(self.reading_of(site))}
         key = self.decoding() | own
         store = build_store(cases, self._decode, cache=self.cache, folder=self.cache_dir, key=key)
-        known = self.regions.ids | self.ignore_labels | {0}
+        known = self.known_labels
         for case, entry in zip(store.cases, store.entries, strict=True):
             if unknown := set(entry.label_ids) - known:
                 mask = case.mask or (case.slices and f"of {case.slices[0].mask} and its neighbours") or ""

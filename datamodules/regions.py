@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -81,6 +81,11 @@ class Regions:
         # comparisons are far faster than torch.isin, which widens the labels first
         maps = [reduce(torch.logical_or, (labels == label for label in ids)) for ids in self.labels.values()]
         return torch.stack(maps, dim=-3).float()
+
+    def known(self, labels: Tensor, ignored: Collection[int]) -> Tensor:
+        """Where labels count: of the shape of :meth:`encode`, 0 at pixels with an ignored label id, else 1."""
+        counts = ~reduce(torch.logical_or, (labels == label for label in ignored))
+        return counts.float().unsqueeze(-3).repeat_interleave(len(self.labels), dim=-3)
 
 
 def _check_ids(name: str, ids: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import cast
@@ -31,6 +31,7 @@ class SliceSet(Dataset[Batch]):
         channels: Of an image; grey images are repeated where it is 3.
         neighbours: Slices on either side that join a slice as further channels.
         augmentation: For plans that ask for it.
+        ignored: Label ids whose pixels do not count.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class SliceSet(Dataset[Batch]):
         channels: int,
         neighbours: int,
         augmentation: Augmentation,
+        ignored: Collection[int] = (),
     ) -> None:
         self.stores = stores
         self.regions = regions
         self.channels = channels
         self.neighbours = neighbours
         self.augmentation = augmentation
+        self.ignored = tuple(sorted(ignored))
 
     def __getitem__(self, plan: Plan) -> Batch:
         """A batch: see :class:`SiteData`."""
@@ -73,7 +76,10 @@ class SliceSet(Dataset[Batch]):
         if plan.patients is not None:
             batch["patient"] = torch.tensor(plan.patients)
         if plan.masks:
-            batch["mask"] = self.regions.encode(torch.from_numpy(np.stack(labels)))
+            ids = torch.from_numpy(np.stack(labels))
+            batch["mask"] = self.regions.encode(ids)
+            if self.ignored:
+                batch["known"] = self.regions.known(ids, self.ignored)
         return batch
 
     def image(self, pick: Pick) -> Pixels:
@@ -128,7 +134,8 @@ class SiteData:
     """One site, as a worker sees it.
 
     A batch is a dict of ``image`` float32 (B, C, H, W) in [0, 1], not normalised; ``mask`` float32 (B, R, H, W), absent
-    from unlabelled batches; ``case`` list of B names; ``slice`` and ``depth`` int64 (B,), 0 and 1 for a 2-D image.
+    from unlabelled batches; ``known`` of the shape of ``mask``, 0 at pixels that do not count, absent from data that
+    ignores no label; ``case`` list of B names; ``slice`` and ``depth`` int64 (B,), 0 and 1 for a 2-D image.
 
     Attributes:
         name: Of the site, or "pooled".

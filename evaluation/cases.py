@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.cases import Case, Split
 from datamodules.regions import Regions
-from evaluation.metrics import Mask, Spacing, check_metrics, score
+from evaluation.metrics import Mask, Spacing, check_metrics, score_known
 from models.heads import decide
 
 Predict = Callable[[Tensor], Tensor]
@@ -47,11 +47,13 @@ class CaseMasks:
         case: The case.
         prediction: (R, D, H, W) bool, regions in the order of `Regions.names`.
         truth: (R, D, H, W) bool.
+        known: (R, D, H, W) bool, where labels count; None: everywhere.
     """
 
     case: Case
     prediction: Mask
     truth: Mask
+    known: Mask | None = None
 
 
 class CaseScore(NamedTuple):
@@ -93,8 +95,10 @@ def evaluate(
     scores = []
     for masks in predict_cases(predict, site, split, regions):
         spacing = site.spacing(masks.case)
-        for region, prediction, truth in zip(regions.names, masks.prediction, masks.truth, strict=True):
-            values = score(prediction, truth, spacing, metrics, tolerance)
+        known = np.ones_like(masks.truth) if masks.known is None else masks.known
+        of_regions = zip(regions.names, masks.prediction, masks.truth, known, strict=True)
+        for region, prediction, truth, counts in of_regions:
+            values = score_known(prediction, truth, counts, spacing, metrics, tolerance)
             scores += [CaseScore(masks.case.case, region, metric, value) for metric, value in values.items()]
     return scores
 
@@ -129,12 +133,12 @@ def predict_cases(
                 )
             parts.append(part)
         if only is None or case.case in only:
-            prediction, truth = (np.stack(masks, axis=1) for masks in zip(*(p.masks for p in parts), strict=True))
-            yield CaseMasks(case, prediction, truth)
+            gathered = (np.stack(masks, axis=1) for masks in zip(*(p.masks for p in parts), strict=True))
+            yield CaseMasks(case, *gathered)
 
 
 class _Slice(NamedTuple):
-    """One slice: its case, its number there, how many there are; predicted and true masks (R, H, W) if wanted."""
+    """One slice: its case, its number there, how many there are; if wanted, the masks (R, H, W) of `CaseMasks`."""
 
     case: str
     number: int
@@ -157,7 +161,7 @@ def _slices(
 def _masks(
     predict: Predict, batch: dict[str, Any], wanted: list[bool], regions: Regions, site: str
 ) -> list[tuple[Mask, ...]]:
-    """Predicted and true masks (R, H, W) of the wanted slices of a batch."""
+    """Predicted and true masks (R, H, W) of the wanted slices of a batch, and where they count if that is told."""
     truth = batch["mask"][wanted] > 0.5
     with torch.no_grad():
         probabilities = predict(batch["image"][wanted])
@@ -170,4 +174,7 @@ def _masks(
         names = dict.fromkeys(name for name, want in zip(batch["case"], wanted, strict=True) if want)
         raise DivergedError(f"site {site!r}: the model's probabilities are not finite (cases {', '.join(names)})")
     prediction = decide(probabilities, regions.activation).cpu()
-    return list(zip(prediction.numpy(), truth.cpu().numpy(), strict=True))
+    masks = [prediction, truth.cpu()]
+    if "known" in batch:
+        masks.append(batch["known"][wanted].cpu() > 0.5)
+    return list(zip(*(mask.numpy() for mask in masks), strict=True))

@@ -23,6 +23,9 @@ such cases out too). Where P alone is empty the others are the worst there is: d
 the image's diagonal, the greatest distance that two of its pixels can have (BraTS 2023 scores missed lesions so, with
 374 mm for its volumes): a method cannot improve its distances by predicting nothing in hard cases.
 
+Ignored pixels (data.ignore_labels) are taken out of P and T before anything else: a mask ends where they begin. A case
+in which no pixel of a region counts has no score of it, NaN.
+
 The distances are our own few lines on scipy's k-d tree, tested against brute force and MONAI: MONAI agrees but takes
 seconds to import for three functions, and other libraries define contours or percentiles differently.
 """
@@ -145,6 +148,15 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
         pt, tp = surface_distances(prediction, truth, steps)
         values |= {name: float(SURFACES[name](pt, tp, tolerance)) for name in names if name in SURFACES}
     return {name: float("nan") if name == INVENTED else values[name] for name in names}
+
+
+def score_known(
+    prediction: Mask, truth: Mask, known: Mask, spacing: Spacing, names: Sequence[str], tolerance: float
+) -> dict[str, float]:
+    """`score` over the pixels whose label is known (all of one shape); NaN where there is none."""
+    if not known.any():
+        return dict.fromkeys(names, float("nan"))
+    return score(prediction & known, truth & known, spacing, names, tolerance)
 
 
 def contour(mask: Mask) -> Mask:

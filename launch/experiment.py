@@ -68,6 +68,12 @@ class Experiment:
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
             algorithm = self.algorithm(in_channels=3)
+            if self.data.ignore_labels and algorithm.labelled and not algorithm.leaves_out_unknown:
+                raise ConfigError(
+                    f"data.ignore_labels={sorted(self.data.ignore_labels)}: the loss of algorithm="
+                    f"{self.config.algorithm.name} does not leave out pixels; take another method, or count them as "
+                    "background with data.background_labels"
+                )
             for transform in self.transforms:
                 transform.check(algorithm)
         except (ValueError, FileNotFoundError) as error:

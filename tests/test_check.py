@@ -639,8 +639,8 @@ def test_knobs_reach_the_data(tmp_path: Path) -> None:
     out = f"output={tmp_path / 'out'}"
     assert main([str(root), out]) == FAULTY
     assert main([str(root), out, "data.label_values={200: 1}"]) == READY
-    assert main([str(root), out, "ignore_labels=[200]"]) == FAULTY  # nothing else is drawn at a
-    assert main([str(root), out, "ignore_labels=[200]", "absent={a: [foreground]}"]) == READY
+    assert main([str(root), out, "background_labels=[200]"]) == FAULTY  # nothing else is drawn at a
+    assert main([str(root), out, "background_labels=[200]", "absent={a: [foreground]}"]) == READY
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_training_may_be_kept_to_slices_that_show_a_region(volumes: Path) -> Non
     assert len(torch.cat([batch["slice"] for batch in site.eval_batches("test")])) == 5
     absent = {"mr": ["other"]}
     with pytest.raises(DataError, match="site 'mr': no training slice shows any region"):
-        folder(volumes, foreground_slices_only=True, regions={"other": [2]}, ignore_labels=[1], absent=absent)
+        folder(volumes, foreground_slices_only=True, regions={"other": [2]}, background_labels=[1], absent=absent)
 
 
 def stacked_rows(root: Path, patients: int = 5, slices: int = 12) -> list[dict[str, str]]:
@@ -471,9 +471,9 @@ def test_masks_of_0_and_255_and_labels_to_ignore(root: Path) -> None:
     with pytest.raises(DataError, match="unknown label ids 255"):
         folder(root, regions=two)
     with pytest.raises(DataError, match="no mask of any site shows 'cup'"):
-        folder(root, regions=two, ignore_labels=[255])
+        folder(root, regions=two, background_labels=[255])
     absent = {"north": ["disc", "cup"], "south": ["cup"], "west": ["cup"]}
-    ignoring = folder(root, regions=two, ignore_labels=[255], absent=absent)
+    ignoring = folder(root, regions=two, background_labels=[255], absent=absent)
     assert next(iter(ignoring.site("north").train_batches(0, 1)))["mask"].sum() == 0
     elsewhere = {"south": ["cup"], "west": ["cup"]}
     mapped = folder(root, regions=two, label_values={255: 2}, absent=elsewhere)

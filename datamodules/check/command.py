@@ -58,7 +58,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     if not any(finding.severity == "error" for finding in findings):
         data._check_named(by_site, findings.append)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
-    known = data.regions.ids | data.ignore_labels | {0}
+    known = data.known_labels
     serves = {site: data.serving(site, own, planned[site]) if planned[site] else {} for site, own in by_site.items()}
     occurring = {site: Occurrence(site, data.trains(site)) for site in by_site}
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):

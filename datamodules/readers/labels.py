@@ -201,5 +201,6 @@ def unknown_labels(found: Collection[int], ids: Collection[int] = ()) -> str:
         hint = f" (a compressed or smoothed mask? {cure})"
     return (
         f"{named(sorted(found))}, not in any of data.regions{hint}; add them to a region, map them "
-        "with data.label_values={VALUE: ID}, or list them in data.ignore_labels to count as background"
+        "with data.label_values={VALUE: ID}, or list them in data.ignore_labels (not annotated: they do not count) "
+        "or in data.background_labels (they count as background)"
     )

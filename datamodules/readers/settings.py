@@ -27,7 +27,8 @@ class Reading:
         label_values: Rules from stored mask values to label ids; see :func:`map_labels`.
         transparency: What counts in a mask whose colours and opacity both vary: "ignore" opacity, take it as the
             "drawing", or "auto", which refuses where that is not certain.
-        ids: Label ids of all regions, rising; where 1 is the only one, a mask of 0 and 255 has one possible meaning.
+        ids: Label ids that masks may hold besides 0, rising; where 1 is the only one, a mask of 0 and 255 has one
+            possible meaning.
         scale_8bit: Whether 8-bit images, too, become [0, 1] by ``intensity``.
         axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``; "auto"
             takes the one of the thickest voxels, see :func:`datamodules.readers.volumes.slice_axis`.
