@@ -63,6 +63,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         background_labels: Label ids that may occur in masks although no region has them; they count as background.
         absent: Regions that never occur at a site, {hospital_b: [lesion]}: a region that no mask of a site shows is
             refused unless it is named here; it has no score there.
+        unannotated: Regions that nobody annotated at a site, {hospital_b: [lesion]}: they count neither in its loss nor
+            in its scores; masks may not show them.
         vanishing: When more than 5 % of a site's cases with a region lose it on the network's grid: "refuse", or
             "allow" with a warning.
         label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
@@ -117,6 +119,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         ignore_labels: Sequence[int] = [],
         background_labels: Sequence[int] = [],
         absent: Mapping[str, Sequence[str]] = {},
+        unannotated: Mapping[str, Sequence[str]] = {},
         vanishing: Vanishing = "refuse",
         label_values: Mapping[int | str, int] | None = None,
         transparency: Transparency = "auto",
@@ -160,6 +163,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             mask_geometry=mask_geometry,
             spacing=None if spacing is None else tuple(spacing),
         )
+        self.unannotated = {str(site): tuple(names) for site, names in unannotated.items()}
         self.absent = {str(site): tuple(names) for site, names in absent.items()}
         self.vanishing: Vanishing = vanishing
         self.per_site = PerSite(per_site, self.reading, self.site_keys)
@@ -181,6 +185,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
         self._check_labels()
         self._check_absent(self.absent, "data.absent")
+        self._check_absent(self.unannotated, "data.unannotated")
 
     def _check_labels(self) -> None:
         """A label id means one thing."""
@@ -297,7 +302,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
             self.tell(finding)
         channels = self._common_channels(stores)
-        slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, self.ignore_labels)
+        left_out = (self.ignore_labels, self.unannotated)
+        slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, *left_out)
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
         rows: list[dict[str, Any]] = []
@@ -317,7 +323,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         own: dict[str, tuple[str, ...]] = {site: self.per_site.get(site, "absent", ()) for site in self.per_site.sites}
         absent = {site: (*self.absent.get(site, ()), *own.get(site, ())) for site in {*self.absent, *own}}
         self._check_absent(own, "per_site, absent")
-        return Expected(self.regions, absent, self.vanishing, self.split[2] > 0 and not alone)
+        tested = self.split[2] > 0 and not alone
+        return Expected(self.regions, absent, self.vanishing, tested, self.unannotated)
 
     def trains(self, site: str) -> bool:
         """Whether a site trains with labels."""
@@ -363,6 +370,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             "unseen": self._held_out,
             "unlabelled": self._without_labels,
             "absent": tuple(self.absent),
+            "unannotated": tuple(self.unannotated),
             "per_site": self.per_site.sites,
         }
         for knob, named in knobs.items():

@@ -78,12 +78,18 @@ class Expected:
         absent: Site to regions that never occur there.
         vanishing: What to do where many cases of a region lose it on the grid.
         tested: Whether test cases are wanted.
+        unannotated: Site to regions that nobody annotated there.
     """
 
     regions: Regions
     absent: Mapping[str, Sequence[str]]
     vanishing: Vanishing
     tested: bool
+    unannotated: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def annotated(self, site: str) -> list[str]:
+        """Regions that count at a site."""
+        return [name for name in self.regions.names if name not in self.unannotated.get(site, ())]
 
 
 def occurrence_findings(
@@ -105,8 +111,9 @@ def occurrence_findings(
         )
         yield Finding("no test case", what, cure)
     yield from _absences(labelled, expected)
+    yield from _not_annotated(labelled, expected)
     for site in labelled:
-        for region in expected.regions.names:
+        for region in expected.annotated(site.site):
             yield from _lost(site, region, expected, size_that_keeps)
             yield from _unmeasured(site, region)
 
@@ -135,7 +142,28 @@ def _absences(sites: Sequence[Occurrence], expected: Expected) -> Iterator[Findi
 
 def _missing(site: Occurrence, expected: Expected) -> list[str]:
     declared = expected.absent.get(site.site, ())
-    return [name for name in expected.regions.names if name not in declared and not site.of(name)]
+    return [name for name in expected.annotated(site.site) if name not in declared and not site.of(name)]
+
+
+def _not_annotated(sites: Sequence[Occurrence], expected: Expected) -> Iterator[Finding]:
+    """What contradicts that regions were not annotated."""
+    for region in expected.regions.names:
+        if len(sites) > 1 and not any(region in expected.annotated(site.site) for site in sites if site.trains):
+            what = f"data.unannotated leaves no training site that annotated {region!r}"
+            yield Finding("region never occurs", what, "take it out of data.regions, or a site out of data.unannotated")
+    for site in sites:
+        annotated = expected.annotated(site.site)
+        if site.trains and not annotated:
+            what, cure = "data.unannotated names all regions", f"name the site in data.unlabelled=[{site.site}] instead"
+            yield Finding("region never occurs", what, cure, site.site)
+        shared = {label for name in annotated for label in expected.regions.labels[name]}
+        for region in expected.unannotated.get(site.site, ()):
+            found = [] if shared & set(expected.regions.labels[region]) else site.of(region)
+            if found:
+                told = f"but {len(found)} of {len(site.cases)} masks show it"
+                what = f"data.unannotated says that nobody annotated {region!r}, {told}"
+                cure = f"take it out of data.unannotated, or correct the masks ({few([o.case.case for o in found])})"
+                yield Finding("absent region occurs", what, cure, site.site)
 
 
 def _quoted(names: Sequence[str]) -> str:

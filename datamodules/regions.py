@@ -84,7 +84,8 @@ class Regions:
 
     def known(self, labels: Tensor, ignored: Collection[int]) -> Tensor:
         """Where labels count: of the shape of :meth:`encode`, 0 at pixels with an ignored label id, else 1."""
-        counts = ~reduce(torch.logical_or, (labels == label for label in ignored))
+        nowhere = torch.zeros_like(labels, dtype=torch.bool)
+        counts = ~reduce(torch.logical_or, (labels == label for label in ignored), nowhere)
         return counts.float().unsqueeze(-3).repeat_interleave(len(self.labels), dim=-3)
 
 

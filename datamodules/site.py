@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -32,6 +33,7 @@ class SliceSet(Dataset[Batch]):
         neighbours: Slices on either side that join a slice as further channels.
         augmentation: For plans that ask for it.
         ignored: Label ids whose pixels do not count.
+        unannotated: Site to regions that do not count there.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SliceSet(Dataset[Batch]):
         neighbours: int,
         augmentation: Augmentation,
         ignored: Collection[int] = (),
+        unannotated: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.stores = stores
         self.regions = regions
@@ -49,6 +52,7 @@ class SliceSet(Dataset[Batch]):
         self.neighbours = neighbours
         self.augmentation = augmentation
         self.ignored = tuple(sorted(ignored))
+        self.unannotated = {site: names for site, names in unannotated.items() if names}
 
     def __getitem__(self, plan: Plan) -> Batch:
         """A batch: see :class:`SiteData`."""
@@ -78,9 +82,15 @@ class SliceSet(Dataset[Batch]):
         if plan.masks:
             ids = torch.from_numpy(np.stack(labels))
             batch["mask"] = self.regions.encode(ids)
-            if self.ignored:
-                batch["known"] = self.regions.known(ids, self.ignored)
+            if self.ignored or self.unannotated:
+                annotated = torch.stack([self._annotated(pick) for pick in plan.picks])
+                batch["known"] = self.regions.known(ids, self.ignored) * annotated
         return batch
+
+    def _annotated(self, pick: Pick) -> Tensor:
+        """(R, 1, 1), 0 for regions that were not annotated at the site."""
+        names = self.unannotated.get(self.stores[pick.store].cases[pick.case].site, ())
+        return torch.tensor([float(name not in names) for name in self.regions.names])[:, None, None]
 
     def image(self, pick: Pick) -> Pixels:
         """(h, w, channels * (2 * neighbours + 1)) as the network sees it, before augmentation."""

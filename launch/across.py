@@ -156,7 +156,7 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         ConfigError: a setting that does not fit the sites.
     """
     seen = [facts for facts in sites.values() if facts.seen]
-    for knob in ("unseen", "unlabelled", "absent"):
+    for knob in ("unseen", "unlabelled", "absent", "unannotated"):
         for name in experiment.config.data[knob]:
             if name not in sites:
                 raise ConfigError(f"data.{knob}: no site {name!r} is connected; there are {', '.join(sorted(sites))}")

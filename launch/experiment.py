@@ -68,16 +68,23 @@ class Experiment:
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
             algorithm = self.algorithm(in_channels=3)
-            if self.data.ignore_labels and algorithm.labelled and not algorithm.leaves_out_unknown:
-                raise ConfigError(
-                    f"data.ignore_labels={sorted(self.data.ignore_labels)}: the loss of algorithm="
-                    f"{self.config.algorithm.name} does not leave out pixels; take another method, or count them as "
-                    "background with data.background_labels"
-                )
+            if algorithm.labelled and not algorithm.leaves_out_unknown:
+                self._check_all_counts()
             for transform in self.transforms:
                 transform.check(algorithm)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
+
+    def _check_all_counts(self) -> None:
+        """Refuse data of which something does not count, for methods whose loss takes all of it into account."""
+        cures = {
+            "ignore_labels": "take another method, or count them as background with data.background_labels",
+            "unannotated": "take another method",
+        }
+        for name, cure in cures.items():
+            if self.config.data[name]:
+                told = f"data.{name}: the loss of algorithm={self.config.algorithm.name} does not leave out pixels"
+                raise ConfigError(f"{told}; {cure}")
 
     def check_sites(self) -> None:
         """Check what only the sites can tell, before the run's folder is written.

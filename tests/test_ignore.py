@@ -137,3 +137,49 @@ def test_a_saved_config_keeps_the_meaning_that_it_had(
         config = read()
         assert (config.data.background_labels, config.data.ignore_labels) == ([255], [])
         assert "old.yaml is of an older version" in capsys.readouterr().err
+
+
+SEPARATE = {"disc": [1], "cup": [2]}
+
+
+def one_without_cups(root: Path) -> None:
+    for site in ("a", "b"):
+        for path in (root / site / "masks").iterdir():
+            ids = label_ids()
+            ids[ids == NOT_ANNOTATED] = 0
+            save(path, np.where(ids == 2, 0, ids).astype(np.uint8) if site == "a" else ids)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_region_that_a_site_did_not_annotate_counts_there_nowhere(root: Path, exclusive: bool) -> None:
+    one_without_cups(root)
+    settings = {"regions": SEPARATE, "exclusive": exclusive}
+    with pytest.raises(DataError, match="none of its 8 masks shows 'cup'"):
+        data(root, **settings)
+    module = data(root, **settings, unannotated={"a": ["cup"]})
+    known = {site: next(iter(module.site(site).train_batches(0, 1)))["known"].amin((2, 3)) for site in ("a", "b")}
+    assert known["a"].tolist() == [[1, 0]] * 4
+    assert known["b"].tolist() == [[1, 1]] * 4
+    everywhere = lambda images: torch.ones(len(images), 2, 16, 16)  # noqa: E731
+    for site in ("a", "b"):
+        scores = evaluate(everywhere, module.site(site), "test", module.regions, metrics=FULL, tolerance=1.0)
+        assert all(np.isnan(one.value) for one in scores if one.region == "cup") == (site == "a")
+        assert any(one.value > 0 for one in scores if one.region == "disc")
+
+
+@pytest.mark.parametrize(
+    ("unannotated", "told"),
+    [
+        ({"b": ["cup"], "a": ["cup"]}, "no training site that annotated 'cup'"),
+        ({"b": ["cup"], "a": []}, "nobody annotated 'cup', but 8 of 8 masks show it"),
+        ({"a": ["cup", "disc"]}, r"names all regions; name the site in data\.unlabelled=\[a\]"),
+        ({"a": ["cap"]}, "'cap', which is no region; did you mean 'cup'"),
+        ({"c": ["cup"]}, r"data\.unannotated: no site 'c'"),
+    ],
+)
+def test_what_contradicts_that_a_region_was_not_annotated_is_refused(
+    root: Path, unannotated: dict[str, list[str]], told: str
+) -> None:
+    one_without_cups(root)
+    with pytest.raises(DataError, match=told):
+        data(root, regions=SEPARATE, unannotated=unannotated, absent={} if unannotated.get("a") else {"a": ["cup"]})
