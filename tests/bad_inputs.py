@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,16 @@ def _volume(
     return spoil
 
 
+def _without_space(world: World) -> None:
+    """A header whose second axis has no voxel size, which libraries refuse to write."""
+    _volume(np.random.default_rng(0).normal(size=(16, 16, 4)).astype(np.float32))(world)
+    for kind in ("images", "masks"):
+        zipped = world.root / "north" / kind / "case_03.nii.gz"
+        content = bytearray(gzip.decompress(zipped.read_bytes()))
+        content[280:328] = np.diag([1.0, 0.0, 1.0, 1.0])[:3].astype("<f4").tobytes()
+        zipped.write_bytes(gzip.compress(bytes(content)))
+
+
 SUFFIXES = (".png", ".jpg", ".tif", ".gif", ".bmp", ".pgm", ".npy", ".nii", ".nii.gz")
 GARBAGE = {"empty": b"", "text": b"this is no picture\n" * 9, "cut": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00"}
 CASE = ("north", "case_03")
@@ -264,11 +275,7 @@ BAD_DATA = (
         lambda w: [save(w.picture(n, kind="masks"), square() * 0) for n in range(6)],
     ),
     Bad("a time series", CASE, _volume(np.zeros((16, 16, 4, 2, 2), np.float32))),
-    Bad(
-        "a volume without space",
-        CASE,
-        _volume(np.random.default_rng(0).normal(size=(16, 16, 4)).astype(np.float32), np.diag([1.0, 0.0, 1.0, 1.0])),
-    ),
+    Bad("a volume without space", CASE, lambda w: _without_space(w)),
     Bad(
         "a volume with a lost origin",
         CASE,
