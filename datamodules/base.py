@@ -93,7 +93,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     """
 
     site_keys: Mapping[str, Any] = {
-        "absent": tuple[str, ...]
+        "absent": tuple[str, ...],
+        "unannotated": tuple[str, ...],
     }  # what ``per_site`` may say besides how files are read, with types
 
     def __init__(
@@ -302,7 +303,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
             self.tell(finding)
         channels = self._common_channels(stores)
-        left_out = (self.ignore_labels, self.unannotated)
+        left_out = (self.ignore_labels, self.expected.unannotated)
         slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, *left_out)
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
@@ -320,11 +321,15 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def expected(self) -> Expected:
         """What the settings say of where regions occur."""
         alone = self._only is not None  # others may have the test cases
-        own: dict[str, tuple[str, ...]] = {site: self.per_site.get(site, "absent", ()) for site in self.per_site.sites}
-        absent = {site: (*self.absent.get(site, ()), *own.get(site, ())) for site in {*self.absent, *own}}
-        self._check_absent(own, "per_site, absent")
+        absent, unannotated = self._said("absent", self.absent), self._said("unannotated", self.unannotated)
         tested = self.split[2] > 0 and not alone
-        return Expected(self.regions, absent, self.vanishing, tested, self.unannotated)
+        return Expected(self.regions, absent, self.vanishing, tested, unannotated)
+
+    def _said(self, key: str, together: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Regions of sites, by the setting for all and by what sites say themselves."""
+        own: dict[str, tuple[str, ...]] = {site: self.per_site.get(site, key, ()) for site in self.per_site.sites}
+        self._check_absent(own, f"per_site, {key}")
+        return {site: (*together.get(site, ()), *own.get(site, ())) for site in {*together, *own}}
 
     def trains(self, site: str) -> bool:
         """Whether a site trains with labels."""

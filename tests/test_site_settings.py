@@ -225,3 +225,21 @@ def test_a_site_says_what_never_occurs_there(tmp_path: Path) -> None:
     write(tmp_path, "a", "absent: [cups]")
     with pytest.raises(DataError, match=r"which is no region; did you mean 'cup'"):
         folder(tmp_path, regions=regions)
+
+
+def test_a_site_says_what_nobody_outlined_there(tmp_path: Path) -> None:
+    make_sites(tmp_path, "a", "b")
+    for path in (tmp_path / "b/masks").iterdir():
+        save(path, square(label=2))
+    regions = {"disc": [1], "cup": [2]}
+    write(tmp_path, "a", "unannotated: [cup]")
+    write(tmp_path, "b", "unannotated: [disc]")
+    own = folder(tmp_path, regions=regions)
+    knob = folder(tmp_path, regions=regions, per_site={}, unannotated={"a": ["cup"], "b": ["disc"]})
+    for site, known in (("a", [1.0, 0.0]), ("b", [0.0, 1.0])):
+        for module in (own, knob):
+            batch = next(iter(module.site(site).train_batches(0, 1)))
+            assert batch["known"].amax(dim=(0, 2, 3)).tolist() == known
+    write(tmp_path, "a", "unannotated: [cups]")
+    with pytest.raises(DataError, match=r"which is no region; did you mean 'cup'"):
+        folder(tmp_path, regions=regions)
