@@ -314,7 +314,7 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
             save(home / "data" / site / "images" / f"p{patient}_{k}.png", image[k])
             save(home / "data" / site / "masks" / f"p{patient}_{k}.png", mask[k].astype(np.uint8))
     settings = ("data=folder", f"data.root={home / 'data'}", "data.stack_slices=true", "algorithm=fedavg")
-    return trained(home / "run", *settings, r"data.patient_pattern='^(.+)_\d+$'")
+    return trained(home / "run", *settings, r"data.patient_pattern=^(.+)_\d+$")
 
 
 def test_slices_of_a_stack_are_predicted_as_a_volume(
