@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from datamodules.cache import Store, build_store
 from datamodules.cases import SPLITS, Case, Sample, Split
-from datamodules.consistency import blank_image, channels_differ, empty_mask, mixed_depths, palettes_differ
+from datamodules.consistency import (
+    blank_image,
+    channels_differ,
+    empty_mask,
+    mixed_depths,
+    palettes_differ,
+    planes_differ,
+)
 from datamodules.duplicates import Copies, prints
 from datamodules.errors import DataError, nearest
 from datamodules.findings import Finding, Report, refuse
@@ -433,7 +440,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             for store in stores
         }
         notes = [note for store in stores for entry in store.entries for note in entry.notes]
-        return [*mixed_depths(types, self.reading), *channels_differ(channels, self.channels), *notes]
+        planes = {store.cases[0].site: Counter(entry.plane for entry in store.entries) for store in stores}
+        together = [*mixed_depths(types, self.reading), *channels_differ(channels, self.channels)]
+        return [*together, *planes_differ(planes), *notes]
 
     def _copies(self, stores: Sequence[Store], splits: Mapping[str, Mapping[str, Assigned]]) -> Iterator[Finding]:
         """Images and masks that occur twice."""
@@ -454,7 +463,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         seen = [finding for part, image in parts for finding in blank_image(part, image)]
         fitted = self.fitted(sample)
         notes = (*sample.notes, *seen, *empty_mask(case, sample.labels))
-        return replace(fitted, notes=notes, prints=prints(case, fitted)), ids
+        return replace(fitted, notes=notes, prints=prints(case, fitted), plane=sample.plane), ids
 
     def fitted(self, sample: Sample) -> Sample:
         """A sample as the network takes it: grey if so asked, at the network's size."""

@@ -21,7 +21,7 @@ from datamodules.findings import Finding
 from datamodules.fingerprints import of_case
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 8  # raise when what is stored, or how files are decoded, changes
+FORMAT = 9  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Entry:
         notes: What reading the files had to decide.
         colours: Label ids and their colours, of an indexed mask.
         prints: Hashes of each image file and its mask, as kept.
+        plane: Of a volume's slices; empty where unknown.
         image_print: Digest of the bytes that the image was read from; empty where there is no file.
         mask_print: Likewise of the mask.
     """
@@ -53,6 +54,7 @@ class Entry:
     prints: tuple[tuple[str, str], ...] = ()
     image_print: str = ""
     mask_print: str = ""
+    plane: str = ""
 
 
 class Store:
@@ -160,6 +162,7 @@ def _decode(
                 sample.colours,
                 sample.prints,
                 *of_case(case),
+                sample.plane,
             )
         )
         if sample.labels is not None:

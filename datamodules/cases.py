@@ -64,6 +64,7 @@ class Sample:
         notes: What reading the files had to decide and a user should know.
         colours: Label ids and their colours, of a mask whose palette's indices are the ids.
         prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
+        plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
     """
 
     image: Pixels
@@ -72,6 +73,7 @@ class Sample:
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
     prints: tuple[tuple[str, str], ...] = ()
+    plane: str = ""
 
 
 def slice_order(name: str) -> tuple[tuple[str, int], ...]:

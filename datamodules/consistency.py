@@ -67,6 +67,23 @@ def mixed_depths(types: Mapping[str, Counter[str]], reading: Reading) -> Iterato
         yield Finding("mixed bit depth", what, "set data.scale_8bit=true, or export all images with one depth")
 
 
+def planes_differ(found: Mapping[str, Counter[str]]) -> Iterator[Finding]:
+    """Volumes that are cut in different planes of the patient.
+
+    Args:
+        found: Site to planes of slices, empty where unknown, and how many cases have them.
+    """
+    by_plane: dict[str, list[str]] = {}
+    for site, counted in found.items():
+        for plane, count in counted.items():
+            if plane:
+                by_plane.setdefault(plane, []).append(f"{site} ({count})")
+    if len(by_plane) > 1:
+        told = ", ".join(f"{plane} at {few(sites)}" for plane, sites in by_plane.items())
+        cure = "none needed if this is so; data.axis=2 (with data.canonical=true) cuts all volumes in the axial plane"
+        yield Finding("planes differ", f"slices are {told}", cure)
+
+
 def palettes_differ(cases: Iterable[tuple[Case, Iterable[tuple[int, str]]]], reading: Reading) -> Iterator[Finding]:
     """Indexed masks of one site that give a label id several colours: a program numbered each file's colours anew.
 

@@ -53,6 +53,7 @@ KINDS: Mapping[str, Severity] = {
     "lossy mask": "warning",
     "white is zero": "warning",
     "mixed bit depth": "warning",
+    "planes differ": "warning",
     "slice order": "warning",
     "mask among images": "warning",
     "drawing in transparency": "note",

@@ -213,7 +213,7 @@ def _interface(facts: dict[str, Any]) -> dict[str, str]:
 def _steps(facts: dict[str, Any]) -> list[str]:
     """What datamodules does to a file before the network sees it, in its order, and to the answer."""
     whole = "a patient's stack of slices (never of one slice alone)" if facts["stacked"] else "the image or volume"
-    some = f"of all values of {whole}, slices and channels together"
+    some = f"of all values of {whole}, all slices together; channels of a picture together, of a volume each by itself"
     low, high = facts["percentiles"] or facts["window"] or (0, 1)
     limits = {
         "percentile": f"the percentiles {low:g} and {high:g} {some} (smallest and largest where these coincide)",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from datamodules import FolderDataModule
 from datamodules.cases import Case, Sample, slice_order, stack_slices
+from datamodules.check.command import check
 from datamodules.errors import DataError
 from datamodules.findings import Finding
 from datamodules.readers import Reading, put_back, read_case
@@ -167,11 +170,9 @@ def test_a_fourth_axis_holds_channels(tmp_path: Path, codes: str, axis: int) -> 
     sample = read(together, axis=axis)
     assert sample.image.shape[-1] == 4
     assert [note.kind for note in sample.notes] == ["fourth axis"]
-    span = float(np.stack(parts).max())
     for k, part in enumerate(parts):
         alone = read(save(tmp_path / f"{k}.nii.gz", part, np.eye(4), codes), axis=axis)
-        own = alone.image[..., 0] * (part.max() - part.min()) + part.min()
-        assert np.allclose(sample.image[..., k] * span, own, atol=1e-2)
+        assert np.allclose(sample.image[..., k], alone.image[..., 0], atol=1e-6)
 
 
 def test_time_series_and_too_many_channels_are_refused(tmp_path: Path) -> None:
@@ -190,6 +191,51 @@ def test_time_series_and_too_many_channels_are_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(volume((4, 4, 4, 2, 2)), np.eye(4)), tmp_path / "c.nii")
     with pytest.raises(DataError, match="has 5 dimensions"):
         read(tmp_path / "c.nii")
+
+
+# --- volumes beside each other ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("intensity", ["percentile", "minmax"])
+def test_each_channel_of_a_volume_is_scaled_by_itself(intensity: str, tmp_path: Path) -> None:
+    one = volume()
+    path = save(tmp_path / "v.nii.gz", np.stack([one, 1000 * one + 5], axis=-1), np.eye(4))
+    alone = save(tmp_path / "one.nii.gz", one, np.eye(4))
+    reading = Reading(intensity=intensity)  # type: ignore[arg-type]
+    both = read_case(Case("a", "v", "v", str(path)), reading).image
+    expected = read_case(Case("a", "one", "one", str(alone)), reading).image
+    assert both[..., 0] == pytest.approx(expected[..., 0])
+    assert both[..., 1] == pytest.approx(expected[..., 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PSL", "SAR"])
+@pytest.mark.parametrize("canonical", [True, False])
+@pytest.mark.parametrize("axis", range(3))
+def test_the_plane_is_that_in_the_patient(axis: int, canonical: bool, codes: str, tmp_path: Path) -> None:
+    zooms = [1.0, 1.0, 1.0]
+    zooms[axis] = 4
+    path = save(tmp_path / "v.nii.gz", volume(), np.diag([*zooms, 1]), codes)
+    assert read(path, canonical=canonical).plane == ("sagittal", "coronal", "axial")[axis]
+
+
+def test_sites_cut_in_different_planes_are_told(tmp_path: Path) -> None:
+    for site, zooms in (("a", (1, 1, 4)), ("b", (4, 1, 1))):
+        for number, kind in product(range(6), ("images", "masks")):
+            (tmp_path / site / kind).mkdir(parents=True, exist_ok=True)
+            array = (volume((8, 8, 8)) % 2).astype(np.uint8)
+            save(tmp_path / site / kind / f"p{number}.nii.gz", array, np.diag([*zooms, 1]))
+
+    def made(axis: Literal["auto"] | int = "auto") -> FolderDataModule:
+        return FolderDataModule(root=str(tmp_path), size=16, axis=axis)
+
+    data = made()
+    data.setup()
+    (finding,) = [finding for finding in data.findings if finding.kind == "planes differ"]
+    assert "axial at a (6), sagittal at b (6)" in finding.what
+    assert finding in check(made()).findings
+    cured = made(axis=2)
+    cured.setup()
+    assert "planes differ" not in [one.kind for one in (*cured.findings, *check(made(axis=2)).findings)]
 
 
 # --- the order of slices ----------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Part:
         labels: (D, H, W) label ids; None without a readable mask.
         spacing: Millimetres per voxel, or None.
         colours: Label ids and their colours, of an indexed mask.
+        plane: Of a volume's slices in the patient; empty where unknown.
     """
 
     case: Case
@@ -48,6 +49,7 @@ class Part:
     labels: NDArray[np.uint8] | None
     spacing: Spacing | None
     colours: tuple[tuple[int, str], ...] = ()
+    plane: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if not parts:
         return Opened(case, parts, None, None)
     try:
-        image = scale(np.concatenate([part.image for part in parts]), data.reading_of(case.site))
+        image = scale(
+            np.concatenate([part.image for part in parts]),
+            data.reading_of(case.site),
+            channelwise=bool(parts[0].plane),
+        )
     except DataError as error:
         findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, parts, None, None)
@@ -100,7 +106,7 @@ def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding])
 
 def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
     if not case.slices:
-        return (Part(case, sample.image, sample.labels, sample.spacing),)
+        return (Part(case, sample.image, sample.labels, sample.spacing, plane=sample.plane),)
     labels = sample.labels
     return tuple(
         Part(place, sample.image[k : k + 1], None if labels is None else labels[k : k + 1], sample.spacing)
@@ -117,7 +123,7 @@ def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> P
     return (
         None
         if opened is None or image is None
-        else Part(case, image, labels, data.reading_of(case.site).spacing_of(opened.spacing), colours)
+        else Part(case, image, labels, data.reading_of(case.site).spacing_of(opened.spacing), colours, opened.plane)
     )
 
 

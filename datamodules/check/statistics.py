@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels
 from datamodules.check.reading import Opened, Part
-from datamodules.consistency import blank_image, channels_differ, empty_mask, mixed_depths, palettes_differ
+from datamodules.consistency import (
+    blank_image,
+    channels_differ,
+    empty_mask,
+    mixed_depths,
+    palettes_differ,
+    planes_differ,
+)
 from datamodules.findings import Finding
 from datamodules.readers import unknown_labels
 from datamodules.regions import Regions
@@ -57,6 +64,7 @@ class SiteStatistics:
         colours: Cases with the colours of their label ids, of indexed masks.
         spacings: Millimetres (slice, row, column), rounded.
         labels: Label id to pixels.
+        planes: Of slices of volumes, empty where unknown.
         lowest: Smallest stored value.
         highest: Largest stored value.
         regions: Per region.
@@ -77,6 +85,7 @@ class SiteStatistics:
     scaled: Counter[str] = field(default_factory=Counter)
     colours: list[tuple[Case, tuple[tuple[int, str], ...]]] = field(default_factory=list)
     spacings: Counter[tuple[float, ...]] = field(default_factory=Counter)
+    planes: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     lowest: float = np.inf
     highest: float = -np.inf
@@ -112,6 +121,7 @@ class SiteStatistics:
         self.types[_type_name(image.dtype)] += 1
         if part.spacing is not None:
             self.spacings[tuple(round(side, 3) for side in part.spacing)] += 1
+        self.planes[part.plane] += 1
         low, high = float(image.min()), float(image.max())
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         yield from blank_image(case, image)
@@ -225,6 +235,7 @@ def site_findings(sites: Sequence[SiteStatistics], data: MultiCenterDataModule) 
     """What can be told only after all cases were read."""
     yield from channels_differ({site.site: site.channels for site in sites}, data.channels)
     yield from mixed_depths({site.site: site.scaled for site in sites}, data.reading)
+    yield from planes_differ({site.site: site.planes for site in sites})
     for one in sites:
         yield from palettes_differ(one.colours, data.reading_of(one.site))
     yield from _sites_differ(sites, data.regions)

@@ -50,14 +50,14 @@ def read_case(case: Case, reading: Reading) -> Sample:
     if len(kinds) > 1:
         raise DataError(f"{case}: its slices differ ({', '.join(kinds)}); export them alike, or set stack_slices=false")
     try:
-        image = scale(np.concatenate([part.image for part in parts]), reading)
+        image = scale(np.concatenate([part.image for part in parts]), reading, channelwise=bool(parts[0].plane))
     except DataError as error:
         raise DataError(f"{case}: {error}") from None
     masks = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(masks) if masks else None
     notes = tuple(note for part in parts for note in part.notes)
     colours = sorted({pair for part in parts for pair in part.colours})
-    return Sample(image, labels, reading.spacing_of(parts[0].spacing), notes, tuple(colours))
+    return Sample(image, labels, reading.spacing_of(parts[0].spacing), notes, tuple(colours), plane=parts[0].plane)
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ class Files:
     spacing: Spacing | None
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
+    plane: str = ""
 
 
 def _read_files(case: Case, reading: Reading) -> Files:
     stored = load_file(case, case.image, reading, "image")
     image, told = seen(stored), cutting(case, stored, reading)
     if case.mask is None:
-        return Files(image, None, stored.spacing, told)
+        return Files(image, None, stored.spacing, told, plane=stored.plane)
     mask = load_file(case, case.mask, reading, "mask")
     if mask.values.shape[:3] != image.shape[:3]:
         raise DataError(
@@ -88,7 +89,7 @@ def _read_files(case: Case, reading: Reading) -> Files:
     except DataError as error:
         raise DataError(f"{case}: mask {case.mask}: {error}") from None
     placed = (replace(note, site=case.site, case=case.case, file=case.mask) for note in notes)
-    return Files(image, labels, stored.spacing, (*told, *placed), ids_by_colour(mask, reading))
+    return Files(image, labels, stored.spacing, (*told, *placed), ids_by_colour(mask, reading), stored.plane)
 
 
 def misplaced(case: Case, reading: Reading) -> str:

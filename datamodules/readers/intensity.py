@@ -10,7 +10,7 @@ from datamodules.readers.kinds import Array
 from datamodules.readers.settings import Reading
 
 
-def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.float32]:
+def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:
     """8-bit values stay as they are (255 becomes 1 when a batch is made); all others become float32 in [0, 1].
 
     With ``scale_8bit`` 8-bit values are treated as all others, so that files of several depths become alike.
@@ -20,7 +20,8 @@ def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.floa
     * "window": two fixed values become 0 and 1, the rest is clipped; for CT, or to keep the sites' differences.
     * "unit": values are in [0, 1] already.
 
-    A constant image becomes 0 under the first two.
+    A constant image becomes 0 under the first two. ``channelwise``, each channel has limits of its own, as modalities
+    of a volume need.
 
     Raises:
         DataError: Values that are not finite, complex or, for "unit", outside [0, 1].
@@ -41,6 +42,14 @@ def scale(image: Array, reading: Reading) -> NDArray[np.uint8] | NDArray[np.floa
                 "choose percentile, minmax or window"
             )
         return values
+    if channelwise and values.shape[-1] > 1:
+        return np.concatenate(
+            [_scaled(values[..., [channel]], reading) for channel in range(values.shape[-1])], axis=-1
+        )
+    return _scaled(values, reading)
+
+
+def _scaled(values: NDArray[np.float32], reading: Reading) -> NDArray[np.float32]:
     low, high = _limits(values, reading)
     if high <= low:
         return np.zeros_like(values)

@@ -24,6 +24,7 @@ class Stored:
         turned: Whether it was stored with white as zero; ``values`` have black as zero.
         axis: Along which a volume was cut; None of a picture.
         step: Between neighbouring values of a volume stored with a scale factor; 0 without.
+        plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
     """
 
     values: Array
@@ -35,6 +36,7 @@ class Stored:
     turned: bool = False
     step: float = 0.0
     axis: int | None = None
+    plane: str = ""
 
 
 def seen(stored: Stored) -> Array:

@@ -22,6 +22,7 @@ MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 SECONDS = ("sec", "msec", "usec")
 COARSER = 1.5  # times as thick as the others are the voxels along an axis that is clearly that of the slices
 AXIAL = 2
+PLANES = ("sagittal", "coronal", "axial")
 
 
 def nifti(path: Path, reading: Reading, like: Path | None = None) -> Stored:
@@ -42,8 +43,9 @@ def nifti(path: Path, reading: Reading, like: Path | None = None) -> Stored:
     unit = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
     zooms = [float(size) * unit for size in _voxel_sizes(volume.affine)]  # a header's may contradict it
     axis = slice_axis(array.shape, zooms, reading)
+    plane = PLANES[int(_directions(volume.affine)[axis, 0])]
     slices, spacing = _cut(array, zooms, axis, canonical=reading.canonical)
-    return Stored(slices, spacing, step=0.0 if slope == 1 else abs(float(slope)), axis=axis)
+    return Stored(slices, spacing, step=0.0 if slope == 1 else abs(float(slope)), axis=axis, plane=plane)
 
 
 def slice_axis(shape: Sequence[int], zooms: Sequence[float], reading: Reading) -> int:
