@@ -110,7 +110,7 @@ def test_weights_alone_rebuild_the_network(exported: tuple[str, RunFolder, Path]
         assert (facts["view"], facts["site"], facts["method"]) == (view, site, method)
         learnt_from = [site] if method == "local" else ["site_01", "site_02"]
         assert json.loads(facts["training_sites"]) == learnt_from
-        prepared = {"intensity": "percentile", "percentiles": "[0.5, 99.5]", "window": "null", "axis": "2"}
+        prepared = {"intensity": "percentile", "percentiles": "[0.5, 99.5]", "window": "null", "axis": "auto"}
         prepared |= {"canonical": "true", "neighbours": "0", "channels": "3", "image_channels": "3", "stacked": "false"}
         prepared |= {"training_values": '["uint8"]'}
         prepared |= {"normalisation": "zscore" if method == "ditto" else "imagenet", "height": "32", "width": "32"}
