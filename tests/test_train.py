@@ -139,8 +139,9 @@ def test_scores_hold_every_case_region_view_and_checkpoint_once(ditto: Finished)
                     ]
                     expected = set() if site == "site_03" and view == "personal" else cases
                     assert set(found["case"]) == expected
-                    assert len(found) == len(expected) * 2 * 6  # regions disc and cup, six metrics
-    assert scores["value"].notna().all()
+                    assert len(found) == len(expected) * 2 * 7  # regions disc and cup, seven metrics
+    assert scores.loc[scores["metric"] != "invented", "value"].notna().all()
+    assert scores.loc[scores["metric"] == "invented", "value"].isna().all()  # the regions are in every case
     overlap = single[single["metric"].isin(["dice", "iou", "nsd", "missed"])]["value"]
     assert overlap.between(0, 1).all()
     assert set(single[single["site"] == "site_03"]["seen"]) == {False}
@@ -342,10 +343,12 @@ def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
     assert not (tmp_path / "run" / "summary.csv").exists()
 
 
-def test_how_to_go_on_fits_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train.go_on(["seed=1"]) == "python train.py output=THE_RUN'S_FOLDER resume=true"
-    assert train.go_on(["output=my runs/a"]) == "python train.py 'output=my runs/a' resume=true"
-    assert train.go_on(['stages=["a", "b"]', "output=x"]) == "the same command, with output=x"
+def test_how_to_go_on_fits_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.go_on("my runs/a") == ""  # nothing was saved yet
+    RunFolder("my runs/a").write_config("seed: 1\n")
+    assert train.go_on("my runs/a") == "python train.py 'output=my runs/a' resume=true"
+    assert train.go_on("x", stages=True) == "the same command, with output=x"
     monkeypatch.setattr("launch.compare.compare", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     code, _, err = command(compare.main, "runs")
     assert (code, err.strip()) == (130, "stopped")  # there is nothing to go on with

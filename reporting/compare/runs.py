@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, METRICS, RunFolder, file_name
+from reporting.folder import DURING_TRAINING, METRICS, SPLITS, RunFolder, file_name
 from reporting.summary import CHECKPOINTS, ENCODER, case_scores
 
 FOLDS = "leave_one_site_out"
@@ -222,7 +222,14 @@ def _bytes(traffic: pd.DataFrame) -> pd.DataFrame:
 def _splits(folder: RunFolder, settings: dict[str, Any]) -> pd.DataFrame:
     columns = ["site", "case", "patient", "split", "seen"]
     if settings.get("protocol") != FOLDS:
-        return folder.splits()[columns]
+        return _split_rows(folder)[columns]
     sites = sorted(folder.scores()["site"].unique())
-    folds = [RunFolder(folder.path / file_name(site)).splits()[columns].assign(fold=site) for site in sites]
+    folds = [_split_rows(RunFolder(folder.path / file_name(site)))[columns].assign(fold=site) for site in sites]
     return pd.concat(folds, ignore_index=True)
+
+
+def _split_rows(folder: RunFolder) -> pd.DataFrame:
+    table = folder.splits()
+    if table.empty:
+        raise ReportingError(f"{folder.path / SPLITS} is missing or empty; restore it from a copy of the run")
+    return table
