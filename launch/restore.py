@@ -14,7 +14,7 @@ from federation.checkpoint import CURE, Checkpoint, CheckpointError
 from federation.state import State, Tensors
 from federation.transforms import forgotten
 from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, METRICS, RunFolder
+from reporting.folder import DURING_TRAINING, METRICS, ROUNDS, RunFolder
 
 CHANGED = "restore the data, or start another run"
 
@@ -49,6 +49,8 @@ def _check_scores(folder: RunFolder, checkpoint: Checkpoint, rounds: int, every:
     scored = checkpoint.best() and (last % every == 0 or last == rounds)
     if scored and not ((scores["checkpoint"] == DURING_TRAINING) & (scores["round"] == last)).any():
         raise ReportingError(f"{folder.path / METRICS} has lost the scores of round {last}; {CURE}")
+    if scored and folder.rounds().empty:
+        raise ReportingError(f"{folder.path / ROUNDS} has lost all its rows; {CURE}")
 
 
 def check_data(folder: RunFolder, data: MultiCenterDataModule) -> None:

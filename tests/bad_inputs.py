@@ -435,6 +435,8 @@ for command in ("resume", "evaluate", "predict", "export"):
     )
 
 BAD_RESUMES = (
+    Bad("scores gone", ("metrics.csv", "copy"), lambda w: (w.run / "metrics.csv").unlink()),
+    Bad("rounds gone", ("rounds.csv", "copy"), lambda w: (w.run / "rounds.csv").unlink()),
     Bad("another method", ("algorithm",), words=lambda w: ["algorithm=fedavg"]),
     Bad("another seed", ("seed",), words=lambda w: ["seed=9"]),
     Bad("another size", ("data.size",), words=lambda w: ["data.size=64"]),
