@@ -420,6 +420,7 @@ BAD_RUNS = {
             for what, damage in DAMAGES.items()
             if (what, file) != ("cut", "splits.csv")  # a shorter table is a table
             if (what, file, command) != ("cut", "metrics.csv", "resume")  # which makes final scores anew
+            if (what, file, command) != ("cut", "config.yaml", "compare")  # half a file of settings may be one
         ),
         Bad("no folder", ("run",), lambda w: w.run.rename(w.run.with_name("gone_away")) and None),
         Bad("no config", ("config.yaml",), lambda w: (w.run / "config.yaml").unlink()),

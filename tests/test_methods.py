@@ -139,7 +139,7 @@ class LineSite:
 
 
 def line_recipe(training: Training) -> Recipe:
-    return Recipe(training, "sigmoid", nn.Identity(), lambda out, target: 0.5 * (out - target).pow(2).mean())
+    return Recipe(training, "sigmoid", nn.Identity(), lambda out, target, _=None: 0.5 * (out - target).pow(2).mean())
 
 
 @pytest.mark.parametrize("name", ["ditto", "fedprox"])
