@@ -1,6 +1,6 @@
 """Sites and their cases: folders, volumes and the public layouts behind one data module."""
 
-import datamodules.installed  # noqa: F401 (first: it says what is missing)
+import datamodules.installed  # noqa: F401 (imported for its effect, before any library: it says which one is missing)
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Sample
 from datamodules.errors import DataError

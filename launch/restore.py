@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -117,9 +118,9 @@ def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection
         raise CheckpointError(f"{checkpoint.folder} is of another run: it has a state of {strange[0]!r}; {CURE}")
     best = checkpoint.best().values()
     for file in sorted({index["server"], *(one.server for one in best)} - {""}):
-        _refuse(checkpoint, file, misfit_of_server(algorithm, checkpoint.read(file)))
+        read_server(algorithm, checkpoint, file)
     for file in sorted({*index["kept"].values(), *(one.kept for one in best)} - {""}):
-        _refuse(checkpoint, file, misfit_of_kept(algorithm, checkpoint.read(file)))
+        read_kept(algorithm, checkpoint, file)
 
 
 def read_server(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
@@ -128,9 +129,7 @@ def read_server(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> Stat
     Raises:
         CheckpointError: it is damaged, or of another method or network.
     """
-    state = checkpoint.read(file)
-    _refuse(checkpoint, file, misfit_of_server(algorithm, state))
-    return state
+    return _read(checkpoint, file, partial(misfit_of_server, algorithm))
 
 
 def read_kept(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
@@ -139,9 +138,7 @@ def read_kept(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
     Raises:
         CheckpointError: it is damaged, or of another method or network.
     """
-    state = checkpoint.read(file)
-    _refuse(checkpoint, file, misfit_of_kept(algorithm, state))
-    return state
+    return _read(checkpoint, file, partial(misfit_of_kept, algorithm))
 
 
 def misfit_of_server(algorithm: Algorithm, state: State) -> str:
@@ -171,6 +168,8 @@ def _shapes(tensors: Tensors) -> dict[str, str]:
     return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
-def _refuse(checkpoint: Checkpoint, file: str, problem: str) -> None:
-    if problem:
+def _read(checkpoint: Checkpoint, file: str, misfit: Callable[[State], str]) -> State:
+    state = checkpoint.read(file)
+    if problem := misfit(state):
         raise CheckpointError(f"{checkpoint.folder / file} is of another network or method: {problem}; {CURE}")
+    return state

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from datamodules import DataError, FolderDataModule
-from datamodules.cases import SPLITS
+from datamodules.cases import SPLITS, Split
 from datamodules.check.command import check
 from datamodules.findings import Finding
 from datamodules.occurrence import MOST_LOST
@@ -181,11 +181,11 @@ def test_no_test_case_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "effect"), [("train", "cannot learn"), ("val", "best round"), ("test", "undefined")])
-def test_a_region_that_lacks_in_one_split_is_told(tmp_path: Path, split: str, effect: str) -> None:
+def test_a_region_that_lacks_in_one_split_is_told(tmp_path: Path, split: Split, effect: str) -> None:
     make_site(tmp_path, "a", 12, mask=both)
     data = data_of(tmp_path, regions=TWO)
     data.setup()
-    lacking = {case.case for case in data.site("a").cases(split)}  # type: ignore[arg-type]
+    lacking = {case.case for case in data.site("a").cases(split)}
     make_site(tmp_path, "a", 12, mask=lambda n: square() if f"case_{n:02d}" in lacking else both(n))
     (one,) = told(tmp_path, regions=TWO)
     assert (one.kind, one.severity) == ("region not in every split", "warning")

@@ -1,6 +1,7 @@
 """From files to arrays."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -186,9 +187,9 @@ def test_spacing_is_that_of_the_affine_in_millimetres(tmp_path: Path, unit: str,
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-def labels_of(values: object, **knobs: object) -> list[int]:
+def labels_of(values: object, **knobs: Any) -> list[int]:
     stored = Stored(np.array(values)[None, None, :, None])
-    return map_labels(stored, Reading(**knobs))[0][0, 0].tolist()  # type: ignore[arg-type]
+    return map_labels(stored, Reading(**knobs))[0][0, 0].tolist()
 
 
 def test_values_are_label_ids_unless_told_otherwise() -> None:

@@ -160,7 +160,10 @@ def test_a_region_that_a_site_did_not_annotate_counts_there_nowhere(root: Path, 
     known = {site: next(iter(module.site(site).train_batches(0, 1)))["known"].amin((2, 3)) for site in ("a", "b")}
     assert known["a"].tolist() == [[1, 0]] * 4
     assert known["b"].tolist() == [[1, 1]] * 4
-    everywhere = lambda images: torch.ones(len(images), 2, 16, 16)  # noqa: E731
+
+    def everywhere(images: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(images), 2, 16, 16)
+
     for site in ("a", "b"):
         scores = evaluate(everywhere, module.site(site), "test", module.regions, metrics=FULL, tolerance=1.0)
         assert all(np.isnan(one.value) for one in scores if one.region == "cup") == (site == "a")

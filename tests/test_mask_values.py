@@ -106,6 +106,10 @@ def tif(bits: int, kind: Any = np.uint32) -> Write:
     return lambda path, ids: write_tiff(path.with_suffix(".tif"), ids.astype(kind), bits)
 
 
+def tif_palette(bits: int) -> Write:
+    return lambda path, ids: write_tiff(path.with_suffix(".tif"), ids, bits, PALETTE, COLOURFUL[: 2**bits])
+
+
 def compressed_tif(kind: Any, compression: str) -> Write:
     def write(path: Path, ids: np.ndarray) -> Path:
         Image.fromarray(ids.astype(kind)).save(path.with_suffix(".tif"), compression=compression)
@@ -174,12 +178,7 @@ NUMBERS: dict[str, tuple[Write, int]] = {  # and the largest id that it can hold
         for bits in (1, 2, 4, 8)
     },
     **{
-        f"tif palette {bits}": (
-            lambda path, ids, bits=bits: write_tiff(  # type: ignore[misc]
-                path.with_suffix(".tif"), ids, bits, PALETTE, COLOURFUL[: 2**bits]
-            ),
-            2**bits - 1,
-        )
+        f"tif palette {bits}": (tif_palette(bits), 2**bits - 1)
         for bits in (1, 2, 4, 8)
     },
     **{f"bmp palette {bits}": (bmp(bits, COLOURFUL), 2**bits - 1) for bits in (1, 4, 8)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -17,7 +17,7 @@ from datamodules.cases import Case, Sample, slice_order, stack_slices
 from datamodules.check.command import check
 from datamodules.errors import DataError
 from datamodules.findings import Finding
-from datamodules.readers import Reading, put_back, read_case
+from datamodules.readers import Intensity, Reading, put_back, read_case
 
 SHAPE = (9, 10, 11)
 
@@ -35,9 +35,9 @@ def volume(shape: Sequence[int] = SHAPE) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def read(image: Path, mask: Path | None = None, **settings: object) -> Sample:
+def read(image: Path, mask: Path | None = None, **settings: Any) -> Sample:
     case = Case("north", "p1", "p1", str(image), None if mask is None else str(mask))
-    return read_case(case, Reading(intensity="minmax", ids=(1,), **settings))  # type: ignore[arg-type]
+    return read_case(case, Reading(intensity="minmax", ids=(1,), **settings))
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "PSL", "SAR"])
@@ -197,11 +197,11 @@ def test_time_series_and_too_many_channels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("intensity", ["percentile", "minmax"])
-def test_each_channel_of_a_volume_is_scaled_by_itself(intensity: str, tmp_path: Path) -> None:
+def test_each_channel_of_a_volume_is_scaled_by_itself(intensity: Intensity, tmp_path: Path) -> None:
     one = volume()
     path = save(tmp_path / "v.nii.gz", np.stack([one, 1000 * one + 5], axis=-1), np.eye(4))
     alone = save(tmp_path / "one.nii.gz", one, np.eye(4))
-    reading = Reading(intensity=intensity)  # type: ignore[arg-type]
+    reading = Reading(intensity=intensity)
     both = read_case(Case("a", "v", "v", str(path)), reading).image
     expected = read_case(Case("a", "one", "one", str(alone)), reading).image
     assert both[..., 0] == pytest.approx(expected[..., 0])

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from datamodules.errors import DataError
 from datamodules.readers.kinds import Array, sides
@@ -45,7 +46,7 @@ def picture(path: Path) -> Stored:
         else:
             array = np.asarray(file.convert("RGBA" if file.mode in ("PA", "La", "RGBa") else "RGB"))
         lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"
-        whitened = file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+        whitened = isinstance(file, TiffImageFile) and file.tag_v2.get(PHOTOMETRIC) == 0
     if file.format in ("PNG", "TIFF") and 1 < white < 255:
         array = array // (255 // white)  # Pillow spreads few bits over 0 to 255
     if whitened and white > 255:  # Pillow turns fewer bits only
@@ -86,8 +87,8 @@ def _white(file: Image.Image, path: Path) -> int:
     bits = 16 if file.mode.startswith("I") else 8
     if file.format == "PNG":
         bits = _png_head(path)[0]
-    elif file.format == "TIFF":
-        bits = int(file.tag_v2.get(BITS, (bits,))[0])  # type: ignore[attr-defined]
+    elif isinstance(file, TiffImageFile):
+        bits = int(file.tag_v2.get(BITS, (bits,))[0])
     return int(2**bits - 1)
 
 
@@ -138,12 +139,16 @@ def tiff(path: Path) -> Stored:
             page: Any = file.pages.first
             _check_size(page.imagewidth, page.imagelength)
             _check_upright(page.tags.valueof(ORIENTATION, default=1))
-            if page.photometric.name not in PLAIN_COLOURS or not _known_to_tifffile(page):
-                return picture(path)
-            array, axes = series.asarray(), series.axes
-            palette = _colormap(page) if page.photometric.name == "PALETTE" else None
-    except (ValueError, KeyError, NotImplementedError):  # a compression that tifffile leaves to another package
-        return picture(path)  # Pillow knows most
+            known = page.photometric.name in PLAIN_COLOURS and _known_to_tifffile(page)
+            if known:
+                array, axes = series.asarray(), series.axes
+                palette = _colormap(page) if page.photometric.name == "PALETTE" else None
+    except DataError:
+        raise
+    except (ValueError, KeyError, NotImplementedError):  # what tifffile leaves to packages that are not there
+        known = False
+    if not known:
+        return picture(path)  # Pillow decodes it, or refuses the file
     bits, kind = int(page.bitspersample), page.photometric.name
     white = 2**bits - 1 if array.dtype.kind in "ub" else None
     turned = kind == "MINISWHITE"
