@@ -64,6 +64,7 @@ class Shell:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
         self.environment = {**clean, **server.environment(), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
         self.environment |= {"PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", "WANDB_CONSOLE": "wrap"}
+        self.environment |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # seconds; the tests wait for what arrives
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
@@ -127,10 +128,35 @@ def training(agent: subprocess.Popen[bytes]) -> int | None:
     return None
 
 
-def wait_for(sign: Callable[[], Any], process: subprocess.Popen[bytes], shell: Shell) -> None:
+def processor_time(process: subprocess.Popen[bytes]) -> int | None:
+    """Ticks that its main thread has used; None unless that sleeps."""
+    state, *numbers = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, numbers[10:12])) if state == "S" else None
+
+
+def at_rest(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it slept the whole time: it waits for something. On a busy machine one with work to do is runnable."""
+    looks = set()
+    for _ in range(10):
+        looks.add(processor_time(process))
+        time.sleep(0.05)
+    return len(looks) == 1 and None not in looks
+
+
+def running(pids: list[int]) -> list[int]:
+    """Those that have not ended; the ended ones may wait for a parent to take note of it."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                found.append(pid)
+    return found
+
+
+def wait_for(sign: Callable[[], Any], process: subprocess.Popen[bytes] | None, shell: Shell) -> None:
     deadline = time.monotonic() + 180
     while not sign():
-        assert process.poll() is None, shell.printed()
+        assert process is None or process.poll() is None, shell.printed()
         assert time.monotonic() < deadline, shell.printed()
         time.sleep(0.02)
 
@@ -252,22 +278,27 @@ def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, s
     settings = {**PLAIN, "algorithm": "fedavg", "seed": 5, "federation.rounds": 5000}
     agent = shell.start("wandb", "agent", "--count", "1", shell.sweep(settings))
     wait_for(lambda: any(len(rounds(known)) >= 2 for known in server.runs.values()), agent, shell)
-    time.sleep(1 if how == "killed" else 0)  # rounds that the client holds back are lost with it, and sent later
     (run,) = server.runs.values()
     (found,) = (shell.folder / "runs" / run.sweep).iterdir()
+    # rounds that the client holds back are lost with it, and sent later
+    wait_for(lambda: Checkpoint(found / "checkpoints").round > rounds(run)[-1], agent, shell)
     pid = training(agent)
     assert pid is not None
+    started = [pid, *descendants(pid)]
     if how == "killed":
         os.kill(pid, signal.SIGKILL)
-        assert agent.wait(60) == 0
+        assert agent.wait(180) == 0
     else:
         agent.send_signal(signal.SIGINT)
         wait_for(lambda: "Waiting for runs to end" in shell.printed(), agent, shell)
+        wait_for(lambda: at_rest(agent), agent, shell)  # interrupted before it waits it ends alone, and leaves its run
         agent.send_signal(signal.SIGINT)
-        agent.wait(60)
-        assert run.state == "failed"
+        agent.wait(180)
+        assert not running([pid]), "the agent waits for its run"
+        assert run.state == "failed", shell.printed()
         assert "stopped; go on with" in shell.printed()
         assert "stopped; go on with" in run.output, "the log at W&B says why"
+    wait_for(lambda: not running(started), None, shell)  # W&B's own process outlives the training and may still send
     done = Checkpoint(found / "checkpoints").round
     assert done >= 2
     more = f"federation.rounds={done + 2}"
@@ -284,8 +315,10 @@ def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, s
     wait_for(lambda: any(known.job_type == "fold" and rounds(known) for known in server.runs.values()), agent, shell)
     pid = training(agent)
     assert pid is not None
+    started = [pid, *descendants(pid)]
     os.kill(pid, signal.SIGKILL)
-    assert agent.wait(60) == 0
+    assert agent.wait(180) == 0
+    wait_for(lambda: not running(started), None, shell)
     (whole,) = (run for run in server.runs.values() if run.sweep)
     (found,) = (shell.folder / "runs" / whole.sweep).iterdir()
     shell.run(sys.executable, str(ROOT / "train.py"), f"output={found}", "resume=true")
