@@ -165,6 +165,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             label_values=label_values,
             transparency=transparency,
             ids=tuple(sorted(self.known_labels - {0})),
+            regions=self.regions.labels,
+            ignored=tuple(sorted(self.ignore_labels)),
             scale_8bit=scale_8bit,
             axis=axis,
             canonical=canonical,

@@ -193,8 +193,10 @@ def _fingerprint(cases: Sequence[Case], key: Mapping[str, Any]) -> str:
 
 
 def _identity(case: Case) -> list[Any]:
-    files = [_stamp(name) for part in (case.slices or (case,)) for name in (part.image, part.mask) if name]
-    return [case.site, case.case, case.labelled, *files]
+    parts = case.slices or (case,)
+    files = [_stamp(name) for part in parts for name in (*part.image_files, *part.mask_files)]
+    layers = [layer for part in parts for layer in part.masks]
+    return [case.site, case.case, case.labelled, *files, *layers]
 
 
 def _stamp(name: str) -> list[Any]:

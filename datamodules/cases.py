@@ -33,6 +33,9 @@ class Case:
         image: Path of the image; empty when the data module makes the image itself or ``slices`` are given.
         mask: Path of the mask; empty likewise; None means that the case is not labelled.
         split: Official split, honoured.
+        channels: Paths of further images on the grid of ``image`` (other modalities): its further channels, in order.
+        masks: Where several files make the mask: of each the region that it shows (empty where it holds label ids) and
+            its path (empty where it would show nothing); ``mask`` is the first path then.
         slices: For a case made of single 2-D images: those images, in order.
     """
 
@@ -42,12 +45,29 @@ class Case:
     image: str = ""
     mask: str | None = None
     split: Split | None = None
+    channels: tuple[str, ...] = ()
+    masks: tuple[tuple[str, str], ...] = ()
     slices: tuple[Case, ...] = ()
 
     @property
     def labelled(self) -> bool:
         """Whether there is a mask."""
         return self.mask is not None
+
+    @property
+    def image_files(self) -> tuple[str, ...]:
+        """Paths of all images, slice by slice and modality by modality."""
+        return tuple(name for part in self.slices or (self,) for name in (part.image, *part.channels) if name)
+
+    @property
+    def mask_files(self) -> tuple[str, ...]:
+        """Paths of all masks, slice by slice."""
+        return tuple(name for part in self.slices or (self,) for _, name in part.mask_layers if name)
+
+    @property
+    def mask_layers(self) -> tuple[tuple[str, str], ...]:
+        """``masks``, also of a single file; none where the case is not labelled."""
+        return self.masks or (() if self.mask is None else (("", self.mask),))
 
     def __str__(self) -> str:
         return place(self.site, self.case)
@@ -126,9 +146,8 @@ def join_shared(cases: Sequence[Case], report: Report = refuse) -> list[Case]:
     """
     by_file: dict[str, list[Case]] = {}
     for case in cases:
-        for part in case.slices or (case,):
-            if part.image:
-                by_file.setdefault(os.path.realpath(part.image), []).append(case)
+        for file in case.image_files:
+            by_file.setdefault(os.path.realpath(file), []).append(case)
     patients = Groups()
     shared: dict[str, list[str]] = {}
     for owners in by_file.values():

@@ -22,8 +22,7 @@ def fingerprint(files: Iterable[str]) -> str:
 
 def of_case(case: Case) -> tuple[str, str]:
     """Digests of a case's images and of its masks; empty where the data module makes them itself."""
-    parts = case.slices or (case,)
-    return fingerprint(part.image for part in parts), fingerprint(part.mask for part in parts if part.mask)
+    return fingerprint(case.image_files), fingerprint(case.mask_files)
 
 
 def file_digest(file: str) -> str:

@@ -16,7 +16,8 @@ from datamodules.readers import Reading
 
 FILE = "site.yaml"
 _types = typing.get_type_hints(Reading)
-READING: Mapping[str, Any] = {field.name: _types[field.name] for field in fields(Reading) if field.name != "ids"}
+_of_labels = ("ids", "regions", "ignored")  # what data.regions and its neighbours say, for all sites alike
+READING: Mapping[str, Any] = {one.name: _types[one.name] for one in fields(Reading) if one.name not in _of_labels}
 FILES: Mapping[str, Any] = {
     "images": str,
     "masks": str,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +13,25 @@ from numpy.typing import NDArray
 from datamodules.base import MultiCenterDataModule
 from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
-from datamodules.findings import Finding
+from datamodules.findings import Finding, few
 from datamodules.readers import (
     GRID_CURE,
     PLACE_CURE,
+    Layer,
+    Reading,
+    Role,
     Spacing,
     Stored,
+    as_layer,
+    combine,
     cutting,
     ids_by_colour,
+    join,
+    kind,
     load_file,
-    map_labels,
     misplaced,
-    scale,
+    nothing,
     seen,
-    sides,
 )
 
 Array = NDArray[Any]
@@ -37,7 +43,7 @@ class Part:
 
     Attributes:
         case: The case, or the slice.
-        image: (D, H, W, C) as stored.
+        images: (D, H, W, C) as stored, one for each modality.
         labels: (D, H, W) label ids; None without a readable mask.
         spacing: Millimetres per voxel, or None.
         colours: Label ids and their colours, of an indexed mask.
@@ -45,11 +51,16 @@ class Part:
     """
 
     case: Case
-    image: Array
+    images: tuple[Array, ...]
     labels: NDArray[np.uint8] | None
     spacing: Spacing | None
     colours: tuple[tuple[int, str], ...] = ()
     plane: str = ""
+
+    @property
+    def image(self) -> Array:
+        """(D, H, W, C) as stored, the modalities as channels."""
+        return self.images[0] if len(self.images) == 1 else np.concatenate(self.images, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if type(data).read is not MultiCenterDataModule.read:
         return _by_module(data, case, findings)
     parts = tuple(part for place in case.slices or (case,) if (part := _part(data, place, findings)) is not None)
-    kinds = sorted({f"{sides(part.image.shape[1:])} {part.image.dtype}" for part in parts})
+    kinds = sorted({kind(part.images) for part in parts})
     if len(kinds) > 1:
         what, cure = f"slices of {', '.join(kinds)}", "export them alike, or set data.stack_slices=false"
         findings.append(Finding("slices differ", what, cure, case.site, case.case))
@@ -82,11 +93,8 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     if not parts:
         return Opened(case, parts, None, None)
     try:
-        image = scale(
-            np.concatenate([part.image for part in parts]),
-            data.reading_of(case.site),
-            channelwise=bool(parts[0].plane),
-        )
+        stored = [part.images for part in parts]
+        image = join(stored, data.reading_of(case.site), channelwise=bool(parts[0].plane))
     except DataError as error:
         findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, parts, None, None)
@@ -106,57 +114,94 @@ def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding])
 
 def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
     if not case.slices:
-        return (Part(case, sample.image, sample.labels, sample.spacing, plane=sample.plane),)
+        return (Part(case, (sample.image,), sample.labels, sample.spacing, plane=sample.plane),)
     labels = sample.labels
     return tuple(
-        Part(place, sample.image[k : k + 1], None if labels is None else labels[k : k + 1], sample.spacing)
+        Part(place, (sample.image[k : k + 1],), None if labels is None else labels[k : k + 1], sample.spacing)
         for k, place in enumerate(case.slices)
     )
 
 
 def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Part | None:
-    opened = _open(data, case, "image", findings)
-    image = None if opened is None else seen(opened)
-    if opened is not None:
-        findings.extend(cutting(case, opened, data.reading_of(case.site)))
-    labels, colours = _labels(data, case, image, findings)
-    return (
-        None
-        if opened is None or image is None
-        else Part(case, image, labels, data.reading_of(case.site).spacing_of(opened.spacing), colours, opened.plane)
-    )
+    reading = data.reading_of(case.site)
+    opened = [(name, stored) for name in case.image_files if (stored := _open(case, name, reading, "image", findings))]
+    findings.extend(note for name, stored in opened for note in cutting(case, name, stored, reading))
+    images = tuple(seen(stored) for _, stored in opened)
+    fit = [
+        _fits(case, name, one, images[0], reading, "image", findings)
+        for (name, _), one in zip(opened[1:], images[1:], strict=True)
+    ]
+    whole = len(opened) == len(case.image_files) and all(fit)
+    labels, colours = _labels(case, images[0] if images else None, reading, findings)
+    if not whole:
+        return None
+    return Part(case, images, labels, reading.spacing_of(opened[0][1].spacing), colours, opened[0][1].plane)
 
 
-def _open(
-    data: MultiCenterDataModule, case: Case, role: Literal["image", "mask"], findings: list[Finding]
-) -> Stored | None:
-    file = case.image if role == "image" else case.mask or ""
+def _open(case: Case, name: str, reading: Reading, role: Role, findings: list[Finding]) -> Stored | None:
     try:
-        return load_file(case, file, data.reading_of(case.site), role)
+        return load_file(case, name, reading, role)
     except DataError as error:
-        findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=file))
+        findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=name))
         return None
 
 
-def _labels(
-    data: MultiCenterDataModule, case: Case, image: Array | None, findings: list[Finding]
-) -> tuple[NDArray[np.uint8] | None, tuple[tuple[int, str], ...]]:
-    if not case.mask or (stored := _open(data, case, "mask", findings)) is None:
-        return None, ()
-    where = {"site": case.site, "case": case.case, "file": case.mask}
-    if image is not None and stored.values.shape[:3] != image.shape[:3]:
-        what = f"the mask is {_sides(stored.values)}, its image {Path(case.image).name} {_sides(image)}"
+def _fits(
+    case: Case, name: str, values: Array, image: Array, reading: Reading, role: Role, findings: list[Finding]
+) -> bool:
+    """Whether a file has the size of the case's (first) image; tells that, and where it lies elsewhere."""
+    where = {"site": case.site, "case": case.case, "file": name}
+    if values.shape[:3] != image.shape[:3]:
+        what = f"the {role} is {_sides(values)}, its image {Path(case.image).name} {_sides(image)}"
         findings.append(Finding("size mismatch", what, GRID_CURE, **where))
+        return False
+    if told := misplaced(case, name, role, reading):
+        cure = PLACE_CURE if role == "mask" else GRID_CURE
+        findings.append(Finding("geometry mismatch", f"the {role} {told}", cure, **where))
+    return True
+
+
+def _labels(
+    case: Case, image: Array | None, reading: Reading, findings: list[Finding]
+) -> tuple[NDArray[np.uint8] | None, tuple[tuple[int, str], ...]]:
+    """Label ids of all masks of a case that can be read, and their colours."""
+    layers: list[Layer] = []
+    colours = set[tuple[int, str]]()
+    for region, name in case.mask_layers:
+        if not name:
+            if case.masks and image is not None:
+                layers.append(nothing(region, image))
+            continue
+        stored = _open(case, name, reading, "mask", findings)
+        if stored is None or (
+            image is not None and not _fits(case, name, stored.values, image, reading, "mask", findings)
+        ):
+            continue
+        where = {"site": case.site, "case": case.case, "file": name}
+        try:
+            layer, notes = as_layer(region, stored, reading)
+        except DataError as error:
+            findings.append(Finding.of_error("mask values", error, **where))
+            continue
+        findings.extend(replace(note, **where) for note in notes)
+        colours.update(() if region else ids_by_colour(stored, reading))
+        layers.append(layer)
+    if not layers or len(layers) < len(case.mask_layers):
         return None, ()
-    if image is not None and (told := misplaced(case, data.reading_of(case.site))):
-        findings.append(Finding("geometry mismatch", f"the mask {told}", PLACE_CURE, **where))
+    return _combined(case, layers, reading, findings), tuple(sorted(colours))
+
+
+def _combined(
+    case: Case, layers: Sequence[Layer], reading: Reading, findings: list[Finding]
+) -> NDArray[np.uint8] | None:
+    if not case.masks:
+        return layers[0].labels
     try:
-        labels, notes = map_labels(stored, data.reading_of(case.site))
+        return combine(layers, reading)
     except DataError as error:
+        where = {"site": case.site, "case": case.case, "file": few([*case.mask_files])}
         findings.append(Finding.of_error("mask values", error, **where))
-        return None, ()
-    findings.extend(replace(note, **where) for note in notes)
-    return labels, ids_by_colour(stored, data.reading_of(case.site))
+        return None
 
 
 def _joined(parts: tuple[Part, ...]) -> NDArray[np.uint8] | None:

@@ -5,11 +5,24 @@ values; ``drawing`` and ``labels`` give those of masks a meaning, ``intensity`` 
 and mask together.
 """
 
-from datamodules.readers.case import GRID_CURE, PLACE_CURE, cutting, load_file, misplaced, read_case
+from datamodules.readers.case import (
+    GRID_CURE,
+    PLACE_CURE,
+    Role,
+    as_layer,
+    cutting,
+    join,
+    kind,
+    load_file,
+    misplaced,
+    nothing,
+    read_case,
+)
 from datamodules.readers.drawing import ids_by_colour
 from datamodules.readers.intensity import scale
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
 from datamodules.readers.labels import map_labels, unknown_labels
+from datamodules.readers.layers import Layer, combine
 from datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
 from datamodules.readers.stored import Stored, seen
 from datamodules.readers.volumes import put_back
@@ -22,16 +35,23 @@ __all__ = [
     "Array",
     "Axis",
     "Intensity",
+    "Layer",
     "MaskGeometry",
     "Reading",
+    "Role",
     "Spacing",
     "Stored",
     "Transparency",
+    "as_layer",
+    "combine",
     "cutting",
     "ids_by_colour",
+    "join",
+    "kind",
     "load_file",
     "map_labels",
     "misplaced",
+    "nothing",
     "put_back",
     "read_case",
     "scale",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,18 +10,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cases import Case, Sample
+from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
-from datamodules.findings import Finding
+from datamodules.findings import Finding, few
 from datamodules.readers.drawing import ids_by_colour
-from datamodules.readers.intensity import scale
+from datamodules.readers.intensity import scale_together
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
 from datamodules.readers.labels import map_labels
+from datamodules.readers.layers import Layer, check_region, combine, of_region
 from datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
 from datamodules.readers.settings import Reading
 from datamodules.readers.stored import Stored, seen
 from datamodules.readers.volumes import AXIAL, apart, as_image, geometry, nifti
 
+Role = Literal["image", "mask"]
 GRID_CURE = "export both on one grid, or correct the pairing"
 PLACE_CURE = f"{GRID_CURE}; where voxels correspond all the same, set data.mask_geometry=image"
 
@@ -39,6 +41,18 @@ DECODERS: dict[str, Callable[[Path, Reading], Stored]] = {
 }
 
 
+def kind(images: Sequence[Array]) -> str:
+    """Size and type of a slice's images, as slices of a stack must share them."""
+    return " and ".join(f"{sides(image.shape[1:])} {image.dtype}" for image in images)
+
+
+def join(parts: Sequence[Sequence[Array]], reading: Reading, *, channelwise: bool) -> Pixels:
+    """One image of the slices of a stack, each a list of the images of its modalities; see `scale_together`."""
+    return scale_together(
+        [np.concatenate(slices) for slices in zip(*parts, strict=True)], reading, channelwise=channelwise
+    )
+
+
 def read_case(case: Case, reading: Reading) -> Sample:
     """Decodes a case: an image, a volume, or a stack of images.
 
@@ -46,11 +60,11 @@ def read_case(case: Case, reading: Reading) -> Sample:
         DataError: A file is missing, unreadable, of an unknown type, or image and mask do not belong together.
     """
     parts = [_read_files(part, reading) for part in (case.slices or (case,))]
-    kinds = sorted({f"{sides(part.image.shape[1:])} {part.image.dtype}" for part in parts})
+    kinds = sorted({kind(part.images) for part in parts})
     if len(kinds) > 1:
         raise DataError(f"{case}: its slices differ ({', '.join(kinds)}); export them alike, or set stack_slices=false")
     try:
-        image = scale(np.concatenate([part.image for part in parts]), reading, channelwise=bool(parts[0].plane))
+        image = join([part.images for part in parts], reading, channelwise=bool(parts[0].plane))
     except DataError as error:
         raise DataError(f"{case}: {error}") from None
     masks = [part.labels for part in parts if part.labels is not None]
@@ -62,9 +76,9 @@ def read_case(case: Case, reading: Reading) -> Sample:
 
 @dataclass(frozen=True)
 class Files:
-    """Image and mask of one file each, before the image's values are scaled."""
+    """Image and mask of a case or slice, before the image's values are scaled; an image for each modality."""
 
-    image: Array
+    images: tuple[Array, ...]
     labels: NDArray[np.uint8] | None
     spacing: Spacing | None
     notes: tuple[Finding, ...] = ()
@@ -73,39 +87,85 @@ class Files:
 
 
 def _read_files(case: Case, reading: Reading) -> Files:
-    stored = load_file(case, case.image, reading, "image")
-    image, told = seen(stored), cutting(case, stored, reading)
+    stored = [load_file(case, name, reading, "image") for name in case.image_files]
+    images, first = tuple(seen(one) for one in stored), stored[0]
+    for name, image in zip(case.channels, images[1:], strict=True):
+        _check_grid(case, "image", name, image, images[0], reading)
+    notes = [
+        note for name, one in zip(case.image_files, stored, strict=True) for note in cutting(case, name, one, reading)
+    ]
     if case.mask is None:
-        return Files(image, None, stored.spacing, told, plane=stored.plane)
-    mask = load_file(case, case.mask, reading, "mask")
-    if mask.values.shape[:3] != image.shape[:3]:
-        raise DataError(
-            f"{case}: mask {case.mask} is {sides(mask.values.shape)} but the image is {sides(image.shape)}; {GRID_CURE}"
-        )
-    if elsewhere := misplaced(case, reading):
-        raise DataError(f"{case}: mask {case.mask} {elsewhere}; {PLACE_CURE}")
+        return Files(images, None, first.spacing, tuple(notes), plane=first.plane)
+    layers, colours = [], set[tuple[int, str]]()
+    for region, name in case.mask_layers:
+        layer, told, used = _read_mask(case, region, name, images[0], reading)
+        layers.append(layer)
+        notes += told
+        colours |= used
     try:
-        labels, notes = map_labels(mask, reading)
+        labels = combine(layers, reading) if case.masks else layers[0].labels
     except DataError as error:
-        raise DataError(f"{case}: mask {case.mask}: {error}") from None
-    placed = (replace(note, site=case.site, case=case.case, file=case.mask) for note in notes)
-    return Files(image, labels, stored.spacing, (*told, *placed), ids_by_colour(mask, reading), stored.plane)
+        raise DataError(f"{case}: masks {few([*case.mask_files])}: {error}") from None
+    return Files(images, labels, first.spacing, tuple(notes), tuple(sorted(colours)), first.plane)
 
 
-def misplaced(case: Case, reading: Reading) -> str:
-    """By how much a NIfTI mask lies elsewhere than its image, as both are read; empty where their corners agree.
+def _read_mask(
+    case: Case, region: str, name: str, image: Array, reading: Reading
+) -> tuple[Layer, list[Finding], set[tuple[int, str]]]:
+    """One file of a mask, what was told of it, and its label ids by colour."""
+    if case.masks and not name:
+        return nothing(region, image), [], set()
+    stored = load_file(case, name, reading, "mask")
+    _check_grid(case, "mask", name, stored.values, image, reading)
+    try:
+        layer, notes = as_layer(region, stored, reading)
+    except DataError as error:
+        raise DataError(f"{case}: mask {name}: {error}") from None
+    placed = [replace(note, site=case.site, case=case.case, file=name) for note in notes]
+    return layer, placed, set() if region else set(ids_by_colour(stored, reading))
+
+
+def nothing(region: str, image: Array) -> Layer:
+    """The layer of a file that is left out where it would show nothing."""
+    return Layer(region, np.zeros(image.shape[:3], np.uint8))
+
+
+def as_layer(region: str, stored: Stored, reading: Reading) -> tuple[Layer, tuple[Finding, ...]]:
+    """What a mask's file shows: label ids, or where the region is that it shows alone.
+
+    Raises:
+        DataError: Values that are no label ids, or several labels for one region.
+    """
+    labels, notes = map_labels(stored, of_region(reading) if region else reading)
+    layer = Layer(region, labels)
+    check_region(layer, reading)
+    return layer, notes
+
+
+def _check_grid(case: Case, role: Role, name: str, values: Array, image: Array, reading: Reading) -> None:
+    """Refuses a file whose pixels do not correspond to those of the case's (first) image."""
+    if values.shape[:3] != image.shape[:3]:
+        raise DataError(
+            f"{case}: {role} {name} is {sides(values.shape)} but the image is {sides(image.shape)}; {GRID_CURE}"
+        )
+    if elsewhere := misplaced(case, name, role, reading):
+        raise DataError(f"{case}: {role} {name} {elsewhere}; {PLACE_CURE if role == 'mask' else GRID_CURE}")
+
+
+def misplaced(case: Case, name: str, role: Role, reading: Reading) -> str:
+    """By how much a volume lies elsewhere than the case's image, as both are read; empty where their corners agree.
 
     Equal shapes alone do not make voxels correspond: an axis that runs the other way would mirror the mask.
     """
-    if case.mask is None or not {suffix_of(Path(case.image)), suffix_of(Path(case.mask))} <= {*VOLUMES}:
+    if not {suffix_of(Path(case.image)), suffix_of(Path(name))} <= {*VOLUMES}:
         return ""
-    if reading.mask_geometry == "image":
+    if role == "mask" and reading.mask_geometry == "image":
         return ""
-    far, voxel = apart(geometry(Path(case.mask), reading), geometry(Path(case.image), reading))
+    far, voxel = apart(geometry(Path(name), reading), geometry(Path(case.image), reading))
     return f"lies up to {far:.3g} (in its header's unit) from its image" if far > voxel / 2 else ""
 
 
-def cutting(case: Case, stored: Stored, reading: Reading) -> tuple[Finding, ...]:
+def cutting(case: Case, name: str, stored: Stored, reading: Reading) -> tuple[Finding, ...]:
     """What reading a volume had to decide: along which axis it is cut, and what a fourth axis holds."""
     notes = []
     if reading.axis == "auto" and stored.axis not in (None, AXIAL):
@@ -114,11 +174,11 @@ def cutting(case: Case, stored: Stored, reading: Reading) -> tuple[Finding, ...]
     if stored.axis is not None and stored.values.shape[-1] > 1:
         what = f"its fourth axis counts as {stored.values.shape[-1]} channels"
         notes.append(Finding("fourth axis", what, "none needed if so; frames of a time series belong in files of 3-D"))
-    return tuple(replace(note, site=case.site, case=case.case, file=case.image) for note in notes)
+    return tuple(replace(note, site=case.site, case=case.case, file=name) for note in notes)
 
 
-def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "mask"]) -> Stored:
-    """Decodes one file."""
+def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
+    """Decodes one file; a volume is cut along the same axis as the case's (first) image."""
     path = Path(name)
     if not path.is_file():
         raise DataError(f"{case}: {role} {path} does not exist; correct the path, or leave the case out")
@@ -126,11 +186,12 @@ def load_file(case: Case, name: str, reading: Reading, role: Literal["image", "m
     if decode is None:
         raise DataError(f"{case}: {role} {path} has an unknown type; convert it to one of {', '.join(DECODERS)}")
     image = Path(case.image)
-    both = role == "mask" and {suffix_of(path), suffix_of(image)} <= {*VOLUMES}
+    both = name != case.image and {suffix_of(path), suffix_of(image)} <= {*VOLUMES}
     try:
         if both:
             reading = as_image(reading, image)
-            stored = nifti(path, reading, image if reading.mask_geometry == "image" else None)
+            like = image if role == "mask" and reading.mask_geometry == "image" else None
+            stored = nifti(path, reading, like)
         else:
             stored = decode(path, reading)
     except DataError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,6 +49,19 @@ def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArr
             [_scaled(values[..., [channel]], reading) for channel in range(values.shape[-1])], axis=-1
         )
     return _scaled(values, reading)
+
+
+def scale_together(
+    images: Sequence[Array], reading: Reading, *, channelwise: bool = False
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Images of several files on one grid, each scaled by itself, as channels of one; see :func:`scale`."""
+    scaled = [scale(image, reading, channelwise=channelwise) for image in images]
+    if len(scaled) == 1:
+        return scaled[0]
+    if all(image.dtype == np.uint8 for image in scaled):
+        return np.concatenate(scaled, axis=-1, dtype=np.uint8)
+    floats = [image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1) for image in scaled]
+    return np.concatenate(floats, axis=-1, dtype=np.float32)
 
 
 def _scaled(values: NDArray[np.float32], reading: Reading) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from datamodules.errors import DataError
@@ -29,6 +29,8 @@ class Reading:
             "drawing", or "auto", which refuses where that is not certain.
         ids: Label ids that masks may hold besides 0, rising; where 1 is the only one, a mask of 0 and 255 has one
             possible meaning.
+        regions: Region name to label ids, for masks in several files.
+        ignored: Those of ``ids`` whose pixels do not count.
         scale_8bit: Whether 8-bit images, too, become [0, 1] by ``intensity``.
         axis: Of a volume, along which it is cut: 0 left-right, 1 front-back, 2 foot-head when ``canonical``; "auto"
             takes the one of the thickest voxels, see :func:`datamodules.readers.volumes.slice_axis`.
@@ -44,6 +46,8 @@ class Reading:
     label_values: Mapping[int | str, int] | None = None
     transparency: Transparency = "auto"
     ids: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignored: tuple[int, ...] = ()
     scale_8bit: bool = False
     axis: Axis = "auto"
     canonical: bool = True
