@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datamodules.base import MultiCenterDataModule
-from datamodules.cases import SPLITS, Case, Split, stack_slices
-from datamodules.errors import DataError, nearest
-from datamodules.findings import Finding, Report, refuse
-from datamodules.per_site import FILES, READING
-from datamodules.readers import VOLUMES, stem_of, suffix_of
-from datamodules.site_folders import KNOWN, ending_of, folder_of, image_files, pairing_cure, site_folders, there
-
-REQUIRED = ("site", "image", "mask")
-OPTIONAL = ("case", "patient", "group", "split")
-LARGEST_MANIFEST = 2**27  # bytes
+from datamodules.cases import Case, stack_slices
+from datamodules.errors import DataError
+from datamodules.findings import Finding, Report, few, refuse
+from datamodules.manifest import Expect, not_listed, read_manifest
+from datamodules.pairing import (
+    Files,
+    MissingMasks,
+    apart,
+    by_modality,
+    ending_of,
+    layers_of,
+    likely_modalities,
+    missing_cure,
+    pair,
+    pairing_cure,
+)
+from datamodules.per_site import FILES
+from datamodules.readers import VOLUMES, suffix_of
+from datamodules.site_folders import files_by_folder, folder_of, site_folders, there
 
 
 class FolderDataModule(MultiCenterDataModule):
@@ -42,8 +48,12 @@ class FolderDataModule(MultiCenterDataModule):
         stack_slices: The 2-D images of a patient, in the order of the number that ends their name, are one case: one
             stack, split and scored as one.
         patient_pattern: For folders: a regular expression whose first group, found in a case's name, is its patient.
-        mask_suffix: For folders: what a mask's name has after the image's, such as _mask.
-        missing_masks: For folders: an image without a mask is an "error", or "unlabelled".
+        mask_suffix: For folders: what a mask's name has after the image's, such as _mask; {region} stands for the name
+            of a region where each has a file of its own, * for anything where several files make one mask.
+        missing_masks: An image without a mask is an "error", "unlabelled", or has an "empty" mask; so has, where each
+            region has a file, one whose file lacks. A manifest's empty cells mean unlabelled unless "empty".
+        modalities: Names of the images that are one case's channels, in this order, such as [flair, t1]: NAME_flair
+            and NAME_t1, NAME in the folders images/flair and images/t1, or columns image_flair and image_t1.
         kwargs: See MultiCenterDataModule.
 
     Raises:
@@ -61,7 +71,8 @@ class FolderDataModule(MultiCenterDataModule):
         stack_slices: bool = False,
         patient_pattern: str | None = None,
         mask_suffix: str = "",
-        missing_masks: Literal["error", "unlabelled"] = "error",
+        missing_masks: MissingMasks = "error",
+        modalities: Sequence[str] = [],
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, **kwargs)
@@ -70,7 +81,9 @@ class FolderDataModule(MultiCenterDataModule):
         self.stack_slices = stack_slices
         self.patient_pattern = _compiled(patient_pattern)
         self.mask_suffix = mask_suffix
-        self.missing_masks = missing_masks
+        self.missing_masks: MissingMasks = missing_masks
+        self.modalities = tuple(modalities)
+        _check_modalities(self.modalities, "data.modalities")
         self._stating: set[str] = set()  # sites whose patients the manifest names
 
     def cases(self) -> list[Case]:
@@ -92,10 +105,11 @@ class FolderDataModule(MultiCenterDataModule):
             def settle(site: str, cells: Mapping[str, str], source: str) -> None:
                 self._settle(site, partial(self.per_site.add_cells, site, cells, source), report)
 
-            found = read_manifest(table, report, settle)
+            expect = Expect(self.regions.names, self.modalities, self.wanted, self._missing)
+            found = read_manifest(table, report, settle, expect)
             self._stating = {case.site for case, patient in found if patient}
             found = [(case, patient or case.case) for case, patient in found]
-            for finding in _not_listed([case for case, _ in found]):
+            for finding in not_listed([case for case, _ in found]):
                 report(finding)
         else:
             found = list(self._folders(report))
@@ -116,11 +130,15 @@ class FolderDataModule(MultiCenterDataModule):
         sites = site_folders(self.root, report)
         for site in sites:
             self._settle(site.name, partial(self.per_site.load, site.name, site), report)
-        found = {site.name: [self._files(site, kind, report) for kind in ("images", "masks")] for site in sites}
-        endings = {site: ending_of(images, masks) for site, (images, masks) in found.items() if images and masks}
+        images = {site.name: self._images(site, report) for site in sites}
+        masks = {site.name: self._masks(site, report) for site in sites}
+        endings = {
+            site: ending_of(of, [stem for files in masks[site].values() for stem in files], self.regions.names)
+            for site, of in images.items()
+            if of and any(masks[site].values())
+        }
         for site in sites:
-            images, masks = found[site.name]
-            yield from self._folder(site, images, masks, endings, report)
+            yield from self._folder(site, images[site.name], masks[site.name], endings, report)
 
     def _settle(self, site: str, settle: Callable[[], None], report: Report) -> None:
         """Takes up what a site says for itself."""
@@ -129,43 +147,104 @@ class FolderDataModule(MultiCenterDataModule):
         except DataError as error:
             report(Finding.of_error("layout", error, site=site))
 
-    def _files(self, site: Path, kind: str, report: Report) -> dict[str, Path]:
-        """Files of a site's images or masks, by name."""
-        folder = folder_of(site, kind, report, self.per_site.get(site.name, kind, None))
-        files = image_files(folder, report, site.name)
-        if not files and (kind == "images" or self._needs_masks(site.name)):
+    def _images(self, site: Path, report: Report) -> dict[str, tuple[Path, ...]]:
+        """The images of a site's cases by name, each case's in the order of the modalities."""
+        modalities = self.modalities_of(site.name)
+        folder = folder_of(site, "images", report, self.per_site.get(site.name, "images", None))
+        files = files_by_folder(folder, "images", modalities, report, site.name)
+        if not any(files.values()):
             cure = "add images; every folder in data.root is a site, so move others away"
-            if kind == "masks":
-                cure = "add masks of the same names, or set data.missing_masks=unlabelled"
+            report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
+        return by_modality(files, modalities, site.name, report)
+
+    def _masks(self, site: Path, report: Report) -> dict[str, dict[str, Path]]:
+        """Files of a site's masks, by region where each has a folder."""
+        folder = folder_of(site, "masks", report, self.per_site.get(site.name, "masks", None))
+        files = files_by_folder(folder, "masks", self.regions.names, report, site.name)
+        if not any(files.values()) and self._missing(site.name) == "error":
+            cure = "add masks of the same names, or set data.missing_masks=unlabelled"
             report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
         return files
 
-    def _needs_masks(self, site: str) -> bool:
-        return bool(self.per_site.get(site, "missing_masks", self.missing_masks) == "error")
+    def _missing(self, site: str) -> MissingMasks:
+        own: MissingMasks = self.per_site.get(site, "missing_masks", self.missing_masks)
+        return own
+
+    def modalities_of(self, site: str) -> tuple[str, ...]:
+        """What a site calls the modalities.
+
+        Raises:
+            DataError: It names others than ``data.modalities`` has.
+        """
+        own: tuple[str, ...] = self.per_site.get(site, "modalities", self.modalities)
+        _check_modalities(own, f"site {site!r}: modalities")
+        if len(own) != len(self.modalities):
+            raise DataError(
+                f"site {site!r}: modalities=[{', '.join(own)}] are {len(own)}, but data.modalities has "
+                f"{len(self.modalities)}; name the site's own in the same order"
+            )
+        return own
 
     def _folder(
         self,
         site: Path,
-        images: Mapping[str, Path],
-        masks: Mapping[str, Path],
+        images: Mapping[str, tuple[Path, ...]],
+        masks: Files,
         endings: Mapping[str, str | None],
         report: Report,
     ) -> Iterator[tuple[Case, str]]:
         suffix = str(self.per_site.get(site.name, "mask_suffix", self.mask_suffix))
-        expected = {f"{stem}{suffix}": stem for stem in images}
-        paired = masks.keys() == expected.keys() or site.name not in endings
-        hint = "" if paired else pairing_cure(self.root, site.name, endings, suffix)
-        for stem in sorted(masks.keys() - expected.keys()):
+        found = pair(images, masks, suffix, self.regions.names)
+        paired = not found.orphans and found.masks.keys() == images.keys()
+        hint = "" if paired or site.name not in endings else self._pairing_cure(site, images, masks, endings, suffix)
+        for stem, path in sorted(found.orphans):
             cure = hint or "remove it, rename it, or add the image"
-            report(Finding("missing image", "has no image", cure, site.name, stem, str(masks[stem])))
-        for name, stem in expected.items():
-            mask = str(masks[name]) if name in masks else None
-            if mask is None and self._needs_masks(site.name):
-                cure = hint or "add it, remove the image, or set data.missing_masks=unlabelled"
-                report(Finding("missing mask", f"has no mask {name}.*", cure, site.name, stem, str(images[stem])))
-                mask = ""
+            report(Finding("missing image", "has no image", cure, site.name, stem, str(path)))
+        for path, names in found.doubtful:
+            what = f"may be a mask of {few(names)}"
+            report(Finding("ambiguous name", what, "rename it, or list masks in sites.csv", site.name, file=str(path)))
+        needed = self._needed(site.name, found.regions, report) if apart(masks, suffix) and found.masks else ()
+        for stem, files in images.items():
+            image, channels = str(files[0]), tuple(str(path) for path in files[1:])
+            mask, layers, lacking = layers_of(found.masks.get(stem, []), needed, self._missing(site.name))
+            if lacking:
+                what = f"has no mask {stem}{suffix}.*" if not needed else f"has no mask of {few(lacking)}"
+                report(Finding("missing mask", what, hint or missing_cure(needed), site.name, stem, image))
             patient = self._patient(site.name, stem, report)
-            yield Case(site.name, stem, patient, str(images[stem]), mask), patient
+            yield Case(site.name, stem, patient, image, mask, channels=channels, masks=layers), patient
+
+    def _needed(self, site: str, found: Collection[str], report: Report) -> tuple[str, ...]:
+        """Regions of which every image of a site has a file; tells of those that no image has, unless declared."""
+        wanted = self.wanted(site)
+        if self._missing(site) != "empty":
+            for region in wanted:
+                if region not in found:
+                    what = f"no image has a mask of {region!r}, whereas other regions have files of their own"
+                    cure = (
+                        f"add them, or say 'data.absent={{{site}: [{region}]}}' if it does not occur there, "
+                        f"'data.unannotated={{{site}: [{region}]}}' if nobody outlined it"
+                    )
+                    report(Finding("missing mask", what, cure, site))
+        return tuple(region for region in wanted if region in found)
+
+    def wanted(self, site: str) -> tuple[str, ...]:
+        """Regions that masks of a site must show, or show not to be there."""
+        said = self.expected
+        spared = {*said.absent.get(site, ()), *said.unannotated.get(site, ())}
+        return tuple(region for region in self.regions.names if region not in spared)
+
+    def _pairing_cure(
+        self,
+        site: Path,
+        images: Mapping[str, tuple[Path, ...]],
+        masks: Files,
+        endings: Mapping[str, str | None],
+        suffix: str,
+    ) -> str:
+        names = [stem for files in masks.values() for stem in files]
+        if not self.modalities and (found := likely_modalities(images, names)):
+            return f"if these are one patient's images, set data.modalities=[{','.join(found)}]"
+        return pairing_cure(self.root, site.name, endings, suffix)
 
     def _patient(self, site: str, stem: str, report: Report) -> str:
         pattern = self._pattern(site)
@@ -180,6 +259,13 @@ class FolderDataModule(MultiCenterDataModule):
     def _pattern(self, site: str) -> re.Pattern[str] | None:
         own = self.per_site.get(site, "patient_pattern", None)
         return self.patient_pattern if own is None else _compiled(own)
+
+
+def _check_modalities(names: Sequence[str], source: str) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{source} has {twice[0]!r} twice; every modality has one place")
+    if "" in names:
+        raise DataError(f"{source} has an empty name; files are told apart by them")
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -210,148 +296,3 @@ def _stacked(found: Iterable[tuple[Case, str]], report: Report) -> list[Case]:
         cure = r"set data.patient_pattern, such as '^(.+)_\d+$', or fill the manifest's column patient"
         report(Finding("layout", what, cure))
     return volumes + [stack_slices(patient, slices, report) for (_, patient), slices in patients.items()]
-
-
-# --- manifest ---------------------------------------------------------------------------------------------------------
-
-
-def read_manifest(
-    path: Path, report: Report = refuse, settle: Callable[[str, Mapping[str, str], str], None] | None = None
-) -> list[tuple[Case, str]]:
-    """Reads a table of cases.
-
-    Args:
-        path: CSV with a header, separated by comma, semicolon or tab, in UTF-8 with or without byte-order mark.
-        report: Told of no such file, a missing column, an empty cell that is needed, a bad split, or a file that is
-            not there.
-        settle: Takes what a row says of the reading of its site (a column such as spacing), and where it does.
-
-    Returns:
-        Each case whose image is there, with the patient whose slices a stack gathers; empty where the row names none.
-    """
-
-    def fault(what: str, cure: str) -> None:
-        report(Finding("manifest", what, cure, file=str(path)))
-
-    if not there(path.is_file):
-        fault("does not exist", "correct data.manifest")
-        return []
-    if path.stat().st_size > LARGEST_MANIFEST:
-        fault(f"has more than {LARGEST_MANIFEST >> 20} MiB", "this is no table of files")
-        return []
-    rows: list[tuple[int, dict[str | None, Any]]] = []
-    try:
-        text = _text(path.read_bytes(), fault)
-        rows = [] if text is None else _rows(text, fault)
-    except UnicodeDecodeError as error:
-        fault(f"is not UTF-8 ({error})", "save the table as CSV UTF-8")
-    except OSError as error:
-        fault(f"cannot be read ({error.strerror})", "correct its permissions")
-    except csv.Error as error:
-        fault(f"is no table ({error})", "save it as CSV UTF-8")
-    for line, row in rows:
-        own = {key: cell for key in READING if (cell := (row.get(key) or "").strip())}
-        if own and settle is not None:
-            settle((row.get("site") or "").strip(), own, f"{path}, line {line}")
-    return [found for line, row in rows for found in _row(row, line, path, report)]
-
-
-def _text(raw: bytes, fault: Callable[[str, str], None]) -> str | None:
-    """The table as text: UTF-8, or UTF-16 as "Unicode text" of spreadsheets is; None where it is no text."""
-    if raw.startswith(b"PK"):
-        fault("is a workbook (xlsx, ods)", "save it as CSV UTF-8")
-        return None
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not wide and b"\x00" in raw[:2]:
-        fault("is UTF-16 without its mark, or no text", "save it as CSV UTF-8")
-        return None
-    return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-16" if wide else "utf-8-sig").read()
-
-
-def _rows(text: str, fault: Callable[[str, str], None]) -> list[tuple[int, dict[str | None, Any]]]:
-    """Filled rows with their line."""
-    header = text.partition("\n")[0]
-    separator, above = max(",;\t", key=header.count), 0
-    if told := re.fullmatch(r'"?sep=(.)"?', header.strip(" "), re.IGNORECASE):  # a first line for spreadsheets
-        separator, above, text = told.group(1), 1, text.partition("\n")[2]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    names = reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or []]
-    twice = [name for name in (*REQUIRED, *OPTIONAL) if names.count(name) > 1]
-    lacking = [name for name in REQUIRED if name not in names]
-    for name in twice:
-        fault(f"has the column {name!r} twice", "remove or rename one")
-    for name in lacking:
-        needed = f"Needed: {', '.join(REQUIRED)}; optional: {', '.join(OPTIONAL)}"
-        fault(f"has no column {name!r}", f"{nearest(name, {*names} - {''})}. {needed}")
-    if twice or lacking:
-        return []
-    rows = [(reader.line_num + above, row) for row in reader if any(row.values())]
-    if not rows:
-        fault("lists no case", "add rows")
-    return rows
-
-
-def _row(row: Mapping[str | None, Any], line: int, table: Path, report: Report) -> Iterator[tuple[Case, str]]:
-    cell = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *OPTIONAL)}
-    image = _located(table, cell["image"])
-    case = cell["case"] or stem_of(image)
-
-    def fault(kind: str, what: str, cure: str) -> None:
-        report(Finding(kind, f"line {line}: {what}", cure, cell["site"], case, str(table)))
-
-    if None in row:
-        fault("manifest", "more cells than the header", "quote cells that contain the separator")
-    word = cell["split"].lower()
-    split: Split | None = next((name for name in SPLITS if name == word), None)
-    if word and split is None:
-        fault("manifest", f"unknown split {word!r}", f"{nearest(word, SPLITS)}, or leave the cell empty")
-    if empty := [name for name in ("site", "image") if not cell[name]]:
-        fault("manifest", f"the cell {empty[0]!r} is empty", "fill it or remove the row")
-        return
-    correct = "correct the path (relative to the manifest), or remove the row"
-    mask = str(_located(table, cell["mask"])) if cell["mask"] else None
-    if mask is not None and not there(Path(mask).is_file):
-        cure = f"{_why_not(Path(mask), cell['mask'])}{correct}; an empty mask cell means not labelled"
-        fault("missing mask", f"mask {mask} does not exist", cure)
-        mask = ""
-    if not there(image.is_file):
-        fault("missing image", f"image {image} does not exist", f"{_why_not(image, cell['image'])}{correct}")
-        return
-    patient = cell["patient"] or cell["group"]
-    yield Case(cell["site"], case, cell["group"] or patient or case, str(image), mask, split), patient
-
-
-def _located(table: Path, cell: str) -> Path:
-    """The file that a cell names; where it has backslashes, as tables from Windows do, they may be slashes."""
-    path = table.parent / cell
-    return path if "\\" not in cell or there(path.is_file) else table.parent / cell.replace("\\", "/")
-
-
-def _why_not(path: Path, cell: str) -> str:
-    """What a path that leads nowhere probably got wrong, as the start of a cure."""
-    if re.match(r"^[A-Za-z]:[/\\]", cell):
-        return "it is a path of Windows (a drive and backslashes): write it from the manifest's folder on; "
-    if there((Path.cwd() / cell.replace("\\", "/")).is_file):
-        return "paths start at the manifest's folder, not where the command is typed: "
-    beside = path.parent.iterdir() if there(path.parent.is_dir) else ()
-    if alike := [other.name for other in beside if other.name.lower() == path.name.lower()]:
-        return f"there is {alike[0]}, and upper and lower case count: "
-    return "backslashes were read as slashes: " if "\\" in cell else ""
-
-
-def _not_listed(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Image files next to listed ones that no row names."""
-    listed = {str(Path(name)) for case in _files(cases) for name in (case.image, case.mask) if name}
-    sites = {str(Path(name).parent): case.site for case in _files(cases) for name in (case.image, case.mask) if name}
-    for folder, site in sites.items():
-        for path in sorted(Path(folder).iterdir()):
-            if path.is_file() and suffix_of(path) in KNOWN and str(path) not in listed:
-                yield Finding(
-                    "not in the manifest", "no row names this file", "add a row, or ignore it", site, file=str(path)
-                )
-
-
-def _files(cases: Iterable[Case]) -> Iterator[Case]:
-    """The cases that are files: slices instead of stacks."""
-    for case in cases:
-        yield from case.slices or (case,)

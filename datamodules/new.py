@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,17 +18,24 @@ from datamodules.base import MultiCenterDataModule
 from datamodules.cache import Entry, Store
 from datamodules.cases import Case, Sample, check_cases
 from datamodules.errors import DataError
+from datamodules.findings import refuse
 from datamodules.folder import FolderDataModule
+from datamodules.pairing import by_modality
 from datamodules.readers import VOLUMES, put_back, stem_of, suffix_of
 from datamodules.sampling import Pick, Plan
 from datamodules.site import SliceSet
-from datamodules.site_folders import image_files
+from datamodules.site_folders import files_by_folder
 from datamodules.transforms import load_augmentation, resize
 
 
 def stacks(data: MultiCenterDataModule) -> bool:
     """Whether a case is made of all 2-D images of a patient: intensities are then those of the stack."""
     return isinstance(data, FolderDataModule) and data.stack_slices
+
+
+def modalities(data: MultiCenterDataModule, site: str) -> tuple[str, ...]:
+    """What a site calls the images that together are a case; none where a case is one file."""
+    return data.modalities_of(site) if isinstance(data, FolderDataModule) else ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,10 @@ class NewImages:
         self.name = site
         self.channels = channels // (2 * data.neighbours + 1)
         self._augmentation = load_augmentation("none")
-        cases = [Case(site, name, name, str(file)) for name, file in _files(path).items()]
+        cases = [
+            Case(site, name, name, str(first), channels=tuple(str(file) for file in more))
+            for name, (first, *more) in _files(path, modalities(data, site), site).items()
+        ]
         self.images = [self._checked(case) for case in check_cases(cases)]
 
     def _checked(self, case: Case) -> NewImage:
@@ -164,12 +174,15 @@ class NewImages:
         return path
 
 
-def _files(path: Path) -> Mapping[str, Path]:
-    if path.is_file():
-        return {stem_of(path): path}
+def _files(path: Path, names: Sequence[str], site: str) -> Mapping[str, tuple[Path, ...]]:
+    """The images of every case, one for each modality."""
+    if path.is_file() and not names:
+        return {stem_of(path): (path,)}
     if not path.is_dir():
-        raise DataError(f"images: {path} does not exist; give a folder of images, or an image")
-    files = image_files(path)
-    if not files:
+        each = f" with a file for each of {', '.join(names)}" if names else ", or an image"
+        what = "is a file" if path.is_file() else "does not exist"
+        raise DataError(f"images: {path} {what}; give a folder of images{each}")
+    files = files_by_folder(path, "images", names, site=site)
+    if not any(files.values()):
         raise DataError(f"images: {path} holds no image")
-    return files
+    return by_modality(files, names, site, refuse)

@@ -6,12 +6,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from datamodules.errors import DataError, nearest
+from datamodules.pairing import MissingMasks
 from datamodules.readers import Reading
 
 FILE = "site.yaml"
@@ -22,7 +23,8 @@ FILES: Mapping[str, Any] = {
     "images": str,
     "masks": str,
     "mask_suffix": str,
-    "missing_masks": Literal["error", "unlabelled"],
+    "missing_masks": MissingMasks,
+    "modalities": tuple[str, ...],
     "patient_pattern": str,
 }
 """Of the layout ROOT/<site>/images: names of the folders, and the settings of the same name under data."""

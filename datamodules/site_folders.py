@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datamodules.findings import Finding, Report, few, refuse
+from datamodules.pairing import folder_cure
 from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
 
 KNOWN = (*FLAT, *VOLUMES)
@@ -125,6 +125,35 @@ def folder_of(site: Path, kind: str, report: Report, given: str | None = None) -
     return site / kind
 
 
+def files_by_folder(
+    folder: Path, kind: str, names: Sequence[str], report: Report = refuse, site: str = ""
+) -> dict[str, dict[str, Path]]:
+    """Files of a folder by sub-folder and stem; those of the folder itself are under "" where it has no such ones.
+
+    Args:
+        folder: Of a site's images or masks.
+        kind: "images" or "masks".
+        names: Sub-folders that may be there: the modalities of images, the regions of masks.
+        report: Told of files beside such sub-folders, of other sub-folders, and as by :func:`image_files`.
+        site: Whose folder it is.
+    """
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    inside = [path for path in inside if not path.name.startswith(".")]
+    known = [path for path in inside if path.name in names]
+    if not known:
+        if inside and not any(path.is_file() and suffix_of(path) in KNOWN for path in folder.iterdir()):
+            apart = [path.name for path in inside]
+            what = f"holds no image, but the folders {few(apart)}"
+            report(Finding("layout", what, folder_cure(kind, apart), site, file=str(folder)))
+            return {"": {}}
+        return {"": image_files(folder, report, site)}
+    for path in sorted(folder.iterdir()):
+        if path not in known and not _hidden(path):
+            what, cure = f"lies beside the folders {few([one.name for one in known])}", "move it into one, or elsewhere"
+            report(Finding("foreign file", what, cure, site, stem_of(path), str(path)))
+    return {path.name: image_files(path, report, site) for path in known}
+
+
 def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[str, Path]:
     """Files of a folder by stem; none where there is no folder.
 
@@ -136,7 +165,7 @@ def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[s
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or path.name.lower() in NO_CASES:
+        if _hidden(path):
             continue
         stem = stem_of(path)
         if path.is_dir():
@@ -152,36 +181,6 @@ def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[s
     return files
 
 
-def ending_of(images: Mapping[str, Path], masks: Iterable[str]) -> str | None:
-    """What the names of masks have after those of their images; None where nothing pairs them up."""
-    endings = Counter[str]()
-    for mask in masks:
-        longest = next((end for end in range(len(mask), 0, -1) if mask[:end] in images), None)
-        if longest is not None:
-            endings[mask[longest:]] += 1
-    if not endings:
-        return None
-    ending, count = endings.most_common(1)[0]
-    return ending if not ending or (count > 1 and not ending.isdigit()) else None
-
-
-def pairing_cure(root: Path, site: str, endings: Mapping[str, str | None], suffix: str) -> str:
-    """The cure where a site's masks are not named as its images are.
-
-    Args:
-        root: The folder of all sites.
-        site: Its name.
-        endings: What each site's masks have after the names of their images; None where nothing pairs them up.
-        suffix: data.mask_suffix.
-
-    Returns:
-        Empty where names pair up but for single files.
-    """
-    ending = endings[site]
-    if ending is None:
-        return f"rename the masks as their images, or list the pairs in {root}/sites.csv (columns site,image,mask)"
-    if ending == suffix:
-        return ""
-    if set(endings.values()) == {ending}:
-        return f"set data.mask_suffix={ending}"
-    return f"write 'mask_suffix: \"{ending}\"' into {root}/{site}/site.yaml"
+def _hidden(path: Path) -> bool:
+    """Whether a system or a viewer left a file."""
+    return path.name.startswith(".") or path.name.lower() in NO_CASES

@@ -124,6 +124,12 @@ def _table(change: Callable[[list[dict[str, str]]], Sequence[dict[str, str]]]) -
     return lambda world: write_manifest(world.root / "sites.csv", change(_rows(world)))
 
 
+def _inside(path: Path, folder: str) -> Path:
+    """The same file in a folder beside it."""
+    (path.parent / folder).mkdir(exist_ok=True)
+    return path.parent / folder / path.name
+
+
 def _volume(
     array: np.ndarray, affine: np.ndarray | None = None, mask: np.ndarray | None = None
 ) -> Callable[[World], object]:
@@ -167,6 +173,37 @@ BAD_DATA = (
     Bad("no image", (*CASE, "remove it"), lambda w: w.picture().unlink()),
     Bad("no folder of masks", ("north", "masks"), lambda w: shutil.rmtree(w.root / "north/masks")),
     Bad("no folder of images", ("north", "images"), lambda w: shutil.rmtree(w.root / "north/images")),
+    Bad(
+        "masks in folders that are no regions",
+        ("north", "masks", "data.regions="),
+        lambda w: [p.rename(_inside(p, "disc")) for p in sorted((w.root / "north/masks").iterdir())],
+    ),
+    Bad(
+        "images in folders that are no modalities",
+        ("north", "images", "data.modalities=[t1]"),
+        lambda w: [p.rename(_inside(p, "t1")) for p in sorted((w.root / "north/images").iterdir())],
+    ),
+    Bad(
+        "a mask beside the folder of a region",
+        ("north", "case_00.png", "beside"),
+        lambda w: save(w.root / "north/masks/foreground/case_00.png", picture(0, channels=1)),
+    ),
+    Bad(
+        "masks that say their number",
+        ("north", "mask_suffix", "_*"),
+        lambda w: [
+            shutil.copy(p.rename(p.with_stem(f"{p.stem}_1")), p.with_stem(f"{p.stem}_2"))
+            for p in sorted((w.root / "north/masks").iterdir())
+        ],
+    ),
+    Bad(
+        "images of several modalities",
+        ("north", "data.modalities=[0000,0001]"),
+        lambda w: [
+            shutil.copy(p.rename(p.with_stem(f"{p.stem}_0000")), p.with_stem(f"{p.stem}_0001"))
+            for p in sorted((w.root / "north/images").iterdir())
+        ],
+    ),
     Bad("an empty folder of images", ("north",), lambda w: [p.unlink() for p in (w.root / "north/images").iterdir()]),
     Bad("a foreign file", ("notes.txt", "move"), lambda w: (w.root / "north/images/notes.txt").write_text("x")),
     Bad("a folder among images", ("more", "move"), lambda w: (w.root / "north/images/more").mkdir()),
@@ -326,6 +363,21 @@ BAD_DATA = (
     ),
     Bad(
         "manifest with a bad split", ("line 2", "trian"), _table(lambda rows: [rows[0] | {"split": "trian"}, *rows[1:]])
+    ),
+    Bad(
+        "manifest with columns of modalities",
+        ("sites.csv", "data.modalities=[t1,t2]"),
+        _table(lambda rows: [{"image_t1": r["image"], "image_t2": r["image"], "site": r["site"]} for r in rows]),
+    ),
+    Bad(
+        "manifest with masks twice",
+        ("sites.csv", "'mask'", "mask_foreground"),
+        _table(lambda rows: [r | {"mask_foreground": r["mask"]} for r in rows]),
+    ),
+    Bad(
+        "manifest names a second mask that is not there",
+        ("line 2", "gone.png"),
+        _table(lambda rows: [rows[0] | {"mask": f"{rows[0]['mask']}|gone.png"}, *rows[1:]]),
     ),
     Bad("manifest with a case twice", ("case_00", "unique"), _table(lambda rows: [rows[0], *rows])),
     Bad(

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from configs.compose import ConfigError, compose, load
 from datamodules.cases import Case, check_cases
 from datamodules.errors import DataError
-from datamodules.folder import read_manifest
+from datamodules.manifest import read_manifest
 from federation.admission import Admission, Limits, quoted, unbounded
 from federation.checkpoint import Checkpoint, CheckpointError
 from federation.contract import Kind
