@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from algorithms import ALGORITHMS
 from algorithms.base import Algorithm
-from algorithms.functional.mixture import alpha_step
 from algorithms.recipe import Recipe, Training
 from federation.client import turn
 from federation.contract import Batch, Task
@@ -228,31 +227,6 @@ def test_alpha_moves_when_it_should(mix: str) -> None:
     always, _ = alphas(mix=mix, adapt="step")
     assert len(set(always)) == 5
     assert always[1] == once[1]
-
-
-def test_alpha_moves_by_the_rule_from_the_gradients_of_both_models() -> None:
-    worker = build("apfl", MOMENTUM, alpha=0.4, alpha_lr=0.3)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for tensor in worker.twin.parameters():
-            tensor.add_(0.1 * torch.randn_like(tensor))
-    reference = build("apfl", MOMENTUM, alpha=0.4)
-    reference.load_state_dict(worker.state_dict())
-    start = worker.keep().clone()
-    (batch,) = worker.batches(toy_sites()["s1"], seed=5, steps=1)
-    reference.loss(batch).backward()  # type: ignore[no-untyped-call]
-    own, shared = list(reference.twin.parameters()), list(reference.model.parameters())
-    expected = alpha_step(0.4, own, shared, [v.grad for v in own], [w.grad for w in shared], 0.3)  # type: ignore[misc]
-
-    worker.batches = lambda site, seed, steps: [batch]  # type: ignore[method-assign]
-    _, kept = one_turn(worker, steps=1, kept=start)
-    assert expected != pytest.approx(0.4, abs=1e-4)
-    assert float(kept["own"]["alpha"]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_alpha_takes_the_learning_rate_unless_told_otherwise() -> None:
-    assert build("apfl", Training(lr=0.123)).alpha_lr == 0.123
-    assert build("apfl", Training(lr=0.123), alpha_lr=0.5).alpha_lr == 0.5
 
 
 def test_alpha_zero_personal_is_the_shared_model_and_one_the_own(tmp_path: Path) -> None:
