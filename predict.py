@@ -11,8 +11,8 @@ EPILOG = """examples:
   python predict.py runs/iopfl --images new/ --view adapted               fitted to these images without labels
   python predict.py runs/ditto --site hospital_b --view global --images scan.nii.gz --probabilities
 
-Images are read and prepared as in training (PNG, JPEG, TIFF, NPY, NIfTI ...); masks have their size and, for NIfTI,
-their geometry. docs/prediction.md explains what is written."""
+Images are read and prepared as in training (PNG, JPEG, TIFF, NPY, NIfTI, NRRD ...); masks have their size and, of
+volumes, their geometry and format. docs/prediction.md explains what is written."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -82,11 +82,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         scale_8bit: Also 8-bit images become [0, 1] by data.intensity, so that files of several depths become alike.
         percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
-        axis: Of NIfTI volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical; auto: the one
+        axis: Of volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical; auto: the one
             whose voxels are thickest, at least 1.5 times as thick as the others, else 2.
-        canonical: Turn NIfTI volumes to one orientation first; false: axes and directions as stored.
-        mask_geometry: Where a NIfTI mask lies: as its "header" says, or voxel by voxel on its "image", for masks whose
-            header was lost.
+        canonical: Turn volumes to one orientation first; false: axes and directions as stored.
+        mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image", for masks
+            whose header was lost.
         spacing: Millimetres per pixel, [row, column] or [slice, row, column], whatever files say; null: as they say.
         per_site: What differs by site: {hospital_b: {mask_suffix: _gt, label_values: {255: 2}}}; a folder's
             ROOT/<site>/site.yaml says the same.

@@ -19,6 +19,7 @@ from datamodules.cases import Case, Pixels, Sample
 from datamodules.errors import DataError
 from datamodules.findings import Finding
 from datamodules.fingerprints import of_case
+from datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
 FORMAT = 9  # raise when what is stored, or how files are decoded, changes
@@ -203,8 +204,8 @@ def _stamp(name: str) -> list[Any]:
     path = Path(name)
     if not path.is_file():
         return [name]  # decoding will complain
-    status = path.stat()
-    return [name, status.st_size, status.st_mtime_ns]
+    states = [part.stat() for part in (path, *data_files(path)) if part.is_file()]
+    return [name, *(number for state in states for number in (state.st_size, state.st_mtime_ns))]
 
 
 def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels: NDArray[np.uint8]) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from datamodules.cases import Case
+from datamodules.readers.headers import data_files
 
 CHUNK = 2**20
 
@@ -26,9 +27,16 @@ def of_case(case: Case) -> tuple[str, str]:
 
 
 def file_digest(file: str) -> str:
-    """The digest of a file's bytes, read once in a process as long as it is not written to; empty for no file."""
-    path = Path(file)
-    if not file or not path.is_file():
+    """The digest of a file's bytes, read once in a process as long as it is not written to; empty for no file.
+
+    Files that hold the voxels of a header count with it.
+    """
+    digests = [_digest_of(path) for path in (Path(file), *data_files(Path(file)))] if file else [""]
+    return digests[0] if len(digests) == 1 else hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    if not path.is_file():
         return ""
     status = path.stat()
     return _digest(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))

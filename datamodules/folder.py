@@ -38,7 +38,7 @@ class FolderDataModule(MultiCenterDataModule):
     say how files are read); other columns are ignored. Paths are relative to the manifest. An empty mask is
     a case without label. ``group``, where filled, is what a split may not cut, else ``patient``, else the case itself.
     ROOT/sites.csv is taken as the manifest when it exists. PNG, JPEG, TIFF, PPM, GIF, BMP and NPY hold 2-D images,
-    NIfTI holds volumes.
+    NIfTI, NRRD, MHA and MHD hold volumes.
 
     Args:
         root: Folder with one folder per site, or with sites.csv.

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from datamodules.cases import Case, check_cases, join_shared
 from datamodules.findings import Finding, Report, few
-from datamodules.readers import stem_of
+from datamodules.readers import stem_of, suffix_of
+from datamodules.readers.itk import INSTALL
+from datamodules.readers.itk import missing as lacks_itk
+from datamodules.readers.kinds import ITK
 
 MASK_WORDS = re.compile(r"(^|[_\-. ])(mask|seg|segmentation|label|labels|gt|annotation|manual\d?)$", re.IGNORECASE)
 ODD_NAME = re.compile(r"(\bcopy\b|\bkopie\b|\(\d+\)|~|[^\x20-\x7e]|^\s|\s$|\s\s)", re.IGNORECASE)
@@ -69,7 +72,7 @@ def listed(cases: Sequence[Case], states_patients: Callable[[str], bool], report
         report: Told of everything that would stop a run, or that a user should know.
     """
     in_order = sorted(cases, key=lambda case: (case.site, case.case))
-    kept = check_cases(join_shared(in_order, report), report)
+    kept = _decodable(check_cases(join_shared(in_order, report), report), report)
     for finding in (
         *_not_labelled(kept),
         *_at_two_sites(kept, states_patients),
@@ -78,6 +81,22 @@ def listed(cases: Sequence[Case], states_patients: Callable[[str], bool], report
     ):
         report(finding)
     return kept
+
+
+def _decodable(cases: list[Case], report: Report) -> list[Case]:
+    """Cases that need no library but those that are installed; one finding names all others."""
+    lacking = {id(case): name for case in cases for name in _files(case) if suffix_of(Path(name)) in ITK}
+    if not lacking or not lacks_itk():
+        return cases
+    case = next(case for case in cases if id(case) in lacking)
+    more = f", as {len(lacking) - 1} more cases do" if len(lacking) > 1 else ""
+    what = f"needs the package SimpleITK{more}"
+    report(Finding("unreadable file", what, INSTALL, case.site, case.case, lacking[id(case)]))
+    return [case for case in cases if id(case) not in lacking]
+
+
+def _files(case: Case) -> tuple[str, ...]:
+    return (*case.image_files, *case.mask_files)
 
 
 def _not_labelled(cases: Iterable[Case]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from datamodules.errors import DataError
 from datamodules.findings import refuse
 from datamodules.folder import FolderDataModule
 from datamodules.pairing import by_modality
-from datamodules.readers import VOLUMES, put_back, stem_of, suffix_of
+from datamodules.readers import VOLUMES, stem_of, suffix_of, write_back
 from datamodules.sampling import Pick, Plan
 from datamodules.site import SliceSet
 from datamodules.site_folders import files_by_folder
@@ -154,17 +154,15 @@ class NewImages:
             name: Of the file, without type.
 
         Returns:
-            The file: NIfTI (0 and 1, or probabilities) with the affine and header of a NIfTI image; else a PNG (0 and
+            The file: of a volume one of its format (0 and 1, or probabilities) with its geometry; else a PNG (0 and
             255) for a mask and an (H, W) NPY for probabilities.
         """
         folder.mkdir(parents=True, exist_ok=True)
         source = Path(self.images[number].case.image)
         values = array.astype(np.uint8) if array.dtype == np.bool_ else array
         if suffix_of(source) in VOLUMES:
-            import nibabel
-
-            path = folder / f"{name}.nii.gz"
-            nibabel.save(put_back(values, source, self.data.reading_of(self.images[number].case.site)), path)
+            reading = self.data.reading_of(self.images[number].case.site)
+            path = write_back(values, source, reading, folder, name)
         elif array.dtype == np.bool_:
             path = folder / f"{name}.png"
             Image.fromarray(values[0] * np.uint8(255)).save(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from datamodules.findings import Finding, Report, few, refuse
 from datamodules.pairing import folder_cure
 from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
+from datamodules.readers.headers import data_files
 
 KNOWN = (*FLAT, *VOLUMES)
 NO_CASES = {"thumbs.db", "desktop.ini"}
@@ -164,8 +165,11 @@ def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[s
         site: Whose folder it is.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if _hidden(path):
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    # an .mhd has its voxels beside it
+    held = {part for path in paths for part in data_files(path) if suffix_of(part) not in KNOWN}
+    for path in paths:
+        if _hidden(path) or path in held:
             continue
         stem = stem_of(path)
         if path.is_dir():

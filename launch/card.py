@@ -245,7 +245,7 @@ def _steps(facts: dict[str, Any]) -> list[str]:
     if facts["activation"] == "softmax":
         threshold = "each pixel goes to the most probable of background (1 minus the sum) and regions"
     return [
-        f"Orientation: a NIfTI volume is {cut}. Flat images stay as stored.",
+        f"Orientation: a volume is {cut}. Flat images stay as stored.",
         f"Intensity, at full size: 8-bit values stay as they are until step 5. Of all others {rule}."
         + (f" Images of training were {told}." if told else ""),
         f"Colour: {colour}.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK
 from PIL import Image
 
 from tests.data_files import make_site, picture, save, save_volume, square, write_manifest
@@ -156,7 +157,32 @@ def _without_space(world: World) -> None:
         zipped.write_bytes(gzip.compress(bytes(content)))
 
 
-SUFFIXES = (".png", ".jpg", ".tif", ".gif", ".bmp", ".pgm", ".npy", ".nii", ".nii.gz")
+def _itk(suffix: str, change: Callable[[bytes], bytes], kind: str = "images") -> Callable[[World], object]:
+    """A volume as image and mask, stored without compression, one of them changed afterwards."""
+
+    def spoil(world: World) -> None:
+        voxels = np.random.default_rng(0).normal(100, 9, (4, 16, 16)).astype(np.float32)
+        outline = np.zeros(voxels.shape, np.uint8)
+        outline[1:3, 2:9, 4:12] = 1
+        for role, array in {"images": voxels, "masks": outline}.items():
+            world.picture(kind=role).unlink()
+            path = world.picture(kind=role).with_suffix(suffix)
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path))
+            if role == kind:
+                path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def _without_voxels(world: World) -> None:
+    _itk(".mhd", lambda content: content)(world)
+    world.picture().with_suffix(".raw").unlink()
+
+
+SUFFIXES = (
+    *(".png", ".jpg", ".tif", ".gif", ".bmp", ".pgm", ".npy", ".nii", ".nii.gz"),
+    *(".nrrd", ".nhdr", ".mha", ".mhd"),
+)
 GARBAGE = {"empty": b"", "text": b"this is no picture\n" * 9, "cut": b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00"}
 CASE = ("north", "case_03")
 
@@ -331,6 +357,38 @@ BAD_DATA = (
             save_volume(w.root / "north/masks/case_03.nii.gz", np.ones((16, 16, 3), np.uint8)),
         ),
     ),
+    *(
+        Bad(f"{kind} {suffix} cut short", (*CASE, "cut short", "replace"), _itk(suffix, lambda b: b[:-40], kind))
+        for suffix in (".nrrd", ".mha")
+        for kind in ("images", "masks")
+    ),
+    Bad(
+        "NRRD of other sizes",
+        (*CASE, "export it again"),
+        _itk(".nrrd", lambda b: b.replace(b"sizes: 16 16 4", b"sizes: 16 16 3")),
+    ),
+    Bad(
+        "MHD of other sizes",
+        (*CASE, "export it again"),
+        _itk(".mhd", lambda b: b.replace(b"DimSize = 16 16 4", b"DimSize = 16 16 3")),
+    ),
+    Bad(
+        "NRRD of an odd encoding",
+        (*CASE, "odd", "replace"),
+        _itk(".nrrd", lambda b: b.replace(b"encoding: raw", b"encoding: odd")),
+    ),
+    Bad(
+        "NRRD without voxel size",
+        (*CASE, "SetSpacing"),
+        _itk(".nrrd", lambda b: b.replace(b"(0,1,0)", b"(0,0,0)")),
+    ),
+    Bad(
+        "MHA without voxel size",
+        (*CASE, "SetSpacing"),
+        _itk(".mha", lambda b: b.replace(b"ElementSpacing = 1 1 1\n", b"")),
+    ),
+    Bad("MHD without voxels", (*CASE, "case_03.raw", "copy it"), _without_voxels),
+    Bad("voxels without MHD", ("stray.raw", "move"), lambda w: (w.root / "north/images/stray.raw").write_bytes(b"x")),
     Bad("no site", ("holds no site",), lambda w: [shutil.rmtree(p) for p in w.root.iterdir()]),
     Bad(
         "manifest without a site column",

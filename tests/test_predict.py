@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -199,6 +200,36 @@ def test_volumes_keep_their_geometry_and_are_measured_in_millimetres(volumes: Ru
         assert table.loc[name, "pixels"] == (mask.get_fdata() > 0).sum()
         assert table.loc[name, "volume_mm3"] == pytest.approx(table.loc[name, "pixels"] * 0.8 * 1.2 * 3.0, rel=1e-5)
         assert np.isnan(table.loc[name, "area_mm2"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "written"), [(".nrrd", ".nrrd"), (".nhdr", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")]
+)
+def test_volumes_of_other_formats_keep_theirs(volumes: RunFolder, tmp_path: Path, ending: str, written: str) -> None:
+    """The same volume stored as NIfTI and in another format gets the same mask in the same place."""
+    source = next(iter(sorted((moved(volumes) / "a" / "images").iterdir())))
+    image = SimpleITK.ReadImage(str(source))
+    (tmp_path / "new").mkdir()
+    SimpleITK.WriteImage(image, str(tmp_path / "new" / f"v{ending}"))
+    shutil.copy(source, tmp_path / "v.nii.gz")
+    words = ("--site", "a", "--probabilities", "--no-overlay")
+    assert call(volumes.path, "--images", tmp_path / "v.nii.gz", "--out", tmp_path / "one", *words) == 0
+    assert call(volumes.path, "--images", tmp_path / "new", "--out", tmp_path / "two", *words) == 0
+    image = SimpleITK.ReadImage(str(tmp_path / "new" / f"v{ending}"))
+    for kind in ("masks", "probabilities"):
+        expected = SimpleITK.ReadImage(str(tmp_path / "one" / kind / "v_foreground.nii.gz"))
+        found = SimpleITK.ReadImage(str(tmp_path / "two" / kind / f"v_foreground{written}"))
+        assert [path.name for path in (tmp_path / "two" / kind).iterdir()] == [f"v_foreground{written}"]
+        assert found.GetSize() == image.GetSize()
+        for place in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(found, place)() == pytest.approx(getattr(image, place)(), abs=1e-9)
+            assert getattr(found, place)() == pytest.approx(getattr(expected, place)(), abs=1e-4)
+        arrays = [SimpleITK.GetArrayFromImage(one) for one in (found, expected)]
+        assert arrays[0].dtype == arrays[1].dtype
+        assert np.array_equal(*arrays)
+        assert len(np.unique(arrays[0])) > 1
+    sizes = [pd.read_csv(tmp_path / name / "sizes.csv")["volume_mm3"][0] for name in ("one", "two")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
 
 def test_a_single_slice_has_an_area(volumes: RunFolder, tmp_path: Path) -> None:

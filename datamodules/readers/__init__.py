@@ -25,7 +25,7 @@ from datamodules.readers.labels import map_labels, unknown_labels
 from datamodules.readers.layers import Layer, combine
 from datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
 from datamodules.readers.stored import Stored, seen
-from datamodules.readers.volumes import put_back
+from datamodules.readers.volumes import put_back, write_back
 
 __all__ = [
     "FLAT",
@@ -60,4 +60,5 @@ __all__ = [
     "stem_of",
     "suffix_of",
     "unknown_labels",
+    "write_back",
 ]

@@ -21,7 +21,7 @@ from datamodules.readers.layers import Layer, check_region, combine, of_region
 from datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
 from datamodules.readers.settings import Reading
 from datamodules.readers.stored import Stored, seen
-from datamodules.readers.volumes import AXIAL, apart, as_image, geometry, nifti
+from datamodules.readers.volumes import AXIAL, apart, as_image, geometry, read_volume
 
 Role = Literal["image", "mask"]
 GRID_CURE = "export both on one grid, or correct the pairing"
@@ -37,7 +37,7 @@ DECODERS: dict[str, Callable[[Path, Reading], Stored]] = {
     **dict.fromkeys((".ppm", ".pgm"), _flat(netpbm)),
     **dict.fromkeys((".tif", ".tiff"), _flat(tiff)),
     ".npy": _flat(numpy_array),
-    **dict.fromkeys(VOLUMES, nifti),
+    **dict.fromkeys(VOLUMES, read_volume),
 }
 
 
@@ -191,7 +191,7 @@ def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
         if both:
             reading = as_image(reading, image)
             like = image if role == "mask" and reading.mask_geometry == "image" else None
-            stored = nifti(path, reading, like)
+            stored = read_volume(path, reading, like)
         else:
             stored = decode(path, reading)
     except DataError as error:
@@ -199,6 +199,8 @@ def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
     except Exception as error:  # decoders raise what they like on broken bytes
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{case}: {role} {path} cannot be read ({told}); replace the file or leave it out") from error
+    if role == "image" and stored.segments:
+        raise DataError(f"{case}: image {path} is a segmentation; move it to the masks, or leave the case out")
     if 0 in stored.values.shape:
         raise DataError(f"{case}: {role} {path} has no pixels; replace the file or leave it out")
     return stored

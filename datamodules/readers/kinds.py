@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Spacing = tuple[float, float, float]
 
-VOLUMES = (".nii", ".nii.gz")
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".seg.nrrd", ".nhdr", ".mha", ".mhd")  # read through SimpleITK
+VOLUMES = (*NIFTI, *ITK)
+DOUBLE = (".nii.gz", ".seg.nrrd")
 FLAT = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".bmp", ".npy")
 
 
 def suffix_of(path: Path) -> str:
-    """The file's type in lower case; ``.nii.gz`` is one suffix."""
+    """The file's type in lower case; ``.nii.gz`` is one suffix, and so is ``.seg.nrrd`` of 3D Slicer."""
     name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+    return next((double for double in DOUBLE if name.endswith(double)), path.suffix.lower())
 
 
 def stem_of(path: Path) -> str:

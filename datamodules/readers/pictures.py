@@ -218,6 +218,7 @@ def flat(array: Array) -> Array:
         raise DataError(f"is {sides(array.shape)}: a 2-D image is (H, W) or (H, W, C)")
     if array.shape[2] > MOST_CHANNELS:
         raise DataError(
-            f"is {sides(array.shape)}: more than {MOST_CHANNELS} channels; channels come last, and volumes are NIfTI"
+            f"is {sides(array.shape)}: more than {MOST_CHANNELS} channels; channels come last, and volumes are NIfTI, "
+            "NRRD or MHA"
         )
     return array[None]

@@ -25,6 +25,7 @@ class Stored:
         axis: Along which a volume was cut; None of a picture.
         step: Between neighbouring values of a volume stored with a scale factor; 0 without.
         plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
+        segments: Label ids and names of the segments of a segmentation, where the file tells them.
     """
 
     values: Array
@@ -37,6 +38,7 @@ class Stored:
     step: float = 0.0
     axis: int | None = None
     plane: str = ""
+    segments: tuple[tuple[int, str], ...] = ()
 
 
 def seen(stored: Stored) -> Array:
