@@ -23,6 +23,7 @@ from datamodules.consistency import (
     mixed_depths,
     palettes_differ,
     planes_differ,
+    segments_differ,
 )
 from datamodules.duplicates import Copies, prints
 from datamodules.errors import DataError, nearest
@@ -428,6 +429,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 )
         colours = [entry.colours for entry in store.entries]
         for problem in palettes_differ(zip(store.cases, colours, strict=True), self.reading_of(site)):
+            self.tell(problem)
+        for problem in segments_differ(zip(store.cases, colours, strict=True)):
             self.tell(problem)
         return store
 

@@ -22,7 +22,7 @@ from datamodules.fingerprints import of_case
 from datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 9  # raise when what is stored, or how files are decoded, changes
+FORMAT = 10  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)

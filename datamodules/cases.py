@@ -82,7 +82,7 @@ class Sample:
         labels: (D, H, W) uint8 label ids, or None.
         spacing: Millimetres per voxel (slice, row, column), or None when unknown: scores are then in pixels.
         notes: What reading the files had to decide and a user should know.
-        colours: Label ids and their colours, of a mask whose palette's indices are the ids.
+        colours: Label ids and their colours, of a mask whose palette's indices are the ids; or names.
         prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
         plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from datamodules.cases import Case, Pixels
 from datamodules.findings import Finding, few
-from datamodules.readers import Array, Reading
+from datamodules.readers import SEGMENT, Array, Reading
 
 EIGHT_BIT = "uint8"
 
@@ -99,6 +99,8 @@ def palettes_differ(cases: Iterable[tuple[Case, Iterable[tuple[int, str]]]], rea
     names: dict[str, None] = {}
     for case, colours in cases:
         for label, colour in colours:
+            if colour.startswith(SEGMENT):
+                continue
             names[colour] = None
             known, other = first.setdefault(label, (colour, case))
             if known != colour and culprit is None:
@@ -108,3 +110,33 @@ def palettes_differ(cases: Iterable[tuple[Case, Iterable[tuple[int, str]]]], rea
         pairs = ", ".join(f"'{name}': ID" for name in names if name != "0,0,0")
         cure = f"say what the colours mean, data.label_values={{{pairs}}}"
         yield Finding("palettes differ", clash, cure, culprit.site, culprit.case, culprit.mask or "")
+
+
+def segments_differ(cases: Iterable[tuple[Case, Iterable[tuple[int, str]]]]) -> Iterator[Finding]:
+    """Segmentations of one site that name a label, or number a name, in several ways: each was numbered for itself.
+
+    Args:
+        cases: Cases of the site, their label ids and what they are called.
+    """
+    names: dict[int, tuple[str, Case]] = {}
+    labels: dict[str, tuple[int, Case]] = {}
+    clashes: list[tuple[str, Case]] = []
+    for case, told in cases:
+        for label, called in told:
+            name = called.removeprefix(SEGMENT).strip().casefold()
+            if not called.startswith(SEGMENT) or not name:
+                continue
+            known, first = names.setdefault(label, (name, case))
+            number, earlier = labels.setdefault(name, (label, case))
+            if number != label:
+                clashes.append((f"has {name!r} as label {label}, case {earlier.case!r} has it as {number}", case))
+            elif known != name:
+                clashes.append((f"has {name!r} as label {label}, case {first.case!r} has {known!r}", case))
+    if clashes:
+        what, case = clashes[0]
+        cure = (
+            "none needed where labels mean the same; else give each segment one label in all files (3D Slicer: export "
+            "them with one colour table)"
+        )
+        more = f" ({len(clashes)} in all)" if len(clashes) > 1 else ""
+        yield Finding("segments differ", what + more, cure, case.site, case.case, case.mask or "")

@@ -54,6 +54,7 @@ KINDS: Mapping[str, Severity] = {
     "white is zero": "warning",
     "mixed bit depth": "warning",
     "planes differ": "warning",
+    "segments differ": "warning",
     "slice order": "warning",
     "mask among images": "warning",
     "drawing in transparency": "note",

@@ -387,6 +387,47 @@ def test_a_segmentation_is_no_image(tmp_path: Path) -> None:
     )
 
 
+def segmented(root: Path, *named: tuple[tuple[int, str], ...]) -> None:
+    """A site whose segmentations name their labels as given, the last of them in all further files."""
+    for number in range(6):
+        labels = np.zeros((16, 16, 3), np.uint8)
+        labels[2:6, 3 + number : 8], labels[8:12, 3 + number : 8] = 1, 2
+        image = (np.random.default_rng(number).normal(100, 10, labels.shape) + 50 * labels).astype(np.int16)
+        store(root / "a" / "images" / f"v{number}.nrrd", image, PLAIN)
+        (root / "a" / "masks").mkdir(parents=True, exist_ok=True)
+        segments = ((label, name, 0) for label, name in named[min(number, len(named) - 1)])
+        segmentation(root / "a" / "masks" / f"v{number}.seg.nrrd", labels, *segments)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ((((1, "disc"), (2, "cup")), ((1, "Disc"), (2, " cup"))), ""),
+        ((((1, "disc"), (2, "cup")), ((1, "cup"), (2, "disc"))), "has 'cup' as label 1, case 'v0' has it as 2"),
+        ((((1, "disc"), (2, "cup")), ((1, "disc"), (2, "vessel"))), "has 'vessel' as label 2, case 'v0' has 'cup'"),
+        ((((1, "disc"),), ()), ""),
+    ],
+)
+def test_segments_of_other_names_are_told(tmp_path: Path, named: Any, told: str) -> None:
+    segmented(tmp_path, *named)
+    knobs: dict[str, Any] = {"regions": {"disc": [1], "cup": [2]}, "size": [20, 24]}
+    of_run = folder(tmp_path, **knobs).findings
+    of_check = check(FolderDataModule(root=str(tmp_path), **knobs)).findings
+    for findings in (of_run, of_check):
+        found = [finding for finding in findings if finding.kind == "segments differ"]
+        assert len(found) == bool(told)
+        assert not found or (told in found[0].what and found[0].case == "v1" and found[0].severity == "warning")
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_names_of_segments_survive_the_cache(tmp_path: Path, cache: str) -> None:
+    segmented(tmp_path / "data", ((1, "disc"),), ((1, "cup"),))
+    knobs: dict[str, Any] = {"regions": {"disc": [1], "cup": [2]}, "cache": cache, "cache_dir": str(tmp_path / "cache")}
+    for _ in range(2):
+        kinds = [finding.kind for finding in folder(tmp_path / "data", **knobs).findings]
+        assert kinds.count("segments differ") == 1
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +473,40 @@ def test_changed_voxels_are_noticed(tmp_path: Path, ending: str) -> None:
     assert path.read_bytes() == header
     assert file_digest(str(path)) != before[0]
     assert _identity(case) != before[1]
+
+
+LISTS = {
+    "mhd list": (
+        ".mhd",
+        "ElementDataFile = a.raw",
+        "ElementDataFile = LIST\n" + "".join(f"s{k}.raw\n" for k in range(8)),
+    ),
+    "mhd pattern": (".mhd", "ElementDataFile = a.raw", "ElementDataFile = s%01d.raw 0 7 1"),
+    "nhdr list": (".nhdr", "data file: a.raw", "data file: LIST\n" + "\n".join(f"s{k}.raw" for k in range(8))),
+    "nhdr pattern": (".nhdr", "data file: a.raw", "data file: s%01d.raw 0 7 1"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_voxels_in_a_file_for_each_slice(tmp_path: Path, kind: str) -> None:
+    ending, before, after = LISTS[kind]
+    path = store(tmp_path / f"a{ending}", volume(), PLAIN)
+    expected, alone = read(path).image, file_digest(str(path))
+    (tmp_path / "a.raw").unlink()
+    for number in range(SHAPE[2]):
+        (tmp_path / f"s{number}.raw").write_bytes(volume()[..., number].tobytes(order="F"))
+    edited(path, lambda text: text.replace(before, after))
+    assert np.array_equal(read(path).image, expected)
+    assert list(image_files(tmp_path, refuse)) == ["a"]
+    digest = file_digest(str(path))
+    assert digest != alone
+    content = (tmp_path / "s5.raw").read_bytes()
+    (tmp_path / "s5.raw").write_bytes(content[::-1])
+    assert file_digest(str(path)) != digest
+    (tmp_path / "s5.raw").write_bytes(content[:-2])
+    refused(path, "cut short")
+    (tmp_path / "s5.raw").unlink()
+    refused(path, "s5.raw", "copy it beside the header")
 
 
 # --- without the library ----------------------------------------------------------------------------------------------

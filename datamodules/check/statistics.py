@@ -20,6 +20,7 @@ from datamodules.consistency import (
     mixed_depths,
     palettes_differ,
     planes_differ,
+    segments_differ,
 )
 from datamodules.findings import Finding
 from datamodules.readers import unknown_labels
@@ -238,6 +239,7 @@ def site_findings(sites: Sequence[SiteStatistics], data: MultiCenterDataModule) 
     yield from planes_differ({site.site: site.planes for site in sites})
     for one in sites:
         yield from palettes_differ(one.colours, data.reading_of(one.site))
+        yield from segments_differ(one.colours)
     yield from _sites_differ(sites, data.regions)
 
 

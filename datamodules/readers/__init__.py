@@ -18,7 +18,7 @@ from datamodules.readers.case import (
     nothing,
     read_case,
 )
-from datamodules.readers.drawing import ids_by_colour
+from datamodules.readers.drawing import SEGMENT, ids_by_colour
 from datamodules.readers.intensity import scale
 from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
 from datamodules.readers.labels import map_labels, unknown_labels
@@ -31,6 +31,7 @@ __all__ = [
     "FLAT",
     "GRID_CURE",
     "PLACE_CURE",
+    "SEGMENT",
     "VOLUMES",
     "Array",
     "Axis",

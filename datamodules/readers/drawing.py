@@ -19,6 +19,7 @@ from datamodules.readers.stored import Stored
 
 Tell = Callable[[Finding], None]
 MOST_NAMED = 6
+SEGMENT = "segment "  # before a name, where a label has one rather than a colour
 
 
 def drawing(stored: Stored, reading: Reading, tell: Tell) -> tuple[Array, int | None]:
@@ -191,9 +192,9 @@ def _ruled(greys: list[int], reading: Reading) -> bool:
 
 
 def ids_by_colour(stored: Stored, reading: Reading) -> tuple[tuple[int, str], ...]:
-    """Label ids with their colours, of a mask whose palette's indices are the ids."""
+    """Label ids with their colours, of a mask whose palette's indices are the ids; of a segmentation with names."""
     if stored.palette is None:
-        return ()
+        return tuple((label, f"{SEGMENT}{name}") for label, name in stored.segments)
     codes, used = codes_of(stored.palette), distinct(stored.values[..., 0])
     seen = codes[used].tolist()
     if seen == used or len(set(seen)) == 1 or _meaning(stored, codes, used, reading) != "indices":
