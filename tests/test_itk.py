@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -260,6 +261,53 @@ def test_other_files_are_refused(tmp_path: Path, ending: str, content: bytes) ->
     path = tmp_path / f"a{ending}"
     path.write_bytes(content)
     refused(path, "replace the file")
+
+
+IMPOSSIBLE = (
+    *((".mha", r"NDims = 3", f"NDims = {number}") for number in ("-3", "0", "99", "x", "")),
+    *((".mha", r"DimSize = .*", f"DimSize = {sizes}") for sizes in ("6 7", "6 7 -8", "6 7 8 9", "6 7 9999999999999")),
+    (".mha", r"TransformMatrix = .*", "TransformMatrix = 1 0 0 1"),
+    (".mha", r"Offset = .*", "Offset = 0 0"),
+    (".mha", r"CompressedDataSize = .*", "CompressedDataSize = -1"),
+    (".mha", r"ElementType = .*", "ElementType = short"),
+    (".nrrd", r"dimension: 3", "dimension: -3"),
+    (".nrrd", r"sizes: .*", "sizes: 6 7 9999999999999"),
+)
+
+
+@pytest.mark.parametrize(("ending", "right", "wrong"), IMPOSSIBLE)
+def test_headers_that_cannot_be_right_are_refused(tmp_path: Path, ending: str, right: str, wrong: str) -> None:
+    """Some of these end the process in the library."""
+    path = store(tmp_path / f"a{ending}", volume(), PLAIN, compress=True)
+    assert re.search(right, path.read_bytes().decode("latin-1"))
+    refused(edited(path, lambda text: re.sub(right, wrong, text)), "cannot be right", "replace the file")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("compress", [False, True])
+def test_damaged_headers_are_read_or_refused(tmp_path: Path, ending: str, compress: bool) -> None:
+    path = store(tmp_path / f"a{ending}", volume(), PLAIN, compress)
+    content, rng = path.read_bytes(), random.Random(0)
+    told = []
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(min(len(damaged), 400))
+            damaged[place : place + rng.randint(0, 3)] = rng.choice([b"9", b"-", b" ", b"\n", b"%d", b"x", b""])
+        path.write_bytes(damaged)
+        told.append(told_of(path))
+    assert "" in told
+    assert {*told} - {""}
+    assert not [message for message in told if "\n" in message or len(message) > 900]
+
+
+def told_of(path: Path) -> str:
+    """Why a file is refused; empty where it is read."""
+    try:
+        read(path)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:

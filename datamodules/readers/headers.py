@@ -17,6 +17,12 @@ META = (".mha", ".mhd")
 DETACHED = (".mhd", ".nhdr")
 LONGEST = 2**20  # bytes of a line; a header is text
 MOST_FILES = 2**16
+MOST_SIDES = 8  # dimensions that are told apart from nonsense
+MOST_VOXELS = 2**40
+META_NUMBERS = {  # numbers that a field has: dimensions to this power
+    **dict.fromkeys(("elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"), 1),
+    **dict.fromkeys(("transformmatrix", "rotation", "orientation"), 2),
+}
 CHUNK = 2**20
 AUTO, GZIP = 47, b"\x1f\x8b"  # zlib's bits for either kind of stream, and how one of gzip begins
 AGAIN = "replace the file or leave it out"
@@ -130,6 +136,32 @@ def check_files(header: Header) -> None:
             raise DataError(f"names the file {file.name} for its voxels, which is not there; copy it beside the header")
 
 
+def check_numbers(header: Header) -> None:
+    """Refuses a header whose numbers cannot be, some of which end the process in the library that decodes the file."""
+    fields = header.fields
+    name, sizes = ("ndims", "dimsize") if header.meta else ("dimension", "sizes")
+    sides = fields.get(name, "")
+    wanted = {sizes: 1, **(META_NUMBERS if header.meta else {})}
+    _expect(sides.isdecimal() and 1 <= int(sides) <= MOST_SIDES, name, sides)
+    for field, power in wanted.items():
+        words = fields.get(field, "").split()
+        if field == sizes or field in fields:
+            told = len(words) == int(sides) ** power and all(_is_number(word) for word in words)
+            _expect(told, field, fields.get(field, ""))
+    grid = fields[sizes].split()
+    _expect(all(word.isdecimal() and int(word) > 0 for word in grid), sizes, fields[sizes])
+    _expect(math.prod(int(word) for word in grid) < MOST_VOXELS, sizes, fields[sizes])
+    for field in ("elementnumberofchannels", "compresseddatasize"):
+        _expect(fields.get(field, "1").isdecimal(), field, fields.get(field, ""))
+    _expect(not header.meta or list(fields).index(name) < list(fields).index(sizes), name, sides)
+    _expect(not header.meta or fields.get("elementtype", "").startswith("MET_"), "elementtype", "")
+
+
+def _expect(told: bool, field: str, value: str) -> None:
+    if not told:
+        raise DataError(f"has a header that cannot be right ({field}: {value[:40] or 'nothing'}); {AGAIN}")
+
+
 def check_text(header: Header, cure: str) -> None:
     """Refuses what a decoder would pass over: no voxel size, other units than millimetres, values to be scaled.
 
@@ -162,6 +194,14 @@ def _nrrd_sizes(fields: Mapping[str, str]) -> tuple[list[float], str]:
     return sizes or [_number(word) for word in fields.get("spacings", "").split()], " ".join(sorted(units))
 
 
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _number(word: str) -> float:
     try:
         return float(word)
@@ -176,6 +216,10 @@ def check_bytes(header: Header, expected: int) -> None:
         header: Of a file.
         expected: Bytes of all voxels.
     """
+    packed = int(header.fields.get("compresseddatasize", "0"))
+    there = sum(file.stat().st_size for file in header.files or (header.path,))
+    if packed > there:
+        raise DataError(f"is cut short: {there} of {packed} compressed bytes are there; {AGAIN}")
     held = _held(header)
     if held is None or held == expected:
         return

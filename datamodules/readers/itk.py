@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import DataError
-from datamodules.readers.headers import AGAIN, META, Header, check_bytes, check_files, check_text, read_header
+from datamodules.readers.headers import (
+    AGAIN,
+    META,
+    Header,
+    check_bytes,
+    check_files,
+    check_numbers,
+    check_text,
+    read_header,
+)
 from datamodules.readers.kinds import Array, suffix_of
 from datamodules.readers.placed import Affine, Volume, check_affine, check_shape
 
@@ -39,6 +48,7 @@ def open_itk(path: Path) -> Volume:
             does not say where the voxels lie.
     """
     itk, header = _library(), read_header(path)
+    check_numbers(header)
     check_files(header)
     reader = _reader(itk, path)
     size, channels = reader.GetSize(), reader.GetNumberOfComponents()
