@@ -62,7 +62,7 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list
     told = [a for a in arguments if "=" in a and not Path(a).exists() and "/" not in a.partition("=")[0]]
     places = [argument for argument in arguments if argument not in told]
     elsewhere = [argument for argument in told if argument.partition("=")[0] in ELSEWHERE]
-    told = [argument for argument in told if argument not in elsewhere]
+    told = [_to_python(argument) for argument in told if argument not in elsewhere]
     values = parsed(told, Schema({}, {}, Options))
     known = {name: owner for owner in (Options, Place) for name in knobs(owner)}
     settings, errors = [], []
@@ -70,7 +70,7 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list
         own = {key: value for key, value in values.items() if known.get(key, Options) is owner}
         valid, problems = validated(owner, own, "", known.keys() - knobs(owner))
         settings.append(valid)
-        errors += [f"{problem} (see compare.py --help)" for problem in problems]
+        errors += [f"{problem.replace('global_', 'global')} (see compare.py --help)" for problem in problems]
     if errors:
         raise ConfigError("\n".join(errors))
     if not places:
@@ -81,10 +81,15 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list
         raise ConfigError(str(error)) from error
 
 
+def _to_python(argument: str) -> str:
+    """Python keeps the word global for itself; the setting of that name is the field global_."""
+    return argument.replace("global=", "global_=", 1) if argument.startswith("global=") else argument
+
+
 def help_text() -> str:
     """Usage and every knob."""
     every: dict[str, Knob] = {**knobs(Options), **knobs(Place)}
-    lines = [f"  {name}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
+    lines = [f"  {name.removesuffix('_')}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
     return "\n".join([USAGE, *lines])
 
 

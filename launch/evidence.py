@@ -73,7 +73,7 @@ def _cases(
     """Pictures of the models that validation chose, each with a seed that tested the case."""
     wanted: dict[tuple[Model, Model, int], dict[str, list[Extreme]]] = {}
     for verdict in verdicts:
-        if verdict.personal is not None and verdict.shared is not None and verdict.test:
+        if verdict.personal is not None and verdict.shared is not None and verdict.site in analysis.sites:
             for one in extremes(analysis, verdict.personal, verdict.shared, verdict.site, count):
                 group = wanted.setdefault((verdict.personal, verdict.shared, one.seed), {})
                 group.setdefault(verdict.site, []).append(one)
@@ -110,6 +110,7 @@ def extremes(analysis: Analysis, personal: Model, shared: Model, site: str, coun
     table = analysis.gain(personal, shared, site)
     if table is None:
         return []
+    table = table.droplevel("patient", axis=1)
     means = pd.Series(over_seeds(table.to_numpy()), index=table.columns).sort_values(ascending=False)
     chosen = pd.concat([means[means > 0].head(count), means[means < 0].tail(count)])
     found = []

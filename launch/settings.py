@@ -76,7 +76,7 @@ class Deployment:
         patience: seconds to wait for them, at least until federation.min_sites are there.
         timeout: seconds to wait for a site's answer; a later one does not count: the round goes on without the site.
         case_scores: what the server is told of scores: means and numbers of cases of each site, or pseudonyms: every
-            case's scores under a name that only the site can resolve.
+            case's scores under a name that only the site can resolve, and that tells which cases are of one patient.
         cores: of the simulation: CPU cores of one site's turn.
         gpus: of the simulation: GPUs of one site's turn, such as 0.25.
     """

@@ -33,7 +33,7 @@ from launch.scoring import Scorer
 from launch.settings import SCHEMA
 from reporting import ReportingError
 from reporting.environment import library_versions
-from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
+from reporting.folder import METRICS, RunFolder, complete_lines, pseudonym, write_atomic
 from reporting.summary import as_means
 
 T = TypeVar("T")
@@ -217,7 +217,17 @@ class LaunchedSite:
             return rows
         if self.experiment.deployment.case_scores == "means":
             return as_means(pd.DataFrame(rows))
-        return [{**row, "case": self.pseudonym(row["case"]) if row["case"] else ""} for row in rows]
+        return [{**row, "case": self._told(row["case"]) if row["case"] else ""} for row in rows]
+
+    def _told(self, case: str) -> str:
+        """The pseudonym of a case; where its patient has several, it tells which cases are of one."""
+        patient = self._patients[case]
+        return pseudonym(self.pseudonym(case), "" if patient == case else self.pseudonym(f"patient {patient}"))
+
+    @cached_property
+    def _patients(self) -> dict[str, str]:
+        rows = self.experiment.data.splits()
+        return {row["case"]: row["patient"] for row in rows if row["site"] == self.local.site}
 
     def _file(self, rows: Sequence[Row]) -> None:
         """Append scores; those of a turn that is asked again are there already, and are the same."""
@@ -228,7 +238,7 @@ class LaunchedSite:
 
 
 class Pseudonyms:
-    """Names for cases that only this site can resolve: keyed hashes, the key lies in the site's own folder.
+    """Names for cases and patients that only this site can resolve: keyed hashes; the key lies in its own folder.
 
     Args:
         folder: of the site.
@@ -242,9 +252,9 @@ class Pseudonyms:
                 file.write(secrets.token_hex(32))
         self._key = bytes.fromhex(path.read_text())
 
-    def __call__(self, case: str) -> str:
-        """The same for the same case in every run at this site."""
-        return hmac.new(self._key, case.encode(), hashlib.sha256).hexdigest()[:16]
+    def __call__(self, name: str) -> str:
+        """The same for the same name in every run at this site."""
+        return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def _encoder(config: DictConfig, folder: Path) -> PretrainedEncoder | None:

@@ -125,6 +125,16 @@ def file_name(name: str) -> str:
     return re.sub(r'[\x00-\x1f/\\:*?"<>|%]', lambda match: f"%{ord(match.group()):02X}", name)
 
 
+def pseudonym(case: str, patient: str) -> str:
+    """A case's name at the server of sites on machines of their own, from keyed hashes of it and of its patient."""
+    return f"{patient}.{case}" if patient else case
+
+
+def patient_of(name: str) -> str:
+    """The patient whom a pseudonym tells; the case itself, where patients are unknown."""
+    return name.partition(".")[0]
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text`: a reader, or a kill at any instant, finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

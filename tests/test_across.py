@@ -30,8 +30,13 @@ from launch.across import check_transforms, other_versions
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
 from launch.site import Local, Opener
+from reporting.compare.analysis import Analysis
+from reporting.compare.gather import gather
+from reporting.compare.options import Options
+from reporting.compare.runs import LeftOut, read_run
 from reporting.environment import library_versions
 from reporting.folder import RunFolder
+from tests.data_files import picture, save, square
 from tests.flower_world import LoopbackGrid, app_of
 from tests.tiny_run import TINY
 
@@ -101,7 +106,40 @@ def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: 
     cases = set(run.scores()["case"])
     assert len(cases) == len(reference.scores().groupby(["site", "case"]))
     assert not any("case_" in case for case in cases)
+    compared = read_run(run.path, "dice")
+    assert not isinstance(compared, LeftOut)
+    assert compared.unknown == set(SITES)
     assert "case_00" not in texts(run.path)
+
+
+@pytest.mark.slow
+def test_pseudonyms_tell_which_cases_are_of_one_patient_and_such_runs_are_compared(tmp_path: Path) -> None:
+    for site in SITES:
+        for number in range(12):
+            name = f"P{number // 2}_{number % 2}.png"
+            save(tmp_path / "data" / site / "images" / name, picture(number + len(site)))
+            save(tmp_path / "data" / site / "masks" / name, square())
+    data = [
+        "data=folder",
+        "data.root=there",
+        "data.size=32",
+        "data.patient_pattern=^(P[0-9])_",
+        "data.split=[0.34,0.33,0.33]",
+    ]
+    own = [setting for setting in SMALL if not setting.startswith("data.")]
+    grid = grid_of(tmp_path / "sites", data_root=str(tmp_path / "data"))
+    found = []
+    for algorithm in ("fedavg", "ditto"):
+        output = tmp_path / algorithm
+        wanted = [f"algorithm={algorithm}", "deployment.case_scores=pseudonyms", f"output={output}"]
+        flower_server.run(grid, [*own, *data, *wanted])
+        assert not re.search(r"\bP\d", texts(output))
+        found.append(read_run(output, "dice"))
+    assert not [one for one in found if isinstance(one, LeftOut)]
+    analysis = Analysis(gather(found), Options(draws=100))
+    assert not analysis.gathered.unknown
+    assert set(analysis.overview.query("site != 'mean over sites'")["patients"]) == {2}
+    assert set(analysis.overview.query("site != 'mean over sites'")["cases"]) == {4}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -289,16 +290,22 @@ def test_folds_are_one_run_of_unseen_sites(tmp_path: Path) -> None:
 
 def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
     found = {verdict.site: verdict for verdict in verdicts(analysed(planted))}
+    assert list(found) == [OVERALL, "site_01", "site_02", "site_03"]
     assert found["site_02"].answer == "personal"
     assert found["site_03"].answer == "global"
-    assert found["site_01"].answer == "no difference shown"
-    assert re.match(
-        r"site_02 should use its personal model \(ditto\) rather than the global one \((fedavg|ditto)\): \+\d\.\d Dice "
-        r"\(95% interval \+\d+\.\d to \+\d+\.\d\), \d+ of \d+ cases better, corrected p (=|<) 0\.\d+\.$",
+    assert found["site_01"].answer == "equivalent"
+    assert re.fullmatch(
+        r"site_02: use the personal model \(ditto\), better than global model and training alone "
+        r"\(\d+ patients, \d+ cases\)\.",
         found["site_02"].text,
     )
+    assert re.fullmatch(
+        r"personal over global \((ditto, fedavg|ditto)\): \+\d\.\d Dice \(95% interval \+\d+\.\d to \+\d+\.\d\), "
+        r"\d+ of \d+ patients better, corrected p (=|<) 0\.\d+",
+        found["site_02"].details[0],
+    )
     assert found["site_02"].test["gain"] == pytest.approx(0.08, abs=0.02)
-    assert found["site_02"].aside.startswith("Taking part pays against training alone: ditto personal +")
+    assert not any(verdict.provisional for verdict in found.values())
 
 
 def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> None:
@@ -310,7 +317,7 @@ def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> N
         for seed in range(3)
         for case in RunFolder(planted / f"ditto-{seed}").splits().query("site == 'site_02' and split == 'test'")["case"]
     }
-    assert row["pairs"] == len(test_cases)
+    assert row["cases"] == row["patients"] == len(test_cases)
     scores = [RunFolder(planted / f"{name}").scores() for name in ("ditto-1", "fedavg-1")]
     mine, theirs = (
         table.query(
@@ -322,7 +329,8 @@ def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> N
     )
     gain = analysis.gain(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
     assert gain is not None
-    pd.testing.assert_series_equal(gain.loc[1].dropna().sort_index(), mine - theirs, check_names=False)
+    apart = gain.droplevel("patient", axis=1).loc[1].dropna().sort_index()
+    pd.testing.assert_series_equal(apart, mine - theirs, check_names=False)
 
 
 def test_the_pair_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None:
@@ -341,12 +349,12 @@ def test_negative_transfer_is_named(tmp_path: Path) -> None:
         write_run(tmp_path / f"local{seed}", "local", seed)
     analysis = analysed(tmp_path)
     found = {verdict.site: verdict for verdict in verdicts(analysis)}
-    assert (
-        found["site_02"].text
-        == "site_02: personal and global cannot be compared, these runs have no personal model for it."
+    assert found["site_02"].answer == "alone"
+    assert found["site_02"].text.startswith("site_02: train alone (local), better than global model (")
+    assert found["site_01"].text.startswith(
+        "site_01: personal and global model cannot be compared, these runs have no "
     )
-    assert found["site_02"].aside.startswith("Negative transfer: fedavg global does worse than training alone: −")
-    assert "no sure difference" in found["site_01"].aside
+    assert found["site_02"].provisional
     page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
     assert re.search(
         r"Negative transfer against local training, significant after Holm: site_02 with fedavg "
@@ -355,40 +363,73 @@ def test_negative_transfer_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_too_few_cases_say_which_p_they_could_give(tmp_path: Path) -> None:
+def test_too_few_patients_say_which_p_they_could_give(tmp_path: Path) -> None:
     sites = {"site_01": 10, "site_02": 24}
     write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", ""): 0.1})
-    small, large = verdicts(analysed(tmp_path))
-    assert small.answer == "too few cases"
-    told = "4 of 4 cases better; with 4 that differ and 2 sites tested, corrected p cannot be below 0.12."
+    _, small, large = verdicts(analysed(tmp_path))
+    assert small.answer == "too few patients"
+    told = "4 patients, 4 cases. With 4 patients that differ and 2 tests, corrected p cannot be below 0.12."
     assert told in small.text
     assert large.answer == "personal"
+    assert large.provisional
+
+
+SURE: Mapping[str, Any] = {"p_holm": 0.01, "smallest_p_holm": 0.001, "detectable": 0.03, "family": 3}
+NOTHING = {"p_holm": 0.4, "low": -0.03, "high": 0.03}
+
+
+def rows(**tests: Mapping[str, float]) -> dict[Any, Any]:
+    """Tests of one place: pg, pl and gl are personal against global, personal and global against alone."""
+    names = {"pg": ("personal", "global"), "pl": ("personal", "alone"), "gl": ("global", "alone")}
+    return {names[key]: {**SURE, **row} for key, row in tests.items()}
+
+
+UP, DOWN = {"low": 0.01, "high": 0.05}, {"low": -0.05, "high": -0.01}
 
 
 @pytest.mark.parametrize(
-    ("changes", "answer"),
+    ("tests", "answer"),
     [
-        ({}, "personal"),
-        ({"effect": -0.8, "low": -0.2, "high": -0.1}, "global"),
-        ({"low": -0.2, "high": -0.1}, "mixed"),  # the mean points the other way
-        ({"low": -0.1}, "mixed"),  # its interval holds 0
-        ({"low": float("nan"), "high": float("nan")}, "mixed"),
-        ({"p_holm": 0.051}, "no difference shown"),
-        ({"smallest_p_holm": 0.0625, "p_holm": 0.0625}, "too few cases"),
+        (rows(pg=UP), "personal"),  # training alone is missing
+        (rows(pg=UP, pl=UP, gl=NOTHING), "personal"),
+        (rows(pg=DOWN, pl=NOTHING, gl=UP), "global"),
+        (rows(pg=NOTHING, pl=DOWN, gl=DOWN), "alone"),
+        (rows(pg=UP, pl=NOTHING, gl=NOTHING), "not shown"),  # it may be worse than training alone, beyond the margin
+        (rows(pg=UP, pl={**NOTHING, "low": -0.015}, gl=NOTHING), "personal"),  # not worse beyond the margin
+        (rows(pg=UP, pl=DOWN, gl=DOWN), "alone"),  # better than the global model, and yet no reason to take part
+        (rows(pg=UP, pl={"low": -0.015, "high": -0.005}, gl=DOWN), "alone"),  # within the margin, but shown worse
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.015}), "equivalent"),
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.025}), "not shown"),
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.015}, pl=UP, gl=UP), "equivalent"),  # either will do
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.015}, pl=DOWN, gl=NOTHING), "not shown"),
+        (rows(pg={"low": -0.01, "high": 0.05}), "not shown"),  # the test speaks, the interval holds 0
+        (rows(pg={"low": np.nan, "high": np.nan}), "not shown"),
+        (rows(pg={**NOTHING, "p_holm": 0.0625, "smallest_p_holm": 0.0625}), "too few patients"),
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.01, "smallest_p_holm": 0.0625}), "too few patients"),
+        (rows(gl=UP), "global"),
+        (rows(gl=NOTHING), "not compared"),
+        ({}, "not compared"),
     ],
 )
-def test_answers(changes: Mapping[str, float], answer: str) -> None:
-    test = {"p_holm": 0.05, "smallest_p_holm": 0.001, "effect": 0.8, "low": 0.1, "high": 0.2, **changes}
-    assert answer_of(test, 0.05) == answer
+def test_answers(tests: Mapping[Any, Any], answer: str) -> None:
+    assert answer_of(tests, FEW) == answer
 
 
-def test_many_sites_can_make_cases_too_few(tmp_path: Path) -> None:
-    """Seven cases that all agree give p = 0.016; with eight sites Holm's correction takes that away."""
+def test_the_margin_moves_what_is_not_worse_and_equivalent() -> None:
+    tests = rows(pg={**NOTHING, "low": -0.01, "high": 0.025})
+    assert answer_of(tests, Options(margin=3)) == "equivalent"
+    tests = rows(pg=UP, pl={**NOTHING, "low": -0.015}, gl=NOTHING)
+    assert answer_of(tests, Options(margin=1)) == "not shown"
+
+
+def test_many_sites_can_make_patients_too_few(tmp_path: Path) -> None:
+    """Seven patients who all agree give p = 0.016; with eight sites Holm's correction takes that away."""
     sites = {f"site_{number:02d}": 18 for number in range(8)}
     write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", "site_00"): 0.2})
-    found = verdicts(analysed(tmp_path))
+    over, *found = verdicts(analysed(tmp_path))
     assert found[0].test["smallest_p"] < 0.05
-    assert {verdict.answer for verdict in found} == {"too few cases"}
+    assert {verdict.answer for verdict in found} == {"too few patients"}
+    assert over.answer == "not shown"
 
 
 def test_models_that_agree_in_one_metric_only_stay_two(tmp_path: Path) -> None:
@@ -418,7 +459,7 @@ def test_of_one_model_under_two_names_the_one_with_more_seeds_stays(tmp_path: Pa
     pd.read_csv(tmp_path / "ditto0/metrics.csv").query("view == 'global'").to_csv(fedavg, index=False)
     analysis = analysed(tmp_path)
     assert set(analysis.models) == {Model("ditto", "personal"), Model("ditto", "global")}
-    assert analysis.tests["seeds"].tolist() == [3, 3, 3]
+    assert analysis.tests["seeds"].tolist() == [3, 3, 3, 3]
 
 
 def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path) -> None:
@@ -430,7 +471,7 @@ def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path)
     assert analysis.ranked_seeds == [0, 1, 2]
     thin = {Model("ditto", "personal"), Model("ditto", "global")}
     assert set(analysis.models[-2:]) == thin
-    assert set(analysis.case_table.columns).isdisjoint(model.label for model in thin)
+    assert set(analysis.patient_table.columns).isdisjoint(model.label for model in thin)
     assert {verdict.personal for verdict in verdicts(analysis)} == {Model("finetune", "personal")}
     page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
     assert "ditto personal (lacks seed 0, 2)" in page
@@ -458,13 +499,14 @@ def test_two_models_that_share_no_seed_are_not_a_pair(tmp_path: Path) -> None:
 
 
 def test_training_luck_is_no_recommendation(tmp_path: Path) -> None:
-    """The cases agree about the models of one seed, and disagree about those of another: evidence is mixed."""
-    for seed, luck in ((0, 0.09), (1, -0.04)):
+    """The patients agree about the models of each seed, and the seeds do not: another training may turn it."""
+    for seed, luck in enumerate((0.09, -0.02, 0.02)):
         write_run(tmp_path / f"ditto{seed}", "ditto", seed, "data.split_seed=0", effects={("personal", ""): luck})
     found = verdicts(analysed(tmp_path))
-    assert {verdict.answer for verdict in found} == {"mixed"}
-    assert "other seeds or cases may turn it" in found[0].text
-    assert found[0].test["p_holm"] < 0.05
+    assert {verdict.answer for verdict in found} == {"not shown"}
+    for verdict in found:
+        assert verdict.test["p_patients"] < 0.01 < 0.1 < verdict.test["p"]
+        assert "could have shown a difference of " in verdict.text
 
 
 def test_one_model_under_two_names_is_one(tmp_path: Path) -> None:
@@ -503,7 +545,7 @@ def test_a_distance_is_better_when_lower(planted: Path) -> None:
     found = {verdict.site: verdict for verdict in verdicts(analysed(planted, Options(metric="hd95", draws=200)))}
     assert found["site_02"].answer == "personal"
     assert found["site_02"].test["gain"] > 1
-    assert "(+ is better)" in found["site_02"].text
+    assert "(+ is better)" in found["site_02"].details[0]
 
 
 def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
@@ -548,7 +590,7 @@ def test_without_a_difference_comparisons_find_one_at_the_stated_rate() -> None:
     for trial in range(trials):
         answers = verdicts(_alike(trial))
         tested += bool(min(verdict.test["p_holm"] for verdict in answers) <= 0.05)
-        found += any(verdict.answer in ("personal", "global") for verdict in answers)
+        found += any(verdict.answer in ("personal", "global", "alone") for verdict in answers)
     gc.unfreeze()
     assert 1 <= tested <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)
     assert found <= tested
@@ -566,7 +608,7 @@ def _alike(trial: int) -> Analysis:
     cases = index.to_frame(index=False)
     cases["method"], cases["view"] = cases["model"].str[0], cases["model"].str[1]
     cases["value"] = 0.7 + luck.ravel() + generator.normal(0, 0.02, luck.size)
-    cases = cases.drop(columns="model").assign(checkpoint="best", seen=True, metric="dice")
+    cases = cases.drop(columns="model").assign(checkpoint="best", seen=True, metric="dice", patient=cases["case"])
     methods = {name: Method(name, name, {}, (0, 1)) for name in ("fedavg", "ditto", "fedbn")}
     return Analysis(Gathered(methods, {}, cases, cases, [], []), Options(draws=100))
 
@@ -580,7 +622,8 @@ def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
     output = tmp_path / "report"
     assert compare.main([str(planted), f"output={output}", "draws=200"]) == 0
     told = capsys.readouterr()
-    assert "site_02 should use its personal model (ditto)" in told.out
+    assert "PERSONAL  site_02: use the personal model (ditto), better than global model and training alone" in told.out
+    assert "- The personal model is ditto: there is no other." in told.out
     assert "\033[" not in told.out
     assert f"The report: {output / 'report.html'}" in told.out
     assert {

@@ -100,6 +100,7 @@ def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
     lines = page.locator(".verdict .line").all_inner_texts()
     assert [line.replace("\u00a0", " ") for line in lines] == [verdict.text for verdict in report.verdicts]
     assert {item.get_attribute("data-site") for item in page.locator(".verdict").all()} == {
+        "mean over sites",
         "site_01",
         "<b>&'\"",
         "site_03",
@@ -152,4 +153,4 @@ def test_every_part_of_the_comparison_is_there(page: Any) -> None:
     ]
     assert page.locator("body b").count() == 0  # names are text, not markup
     page.locator("summary", has_text="Every personal model").click()
-    assert page.locator("#table-personal_against_global tbody tr").count() == 3
+    assert page.locator("#table-personal_against_global tbody tr").count() == 4

@@ -12,6 +12,8 @@ from evaluation.statistics import (
     attainable,
     block_ranks,
     bootstrap,
+    by_patient,
+    detectable,
     fairness,
     holm,
     over_seeds,
@@ -19,6 +21,7 @@ from evaluation.statistics import (
     rank_stability,
     ranking,
     seed_means,
+    sign_flip,
     site_mean,
     wins,
 )
@@ -49,40 +52,117 @@ def test_every_seed_counts_once_in_a_mean_and_every_case_once_in_a_test() -> Non
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cases", [6, 25, 80])
-def test_paired_is_scipys_wilcoxon(cases: int) -> None:
-    differences = np.random.default_rng(cases).normal(0.3, 1, cases)
-    found = paired(differences)
-    assert found.p == stats.wilcoxon(differences).pvalue
-    assert (found.better, found.worse, found.pairs) == ((differences > 0).sum(), (differences < 0).sum(), cases)
-    against = stats.wilcoxon(differences, alternative="greater").statistic  # the sum of positive ranks
-    total = cases * (cases + 1) / 2
-    assert found.effect == pytest.approx((2 * against - total) / total)
+@pytest.mark.parametrize("patients", [2, 7, 13])
+def test_with_few_patients_the_test_is_scipys_permutation_of_signs(patients: int) -> None:
+    differences = np.random.default_rng(patients).normal(0.4, 1, patients)
+    theirs = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(differences) == pytest.approx(theirs.pvalue)
+    found = paired({"a": differences[None]})
+    assert found.p_patients == pytest.approx(theirs.pvalue)
+    assert found.p_error == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert found.p == max(found.p_patients, found.p_error)
+    assert (found.better, found.worse, found.patients) == ((differences > 0).sum(), (differences < 0).sum(), patients)
 
 
-def test_rank_biserial_by_hand_and_ties_do_not_vote() -> None:
-    found = paired(np.array([0.0, 1.0, 2.0, -3.0, 4.0, 0.0]))  # ranks 1, 2, 3, 4: 7 for, 3 against
-    assert (found.pairs, found.better, found.worse) == (6, 3, 1)
-    assert found.effect == pytest.approx(0.4)
-    assert found.p == stats.wilcoxon([1.0, 2.0, -3.0, 4.0]).pvalue
+def test_with_many_patients_signs_are_drawn_and_close_to_scipys() -> None:
+    differences = np.random.default_rng(0).normal(0.25, 1, 60)
+    theirs = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=50_000, rng=1)
+    assert sign_flip(differences) == pytest.approx(theirs.pvalue, abs=0.01)
+    assert paired({"a": differences[None]}).smallest_p == 2 / 10_000
+    assert sign_flip(np.ones(60)) == 1 / 10_000
 
 
-def test_all_ties_are_no_difference_and_rounding_is_a_tie() -> None:
-    found = paired(np.array([0.0, 1e-16, -1e-16]))
-    assert (found.p, found.effect, found.better, found.worse) == (1.0, 0.0, 0, 0)
+def test_sites_are_strata_that_count_alike() -> None:
+    """The statistic is the mean over sites of means over patients; signs change within sites: scipy, written out."""
+    gains = {"a": np.array([[1.0, 2.0, 0.5]]), "b": np.array([[3.0, -1.0, 2.0, 2.5, 0.25, 1.0]])}
+    found = paired(gains)
+    flat = np.concatenate([values[0] for values in gains.values()])
+    means = stats.permutation_test(
+        (flat,), lambda x: (x[:3].mean() + x[3:].mean()) / 2, permutation_type="samples", n_resamples=np.inf,
+        vectorized=False,
+    )  # fmt: skip
+    assert found.p_patients == pytest.approx(means.pvalue)
+    assert found.gain == pytest.approx(means.statistic)
+    variance = sum(values[0].var(ddof=1) / values.size for values in gains.values()) / 4
+    assert found.error == pytest.approx(np.sqrt(variance))
 
 
-@pytest.mark.parametrize("cases", range(1, 9))
-def test_the_smallest_p_is_what_scipy_gives_when_all_cases_agree(cases: int) -> None:
-    found = paired(np.arange(1.0, cases + 1))
-    assert found.smallest_p == pytest.approx(stats.wilcoxon(np.arange(1.0, cases + 1)).pvalue)
-    assert found.p == pytest.approx(found.smallest_p)
+def test_ties_do_not_vote_and_all_ties_are_no_difference() -> None:
+    found = paired({"a": np.array([[0.0, 1.0, 2.0, -3.0, 4.0, 0.0]])})
+    assert (found.patients, found.better, found.worse) == (6, 3, 1)
+    assert found.p_patients == sign_flip(np.array([1.0, 2.0, -3.0, 4.0]))
+    assert found.smallest_p == 2 / 2**4
+    found = paired({"a": np.array([[0.0, 1e-16, -1e-16]])})
+    assert (found.p, found.better, found.worse, found.smallest_p) == (1.0, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize("patients", range(1, 9))
+def test_the_smallest_p_is_what_all_patients_give_if_they_agree(patients: int) -> None:
+    found = paired({"a": np.arange(1.0, patients + 1)[None]})
+    assert found.smallest_p == found.p_patients == pytest.approx(min(1.0, 2 / 2**patients))
+
+
+def test_images_of_a_patient_are_averaged_first() -> None:
+    """Forty images of five patients are five numbers; a patient with many images weighs as much as one with one."""
+    patients = np.repeat(np.arange(5), 8)
+    scores = np.arange(40.0)[None]
+    assert by_patient(scores, patients).tolist() == [[3.5, 11.5, 19.5, 27.5, 35.5]]
+    uneven = np.array([[1.0, NAN, 5.0, 2.0], [NAN, NAN, 3.0, 4.0]])
+    found = by_patient(uneven, np.array([0, 0, 0, 1]))
+    assert found.tolist() == [[3.0, 2.0], [3.0, 4.0]]
+    assert paired({"a": by_patient(scores, patients)}).smallest_p == 2 / 2**5
+
+
+def test_the_luck_of_seeds_is_no_difference() -> None:
+    """Patients agree within each training, trainings do not: signs of patients alone would see a difference."""
+    patients = np.random.default_rng(3).normal(0, 0.2, 30)
+    lucky = np.array([2.5, 0.5, 0.9])[:, None] + patients
+    found = paired({"a": lucky})
+    assert found.p_patients < 0.001
+    assert found.p_error > 0.1
+    assert found.p == found.p_error
+    assert found.freedom == pytest.approx(2, abs=0.3)
+    steady = np.array([1.3, 1.2, 1.4])[:, None] + patients
+    assert paired({"a": steady}).p < 0.001
+
+
+def test_seeds_that_test_other_patients_are_not_lucky_for_that() -> None:
+    """Without luck of the training, the error is that of the patients, whoever tested whom."""
+    generator = np.random.default_rng(4)
+    errors, spread = [], []
+    for _ in range(200):
+        scores = np.full((3, 60), NAN)
+        people = generator.normal(1, 1, 60)
+        for seed in range(3):
+            own = generator.permutation(60)[:20]
+            scores[seed, own] = people[own]
+        found = paired({"a": scores})
+        errors.append(found.error)
+        spread.append(found.gain)
+    assert np.std(spread) <= np.mean(errors) <= 1.4 * np.std(spread)
 
 
 def test_a_paired_test_refuses_what_it_cannot_test() -> None:
-    for differences in (np.empty(0), np.array([1.0, NAN])):
+    for differences in (np.empty((1, 0)), np.full((2, 3), NAN)):
         with pytest.raises(ValueError, match="finite differences"):
-            paired(differences)
+            paired({"a": differences})
+
+
+def test_a_single_patient_has_no_error_of_its_own() -> None:
+    found = paired({"a": np.array([[1.0]])})
+    assert (found.p, found.smallest_p) == (1.0, 1.0)
+    assert np.isnan(found.error)
+    both = paired({"a": np.array([[1.0]]), "b": np.array([[1.0, 2.0, 3.0]])})
+    assert both.error == pytest.approx(np.sqrt((1 + 1 / 3) / 4))
+
+
+@pytest.mark.parametrize("patients", [12, 60])
+def test_what_could_be_shown_is_found_four_times_of_five(patients: int) -> None:
+    generator, found, trials = np.random.default_rng(patients), 0, 400
+    least = detectable(1 / np.sqrt(patients), patients - 1, 0.05)
+    for _ in range(trials):
+        found += paired({"a": generator.normal(least, 1, (1, patients))}).p <= 0.05
+    assert 0.74 <= found / trials <= 0.86
 
 
 def test_what_a_test_could_give_at_best_depends_on_its_family() -> None:
@@ -124,6 +204,26 @@ def test_the_hierarchy_is_that_of_a_loop_written_out() -> None:
         drawn.append(np.mean([scores[site][seeds][:, cases[site]].mean() for site in sites]))
     assert [found.overall.low, found.overall.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
     assert found.overall.mean == pytest.approx(np.mean([values.mean() for values in scores.values()]))
+
+
+def test_cases_are_drawn_within_drawn_patients() -> None:
+    generator = np.random.default_rng(3)
+    patients = np.array([0, 0, 0, 1, 2, 2, 3, 4, 4, 5])
+    scores = generator.normal(0, 1, (2, 6))[:, patients] + generator.normal(0, 0.7, (2, 10))
+    scores[1, 0] = NAN
+    found = bootstrap({"a": scores}, draws=20_000, confidence=0.95, patients={"a": patients}).sites["a"]
+    drawn = []
+    for _ in range(6_000):
+        chosen = generator.integers(0, 6, 6)
+        cases = {p: generator.choice(np.flatnonzero(patients == p), (patients == p).sum()) for p in range(6)}
+        with np.errstate(invalid="ignore"):
+            means = [
+                [np.nanmean(row[cases[p]]) if np.isfinite(row[cases[p]]).any() else NAN for p in chosen]
+                for row in scores
+            ]
+        drawn.append(np.mean(np.nanmean(means, axis=1)[generator.integers(0, 2, 2)]))
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
+    assert found.mean == pytest.approx(np.mean(np.nanmean(by_patient(scores, patients), axis=1)))
 
 
 def test_cases_that_a_seed_did_not_test_are_left_out() -> None:
@@ -224,10 +324,10 @@ def test_without_a_difference_families_reject_at_the_stated_rate() -> None:
     """Four sites, twenty cases, three seeds that share the cases' luck: at most 5 % of the families say anything."""
     generator, single, families, trials = np.random.default_rng(5), 0, 0, 500
     for _ in range(trials):
-        p_values = [paired(over_seeds(_differences(generator, 0.0))).p for _ in range(4)]
+        p_values = [paired({"a": _differences(generator, 0.0)}).p for _ in range(4)]
         single += sum(p < 0.05 for p in p_values)
         families += bool((holm(p_values) <= 0.05).any())
-    assert 0.035 <= single / (4 * trials) <= 0.06
+    assert 0.02 <= single / (4 * trials) <= 0.06
     assert families / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
 
@@ -236,8 +336,8 @@ def test_seeds_are_no_cases() -> None:
     generator, naive, right, trials = np.random.default_rng(6), 0, 0, 400
     for _ in range(trials):
         differences = _differences(generator, 0.0)
-        naive += paired(differences.ravel()).p < 0.05
-        right += paired(over_seeds(differences)).p < 0.05
+        naive += paired({"a": differences.ravel()[None]}).p < 0.05
+        right += paired({"a": differences}).p < 0.05
     assert naive / trials > 0.12
     assert right / trials < 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
@@ -245,7 +345,7 @@ def test_seeds_are_no_cases() -> None:
 def test_a_gain_at_one_site_is_found_there_only() -> None:
     generator, found, elsewhere, trials = np.random.default_rng(7), 0, 0, 300
     for _ in range(trials):
-        p_values = [paired(over_seeds(_differences(generator, gain))).p for gain in (0.0, 1.5, 0.0, 0.0)]
+        p_values = [paired({"a": _differences(generator, gain)}).p for gain in (0.0, 1.5, 0.0, 0.0)]
         rejected = holm(p_values) <= 0.05
         found += bool(rejected[1])
         elsewhere += bool(rejected[[0, 2, 3]].any())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from evaluation.heterogeneity import update_differences
 from evaluation.statistics import (
@@ -19,9 +20,9 @@ from evaluation.statistics import (
     Ranking,
     block_ranks,
     bootstrap,
+    by_patient,
     fairness,
     holm,
-    over_seeds,
     paired,
     rank_stability,
     ranking,
@@ -29,7 +30,7 @@ from evaluation.statistics import (
     site_mean,
     wins,
 )
-from reporting.compare.gather import Gathered
+from reporting.compare.gather import Gathered, Method
 from reporting.compare.options import Options
 from reporting.compare.runs import Run
 from reporting.summary import CHECKPOINTS
@@ -38,9 +39,9 @@ GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
 OVERALL = "mean over sites"
-AGAINST_GLOBAL, AGAINST_LOCAL = "personal against global", "against local training"
+AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE = "personal against global", "against local training", "against FedAvg"
 """Questions of the tests."""
-Sites = dict[str, pd.DataFrame]  # site -> seeds x cases, NaN where a seed did not test a case
+Sites = dict[str, pd.DataFrame]  # site -> seeds x (patient, case), NaN where a seed did not test a case
 
 
 class Model(NamedTuple):
@@ -62,10 +63,12 @@ class Analysis:
     Attributes:
         gathered: the runs.
         options: what is asked.
+        seen: whether it is about sites that took part, or about those that did not.
     """
 
     gathered: Gathered
     options: Options
+    seen: bool = True
 
     # --- scores -------------------------------------------------------------------------------------------------------
 
@@ -81,13 +84,15 @@ class Analysis:
         ]
         found: dict[Model, Sites] = {}
         for (method, view, site), own in rows.groupby(["method", "view", "site"], observed=True, sort=True):
-            table = own.astype({"case": str}).pivot(index="seed", columns="case", values="value")
+            table = own.astype({"patient": str, "case": str}).pivot(
+                index="seed", columns=["patient", "case"], values="value"
+            )
             found.setdefault(Model(str(method), str(view)), {})[str(site)] = table
         return {model: _same_seeds(sites) for model, sites in found.items()}
 
     @cached_property
     def _all_test(self) -> dict[Model, Sites]:
-        return self.scores(self.options.checkpoint, "test", seen=True)
+        return self.scores(self.options.checkpoint, "test", seen=self.seen)
 
     @cached_property
     def twins(self) -> dict[Model, Model]:
@@ -116,9 +121,9 @@ class Analysis:
 
     @cached_property
     def _everything(self) -> dict[Model, pd.DataFrame]:
-        """Every model's test scores at seen sites: seeds x (checkpoint, metric, site, case)."""
+        """Every model's test scores: seeds x (checkpoint, metric, site, case)."""
         cases = self.gathered.cases
-        rows = cases[(cases["split"] == "test") & cases["seen"]]
+        rows = cases[(cases["split"] == "test") & (cases["seen"] == self.seen)]
         keys = ["checkpoint", "metric", "site", "case"]
         return {
             Model(str(method), str(view)): own.astype(dict.fromkeys(keys, "str")).pivot(
@@ -128,24 +133,36 @@ class Analysis:
         }
 
     def seeds(self, model: Model) -> frozenset[int]:
-        """Seeds that tested a model at seen sites."""
+        """Seeds that tested a model."""
         return frozenset(int(seed) for values in self._all_test[model].values() for seed in values.index)
 
     @cached_property
     def test(self) -> dict[Model, Sites]:
-        """Test scores of the chosen checkpoint at seen sites; of models that are the same, the first."""
+        """Test scores of the chosen checkpoint; of models that are the same, the first."""
         return {model: sites for model, sites in self._all_test.items() if self.twins[model] == model}
 
     @cached_property
-    def validation(self) -> dict[Model, dict[str, float]]:
-        """Mean validation scores of the checkpoint: model -> site -> mean; of complete models on the ranked seeds."""
+    def patients(self) -> dict[Model, Sites]:
+        """The same with every patient's cases averaged: seeds x patients."""
+        return {model: {site: of_patients(v) for site, v in sites.items()} for model, sites in self.test.items()}
+
+    @cached_property
+    def validation_scores(self) -> dict[Model, Sites]:
+        """Validation scores of the checkpoint, seeds x patients; of complete models on the ranked seeds."""
         found = {}
         for model, sites in self.scores(self.options.checkpoint, "val", seen=True).items():
             shared = self.ranked_seeds if model in self.complete else None
-            found[model] = {
-                site: site_mean((v if shared is None else v.reindex(shared)).to_numpy()) for site, v in sites.items()
-            }
+            tables = {site: of_patients(v) for site, v in sites.items()}
+            found[model] = tables if shared is None else {site: v.reindex(shared) for site, v in tables.items()}
         return found
+
+    @cached_property
+    def validation(self) -> dict[Model, dict[str, float]]:
+        """Mean validation scores of the checkpoint: model -> site -> mean."""
+        return {
+            model: {site: site_mean(v.to_numpy()) for site, v in sites.items()}
+            for model, sites in self.validation_scores.items()
+        }
 
     def worth(self, model: Model, site: str | None = None) -> float:
         """Mean validation score at a site, or over all; more is better, -inf where there is none."""
@@ -155,7 +172,7 @@ class Analysis:
 
     @cached_property
     def models(self) -> list[Model]:
-        """Models of seen sites, the best mean first; behind them those that lack seeds or sites that others have."""
+        """All models, the best mean first; behind them those that lack seeds or sites that others have."""
 
         def order(model: Model) -> tuple[bool, float, Model]:
             mean = self.options.sign * float(np.mean(list(self.means(model).values())))
@@ -187,12 +204,12 @@ class Analysis:
 
     @cached_property
     def sites(self) -> list[str]:
-        """Seen sites."""
+        """Their names."""
         return sorted({site for sites in self.test.values() for site in sites})
 
     def means(self, model: Model) -> dict[str, float]:
         """Test mean of a model at each site."""
-        return {site: site_mean(values.to_numpy()) for site, values in self.test[model].items()}
+        return {site: site_mean(values.to_numpy()) for site, values in self.patients[model].items()}
 
     def name(self, model: Model) -> str:
         """Of the algorithm."""
@@ -210,32 +227,31 @@ class Analysis:
             for seen in (True, False)
             for checkpoint in CHECKPOINTS
             for model, sites in self.scores(checkpoint, "test", seen=seen).items()
-            if not seen or model in self.test
+            if model in (self if seen else self.unseen).test
         )
         return pd.DataFrame(rows)
 
     def _overview_rows(self, model: Model, sites: Sites, checkpoint: str, seen: bool) -> Iterable[dict[str, Any]]:
         found = self.resample(sites)
         common = {"method": model.method, "view": model.view, "checkpoint": checkpoint, "seen": seen}
-        per_seed = np.stack([seed_means(values.to_numpy()) for values in sites.values()])
-        parts = [(OVERALL, found.overall, np.nanmean(per_seed, axis=0), sum(v.shape[1] for v in sites.values()))]
-        parts += [
-            (site, found.sites[site], per_seed[i], values.shape[1]) for i, (site, values) in enumerate(sites.items())
-        ]
-        for site, interval, by_seed, cases in parts:
+        per_seed = np.stack([seed_means(of_patients(values).to_numpy()) for values in sites.values()])
+        parts = [(OVERALL, found.overall, np.nanmean(per_seed, axis=0), list(sites.values()))]
+        parts += [(site, found.sites[site], per_seed[i], [values]) for i, (site, values) in enumerate(sites.items())]
+        for site, interval, by_seed, tables in parts:
             spread = float(np.nanstd(by_seed, ddof=1)) if np.isfinite(by_seed).sum() > 1 else float("nan")
             row = {"site": site, **interval._asdict(), "seed_spread": spread}
-            yield {**common, **row, "seeds": int(np.isfinite(by_seed).sum()), "cases": cases}
+            yield {**common, **row, "seeds": int(np.isfinite(by_seed).sum()), **counted(tables)}
 
     def resample(self, sites: Mapping[str, pd.DataFrame]) -> Bootstrap:
         """Means with intervals."""
         arrays = {site: values.to_numpy() for site, values in sites.items()}
-        return bootstrap(arrays, draws=self.options.draws, confidence=self.options.confidence)
+        whose = {site: patient_numbers(values) for site, values in sites.items()}
+        return bootstrap(arrays, draws=self.options.draws, confidence=self.options.confidence, patients=whose)
 
     # --- pairs --------------------------------------------------------------------------------------------------------
 
     def gain(self, model: Model, other: Model, site: str) -> pd.DataFrame | None:
-        """By how much a model is better than another, seeds x cases, on seeds and cases that both have.
+        """By how much a model is better than another, seeds x (patient, case), on seeds and cases that both have.
 
         None where they share none. Positive is better, whichever way the metric points.
         """
@@ -244,7 +260,7 @@ class Analysis:
             return None
         seeds, cases = mine.index.intersection(theirs.index), mine.columns.intersection(theirs.columns)
         apart = (mine.loc[seeds, cases] - theirs.loc[seeds, cases]) * self.options.sign
-        apart = apart.dropna(axis=1, how="all")
+        apart = apart.dropna(axis=1, how="all").dropna(axis=0, how="all")
         return apart if apart.size else None
 
     def peer(self, model: Model, algorithm: str, view: str) -> Model | None:
@@ -262,19 +278,22 @@ class Analysis:
 
     @cached_property
     def tests(self) -> pd.DataFrame:
-        """All questions at all sites: each personal model against its global one, each model against local training.
+        """All questions at all sites and over them, one family for Holm's correction.
 
-        One family for Holm's correction. Columns: question, model, against, site, gain and its interval, cases and
-        the fields of `PairedTest`, p_holm.
+        Each personal model against its global one, each model against local training; of sites that took no part, each
+        model against FedAvg. Columns: question, those of `compare`, p_holm.
         """
-        asked = [(m, self.counterpart(m), AGAINST_GLOBAL) for m in self.models if self._personalised(m)]
-        asked += [(m, self.peer(m, LOCAL, PERSONAL), AGAINST_LOCAL) for m in self.models if not self.is_baseline(m)]
+        if self.seen:
+            asked = [(m, self.counterpart(m), AGAINST_GLOBAL) for m in self.models if self._personalised(m)]
+            asked += [(m, self.peer(m, LOCAL, PERSONAL), AGAINST_LOCAL) for m in self.models if not self.is_baseline(m)]
+        else:
+            asked = [(m, self.peer(m, REFERENCE, GLOBAL), AGAINST_REFERENCE) for m in self.models]
         rows = []
         for model, against, question in asked:
-            for site in self.sites if against is not None else ():
-                row = self.compare(model, against, site)
-                if row is not None:
-                    rows.append({"question": question, **row})
+            if against in (None, model):
+                continue
+            found = (self.compare(model, against, site) for site in (OVERALL, *self.sites))
+            rows += [{"question": question, **row} for row in found if row is not None]
         table = pd.DataFrame(rows)
         return table.assign(p_holm=holm(table["p"].to_list())) if rows else table
 
@@ -283,14 +302,43 @@ class Analysis:
         return self.tests[self.tests["question"] == question] if len(self.tests) else self.tests
 
     def compare(self, model: Model, against: Model | None, site: str) -> dict[str, Any] | None:
-        """One test at one site; None where nothing is shared."""
-        gain = None if against is None else self.gain(model, against, site)
-        if gain is None or against is None:
+        """One test at one site, or of the mean over sites (`OVERALL`); None where nothing is shared.
+
+        The names of both models, site, seeds, patients, cases, the ends of the gain's interval and the fields of
+        `PairedTest`.
+        """
+        if against is None:
             return None
-        test: PairedTest = paired(over_seeds(gain.to_numpy()))
-        interval = self.resample({site: gain}).sites[site]
-        pair = {"model": model.label, "against": against.label, "site": site, "seeds": len(gain)}
-        return {**pair, "gain": interval.mean, "low": interval.low, "high": interval.high, **test.__dict__}
+        if (model, against) not in self._compared:
+            self._compared[model, against] = self._compare(model, against)
+        return self._compared[model, against].get(site)
+
+    @cached_property
+    def _compared(self) -> dict[tuple[Model, Model], dict[str, dict[str, Any]]]:
+        return {}
+
+    def _compare(self, model: Model, against: Model) -> dict[str, dict[str, Any]]:
+        gains = {site: gain for site in self.sites if (gain := self.gain(model, against, site)) is not None}
+        if not gains:
+            return {}
+        gains = _same_seeds(gains)
+        drawn = self.resample(gains)
+        parts = {site: ({site: gain}, drawn.sites[site]) for site, gain in gains.items()}
+        parts[OVERALL] = (gains, drawn.overall)
+        rows = {}
+        for site, (tables, interval) in parts.items():
+            arrays = {name: of_patients(table).to_numpy() for name, table in tables.items()}
+            test: PairedTest = paired(arrays)
+            ends = (interval, (test.gain, *test.interval(self.options.confidence)))
+            seeds = sum(
+                any(np.isfinite(a[i]).any() for a in arrays.values()) for i in range(len(next(iter(arrays.values()))))
+            )
+            rows[site] = {
+                "model": model.label, "against": against.label, "site": site, "seeds": seeds,
+                **counted(list(tables.values())), **test.__dict__,
+                "low": min(low for _, low, _ in ends), "high": max(high for _, _, high in ends),
+            }  # fmt: skip
+        return rows
 
     def _personalised(self, model: Model) -> bool:
         return model.view == PERSONAL and not self.is_baseline(model)
@@ -302,7 +350,7 @@ class Analysis:
         """How evenly each complete model serves sites; see `evaluation.statistics.Fairness`."""
         rows = []
         for model in self.ranked:
-            arrays = {site: values.to_numpy() for site, values in self.test[model].items()}
+            arrays = {site: values.to_numpy() for site, values in self.patients[model].items()}
             found = fairness(arrays, higher_is_better=self.options.higher_is_better)
             rows.append({"method": model.method, "view": model.view, **found.__dict__})
         return pd.DataFrame(rows)
@@ -315,27 +363,27 @@ class Analysis:
         return [model for model in self.models if model in self.complete]
 
     @cached_property
-    def case_table(self) -> pd.DataFrame:
-        """(site, case) x model: scores averaged over the ranked seeds; cases that some model lacks are left out."""
+    def patient_table(self) -> pd.DataFrame:
+        """(site, patient) x model: scores averaged over the ranked seeds; those that some model lacks are left out."""
         columns = {}
         for model in self.ranked:
-            means = {site: v.reindex(self.ranked_seeds).mean() for site, v in self.test[model].items()}
+            means = {site: v.reindex(self.ranked_seeds).mean() for site, v in self.patients[model].items()}
             columns[model.label] = pd.concat(means)
         return pd.DataFrame(columns).dropna()
 
     @cached_property
     def ranks(self) -> Ranking:
-        """Of all models, over cases."""
+        """Of all models, over patients."""
         return ranking(
-            self.case_table.to_numpy(), alpha=self.options.alpha, higher_is_better=self.options.higher_is_better
+            self.patient_table.to_numpy(), alpha=self.options.alpha, higher_is_better=self.options.higher_is_better
         )
 
     @cached_property
     def block_means(self) -> pd.DataFrame:
-        """(seed, site) x model: means over cases, where all models have one."""
+        """(seed, site) x model: means over patients, where all models have one."""
         columns = {}
         for model in self.ranked:
-            sites = {site: v.reindex(self.ranked_seeds).mean(axis=1) for site, v in self.test[model].items()}
+            sites = {site: v.reindex(self.ranked_seeds).mean(axis=1) for site, v in self.patients[model].items()}
             columns[model.label] = pd.concat(sites).swaplevel()
         if not columns:
             return pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=["seed", "site"]))
@@ -356,12 +404,17 @@ class Analysis:
 
     @cached_property
     def wins(self) -> pd.DataFrame:
-        """On how many cases the model of the row beats that of the column."""
-        table = self.case_table
+        """On how many patients the model of the row beats that of the column."""
+        table = self.patient_table
         counts = wins(table.to_numpy(), higher_is_better=self.options.higher_is_better)
         return pd.DataFrame(counts, index=table.columns, columns=table.columns)
 
     # --- heterogeneity ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def unseen(self) -> Analysis:
+        """The same questions about sites that took no part."""
+        return Analysis(self.gathered, self.options, seen=False)
 
     @cached_property
     def reference_runs(self) -> list[Run]:
@@ -393,7 +446,7 @@ class Analysis:
         if not asked:
             return None
         best = max(asked, key=lambda model: (model in self.complete, self.worth(model)))
-        own = rows[rows["model"] == best.label]
+        own = rows[(rows["model"] == best.label) & (rows["site"] != OVERALL)]
         return best, {str(site): float(gain) for site, gain in zip(own["site"], own["gain"], strict=True)}
 
     # --- cost ---------------------------------------------------------------------------------------------------------
@@ -427,7 +480,7 @@ class Analysis:
     @cached_property
     def cost(self) -> pd.DataFrame:
         """Per model, mean over seeds: bytes, steps, seconds, memory, rounds until the target."""
-        spent = pd.DataFrame([{"method": m.label, **run_cost(run)} for m, run in self.gathered.ordinary])
+        spent = pd.DataFrame([{"method": m.label, **run_cost(run)} for m, run in self._tested])
         if spent.empty:
             return spent
         per_method = spent.groupby("method").mean(numeric_only=True)
@@ -438,6 +491,12 @@ class Analysis:
             used = {str(name): value for name, value in per_method.loc[model.method].to_dict().items()}
             rows.append({**model._asdict(), **self._reached(model), **used})
         return pd.DataFrame(rows)
+
+    @property
+    def _tested(self) -> list[tuple[Method, Run]]:
+        """The runs that test these sites; where sites were held out in turn, a run is all its folds."""
+        every = [(self.gathered.methods[label], run) for label, runs in self.gathered.runs.items() for run in runs]
+        return [(method, run) for method, run in every if (run.cases["seen"] == self.seen).any()]
 
     def _reached(self, model: Model) -> dict[str, Any]:
         """When a model's validation score first passes the target: mean over the seeds that reach it."""
@@ -463,6 +522,25 @@ def run_cost(run: Run) -> dict[str, float]:
         "training_seconds": float(run.rounds["seconds"].sum()) if len(run.rounds) else unknown,
         **run.cost,
     }
+
+
+def patient_numbers(table: pd.DataFrame) -> NDArray[np.int64]:
+    """The patient of each case of a table, numbered from 0."""
+    numbers: NDArray[np.int64] = table.columns.get_level_values("patient").factorize()[0].astype(np.int64)
+    return numbers
+
+
+def of_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Seeds x (patient, case) -> seeds x patients: the mean over a patient's cases."""
+    names = table.columns.get_level_values("patient").unique()
+    return pd.DataFrame(by_patient(table.to_numpy(), patient_numbers(table)), index=table.index, columns=names)
+
+
+def counted(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
+    """How many patients and cases some tables hold together."""
+    held = list(tables)
+    patients = sum(len(table.columns.get_level_values("patient").unique()) for table in held)
+    return {"patients": patients, "cases": sum(table.shape[1] for table in held)}
 
 
 def _same_seeds(sites: Sites) -> Sites:

@@ -13,7 +13,7 @@ import yaml
 from evaluation import INVENTED
 from reporting import ReportingError
 from reporting.circumstance import CIRCUMSTANCE, ENGINE
-from reporting.compare.runs import LeftOut, Run
+from reporting.compare.runs import ACROSS, LeftOut, Run
 from reporting.folder import RunFolder
 
 # What may differ between runs of one method.
@@ -59,7 +59,7 @@ class Gathered:
     Attributes:
         methods: by label.
         runs: label of the method -> its runs.
-        cases: method, seed, checkpoint, split, view, site, seen, case, metric, value.
+        cases: method, seed, checkpoint, split, view, site, seen, case, metric, value, patient.
         regions: the same by region instead of case, cases averaged.
         left_out: folders that take no part.
         notes: what a reader should know before comparing.
@@ -71,6 +71,11 @@ class Gathered:
     regions: pd.DataFrame
     left_out: list[LeftOut]
     notes: list[str]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Sites whose patients are unknown in some run."""
+        return sorted({site for runs in self.runs.values() for run in runs for site in run.unknown})
 
     @property
     def ordinary(self) -> list[tuple[Method, Run]]:
@@ -206,6 +211,8 @@ def _split_problems(runs: Sequence[Run]) -> list[str]:
         other = first.setdefault((run.held_out, run.split_seed), run)
         if told := _difference(other, run, list(run.splits.columns)):
             problems.append(f"splits (splits.csv) of the same split seed {run.split_seed}: {told}")
+        elif run.settings.get("engine") == ACROSS == other.settings.get("engine"):
+            continue  # which cases train is not told
         elif told := _difference(runs[0], run, ["site", "case", "patient"]):
             problems.append(f"cases (splits.csv): {told}")
     return problems

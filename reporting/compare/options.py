@@ -16,6 +16,10 @@ class Options:
         alpha: level of the tests, in (0, 1); intervals have the confidence 1 - alpha.
         draws: resamples of the bootstrap.
         target: share of FedAvg's best validation score, in (0, 1], that counts as reached.
+        margin: how much worse still counts as not worse, and how far apart as equivalent: points of the metric (of 100
+            for shares, mm or pixels for distances).
+        personal: method whose personal model is asked about; null: the best on validation, mean over sites.
+        global_: method whose global model it is held against; null: the best on validation, mean over sites.
     """
 
     metric: str = "dice"
@@ -23,6 +27,9 @@ class Options:
     alpha: float = 0.05
     draws: int = 2000
     target: float = 0.95
+    margin: float = 2.0
+    personal: str | None = None
+    global_: str | None = None
 
     def __post_init__(self) -> None:
         check_metrics([self.metric], 0.0)
@@ -30,6 +37,7 @@ class Options:
             ("alpha", 0 < self.alpha < 1),
             ("draws", self.draws >= 100),
             ("target", 0 < self.target <= 1),
+            ("margin", self.margin >= 0),
         ):
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; see compare.py --help")
@@ -53,6 +61,11 @@ class Options:
     def scale(self) -> float:
         """Shares are shown in points of 100, lengths as they are."""
         return 1.0 if METRICS[self.metric].is_length else 100.0
+
+    @property
+    def points(self) -> str:
+        """What a margin is told in."""
+        return "mm or pixels" if METRICS[self.metric].is_length else "points"
 
     @property
     def unit(self) -> str:

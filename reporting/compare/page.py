@@ -15,18 +15,30 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from matplotlib.figure import Figure
 
 from datamodules.letters import legible
-from reporting.compare.analysis import Analysis, Model
+from reporting.compare.analysis import OVERALL, Analysis, Model
+from reporting.compare.choice import Choice
 from reporting.compare.tables import Grid
-from reporting.compare.verdicts import Answer, Verdict, count
+from reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, count, units
 
 BADGES: dict[Answer, tuple[str, str]] = {
     "personal": ("personal", "own"),
     "global": ("global", "shared"),
-    "mixed": ("mixed", "open"),
-    "no difference shown": ("no difference shown", "open"),
-    "too few cases": ("too few cases", "open"),
+    "alone": ("alone", "alone"),
+    "equivalent": ("equivalent", "open"),
+    "not shown": ("not shown", "open"),
+    "too few patients": ("too few patients", "open"),
     "not compared": ("not compared", "open"),
 }
+
+
+def badge(verdict: Verdict) -> str:
+    """The answer in capitals."""
+    return BADGES[verdict.answer][0].upper()
+
+
+def kind(verdict: Verdict) -> str:
+    """Its colour: grey for what is provisional."""
+    return "open" if verdict.provisional else BADGES[verdict.answer][1]
 
 
 @dataclass(frozen=True)
@@ -73,13 +85,20 @@ class Section:
         self.anchor = "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
 
-def render(analysis: Analysis, verdicts: Sequence[Verdict], first: Picture | None, sections: Sequence[Section]) -> str:
+def render(
+    analysis: Analysis,
+    verdicts: Sequence[Verdict],
+    small: Sequence[str],
+    first: Picture | None,
+    sections: Sequence[Section],
+) -> str:
     """The page.
 
     Args:
         analysis: for the head.
-        verdicts: one line per site.
-        first: the plot beside the lines.
+        verdicts: over sites, then one per site.
+        small: what a reader of the verdicts must know.
+        first: the plot beside the verdicts.
         sections: what follows.
     """
     environment = Environment(
@@ -88,8 +107,11 @@ def render(analysis: Analysis, verdicts: Sequence[Verdict], first: Picture | Non
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         headline=headline(verdicts),
+        tally=tally(verdicts),
         facts=facts(analysis),
-        verdicts=[(verdict, *BADGES[verdict.answer]) for verdict in verdicts],
+        verdicts=[(verdict, badge(verdict).lower(), kind(verdict)) for verdict in verdicts],
+        overall=OVERALL,
+        small=small,
         first=first,
         notes=notes(analysis),
         left_out=analysis.gathered.left_out,
@@ -98,30 +120,58 @@ def render(analysis: Analysis, verdicts: Sequence[Verdict], first: Picture | Non
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
-    """How many sites should use which model, in a sentence."""
-    counts = Counter(verdict.answer for verdict in verdicts)
+    """The federation's answer, in a sentence."""
     if not verdicts:
         return "Every site was held out in turn: scores of sites that took no part in training"
-    if len(counts) == 1:
-        only = verdicts[0].answer
-        every = {
-            "personal": "Every site should use its personal model", "global": "Every site should use the global model",
-            "no difference shown": "No difference between personal and global models is shown at any site",
-            "too few cases": "Too few test cases to tell personal and global models apart at any site",
-            "not compared": "These runs hold no pair of a personal and a global model",
-            "mixed": "Mixed evidence at every site",
-        }  # fmt: skip
-        return every[only]
-    told: dict[Answer, tuple[str, str]] = {
-        "personal": ("gains from its personal model", "gain from their personal model"),
-        "global": ("is better served by the global one", "are better served by the global one"),
-        "mixed": ("has mixed evidence", "have mixed evidence"),
-        "no difference shown": ("shows no difference", "show no difference"),
-        "too few cases": ("has too few cases to tell", "have too few cases to tell"),
-        "not compared": ("cannot be compared", "cannot be compared"),
+    first = verdicts[0]
+    told = {
+        "personal": "This federation should use personal models",
+        "global": "This federation should use its global model",
+        "alone": "The sites of this federation should train alone",
+        "equivalent": "Personal and global models are equivalent over all sites",
+        "not shown": "Over all sites, no kind of model is shown to be the one to use",
+        "too few patients": "Too few patients to tell personal and global models apart",
+        "not compared": "These runs hold no pair of a personal and a global model",
+    }[first.answer]  # fmt: skip
+    used = {"personal": first.personal, "global": first.shared, "alone": first.models.get("alone")}.get(first.answer)
+    named = f"{told} ({used.method})" if used is not None else told
+    return f"Provisional: {named[0].lower()}{named[1:]}" if first.provisional and used is not None else named
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """How many sites have which answer."""
+    sites = verdicts[1:]
+    counts = Counter(verdict.answer for verdict in sites)
+    words = {
+        "personal": "should use the personal model", "global": "should use the global model",
+        "alone": "should train alone", "equivalent": "with equivalent models", "not shown": "with nothing shown",
+        "too few patients": "with too few patients", "not compared": "not compared",
     }  # fmt: skip
-    parts = [f"{counts[answer]} {words[counts[answer] > 1]}" for answer, words in told.items() if counts[answer]]
-    return f"Of {len(verdicts)} sites, {', '.join(parts)}"
+    told = [f"{counts[answer]} {words[answer]}" for answer in BADGES if counts[answer]]
+    return f"Of {count(len(sites), 'site')}: {', '.join(told)}." if sites else ""
+
+
+def small_print(analysis: Analysis, choice: Choice, verdicts: Sequence[Verdict]) -> list[str]:
+    """What a reader of the verdicts must know: the rule of choice, what is missing, and what is optimistic."""
+    if not verdicts:
+        return []
+    told = choice.rule(analysis)
+    runs = [run for _, run in analysis.gathered.ordinary]
+    if choice.alone is None and runs:
+        told.append(
+            "Training alone is missing among these runs, so that nobody knows whether a site should take part at all. "
+            f"Run it with each seed: python train.py experiment={runs[0].path}/config.yaml algorithm=local output=NEW"
+        )
+    if any(verdict.provisional for verdict in verdicts):
+        seeds = max(row["seeds"] for verdict in verdicts for row in verdict.tests.values())
+        told.append(
+            f"Provisional: {count(seeds, 'seed')}, fewer than {SURE_SEEDS}; another training may turn an answer."
+        )
+    if unknown := [site for site in analysis.gathered.unknown if site in analysis.sites]:
+        told.append(
+            f"Patients are unknown at {', '.join(unknown)}: each image counts as a patient there, which is optimistic."
+        )
+    return told
 
 
 def facts(analysis: Analysis) -> list[str]:
@@ -129,13 +179,20 @@ def facts(analysis: Analysis) -> list[str]:
     gathered = analysis.gathered
     runs = [run for group in gathered.runs.values() for run in group]
     seeds = sorted({run.seed for run in runs})
-    cases = {(site, case) for sites in analysis.test.values() for site, v in sites.items() for case in v.columns}
+    tested = analysis if analysis.sites else analysis.unseen
     return [
         count(len(gathered.methods), "method"), count(len(runs), "run"), count(len(seeds), "seed"),
-        count(len(analysis.sites), "site"), count(len(cases), "test case"),
+        count(len(tested.sites), "site") + ("" if analysis.sites else " that took no part"),
+        units(counted_once(tested)).replace(" case", " test case"),
         f"data: {data_name(runs[0].settings)}",
         f"{analysis.options.title}, {analysis.options.checkpoint} round",
     ]  # fmt: skip
+
+
+def counted_once(analysis: Analysis) -> dict[str, int]:
+    """Patients and cases of all sites that some model was tested on."""
+    known = {(site, *place) for sites in analysis.test.values() for site, v in sites.items() for place in v.columns}
+    return {"patients": len({(site, patient) for site, patient, _ in known}), "cases": len(known)}
 
 
 def data_name(settings: Mapping[str, Any]) -> str:
@@ -146,14 +203,6 @@ def data_name(settings: Mapping[str, Any]) -> str:
 
 def notes(analysis: Analysis) -> list[str]:
     """What a reader should know: differences between methods, and models that are one and the same."""
-    same: dict[str, list[str]] = {}
-    for model, first in analysis.twins.items():
-        if model != first:
-            same.setdefault(first.label, []).append(model.label)
-    twins = [
-        f"{first} and {', '.join(others)} have the same scores everywhere; they are shown once."
-        for first, others in same.items()
-    ]
     seeds = sorted({run.seed for _, run in analysis.gathered.ordinary})
     alone = (
         [
@@ -170,7 +219,19 @@ def notes(analysis: Analysis) -> list[str]:
         if thin
         else []
     )
-    return [*alone, *partial, *twins, *analysis.gathered.notes]
+    return [*alone, *partial, *same_models(analysis), *analysis.gathered.notes]
+
+
+def same_models(analysis: Analysis) -> list[str]:
+    """Models that are one and the same."""
+    same: dict[str, list[str]] = {}
+    for model, first in analysis.twins.items():
+        if model != first:
+            same.setdefault(first.label, []).append(model.label)
+    return [
+        f"{first} and {', '.join(others)} have the same scores everywhere; they are shown once."
+        for first, others in same.items()
+    ]
 
 
 def _lacking(analysis: Analysis, model: Model) -> str:

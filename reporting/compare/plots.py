@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from evaluation.statistics import over_seeds
-from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, OVERALL, PERSONAL, Analysis, Model
+from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, OVERALL, PERSONAL, Analysis, Model, of_patients
 from reporting.compare.options import Options
 from reporting.compare.runs import CURVE_METRIC
 from reporting.compare.verdicts import Answer, Verdict
@@ -65,7 +65,7 @@ def draw_all(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> d
 
 
 def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figure | None:
-    """Per site the gain of the personal model that validation chose over the global one: cases, mean, interval."""
+    """Over sites and at each the gain of the personal model over the global one: patients, mean, interval."""
     shown = [verdict for verdict in verdicts if verdict.test]
     if not shown:
         return None
@@ -78,16 +78,19 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
         assert verdict.personal is not None  # a verdict with a test has both
         assert verdict.shared is not None
         table = analysis.gain(verdict.personal, verdict.shared, verdict.site)
-        cases = over_seeds(table.to_numpy()) * scale if table is not None else np.empty(0)
-        colour = answer_colour(verdict.answer, theme)
-        jitter = row + generator.uniform(-0.2, 0.2, len(cases))
-        axes.scatter(cases, jitter, s=11, color=colour, alpha=0.35, linewidths=0)
+        patients = over_seeds(of_patients(table).to_numpy()) * scale if table is not None else np.empty(0)
+        colour = theme.neutral if verdict.provisional else answer_colour(verdict.answer, theme)
+        jitter = row + generator.uniform(-0.2, 0.2, len(patients))
+        axes.scatter(patients, jitter, s=11, color=colour, alpha=0.35, linewidths=0)
         low, mean, high = (verdict.test[key] * scale for key in ("low", "gain", "high"))
         axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
         axes.plot(mean, row, "o", color=colour, markersize=8, markeredgecolor=theme.ink, markeredgewidth=0.8)
-    labels = [f"{v.site}\n{_pair(v)}" for v in shown]
+    labels = [v.site for v in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.get_yticklabels()[0].set_fontweight("bold")
+    margin = analysis.options.margin
+    axes.axvspan(-margin, margin, color=theme.grid, zorder=0)
     axes.set_xlabel(f"gain in {analysis.options.title} ({analysis.options.unit})\nglobal better ←  → personal better")
     axes.grid(axis="x")
     return figure
@@ -151,8 +154,9 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     if rows.empty:
         return None
     order = [model.label for model in analysis.models if model.label in set(rows["model"])]
-    gains = rows.pivot(index="site", columns="model", values="gain").loc[:, order] * analysis.options.scale
-    sure = rows.pivot(index="site", columns="model", values="p_holm").loc[:, order] <= analysis.options.alpha
+    places = [place for place in (OVERALL, *analysis.sites) if place in set(rows["site"])]
+    gains = rows.pivot(index="site", columns="model", values="gain").loc[places, order] * analysis.options.scale
+    sure = rows.pivot(index="site", columns="model", values="p_holm").loc[places, order] <= analysis.options.alpha
     figure = Figure(figsize=(max(4.2, 1.5 + 0.95 * len(order)), 1.25 + 0.36 * len(gains)), layout="constrained")
     axes = figure.subplots()
     limit = max(1e-9, float(np.nanmax(np.abs(gains.to_numpy()))))
@@ -206,12 +210,12 @@ def ranks(analysis: Analysis, theme: Theme) -> Figure | None:
 
 
 def critical_difference(analysis: Analysis, theme: Theme) -> Figure | None:
-    """Average ranks over cases; models under one bar are not told apart (Nemenyi)."""
+    """Average ranks over patients; models under one bar are not told apart (Nemenyi)."""
     found = analysis.ranks
     if not np.isfinite(found.critical_difference):
         return None
     order = np.argsort(found.ranks)
-    names = [analysis.case_table.columns[i] for i in order]
+    names = [analysis.patient_table.columns[i] for i in order]
     places = found.ranks[order]
     bars = _groups(places, found.critical_difference)
     height = 1.0 + 0.2 * len(bars) + 0.24 * ((len(names) + 1) // 2)
@@ -252,12 +256,12 @@ def _groups(places: Any, width: float) -> list[tuple[int, int]]:
 
 
 def win_tie_loss(analysis: Analysis, theme: Theme) -> Figure | None:
-    """On what share of the cases the model of the row beats that of the column; a tie is half a win."""
-    counts, cases = analysis.wins, len(analysis.case_table)
-    if not cases or len(counts) < 2:
+    """On what share of the patients the model of the row beats that of the column; a tie is half a win."""
+    counts, patients = analysis.wins, len(analysis.patient_table)
+    if not patients or len(counts) < 2:
         return None
-    ties = cases - counts.to_numpy() - counts.to_numpy().T
-    share = (counts.to_numpy() + ties / 2) / cases
+    ties = patients - counts.to_numpy() - counts.to_numpy().T
+    share = (counts.to_numpy() + ties / 2) / patients
     np.fill_diagonal(share, np.nan)
     side = 1.7 + 0.55 * len(counts)
     figure = Figure(figsize=(max(4.2, side + 0.4), side), layout="constrained")
@@ -346,19 +350,13 @@ def draw_heterogeneity(
 
 
 def answer_colour(answer: Answer, theme: Theme) -> str:
-    """Green for personal, blue for global, grey where nothing is shown."""
-    return {"personal": theme.good, "global": theme.shared}.get(answer, theme.neutral)
+    """Green for personal, blue for global, red for training alone, grey where nothing is shown."""
+    return {"personal": theme.good, "global": theme.shared, "alone": theme.bad}.get(answer, theme.neutral)
 
 
 def _chosen(analysis: Analysis) -> pd.DataFrame:
     table = analysis.overview
     return table[table["seen"] & (table["checkpoint"] == analysis.options.checkpoint)]
-
-
-def _pair(verdict: Verdict) -> str:
-    """Which methods' models are held against each other."""
-    names = dict.fromkeys(model.method for model in (verdict.personal, verdict.shared) if model is not None)
-    return " vs ".join(names)
 
 
 PLOTS: dict[str, Draw] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -12,9 +12,23 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, Analysis
+from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE, OVERALL, Analysis
+from reporting.compare.choice import choose
 from reporting.compare.options import Options
-from reporting.compare.page import Picture, Section, file_picture, headline, picture, render, save_figures
+from reporting.compare.page import (
+    Picture,
+    Section,
+    badge,
+    counted_once,
+    file_picture,
+    headline,
+    picture,
+    render,
+    same_models,
+    save_figures,
+    small_print,
+    tally,
+)
 from reporting.compare.plots import DARK, LIGHT, draw_all, draw_heterogeneity
 from reporting.compare.tables import (
     Grid,
@@ -28,7 +42,7 @@ from reporting.compare.tables import (
     test_grid,
     verdict_grid,
 )
-from reporting.compare.verdicts import Verdict, amount, count, verdicts
+from reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
 from reporting.folder import write_atomic
 from reporting.summary import Table
 
@@ -39,9 +53,9 @@ CAPTIONS = {
     "scores": "Mean and interval of every model; lines: local and pooled training",
     "personal_gains": "Gain of personal models over their global one",
     "transfer": "Gain over local training; red is negative transfer",
-    "critical_difference": "Average rank over cases; a bar joins models that are not told apart",
+    "critical_difference": "Average rank over patients; a bar joins models that are not told apart",
     "ranks": "Rank at each site: mean over seeds, and range",
-    "win_tie_loss": "Share of cases that the row's model wins against the column's",
+    "win_tie_loss": "Share of patients that the row's model wins against the column's",
     "heterogeneity": "Gain of the personal model against how different the site is from all others",
     "progress": "Validation Dice over rounds and traffic; dotted: the target",
 }
@@ -98,20 +112,27 @@ class Report:
 
     Attributes:
         page: the HTML file.
-        verdicts: one per site.
+        verdicts: of the mean over sites, then one per site.
+        small_print: what a reader of the verdicts must know.
         answers: the verdicts as a table.
         scores: models x sites.
     """
 
     page: Path
     verdicts: Sequence[Verdict]
+    small_print: Sequence[str]
     answers: Table
     scores: Table
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        lines = [line for verdict in self.verdicts for line in (verdict.text, f"  {verdict.aside}") if line.strip()]
-        parts = [self.scores.text(stream), f"{headline(self.verdicts)}.\n", *lines, f"\nThe report: {self.page}"]
+        lines = []
+        for verdict in self.verdicts:
+            lines += [f"{'PROVISIONAL ' if verdict.provisional else ''}{badge(verdict)}  {verdict.text}"]
+            lines += [f"    {detail}" for detail in verdict.details]
+        told = [f"- {line}" for line in self.small_print]
+        head = [f"{headline(self.verdicts)}.", f"{tally(self.verdicts)}\n"]
+        parts = [self.scores.text(stream), *head, *lines, "", *told, f"\nThe report: {self.page}"]
         return "\n".join(parts)
 
 
@@ -123,7 +144,9 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
         output: folder of the report.
         measure: what else the data tells, once the verdicts are known.
     """
-    found = verdicts(analysis)
+    choice = choose(analysis)
+    found = verdicts(analysis, choice)
+    told = small_print(analysis, choice, found)
     extras = measure(found)
     light, dark = draw_all(analysis, found, LIGHT), draw_all(analysis, found, DARK)
     gains = analysis.answering[1] if analysis.answering else {}
@@ -136,13 +159,13 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     pictures = {name: picture(light[name], dark[name], CAPTIONS.get(name, name)) for name in light}
     sections = _sections(analysis, extras, rows, pictures)
     page = output / PAGE
-    write_atomic(page, render(analysis, found, pictures.get("gain"), sections))
+    write_atomic(page, render(analysis, found, told, pictures.get("gain"), sections))
     answers = verdict_grid(analysis, found)
     grids = [answers, *(grid for s in sections for grid in (*s.grids, *s.folded))]
     save_tables(grids, analysis, found, extras.differences, output / TABLES)
     save_figures(light, output / PLOTS)
     scores = score_grid(analysis, analysis.options.checkpoint, seen=bool(analysis.sites))
-    return Report(page, found, answers.plain(), scores.plain())
+    return Report(page, found, told, answers.plain(), scores.plain())
 
 
 def _sections(
@@ -165,10 +188,18 @@ def _sections(
         _cases(extras, analysis),
     ]  # fmt: skip
     if not analysis.overview["seen"].all():
-        grids = [score_grid(analysis, checkpoint, seen=False)]
-        folded = [score_grid(analysis, other, seen=False)]
-        text = ["Models of federations in which these sites took no part; all their cases are test cases."]
-        sections.insert(1, Section("Unseen sites", text, grids=grids, folded=folded))
+        unseen = analysis.unseen
+        grids = [
+            score_grid(analysis, checkpoint, seen=False),
+            test_grid(
+                unseen,
+                AGAINST_REFERENCE,
+                "unseen_against_fedavg",
+                "Every model against FedAvg, sites that took no part",
+            ),
+        ]
+        folded = [score_grid(analysis, other, seen=False), replace(cost_grid(unseen), name="unseen_cost")]
+        sections.insert(1, Section("Unseen sites", _unseen_text(unseen), grids=grids, folded=folded))
     if not analysis.sites:
         sections = [section for section in sections if section.title == "Unseen sites"]
     return [
@@ -178,22 +209,45 @@ def _sections(
     ]
 
 
+def _unseen_text(unseen: Analysis) -> list[str]:
+    """Who was tested, which models are one, and what is shown against FedAvg over sites."""
+    cases = counted_once(unseen)
+    text = [
+        "Models of federations in which these sites took no part; all their cases are test cases: "
+        f"{count(len(unseen.sites), 'site')}, {units(cases)}.",
+        *same_models(unseen),
+    ]
+    rows = unseen.answers_to(AGAINST_REFERENCE)
+    if rows.empty:
+        return [*text, "No other model stands beside FedAvg here, so there is nothing to test."]
+    over = rows[rows["site"] == OVERALL]
+    told = [
+        f"{row['model']} {amount(row['gain'], unseen.options)}, {units(row)}, corrected {probability(row['p_holm'])}"
+        for row in over.to_dict("records")
+    ]
+    return [*text, f"Against FedAvg, mean over sites: {'; '.join(told)}."]
+
+
 def reading(options: Options) -> list[str]:
     """What the page's words mean, in short."""
     better = "higher" if options.higher_is_better else "lower"
     return [
-        "Gain: the score of one model minus that of another on the same cases; positive is better "
+        "Gain: the score of one model minus that of another on the same patients; positive is better "
         f"({better} {options.title}). Dice and other shares are in points of 100.",
-        f"Interval: {options.confidence:.0%}, from {options.draws} resamples of seeds, of cases within a site and, for "
-        "means over sites, of sites.",
-        "Corrected p: Wilcoxon's signed-rank test over cases, each averaged over the seeds that tested it; then Holm's "
-        "correction for all sites (or all tests of a table). It is about these trained models; a model is recommended "
-        "only where the interval, which also covers the choice of seeds, excludes 0.",
-        "Effect: matched-pairs rank-biserial correlation from -1 (every case worse) to 1 (every case better).",
-        "Ranks: of the models on each case, averaged; two models further apart than the critical difference (Nemenyi) "
-        "differ.",
-        "Models were chosen on validation cases. Where another seed draws another split, a test case of one seed may "
-        "be a validation case of another; data.split_seed keeps the split.",
+        "The unit is the patient: scores are averaged over a patient's cases, and in tests over the seeds.",
+        f"Interval: {options.confidence:.0%}, from {options.draws} resamples of seeds, of patients within a site, of a "
+        "patient's cases and, for means over sites, of sites; that of a gain is no narrower than its t interval.",
+        "p: the larger of two. The sign-flip permutation test asks whether other patients could turn the difference "
+        "between these trained models; the t test whether other patients and other seeds could. Corrected by Holm "
+        "within the answers over sites, within those at the sites, and within the tables of all tests.",
+        f"A model is recommended that is shown better than one of the two others, and not worse than the other by more "
+        f"than {options.margin:g} {options.points} (margin=). Shown: corrected p at most {options.alpha:g}, and the "
+        "interval excludes 0. Equivalent: the interval lies within the margin. Nothing shown is not no difference.",
+        f"Provisional: fewer than {SURE_SEEDS} seeds, so that what another training would bring is hardly known.",
+        "Ranks: of the models on each patient, averaged; two models differ that are further apart than the critical "
+        "difference (Nemenyi).",
+        "Models were chosen on validation patients of all sites. Where another seed draws another split, a test "
+        "patient of one seed may be a validation patient of another; data.split_seed keeps the split.",
     ]
 
 
@@ -214,9 +268,10 @@ def _transfer_text(analysis: Analysis) -> list[str]:
         return [
             "There is no local training among these runs (algorithm=local), so nobody's gain from taking part is known."
         ]
+    rows = rows[rows["site"] != OVERALL]
     sure = rows[rows["p_holm"] <= analysis.options.alpha]
     told = []
-    for words, some in (("Gain", sure[sure["effect"] > 0]), ("Negative transfer", sure[sure["effect"] < 0])):
+    for words, some in (("Gain", sure[sure["gain"] > 0]), ("Negative transfer", sure[sure["gain"] < 0])):
         named = [
             f"{row['site']} with {row['model']} ({amount(row['gain'], analysis.options)})"
             for row in some.to_dict("records")
@@ -238,8 +293,8 @@ def _rank_text(analysis: Analysis) -> list[str]:
     if np.isfinite(found.p):
         differ = "differ" if found.p <= analysis.options.alpha else "are not shown to differ"
         text.append(
-            f"Over {found.blocks} cases (seeds {seeds}) the models' ranks {differ} (Friedman p = {found.p:.2g}; "
-            f"Kendall's W {found.agreement:.2f}, 1 if all cases rank the models alike)."
+            f"Over {found.blocks} patients (seeds {seeds}) the models' ranks {differ} (Friedman p = {found.p:.2g}; "
+            f"Kendall's W {found.agreement:.2f}, 1 if all patients rank the models alike)."
         )
     for level, word in (("seed", "seeds"), ("site", "sites")):
         if np.isfinite(tau := stability[level]):

@@ -12,10 +12,12 @@ from typing import Any
 import pandas as pd
 
 from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, METRICS, SPLITS, RunFolder, file_name
+from reporting.folder import DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
 from reporting.summary import CHECKPOINTS, ENCODER, case_scores
 
 FOLDS = "leave_one_site_out"
+ACROSS = "flower"  # the engine of sites on machines of their own, which keep the table of splits
+PATIENTS_UNKNOWN = "patients unknown"
 IDENTITY = ["checkpoint", "split", "view", "site", "seen"]
 NEEDED = ("seed", "algorithm.name", "algorithm.preset", "data.name")
 COSTS: dict[str, Callable[[list[float]], float]] = {
@@ -47,12 +49,14 @@ class Run:
     Attributes:
         folder: where it stands.
         settings: dotted key -> value.
-        cases: (checkpoint, split, view, site, seen, case, metric, value), regions averaged.
+        cases: (checkpoint, split, view, site, seen, case, metric, value, patient), regions averaged.
         regions: (checkpoint, split, view, site, seen, region, metric, value), cases averaged.
         curve: (round, view, value): validation Dice, mean over seen sites.
         rounds: (round, steps, seconds): sums over sites.
         traffic: (round, down, up): bytes of all sites.
-        splits: (site, case, patient, split, seen); of all folds where sites were held out in turn.
+        splits: (site, case, patient, split, seen); of all folds where sites were held out in turn; of a run across
+            machines, what its scores tell: training cases are missing.
+        unknown: sites whose patients are unknown, so that each case counts as one.
         cost: name -> what all processes of the run used together; NaN for what its folder does not tell.
         defined: site, case and region of test scores of the metric that are numbers.
         undefined: of those that are none: the case does not show the region.
@@ -66,6 +70,7 @@ class Run:
     rounds: pd.DataFrame
     traffic: pd.DataFrame
     splits: pd.DataFrame
+    unknown: frozenset[str]
     cost: dict[str, float]
     defined: frozenset[tuple[str, str, str]]
     undefined: frozenset[tuple[str, str, str]]
@@ -167,15 +172,17 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         cure = "take deployment.case_scores=pseudonyms for a run that will be compared"
         return LeftOut(path, f"its sites told means only, and cases cannot be paired; {cure}")
     final = final.drop(columns="round")
+    splits = _splits(folder, settings, final)
     return Run(
         folder=folder,
         settings=settings,
-        cases=case_scores(final.assign(round=0)).drop(columns="round"),
+        cases=with_patients(case_scores(final.assign(round=0)).drop(columns="round"), splits),
         regions=final.groupby([*IDENTITY, "region", "metric"], sort=False)["value"].mean().reset_index(),
         curve=_curve(scores),
-        rounds=_sums(folder.rounds()),
-        traffic=_bytes(folder.traffic()),
-        splits=_splits(folder, settings),
+        rounds=_sums(pd.concat([part.rounds() for part in _parts(folder, settings)])),
+        traffic=_bytes(pd.concat([part.traffic() for part in _parts(folder, settings)])),
+        splits=splits,
+        unknown=_unknown(folder, settings, splits),
         cost=_cost(folder),
         defined=_places(final, metric, known=True),
         undefined=_places(final, metric, known=False),
@@ -219,13 +226,45 @@ def _bytes(traffic: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=["down", "up"], fill_value=0).reset_index()
 
 
-def _splits(folder: RunFolder, settings: dict[str, Any]) -> pd.DataFrame:
-    columns = ["site", "case", "patient", "split", "seen"]
+def _parts(folder: RunFolder, settings: dict[str, Any]) -> list[RunFolder]:
+    """The folders of the federations that a run is made of: itself, or its folds."""
     if settings.get("protocol") != FOLDS:
+        return [folder]
+    return [RunFolder(folder.path / file_name(site)) for site in sorted(folder.scores()["site"].unique())]
+
+
+def with_patients(cases: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """Scores of cases with the patient of each."""
+    known = splits[["site", "case", "patient"]].drop_duplicates(["site", "case"])
+    joined = cases.merge(known, on=["site", "case"], how="left")
+    return joined.assign(patient=joined["patient"].fillna(joined["case"]))
+
+
+def _splits(folder: RunFolder, settings: dict[str, Any], final: pd.DataFrame) -> pd.DataFrame:
+    columns = ["site", "case", "patient", "split", "seen"]
+    if settings.get("engine") == ACROSS:
+        told = final[["site", "case", "split", "seen"]].drop_duplicates(ignore_index=True)
+        return told.assign(patient=told["case"].map(patient_of))[columns]
+    parts = _parts(folder, settings)
+    if parts == [folder]:
         return _split_rows(folder)[columns]
-    sites = sorted(folder.scores()["site"].unique())
-    folds = [_split_rows(RunFolder(folder.path / file_name(site)))[columns].assign(fold=site) for site in sites]
-    return pd.concat(folds, ignore_index=True)
+    return pd.concat([_split_rows(part)[columns].assign(fold=part.path.name) for part in parts], ignore_index=True)
+
+
+def _unknown(folder: RunFolder, settings: dict[str, Any], splits: pd.DataFrame) -> frozenset[str]:
+    """Sites at which nothing says which images are of one patient, and names hint that some are (the check's finding).
+
+    Across machines nothing is known where no pseudonym tells a patient; nor in a folder of an earlier version, which
+    kept no findings, where the data are files and each case is its own patient.
+    """
+    own = {site for site, rows in splits.groupby("site") if (rows["case"] == rows["patient"]).all()}
+    if settings.get("engine") == ACROSS:
+        return frozenset(map(str, own))
+    parts = _parts(folder, settings)
+    if any((part.path / FINDINGS).is_file() for part in parts):
+        told = {row["site"] for part in parts for row in part.findings() if row["kind"] == PATIENTS_UNKNOWN}
+        return frozenset(told & own)
+    return frozenset(map(str, own)) if settings.get("data.root") else frozenset()
 
 
 def _split_rows(folder: RunFolder) -> pd.DataFrame:

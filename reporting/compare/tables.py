@@ -12,7 +12,7 @@ import pandas as pd
 
 from evaluation import LOWER_IS_BETTER, METRICS
 from reporting.compare.analysis import OVERALL, Analysis, Model
-from reporting.compare.verdicts import Verdict, probability
+from reporting.compare.verdicts import Verdict, count, probability
 from reporting.folder import write_atomic
 from reporting.summary import Table
 
@@ -149,11 +149,16 @@ def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
         rows.append([
             Cell(row["site"]), Cell(row["model"]), Cell(row["against"]),
             Cell(gain.text, gain.key, interval, "best" if row["p_holm"] <= analysis.options.alpha else ""),
-            Cell(f"{row['better']} of {row['pairs']}", row["better"] / row["pairs"]),
-            number(row["effect"], 1, 2, signed=True), _p(row["p"]), _p(row["p_holm"]),
+            Cell(f"{row['better']} of {row['patients']}", row["better"] / row["patients"], count(row["cases"], "case")),
+            _p(row["p"]), _p(row["p_holm"]),
         ])  # fmt: skip
-    header = ("site", "model", "against", "gain", "cases better", "effect", "p", "p (Holm)")
-    note = f"All {len(tests)} tests of both tables are one family; bold: p (Holm) at most {analysis.options.alpha:g}."
+    header = ("site", "model", "against", "gain", "patients better", "p", "p (Holm)")
+    note = (
+        f"One declared family of {count(len(tests), 'test')}, all models at all sites and over them, against the "
+        f"global model and against local training; bold: p (Holm) at most {analysis.options.alpha:g}."
+        if analysis.seen
+        else f"One family of {count(len(tests), 'test')}; bold: p (Holm) at most {analysis.options.alpha:g}."
+    )
     return Grid(name, title, header, rows, note)
 
 
@@ -162,24 +167,29 @@ def _p(value: float) -> Cell:
 
 
 def verdict_grid(analysis: Analysis, verdicts: Sequence[Verdict]) -> Grid:
-    """The answer for each site, as numbers."""
+    """The answers as numbers: one row for each test."""
     scale = analysis.options.scale
     rows = []
     for verdict in verdicts:
-        cells = [Cell(verdict.site), Cell(verdict.answer)]
-        cells += [Cell(ABSENT if model is None else model.label) for model in (verdict.personal, verdict.shared)]
-        if verdict.test:
-            test = verdict.test
+        answer = Cell(verdict.answer, detail="provisional" if verdict.provisional else "")
+        for (one, other), test in verdict.tests.items():
             interval = " to ".join(number(test[end], scale, signed=True).text for end in ("low", "high"))
             gain = number(test["gain"], scale, signed=True)
-            cells += [Cell(gain.text, gain.key), Cell(interval), Cell(f"{test['better']} of {test['pairs']}")]
-            cells += [number(test["effect"], 1, 2, signed=True), _p(test["p_holm"])]
-        else:
-            cells += [Cell(ABSENT)] * 5
-        rows.append(cells)
-    title = "Personal or global, chosen on validation, tested on test cases"
-    header = ("site", "answer", "personal", "global", "gain", "interval", "cases better", "effect", "p (Holm)")
-    return Grid("answers", title, header, rows)
+            rows.append([
+                Cell(verdict.site), answer, Cell(f"{one} over {other}", detail=f"{test['model']}, {test['against']}"),
+                Cell(gain.text, gain.key, interval, "best" if test["p_holm"] <= analysis.options.alpha else ""),
+                Cell(f"{test['better']} of {test['patients']}", test["better"] / test["patients"],
+                     count(test["cases"], "case")),
+                _p(test["p"]), _p(test["p_holm"]), number(test["detectable"], scale),
+            ])  # fmt: skip
+        if not verdict.tests:
+            rows.append([Cell(verdict.site), answer, *([Cell(ABSENT)] * 6)])
+    note = (
+        "Families for Holm: the tests over sites, and those at the sites. Could show: the smallest true difference "
+        "that these patients and seeds find with 80 % power at the first step of Holm."
+    )
+    header = ("site", "answer", "test", "gain", "patients better", "p", "p (Holm)", "could show")
+    return Grid("answers", "Personal, global or alone", header, rows, note)
 
 
 def fairness_grid(analysis: Analysis) -> Grid:
@@ -194,11 +204,11 @@ def fairness_grid(analysis: Analysis) -> Grid:
         ]
         for model, row in zip(models, analysis.fairness.to_dict("records"), strict=True)
     ]  # fmt: skip
-    header = ("model", "mean over sites", "worst site", "gap", "spread of sites", "worst decile of cases")
+    header = ("model", "mean over sites", "worst site", "gap", "spread of sites", "worst decile of patients")
     least = "at most" if analysis.options.higher_is_better else "at least"
     note = (
         "Gap: best site minus worst site. Spread: standard deviation between sites. Worst decile: the worst tenth of "
-        f"the cases has {least} this."
+        f"the patients has {least} this."
     )
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
     return Grid("fairness", "Fairness", header, rows, note, muted)
@@ -283,25 +293,21 @@ def run_grid(analysis: Analysis) -> Grid:
 
 
 def answers(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """The verdicts with all digits."""
+    """The verdicts with all digits: one row for each test."""
     rows = []
     for verdict in verdicts:
-        told = {
-            "site": verdict.site,
-            "answer": verdict.answer,
-            "sentence": verdict.text,
-            "local_training": verdict.aside,
-        }
-        rows.append({**told, **{key: value for key, value in verdict.test.items() if key != "site"}})
+        told = {"site": verdict.site, "answer": verdict.answer, "provisional": verdict.provisional}
+        tests = [{"test": " over ".join(pair), **row} for pair, row in verdict.tests.items()] or [{}]
+        rows += [{**told, **test, "site": verdict.site, "sentence": verdict.text} for test in tests]
     return pd.DataFrame(rows)
 
 
 def ranking_table(analysis: Analysis) -> pd.DataFrame:
-    """Average ranks over cases, and the numbers of the ranking as a whole in every row."""
+    """Average ranks over patients, and the numbers of the ranking as a whole in every row."""
     found, stability = analysis.ranks, analysis.stability
-    table = pd.DataFrame({"model": list(analysis.case_table.columns), "average_rank": found.ranks})
+    table = pd.DataFrame({"model": list(analysis.patient_table.columns), "average_rank": found.ranks})
     return table.sort_values("average_rank").assign(
-        cases=found.blocks, friedman_p=found.p, kendall_w=found.agreement,
+        patients=found.blocks, friedman_p=found.p, kendall_w=found.agreement,
         critical_difference=found.critical_difference,
         tau_of_seeds=stability["seed"], tau_of_sites=stability["site"],
     )  # fmt: skip

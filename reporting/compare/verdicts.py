@@ -1,136 +1,179 @@
-"""One plain sentence per site: should it use its personal model or the global one?
+"""One plain answer for the federation and for each site: use the personal model, the global one, or train alone?
 
-The pair is chosen on validation cases, for each site: its best personal model and its best global one (local and pooled
-training are baselines, not candidates). Test cases then answer one question per site, and these questions
-are one family for Holm's correction. What is said about local training comes from the family of all tests
-(`Analysis.tests`), which holds every model at every site.
+The candidates are the same everywhere (`choice`). Three questions are asked about each two of them; the answers over
+sites are one family for Holm's correction, those at the sites another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.statistics import attainable, holm
-from reporting.compare.analysis import AGAINST_LOCAL, GLOBAL, PERSONAL, Analysis, Model
+from evaluation.statistics import attainable, detectable, holm
+from reporting.compare.analysis import OVERALL, Analysis, Model
+from reporting.compare.choice import Choice, choose
 from reporting.compare.options import Options
 
-Answer = Literal["personal", "global", "mixed", "no difference shown", "too few cases", "not compared"]
+Candidate = Literal["personal", "global", "alone"]
+Answer = Literal["personal", "global", "alone", "equivalent", "not shown", "too few patients", "not compared"]
+CANDIDATES: tuple[Candidate, ...] = ("personal", "global", "alone")
+PAIRS = tuple(combinations(CANDIDATES, 2))
+MAIN = PAIRS[0]
+WORDS = {"personal": "personal model", "global": "global model", "alone": "training alone"}
+SURE_SEEDS = 3  # with fewer, what another training would bring is hardly known
+Pair = tuple[Candidate, Candidate]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say about one site.
+    """What the runs say about one site, or about the mean over all.
 
     Attributes:
-        site: its name.
-        answer: which model it should use, or why that cannot be said.
-        personal: the personal model that validation chose; None if there is none.
-        shared: the global one.
-        test: personal against global (see `Analysis.compare`), with p_holm, the smallest p_holm that its cases could
-            give, and how many sites are the family; empty if not compared.
-        alone: the same for the recommended model, or validation's choice, against local training; may be empty.
+        site: its name, or `OVERALL`.
+        answer: which model to use, or why that cannot be said.
+        models: of each candidate; those that are not there are missing.
+        tests: first against second candidate (see `Analysis.compare`), with p_holm, the smallest p_holm that its
+            patients could give, how many tests are the family, and the difference that they could have shown.
+        provisional: fewer than three seeds.
         text: the sentence.
-        aside: about local training; may be empty.
+        details: one line for each test.
     """
 
     site: str
     answer: Answer
-    personal: Model | None
-    shared: Model | None
-    test: Mapping[str, Any] = field(default_factory=dict)
-    alone: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[Candidate, Model]
+    tests: Mapping[Pair, Mapping[str, Any]] = field(default_factory=dict)
+    provisional: bool = False
     text: str = ""
-    aside: str = ""
+    details: Sequence[str] = ()
+
+    @property
+    def personal(self) -> Model | None:
+        """The personal model."""
+        return self.models.get("personal")
+
+    @property
+    def shared(self) -> Model | None:
+        """The global one."""
+        return self.models.get("global")
+
+    @property
+    def test(self) -> Mapping[str, Any]:
+        """Personal against global; empty if not compared."""
+        return self.tests.get(MAIN, {})
 
 
-def verdicts(analysis: Analysis) -> list[Verdict]:
-    """The verdict of every seen site."""
-    drafts = []
-    for site in analysis.sites:
-        personal, shared = chosen_pair(analysis, site)
-        row = None if personal is None else analysis.compare(personal, shared, site)
-        drafts.append(Verdict(site, "not compared", personal, shared, row or {}))
-    tested = [draft for draft in drafts if draft.test]
-    family = [draft.test["p"] for draft in tested]
-    corrected = dict(zip((draft.site for draft in tested), holm(family), strict=True))
-    done = []
-    for draft in drafts:
-        test = dict(draft.test)
-        if test:
-            place = tested.index(draft)
-            p_holm = float(corrected[draft.site])
-            least = p_holm if p_holm <= analysis.options.alpha else attainable(family, place, test["smallest_p"])
-            test |= {"p_holm": p_holm, "smallest_p_holm": least, "family": len(tested)}
-        done.append(_finished(replace(draft, test=test), analysis))
-    return done
+def verdicts(analysis: Analysis, choice: Choice | None = None) -> list[Verdict]:
+    """The verdict on the mean over sites, then that of every site; the candidates are chosen if they are not given."""
+    choice = choice or choose(analysis)
+    known = zip(CANDIDATES, (choice.personal, choice.shared, choice.alone), strict=True)
+    models = {candidate: model for candidate, model in known if model is not None}
+    found = []
+    for places in ([OVERALL], analysis.sites):
+        tests = _corrected(analysis, models, places)
+        found += [_verdict(place, models, tests[place], analysis.options) for place in places]
+    return found if analysis.sites else []
 
 
-def chosen_pair(analysis: Analysis, site: str) -> tuple[Model | None, Model | None]:
-    """The personal and the global model with the best validation means at a site, of those that share a test case."""
-    personal, shared = (by_validation(analysis, site, view) for view in (PERSONAL, GLOBAL))
-    pairs = ((a, b) for a in personal for b in shared if analysis.gain(a, b, site) is not None)
-    return next(pairs, (next(iter(personal), None), next(iter(shared), None)))
+def _corrected(
+    analysis: Analysis, models: Mapping[Candidate, Model], places: Sequence[str]
+) -> dict[str, dict[Pair, dict[str, Any]]]:
+    """The tests of one family: all pairs of candidates at all these places."""
+    alpha = analysis.options.alpha
+    asked = [(place, pair) for place in places for pair in PAIRS if models.keys() >= set(pair)]
+    rows = {key: analysis.compare(models[key[1][0]], models[key[1][1]], key[0]) for key in asked}
+    known = {key: row for key, row in rows.items() if row is not None}
+    raw = [float(row["p"]) for row in known.values()]
+    found: dict[str, dict[Pair, dict[str, Any]]] = {place: {} for place in places}
+    for number, ((place, pair), row, p_holm) in enumerate(zip(known, known.values(), holm(raw), strict=True)):
+        least = float(p_holm) if p_holm <= alpha else attainable(raw, number, row["smallest_p"])
+        shown = detectable(row["error"], row["freedom"], alpha / len(known))
+        found[place][pair] = {
+            **row, "p_holm": float(p_holm), "smallest_p_holm": least, "family": len(known), "detectable": shown
+        }  # fmt: skip
+    return found
 
 
-def by_validation(analysis: Analysis, site: str, view: str) -> list[Model]:
-    """Candidates at a site, the best validation mean there first (over all sites, where the site has none).
+class Evidence:
+    """The tests of one place, read in both directions.
 
-    Complete models come before those that lack seeds or sites: their validation means would say something else.
+    Args:
+        tests: first against second candidate.
+        options: level and margin.
     """
-    candidates = [
-        m for m in analysis.models if m.view == view and not analysis.is_baseline(m) and site in analysis.test[m]
-    ]
 
-    def order(model: Model) -> tuple[bool, float, float]:
-        own, everywhere = analysis.worth(model, site), analysis.worth(model)
-        return model in analysis.complete, own if np.isfinite(own) else everywhere, everywhere
+    def __init__(self, tests: Mapping[Pair, Mapping[str, Any]], options: Options) -> None:
+        self.tests, self.alpha = tests, options.alpha
+        self.margin = options.margin / options.scale
 
-    return sorted(candidates, key=order, reverse=True)
+    def ends(self, one: Candidate, other: Candidate) -> tuple[float, float]:
+        """Interval of the gain of one over the other; NaN where they were not compared."""
+        if (one, other) in self.tests:
+            row = self.tests[one, other]
+            return row["low"], row["high"]
+        row = self.tests.get((other, one), {"low": np.nan, "high": np.nan})
+        return -row["high"], -row["low"]
+
+    def compared(self, one: Candidate, other: Candidate) -> bool:
+        """Whether both are there."""
+        return (one, other) in self.tests or (other, one) in self.tests
+
+    def better(self, one: Candidate, other: Candidate) -> bool:
+        """Shown better: the corrected test speaks, and the interval excludes 0 on the same side."""
+        row = self.tests.get((one, other)) or self.tests.get((other, one))
+        return row is not None and row["p_holm"] <= self.alpha and self.ends(one, other)[0] > 0
+
+    def not_worse(self, one: Candidate, other: Candidate) -> bool:
+        """Not worse by more than the margin, and not shown worse at all."""
+        return self.ends(one, other)[0] > -self.margin and not self.better(other, one)
+
+    def alike(self, one: Candidate, other: Candidate) -> bool:
+        """The interval lies within the margin."""
+        low, high = self.ends(one, other)
+        return -self.margin < low and high < self.margin
+
+    def recommended(self) -> list[Candidate]:
+        """Candidates that are better than one other and not worse than any."""
+        found = []
+        for one in CANDIDATES:
+            others = [other for other in CANDIDATES if other != one and self.compared(one, other)]
+            if any(self.better(one, o) for o in others) and all(self.not_worse(one, o) for o in others):
+                found.append(one)
+        return found
 
 
-def answer_of(test: Mapping[str, Any], alpha: float) -> Answer:
-    """Read a corrected test.
-
-    The test is about ranks of cases, given these trained models; the interval of the mean also covers the choice of
-    seeds. A model is recommended where both point to it. Where only the test does, evidence is mixed: the mean points
-    the other way, or its interval contains 0.
-    """
-    if not test:
+def answer_of(tests: Mapping[Pair, Mapping[str, Any]], options: Options) -> Answer:
+    """Read the corrected tests of one place."""
+    evidence = Evidence(tests, options)
+    found = evidence.recommended()
+    if len(found) == 1:
+        return found[0]
+    if found:
+        return "equivalent"
+    if MAIN not in tests:
         return "not compared"
-    if test["p_holm"] > alpha:
-        return "too few cases" if test["smallest_p_holm"] > alpha else "no difference shown"
-    if test["effect"] > 0 and test["low"] > 0:
-        return "personal"
-    return "global" if test["effect"] < 0 and test["high"] < 0 else "mixed"
+    if tests[MAIN]["p_holm"] > options.alpha and tests[MAIN]["smallest_p_holm"] > options.alpha:
+        return "too few patients"
+    beaten = evidence.better("alone", "personal") or evidence.better("alone", "global")
+    return "equivalent" if evidence.alike(*MAIN) and not beaten else "not shown"
 
 
-def _finished(draft: Verdict, analysis: Analysis) -> Verdict:
-    options = analysis.options
-    told = replace(draft, answer=answer_of(draft.test, options.alpha))
-    alone = _against_local(analysis, told)
-    return replace(told, alone=alone, text=_sentence(told, options), aside=_aside(alone, options))
+def _verdict(
+    place: str, models: Mapping[Candidate, Model], tests: Mapping[Pair, Mapping[str, Any]], options: Options
+) -> Verdict:
+    answer = answer_of(tests, options)
+    seeds = max((row["seeds"] for row in tests.values()), default=0)
+    details = [_detail(pair, models, row, options) for pair, row in tests.items()]
+    provisional = 0 < seeds < SURE_SEEDS
+    text = _sentence(place, answer, models, tests, options)
+    return Verdict(place, answer, models, tests, provisional, text, details)
 
 
-def _against_local(analysis: Analysis, verdict: Verdict) -> Mapping[str, Any]:
-    """The row of the family of all tests that holds the site's model against local training."""
-    tests = analysis.answers_to(AGAINST_LOCAL)
-    used = used_model(analysis, verdict)
-    if used is None or tests.empty:
-        return {}
-    rows = tests[(tests["model"] == used.label) & (tests["site"] == verdict.site)]
-    return {} if rows.empty else {str(key): value for key, value in rows.iloc[0].to_dict().items()}
-
-
-def used_model(analysis: Analysis, verdict: Verdict) -> Model | None:
-    """The recommended model; where none is, the one that validation prefers."""
-    if verdict.answer in ("personal", "global"):
-        return verdict.personal if verdict.answer == "personal" else verdict.shared
-    known = [model for model in (verdict.personal, verdict.shared) if model is not None]
-    return max(known, key=lambda model: analysis.worth(model, verdict.site), default=None)
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def amount(gain: float, options: Options) -> str:
@@ -146,37 +189,23 @@ def probability(p: float) -> str:
     return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.4f}"
 
 
-def _sentence(verdict: Verdict, options: Options) -> str:
-    site, test = verdict.site, verdict.test
-    if not test:
-        missing = " and no ".join(
-            word
-            for word, model in (("personal model", verdict.personal), ("global model", verdict.shared))
-            if model is None
-        )
-        why = f"these runs have no {missing} for it" if missing else "its two models share no seed and test case"
-        return f"{site}: personal and global cannot be compared, {why}."
-    personal, shared = _named(verdict.personal), _named(verdict.shared)
-    size, p, cases = _size(test, options), f"corrected {probability(test['p_holm'])}", test["pairs"]
-    better, worse = f"{test['better']} of {cases} cases better", f"{test['worse']} of {cases} cases worse"
-    pair = f"its personal model ({personal}) and the global one ({shared})"
-    sided = test["low"] > 0 or test["high"] < 0
-    favoured = "its personal model" if test["effect"] > 0 else "the global model"
-    return {
-        "personal": f"{site} should use its personal model ({personal}) rather than the global one ({shared}): "
-        f"{size}, {better}, {p}.",
-        "global": f"{site} should use the global model ({shared}) rather than its personal one ({personal}), whose "
-        f"gain is {size}, {worse}, {p}.",
-        "mixed": f"{site}: mixed evidence about {pair}. The cases favour {favoured} ({better}, {worse}, {p}), but the "
-        f"mean gain of the personal one is {size}: "
-        + ("it points the other way." if sided else "other seeds or cases may turn it.")
-        + " Look at the cases.",
-        "no difference shown": f"{site}: no difference shown between {pair}: {size}, {better}, {p}."
-        + (" The mean alone would say more: look at the cases with the largest differences." if sided else ""),
-        "too few cases": f"{site}: too few test cases to tell its personal model ({personal}) from the global "
-        f"one ({shared}): {size}, {better}; with {test['better'] + test['worse']} that differ and "
-        f"{count(test['family'], 'site')} tested, corrected p cannot be below {test['smallest_p_holm']:.2g}.",
-    }[verdict.answer]
+def count(number: int, word: str) -> str:
+    """A number and its noun: "1 site", "4 sites"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def units(row: Mapping[Any, Any]) -> str:
+    """How many patients and cases: "9 patients, 41 cases"."""
+    return f"{count(row['patients'], 'patient')}, {count(row['cases'], 'case')}"
+
+
+def _detail(pair: Pair, models: Mapping[Candidate, Model], row: Mapping[str, Any], options: Options) -> str:
+    """One test: "personal over global (ditto, fedavg): +4.1 Dice (95% interval +1.0 to +7.2), 9 of 12 ..."."""
+    names = ", ".join(dict.fromkeys(models[one].method for one in pair))
+    better = f"{row['better']} of {count(row['patients'], 'patient')} better"
+    return (
+        f"{pair[0]} over {pair[1]} ({names}): {_size(row, options)}, {better}, corrected {probability(row['p_holm'])}"
+    )
 
 
 def _size(test: Mapping[str, Any], options: Options) -> str:
@@ -187,23 +216,66 @@ def _size(test: Mapping[str, Any], options: Options) -> str:
     return f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
 
 
-def count(number: int, word: str) -> str:
-    """A number and its noun: "1 site", "4 sites"."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+def _sentence(
+    place: str,
+    answer: Answer,
+    models: Mapping[Candidate, Model],
+    tests: Mapping[Pair, Mapping[str, Any]],
+    options: Options,
+) -> str:
+    evidence = Evidence(tests, options)
+    subject = "Over all sites" if place == OVERALL else place
+    if answer in ("personal", "global", "alone"):
+        return f"{subject}: {_use(answer, models)}, {_reasons(answer, evidence, options)}{_of(tests)}."
+    if answer == "not compared":
+        missing = [WORDS[one] for one in MAIN if one not in models]
+        why = f"these runs have no {' and no '.join(missing)}" if missing else "they share no seed and test case"
+        return f"{subject}: personal and global model cannot be compared, {why}.{_shown(evidence)}"
+    row = tests[MAIN]
+    if answer == "equivalent":
+        names = f"personal ({models['personal'].method}) and global model ({models['global'].method})"
+        within = f"the difference lies within ±{options.margin:g} {options.points}{_of(tests)}"
+        return f"{subject}: {names} are equivalent, {within}.{_shown(evidence)}"
+    if answer == "too few patients":
+        voting = row["better"] + row["worse"]
+        return (
+            f"{subject}: too few patients to tell personal and global model apart: {units(row)}. With "
+            f"{count(voting, 'patient')} that differ and {count(row['family'], 'test')}, corrected p cannot be below "
+            f"{row['smallest_p_holm']:.2g}.{_shown(evidence)}"
+        )
+    least = row["detectable"] * options.scale
+    could = f" These patients could have shown a difference of {least:.1f} (80% power)." if np.isfinite(least) else ""
+    return f"{subject}: no model is shown to be the one to use{_of(tests)}.{_shown(evidence)}{could}"
 
 
-def _aside(alone: Mapping[str, Any], options: Options) -> str:
-    if not alone:
-        return ""
-    cases = f"{alone['better']} of {alone['pairs']} cases better"
-    told = f"{amount(alone['gain'], options)}, {cases}, corrected {probability(alone['p_holm'])}"
-    name = alone["model"]
-    if alone["p_holm"] > options.alpha:
-        return f"Against training alone, {name} shows no sure difference: {told}."
-    if alone["effect"] > 0:
-        return f"Taking part pays against training alone: {name} {told}."
-    return f"Negative transfer: {name} does worse than training alone: {told}."
+def _use(answer: Candidate, models: Mapping[Candidate, Model]) -> str:
+    if answer == "alone":
+        return f"train alone ({models['alone'].method})"
+    return f"use the {WORDS[answer]} ({models[answer].method})"
 
 
-def _named(model: Model | None) -> str:
-    return "none" if model is None else model.method
+def _reasons(answer: Candidate, evidence: Evidence, options: Options) -> str:
+    """What the recommended one is better than, and what it is not worse than."""
+    others = [other for other in CANDIDATES if other != answer and evidence.compared(answer, other)]
+    better = [f"{WORDS[o]}" for o in others if evidence.better(answer, o)]
+    rest = [f"{WORDS[o]}" for o in others if not evidence.better(answer, o)]
+    told = f"better than {' and '.join(better)}"
+    return told + (f"; not worse than {rest[0]} by more than {options.margin:g} {options.points}" if rest else "")
+
+
+def _of(tests: Mapping[Pair, Mapping[str, Any]]) -> str:
+    row = tests.get(MAIN) or next(iter(tests.values()))
+    return f" ({units(row)})"
+
+
+def _shown(evidence: Evidence) -> str:
+    """What is shown although nothing is recommended, and where test and interval disagree."""
+    told = []
+    for one, other in PAIRS:
+        for a, b in ((one, other), (other, one)):
+            if evidence.better(a, b):
+                told.append(f"{WORDS[a]} better than {WORDS[b]}")
+        row = evidence.tests.get((one, other))
+        if row and row["p_holm"] <= evidence.alpha and not (row["low"] > 0 or row["high"] < 0):
+            told.append(f"mixed evidence on {WORDS[one]} and {WORDS[other]} (the test speaks, the interval holds 0)")
+    return f" Shown: {'; '.join(told)}." if told else ""
