@@ -13,6 +13,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from configs.compose import compose
+from datamodules.findings import COLUMNS as FINDING_COLUMNS
 from federation.seeds import derive_seed
 from launch.settings import SCHEMA
 from reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolder
@@ -40,6 +41,7 @@ def write_run(
     unseen: Sequence[str] = (),
     metrics: Sequence[str] = ("dice", "hd95"),
     finished: bool = True,
+    images: int = 1,
 ) -> RunFolder:
     """Write a run's folder as train.py leaves it.
 
@@ -55,13 +57,15 @@ def write_run(
         unseen: sites that only test.
         metrics: dice, and others made from it.
         finished: whether the last and best models were scored.
+        images: cases of each patient; with one, cases are patients.
     """
     folder = RunFolder(path)
     extra = [f"data.unseen=[{','.join(unseen)}]"] if unseen else []
     config = compose([f"algorithm={algorithm}", f"seed={seed}", f"output={path}", *extra, *settings], SCHEMA)
     folder.write_config(OmegaConf.to_yaml(config))
-    splits = _splits(sites, seed if config.data.split_seed is None else config.data.split_seed, unseen)
+    splits = _splits(sites, seed if config.data.split_seed is None else config.data.split_seed, unseen, images)
     splits.to_csv(path / SPLITS, index=False)
+    folder.write_findings([], FINDING_COLUMNS)
     views = VIEWS.get(algorithm, ("global",))
     parts = [
         _scores(splits, view, f"{algorithm} {view} {seed}", effects or {}, noise, metrics, rounds, finished)
@@ -75,12 +79,13 @@ def write_run(
     return folder
 
 
-def _splits(sites: Mapping[str, int], split_seed: int, unseen: Sequence[str]) -> pd.DataFrame:
+def _splits(sites: Mapping[str, int], split_seed: int, unseen: Sequence[str], images: int) -> pd.DataFrame:
     rows = []
     for site, count in sites.items():
         generator = np.random.default_rng(derive_seed(split_seed, site))
-        bounds = np.cumsum([round(share * count) for share in SHARES.values()])
-        for place, case in enumerate(generator.permutation(count)):
+        bounds = np.cumsum([round(share * (count // images)) for share in SHARES.values()])
+        order = generator.permutation(count // images)
+        for place, case in ((p, patient * images + k) for p, patient in enumerate(order) for k in range(images)):
             split = (
                 "test" if site in unseen else list(SHARES)[min(int(np.searchsorted(bounds, place, side="right")), 2)]
             )
@@ -89,7 +94,7 @@ def _splits(sites: Mapping[str, int], split_seed: int, unseen: Sequence[str]) ->
                 {
                     "site": site,
                     "case": name,
-                    "patient": name,
+                    "patient": name if images == 1 else f"patient_{case // images:04d}",
                     "split": split,
                     "labelled": True,
                     "seen": site not in unseen,
