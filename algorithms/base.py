@@ -99,6 +99,7 @@ class Algorithm(pl.LightningModule):
         self._reference: Tensors | None = None
         self._losses: list[Tensor] = []
         self.received = State()
+        self.round = 0  # of the training task at hand; 0 elsewhere
         self.trained_here = False  # whether the site that the worker stands for has kept anything from training
 
     @property
@@ -290,7 +291,8 @@ class Algorithm(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser over all that can learn; its state is fresh or, if so declared, the site's own."""
         learning = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        optimizer = self.recipe.training.build_optimizer(learning.values())
+        training = self.recipe.training
+        optimizer = training.build_optimizer(learning.values(), training.lr_in(self.round, self.recipe.rounds))
         if self._optimizer_state:
             load_optimizer(optimizer, list(learning), self._optimizer_state)
         return optimizer

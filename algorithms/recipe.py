@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from algorithms.functional.private import PrivateStep
-from federation.ranges import FinitePositive, ProperShare, check_ranges
+from federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
 from models.losses import Loss, build_loss
 from models.normalize import build_normalizer
+
+POWER = 0.9  # of the polynomial schedule, as in nnU-Net (Isensee et al., Nature Methods 2021)
+FALLING = ("cosine", "poly")
+"""Schedules that end at 0, and so need to know when."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class Training:
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
         optimizer: of the local steps.
         lr: learning rate.
+        schedule: of the learning rate over rounds, within which it stays: constant; cosine to 0; poly, to 0 as
+            (1 - p)^0.9 (nnU-Net's); step, times `decay` after every `decay_every` rounds. What is fitted for an
+            evaluation only (fine-tuning) takes lr itself.
+        warmup: rounds in which the learning rate rises in equal steps, before the schedule begins.
+        schedule_rounds: the round at whose end cosine and poly would come to 0; later rounds keep the last rate; null
+            takes federation.rounds.
+        decay: factor of schedule=step.
+        decay_every: rounds between its steps.
         weight_decay: L2 penalty (decoupled for adamw).
         momentum: of SGD.
         optimizer_state: reset makes a fresh optimiser each round; keep stores its state at the site.
@@ -36,6 +49,11 @@ class Training:
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: FinitePositive = 1e-3
+    schedule: Literal["constant", "cosine", "poly", "step"] = "constant"
+    warmup: NonNegativeInt = 0
+    schedule_rounds: PositiveInt | None = None
+    decay: PositiveShare = 0.1
+    decay_every: PositiveInt = 10
     weight_decay: NonNegativeFloat = 0.0
     momentum: ProperShare = 0.0
     optimizer_state: Literal["reset", "keep"] = "reset"
@@ -43,14 +61,40 @@ class Training:
 
     def __post_init__(self) -> None:
         check_ranges(Training, vars(self), "training")
+        if self.schedule_rounds is not None and self.warmup >= self.schedule_rounds:
+            raise ValueError(
+                f"training.warmup={self.warmup} leaves no round of training.schedule_rounds={self.schedule_rounds} to "
+                "the schedule; warm up in fewer rounds"
+            )
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over these parameters, in PyTorch's fused form."""
-        chosen = list(parameters)
+    def lr_in(self, round: int, rounds: int) -> float:
+        """The learning rate in a round; it follows from the round alone, whoever was absent or resumed.
+
+        Args:
+            round: 1 for the first; 0 outside of training tasks, where `lr` holds.
+            rounds: of the run.
+        """
+        if not round:
+            return self.lr
+        if round <= self.warmup:
+            return self.lr * round / (self.warmup + 1)
+        past, whole = round - self.warmup - 1, (self.schedule_rounds or rounds) - self.warmup
+        done = min(past, whole - 1) / whole
+        factors = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "poly": math.pow(1 - done, POWER),
+            "step": math.pow(self.decay, past // self.decay_every),
+        }
+        return self.lr * factors[self.schedule]
+
+    def build_optimizer(self, parameters: Iterable[nn.Parameter], lr: float | None = None) -> torch.optim.Optimizer:
+        """The optimiser over these parameters, in PyTorch's fused form; `lr` instead of the setting."""
+        chosen, lr = list(parameters), self.lr if lr is None else lr
         if self.optimizer == "sgd":
-            return torch.optim.SGD(chosen, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+            return torch.optim.SGD(chosen, lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(chosen, self.lr, weight_decay=self.weight_decay, fused=True)
+        return kind(chosen, lr, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -63,6 +107,7 @@ class Recipe:
         normalize: (B, C, H, W) images in [0, 1] -> network input; a module without state.
         loss: (logits, (B, R, H, W) masks, the same of what is known, or None) -> scalar.
         private: how local steps hide every patient; None where they need not.
+        rounds: of the run, over which the learning rate may move.
     """
 
     training: Training
@@ -70,6 +115,7 @@ class Recipe:
     normalize: nn.Module
     loss: Loss
     private: PrivateStep | None = None
+    rounds: int = 1
 
     @classmethod
     def build(
@@ -78,14 +124,20 @@ class Recipe:
         activation: Literal["sigmoid", "softmax"],
         in_channels: int,
         private: PrivateStep | None = None,
+        rounds: int = 1,
     ) -> Recipe:
         """Make the recipe that the knobs describe.
 
         Raises:
-            ValueError: the loss does not exist or does not fit the activation.
+            ValueError: the loss does not exist or does not fit the activation, or no round is left to the schedule.
         """
+        if training.schedule in FALLING and training.warmup >= rounds:
+            raise ValueError(
+                f"training.warmup={training.warmup} leaves no round of federation.rounds={rounds} to "
+                f"training.schedule={training.schedule}; warm up in fewer rounds"
+            )
         name = training.loss
         if name == "auto":
             name = "dice_bce" if activation == "sigmoid" else "dice_ce"
         normalize = build_normalizer(training.normalize, in_channels)
-        return cls(training, activation, normalize, build_loss(name, activation), private)
+        return cls(training, activation, normalize, build_loss(name, activation), private, rounds)

@@ -127,6 +127,7 @@ def turn(
     start = time.perf_counter()
     examples = site.examples if worker.labelled else site.training_images
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
+    worker.round = task.round if task.kind == "train" else 0
     worker.receive(message, kept, site)
     answer: State
     if task.kind == "introduce":

@@ -93,7 +93,13 @@ class Site(Protocol):
 
 
 class ClientHalf(Protocol):
-    """Runs where the data is. One instance serves any site: between turns it keeps nothing."""
+    """Runs where the data is. One instance serves any site: between turns it keeps nothing.
+
+    Attributes:
+        round: of the training task at hand, for learning rates that move; 0 elsewhere.
+    """
+
+    round: int
 
     @property
     def labelled(self) -> bool:

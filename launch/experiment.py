@@ -211,7 +211,8 @@ class Experiment:
         """
         channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
-        recipe = Recipe.build(Training(**self._section("training")), regions.activation, channels, self._private_step)
+        training, rounds = Training(**self._section("training")), self.config.federation.rounds
+        recipe = Recipe.build(training, regions.activation, channels, self._private_step, rounds)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
         network.pop("name")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from algorithms.recipe import FALLING
 from configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed
 from datamodules import MultiCenterDataModule
 from datamodules.findings import COLUMNS, Finding, as_rows, causes
@@ -73,6 +74,13 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
     complete = compose([], SCHEMA, base=saved)  # a setting that is younger than the run had its default
     if changed := differences(complete, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
+    training, rounds = complete.training, (complete.federation.rounds, config.federation.rounds)
+    if training.schedule in FALLING and training.schedule_rounds is None and rounds[0] != rounds[1]:
+        raise ConfigError(
+            f"federation.rounds={rounds[1]}: training.schedule={training.schedule} of this run falls over its "
+            f"{rounds[0]} rounds, so that with more of them earlier rounds would have had other learning rates; keep "
+            f"the {rounds[0]}, or start another run, whose training.schedule_rounds lets it go on later"
+        )
     return config
 
 

@@ -148,10 +148,11 @@ def build(
     seed: int = 0,
     private: PrivateStep | None = None,
     norm: Norm = "batch",
+    rounds: int = 1,
     **knobs: Any,
 ) -> Algorithm:
     torch.manual_seed(seed)
-    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3, private=private)
+    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3, private=private, rounds=rounds)
     network = TinyNet()
     convert_norm(network, norm, groups=2)
     return ALGORITHMS[name](network, recipe, **knobs)
@@ -207,11 +208,15 @@ def simulate(
 ) -> Outcome:
     """Run a federation of toy sites; ``before(federation)`` may tamper with it first."""
     sites = sites or toy_sites()
-    way = transport(build(name, training, **knobs), sites, CPU, evaluate, transforms)
-    way.build = lambda: build(name, training, **knobs)  # type: ignore[attr-defined]
+
+    def fresh() -> Algorithm:
+        return build(name, training, rounds=rounds, **knobs)
+
+    way = transport(fresh(), sites, CPU, evaluate, transforms)
+    way.build = fresh  # type: ignore[attr-defined]
     observer = Quiet()
     federation = Federation(
-        build(name, training, **knobs),
+        fresh(),
         way,
         [site for site in sites if site != POOL],
         Schedule(rounds=rounds, **{"local_steps": 3, **(schedule or {})}),
