@@ -1,6 +1,7 @@
 """Settings shared by all tests: one thread, no network, no accounts."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -12,8 +13,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from lightning_fabric.utilities import registry
 
 torch.set_num_threads(1)
+# every Trainer asks every installed package whether it brings callbacks; the answer stays the same
+registry.entry_points = functools.cache(registry.entry_points)
+os.fsync = lambda _file: None  # what a power failure leaves is nothing that a test can see
 # started in the background, a shell lets its processes ignore interrupts (nohup: also the end of the terminal), and so
 # would those that tests interrupt
 with contextlib.suppress(ValueError):  # only the main thread may

@@ -234,7 +234,8 @@ def test_a_worker_that_ends_is_named_with_the_cure(tmp_path: Path) -> None:
 def test_a_batch_that_normalisation_cannot_take_is_refused_with_a_cure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cure: str
 ) -> None:
-    settings = [*PLAIN, "algorithm=fedavg", "model=deeplabv3plus", "data.batch_size=1", f"output={tmp_path / 'run'}"]
+    settings = [*PLAIN, "algorithm=fedavg", "data.batch_size=1", f"output={tmp_path / 'run'}"]
+    settings += ["model=deeplabv3plus", "model.encoder_depth=null", "model.decoder_channels=null"]
     code, told = run_train(capsys, *settings)
     assert code == 2
     assert "data.batch_size=1: Expected more than 1 value per channel" in told

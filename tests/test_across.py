@@ -44,7 +44,6 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     *TINY,
     "data.n_sites=3",
-    "model.decoder_channels=[16,8,8,8]",
     "federation.rounds=2",
     "evaluation.metrics=[dice,hd95]",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,31 @@ from federation.client import Images, turn
 from federation.contract import Task
 from federation.state import State, Update, from_bytes, to_bytes
 from federation.transport import InProcess
-from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
+from tests.world import CPU, Outcome, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 every_method = pytest.mark.parametrize("name", ALGORITHMS)
+Plain = Callable[[str], Outcome]
+
+
+class Recording(InProcess):
+    """Remembers what travelled."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for update in super().ask(tasks, messages):
+            site = update.site
+            self.__dict__.setdefault("travelled", []).append((site, messages[site], update))
+            yield update
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Two rounds of a method, recorded; made once, to be read only."""
+    return functools.cache(lambda name: simulate(name, tmp_path_factory.mktemp(name), transport=Recording))
 
 
 @every_method
-def test_contract_two_rounds_run_and_every_number_is_finite(name: str, tmp_path: Path) -> None:
-    outcome = simulate(name, tmp_path)
+def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Plain) -> None:
+    outcome = plain(name)
     assert not outcome.server.non_finite()
     assert not any(state.non_finite() for state in outcome.kept.values())
     losses = [row["loss"] for row in outcome.observer.rows("rounds") if row["task"] == "train"]
@@ -39,15 +57,14 @@ class Forgetful(InProcess):
 
 
 @every_method
-def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, tmp_path: Path) -> None:
-    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", transport=Forgetful))
+def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, plain: Plain, tmp_path: Path) -> None:
+    assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Forgetful))
 
 
 @every_method
-def test_resume_equals_never_having_stopped(name: str, tmp_path: Path) -> None:
-    whole = simulate(name, tmp_path / "whole", rounds=3)
-    simulate(name, tmp_path / "parts", rounds=1)
-    assert_same_outcome(whole, simulate(name, tmp_path / "parts", rounds=3))
+def test_resume_equals_never_having_stopped(name: str, plain: Plain, tmp_path: Path) -> None:
+    simulate(name, tmp_path, rounds=1)
+    assert_same_outcome(plain(name), simulate(name, tmp_path, rounds=2))
 
 
 class Wire(InProcess):
@@ -62,24 +79,14 @@ class Wire(InProcess):
 
 
 @every_method
-def test_wire_through_bytes_equals_in_process(name: str, tmp_path: Path) -> None:
-    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", transport=Wire))
-
-
-class Recording(InProcess):
-    """Remembers what travelled."""
-
-    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
-        for update in super().ask(tasks, messages):
-            site = update.site
-            self.__dict__.setdefault("travelled", []).append((site, messages[site], update))
-            yield update
+def test_wire_through_bytes_equals_in_process(name: str, plain: Plain, tmp_path: Path) -> None:
+    assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Wire))
 
 
 @every_method
-def test_secrecy_nothing_that_is_kept_travels(name: str, tmp_path: Path) -> None:
+def test_secrecy_nothing_that_is_kept_travels(name: str, plain: Plain) -> None:
     """Personal tensors travel only in groups that the method declares `per_site`; what hangs on it never does."""
-    outcome = simulate(name, tmp_path, transport=Recording)
+    outcome = plain(name)
     parts, shown = build(name).parts, build(name).per_site
     kept = {
         group: [t for state in outcome.kept.values() for t in state.get(group).values()] for group in ("model", "own")
@@ -111,7 +118,7 @@ def test_completeness_what_is_not_personal_travels_statistics_included(name: str
 
 
 @every_method
-def test_poison_the_server_never_reads_its_modules_weights(name: str, tmp_path: Path) -> None:
+def test_poison_the_server_never_reads_its_modules_weights(name: str, plain: Plain, tmp_path: Path) -> None:
     def poison(federation: object) -> None:
         server = federation.algorithm  # type: ignore[attr-defined]
         original = server.init_server
@@ -125,12 +132,12 @@ def test_poison_the_server_never_reads_its_modules_weights(name: str, tmp_path: 
 
         server.init_server = init_then_poison
 
-    assert_same_outcome(simulate(name, tmp_path / "a"), simulate(name, tmp_path / "b", before=poison))
+    assert_same_outcome(plain(name), simulate(name, tmp_path, before=poison))
 
 
 @every_method
-def test_purity_predicting_changes_nothing(name: str, tmp_path: Path) -> None:
-    outcome = simulate(name, tmp_path)
+def test_purity_predicting_changes_nothing(name: str, plain: Plain) -> None:
+    outcome = plain(name)
     federation, sites = outcome.federation, toy_sites()
     worker = build(name)
     message = federation.algorithm.broadcast(outcome.server, "s1", Task("evaluate", 2, 7))
@@ -186,14 +193,14 @@ def half_annotated(seed: int, told: bool = True) -> dict[str, ToySite]:
 @every_method
 def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: Path) -> None:
     assert build(name).leaves_out_unknown
-    once, again = (simulate(name, tmp_path / str(seed), sites=half_annotated(seed)) for seed in (1, 2))
+    once, again = (simulate(name, tmp_path / str(seed), 1, sites=half_annotated(seed)) for seed in (1, 2))
     assert not once.server.non_finite()
     assert_same_outcome(once, again)
 
 
 @every_method
 def test_ignorance_the_same_labels_matter_where_they_are_not_ignored(name: str, tmp_path: Path) -> None:
-    once, again = (simulate(name, tmp_path / str(seed), sites=half_annotated(seed, told=False)) for seed in (1, 2))
+    once, again = (simulate(name, tmp_path / str(seed), 1, sites=half_annotated(seed, told=False)) for seed in (1, 2))
     states = [
         [t for group in o.kept.values() for ts in group.tensors.values() for t in ts.values()] for o in (once, again)
     ]
