@@ -282,7 +282,7 @@ def sign_flip(differences: Scores) -> float:
     voting = differences[differences != 0]
     if not len(voting):
         return 1.0
-    flipped = np.abs(_signs(len(voting)) @ voting)
+    flipped = np.abs(_signs(len(voting)).astype(float) @ voting)
     extreme = int((flipped >= abs(voting.sum()) * (1 - 1e-12)).sum())
     exact = len(voting) <= _most_exact()
     return extreme / len(flipped) if exact else (1 + extreme) / (1 + len(flipped))
@@ -294,12 +294,13 @@ def _most_exact() -> int:
 
 
 @lru_cache(maxsize=64)
-def _signs(count: int) -> Scores:
+def _signs(count: int) -> NDArray[np.int8]:
+    """(ways, patients): -1 or 1; kept, and therefore small."""
     if count <= _most_exact():
-        ways = np.arange(2**count)[:, None] >> np.arange(count)
+        ways = np.arange(2**count)[:, None] >> np.arange(count) & 1
     else:
         ways = np.random.default_rng(0).integers(0, 2, (FLIPS, count))
-    signs: Scores = ((ways & 1) * 2.0 - 1.0).astype(np.float64)
+    signs: NDArray[np.int8] = (2 * ways - 1).astype(np.int8)
     return signs
 
 

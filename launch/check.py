@@ -22,6 +22,7 @@ from datamodules.site_folders import there
 from datamodules.transforms import load_augmentation
 from launch.experiment import Experiment
 from launch.settings import SCHEMA
+from reporting.letters import legible
 
 USAGE = """python -m datamodules.check DIR [KEY=VALUE ...] [output=FOLDER]
 python -m datamodules.check MANIFEST.csv [KEY=VALUE ...]
@@ -118,7 +119,7 @@ def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Pat
     write_findings(checked.findings, output / "findings.csv")
     (output / "report.md").write_text(as_markdown(title, line, all_tables, checked.findings), encoding="utf-8")
     if checked.sites:
-        save_sheet(draw_sheet(checked.sheet, checked.sites, title), output / "contact_sheet.png")
+        save_sheet(legible(draw_sheet(checked.sheet, checked.sites, title)), output / "contact_sheet.png")
     print(f"report.md, findings.csv{', contact_sheet.png' if checked.sites else ''}: {output}")
 
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from datamodules.letters import legible
 from reporting.folder import DURING_TRAINING
+from reporting.letters import legible
 from reporting.summary import HEADLINE, site_scores
 
 # Paul Tol's "muted" scheme: nine colours that stay apart for colour-blind readers.

@@ -19,12 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from console import steady_output
-from datamodules.letters import legible
 from reporting import ReportingError
 from reporting.compare.gather import DIAL_KEYS, own_settings
 from reporting.compare.runs import find_runs
 from reporting.curves import COLOURS
 from reporting.folder import RunFolder, write_atomic
+from reporting.letters import legible
 from reporting.summary import HEADLINE, Table, site_scores
 
 DIALS = {

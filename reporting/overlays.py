@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from datamodules.letters import legible
+from reporting.letters import legible
 from reporting.summary import HEADLINE, case_scores
 
 TRUTH = "truth"

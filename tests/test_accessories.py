@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 
 import train
 from console import Steady, steady_output
-from datamodules import DataError, letters
-from datamodules.letters import legible
+from datamodules import DataError
 from federation.checkpoint import write_atomic as write_state
 from launch.command import guarded
-from reporting import ReportingError
+from reporting import ReportingError, letters
 from reporting.folder import RunFolder, write_atomic
+from reporting.letters import legible
 from reporting.wandb import WandbRun
 from tests.data_files import folder, make_sites
 from tests.tiny_run import TINY

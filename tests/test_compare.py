@@ -3,6 +3,8 @@
 import gc
 import io
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -295,7 +297,7 @@ def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
     assert found["site_03"].answer == "global"
     assert found["site_01"].answer == "equivalent"
     assert re.fullmatch(
-        r"site_02: use the personal model \(ditto\), better than global model and training alone "
+        r"site_02: use the personal model \(ditto\), better than the global model and training alone "
         r"\(\d+ patients, \d+ cases\)\.",
         found["site_02"].text,
     )
@@ -350,7 +352,7 @@ def test_negative_transfer_is_named(tmp_path: Path) -> None:
     analysis = analysed(tmp_path)
     found = {verdict.site: verdict for verdict in verdicts(analysis)}
     assert found["site_02"].answer == "alone"
-    assert found["site_02"].text.startswith("site_02: train alone (local), better than global model (")
+    assert found["site_02"].text.startswith("site_02: train alone (local), better than the global model (")
     assert found["site_01"].text.startswith(
         "site_01: personal and global model cannot be compared, these runs have no "
     )
@@ -622,7 +624,9 @@ def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
     output = tmp_path / "report"
     assert compare.main([str(planted), f"output={output}", "draws=200"]) == 0
     told = capsys.readouterr()
-    assert "PERSONAL  site_02: use the personal model (ditto), better than global model and training alone" in told.out
+    assert (
+        "PERSONAL  site_02: use the personal model (ditto), better than the global model and training alone" in told.out
+    )
     assert "- The personal model is ditto: there is no other." in told.out
     assert "\033[" not in told.out
     assert f"The report: {output / 'report.html'}" in told.out
@@ -669,6 +673,13 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_runs_are_compared_without_torch(planted: Path, tmp_path: Path) -> None:
+    told = "import sys, compare; code = compare.main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    command = [sys.executable, "-c", told, str(planted), f"output={tmp_path}", "draws=200"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def test_somebodys_tables_are_no_report(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

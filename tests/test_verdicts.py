@@ -117,7 +117,7 @@ def three(folder: Path, personal: float, alone: float, seeds: Sequence[int] = (0
 def test_a_personal_model_that_training_alone_beats_is_not_recommended(tmp_path: Path) -> None:
     found = verdicts(three(tmp_path, 0.13, 0.17))
     assert {verdict.answer for verdict in found} == {"alone"}
-    assert "train alone (local), better than personal model and global model" in found[1].text
+    assert "train alone (local), better than the personal model and the global model" in found[1].text
     assert found[1].test["gain"] > 0.1  # and yet it beats the global model
 
 
@@ -163,6 +163,17 @@ def test_another_run_changes_what_is_told_and_not_what_is_asked_of_a_site(tmp_pa
         r"patients drawn again it is chosen in \d+% of the draws",
         told(analysis),
     )
+
+
+def test_a_model_that_suits_one_site_only_is_not_hidden(tmp_path: Path) -> None:
+    for seed in range(3):
+        effects = {("personal", "site_02"): 0.1, ("personal", "site_03"): -0.12}
+        write_run(tmp_path / f"ditto{seed}", "ditto", seed, effects=effects)
+        write_run(tmp_path / f"finetune{seed}", "finetune", seed, effects={("personal", ""): 0.005})
+    line = (
+        r"Not chosen, but shown better than its global model in the table of all models: ditto personal at site_02 \(\+"
+    )
+    assert re.search(line, told(analysed(tmp_path)))
 
 
 def test_models_that_validation_cannot_tell_apart_share_the_choice() -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from datamodules.cases import Case, Pixels
 from datamodules.check.reading import Opened
 from datamodules.check.statistics import LEVELS, SiteStatistics
-from datamodules.letters import legible
 from datamodules.regions import Regions
 
 PER_SITE = 6
@@ -132,7 +131,7 @@ def draw_sheet(sheet: Sheet, sites: Sequence[SiteStatistics], title: str) -> Fig
 
 def save_sheet(figure: Figure, path: Path) -> None:
     """Writes the picture."""
-    legible(figure).savefig(path, pil_kwargs={"compress_level": 3})
+    figure.savefig(path, pil_kwargs={"compress_level": 3})
 
 
 def _tallest(sheet: Sheet, site: SiteStatistics) -> int:

@@ -14,12 +14,13 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from datamodules.letters import legible
-from reporting.compare.analysis import OVERALL, Analysis, Model
+from reporting.compare.analysis import AGAINST_GLOBAL, OVERALL, PERSONAL, Analysis, Model
 from reporting.compare.choice import Choice
 from reporting.compare.tables import Grid
-from reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, count, units
+from reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, count, units
+from reporting.letters import legible
 
+MOST = 4  # examples in a sentence
 BADGES: dict[Answer, tuple[str, str]] = {
     "personal": ("personal", "own"),
     "global": ("global", "shared"),
@@ -162,6 +163,7 @@ def small_print(analysis: Analysis, choice: Choice, verdicts: Sequence[Verdict])
             "Training alone is missing among these runs, so that nobody knows whether a site should take part at all. "
             f"Run it with each seed: python train.py experiment={runs[0].path}/config.yaml algorithm=local output=NEW"
         )
+    told += _others_shown(analysis, verdicts)
     if any(verdict.provisional for verdict in verdicts):
         seeds = max(row["seeds"] for verdict in verdicts for row in verdict.tests.values())
         told.append(
@@ -172,6 +174,23 @@ def small_print(analysis: Analysis, choice: Choice, verdicts: Sequence[Verdict])
             f"Patients are unknown at {', '.join(unknown)}: each image counts as a patient there, which is optimistic."
         )
     return told
+
+
+def _others_shown(analysis: Analysis, verdicts: Sequence[Verdict]) -> list[str]:
+    """Personal models that were not chosen, and yet are shown better than their global one at some site."""
+    rows = analysis.answers_to(AGAINST_GLOBAL)
+    if rows.empty:
+        return []
+    chosen = verdicts[0].personal
+    answers = {verdict.site: verdict.answer for verdict in verdicts}
+    found = [
+        f"{row['model']} at {row['site']} ({amount(row['gain'], analysis.options)})"
+        for row in rows.to_dict("records")
+        if row["p_holm"] <= analysis.options.alpha and row["low"] > 0 and answers[row["site"]] != PERSONAL
+        if row["site"] != OVERALL and (chosen is None or row["model"] != chosen.label)
+    ]
+    told = "; ".join(found[:MOST]) + (f" and {len(found) - MOST} more" if len(found) > MOST else "")
+    return [f"Not chosen, but shown better than its global model in the table of all models: {told}."] if found else []
 
 
 def facts(analysis: Analysis) -> list[str]:

@@ -23,7 +23,7 @@ Answer = Literal["personal", "global", "alone", "equivalent", "not shown", "too 
 CANDIDATES: tuple[Candidate, ...] = ("personal", "global", "alone")
 PAIRS = tuple(combinations(CANDIDATES, 2))
 MAIN = PAIRS[0]
-WORDS = {"personal": "personal model", "global": "global model", "alone": "training alone"}
+WORDS = {"personal": "the personal model", "global": "the global model", "alone": "training alone"}
 SURE_SEEDS = 3  # with fewer, what another training would bring is hardly known
 Pair = tuple[Candidate, Candidate]
 
@@ -228,7 +228,7 @@ def _sentence(
     if answer in ("personal", "global", "alone"):
         return f"{subject}: {_use(answer, models)}, {_reasons(answer, evidence, options)}{_of(tests)}."
     if answer == "not compared":
-        missing = [WORDS[one] for one in MAIN if one not in models]
+        missing = [f"{one} model" for one in MAIN if one not in models]
         why = f"these runs have no {' and no '.join(missing)}" if missing else "they share no seed and test case"
         return f"{subject}: personal and global model cannot be compared, {why}.{_shown(evidence)}"
     row = tests[MAIN]
@@ -251,7 +251,7 @@ def _sentence(
 def _use(answer: Candidate, models: Mapping[Candidate, Model]) -> str:
     if answer == "alone":
         return f"train alone ({models['alone'].method})"
-    return f"use the {WORDS[answer]} ({models[answer].method})"
+    return f"use {WORDS[answer]} ({models[answer].method})"
 
 
 def _reasons(answer: Candidate, evidence: Evidence, options: Options) -> str:
