@@ -529,6 +529,11 @@ def test_folds_alone_make_a_report(tmp_path: Path, capsys: pytest.CaptureFixture
     told = capsys.readouterr().out
     assert "Every site was held out in turn" in told
     assert "fedavg global" in told
+    assert "No other model stands beside FedAvg here" in told
+    page = (tmp_path / "report/report.html").read_text()
+    assert "<li>3 sites that took no part</li><li>72 patients, 72 test cases</li>" in page
+    cost = pd.read_csv(tmp_path / "report/tables/unseen_cost.csv")
+    assert cost["steps"].tolist() == [3 * 80]  # three folds of two sites each
     assert "Unseen sites" in (tmp_path / "report/report.html").read_text()
     folds(tmp_path / "ditto-0", "ditto", 0)
     write_run(tmp_path / "ditto-out", "ditto", 0, unseen=["site_02"])

@@ -127,9 +127,9 @@ def test_fewer_than_three_seeds_are_provisional_and_grey(tmp_path: Path) -> None
     assert all(verdict.provisional for verdict in found)
     assert "Provisional: 2 seeds, fewer than 3" in told(analysis)
     page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
-    assert "<h1>Provisional: this federation should use personal models (fedbn)</h1>" in page
+    assert "<h1>Over all sites: use personal models (fedbn) (provisional)</h1>" in page
     assert 'class="verdict own' not in page
-    assert page.count("(provisional)") == 4
+    assert page.count("(provisional)</span>") == 4
 
 
 def test_without_local_training_its_command_is_told_and_can_be_run(tmp_path: Path) -> None:

@@ -126,9 +126,9 @@ def headline(verdicts: Sequence[Verdict]) -> str:
         return "Every site was held out in turn: scores of sites that took no part in training"
     first = verdicts[0]
     told = {
-        "personal": "This federation should use personal models",
-        "global": "This federation should use its global model",
-        "alone": "The sites of this federation should train alone",
+        "personal": "Over all sites: use personal models",
+        "global": "Over all sites: use the global model",
+        "alone": "Over all sites: train alone",
         "equivalent": "Personal and global models are equivalent over all sites",
         "not shown": "Over all sites, no kind of model is shown to be the one to use",
         "too few patients": "Too few patients to tell personal and global models apart",
@@ -136,7 +136,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     }[first.answer]  # fmt: skip
     used = {"personal": first.personal, "global": first.shared, "alone": first.models.get("alone")}.get(first.answer)
     named = f"{told} ({used.method})" if used is not None else told
-    return f"Provisional: {named[0].lower()}{named[1:]}" if first.provisional and used is not None else named
+    return f"{named} (provisional)" if first.provisional and used is not None else named
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:

@@ -114,6 +114,7 @@ class Report:
         page: the HTML file.
         verdicts: of the mean over sites, then one per site.
         small_print: what a reader of the verdicts must know.
+        unseen: what is said about sites that took no part.
         answers: the verdicts as a table.
         scores: models x sites.
     """
@@ -121,6 +122,7 @@ class Report:
     page: Path
     verdicts: Sequence[Verdict]
     small_print: Sequence[str]
+    unseen: Sequence[str]
     answers: Table
     scores: Table
 
@@ -132,7 +134,9 @@ class Report:
             lines += [f"    {detail}" for detail in verdict.details]
         told = [f"- {line}" for line in self.small_print]
         head = [f"{headline(self.verdicts)}.", f"{tally(self.verdicts)}\n"]
-        parts = [self.scores.text(stream), *head, *lines, "", *told, f"\nThe report: {self.page}"]
+        if not self.verdicts:
+            head = head[:1]
+        parts = [self.scores.text(stream), *head, *lines, *self.unseen, "", *told, f"\nThe report: {self.page}"]
         return "\n".join(parts)
 
 
@@ -165,7 +169,8 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     save_tables(grids, analysis, found, extras.differences, output / TABLES)
     save_figures(light, output / PLOTS)
     scores = score_grid(analysis, analysis.options.checkpoint, seen=bool(analysis.sites))
-    return Report(page, found, told, answers.plain(), scores.plain())
+    beside = [] if analysis.overview["seen"].all() else _unseen_text(analysis.unseen)
+    return Report(page, found, told, beside, answers.plain(), scores.plain())
 
 
 def _sections(

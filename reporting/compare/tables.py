@@ -224,18 +224,19 @@ def cost_grid(analysis: Analysis) -> Grid:
     )  # fmt: skip
     table = analysis.cost
     used = [column for column in columns if len(table) and table[column[0]].notna().any()]
+    value, origin = analysis.target
+    scored = bool(np.isfinite(value))  # not where sites were held out in turn
     rows = []
     for row in table.to_dict("records"):
-        cells = [Cell(Model(row["method"], row["view"]).label), Cell(row["reached"])]
+        cells = [Cell(Model(row["method"], row["view"]).label), *([Cell(row["reached"])] if scored else [])]
         rows.append([*cells, *(number(row[name], scale, digits) for name, _, scale, digits in used)])
-    value, origin = analysis.target
+    goal = f" Target: validation Dice {value * 100:.1f}, {origin}; means are over the seeds that reach it."
     note = (
-        f"Per run, all sites together, mean over seeds. Target: validation Dice {value * 100:.1f}, {origin}; "
-        "means are over the seeds that reach it. Steps and training time hold what is fitted before a round's scoring. "
-        "Wall and CPU time are of the whole run with its scoring. A dash: the folder does not tell, or nothing travels "
-        "(pooled data)."
+        f"Per run, all sites together, mean over seeds.{goal if scored else ''} Steps and training time hold what is "
+        "fitted before a round's scoring. Wall and CPU time are of the whole run with its scoring. A dash: the folder "
+        "does not tell, or nothing travels (pooled data)."
     )
-    header = ("model", "seeds that reach it", *(title for _, title, _, _ in used))
+    header = ("model", *(["seeds that reach it"] if scored else []), *(title for _, title, _, _ in used))
     return Grid("cost", "Cost", header, rows, note)
 
 
@@ -324,6 +325,7 @@ def save_tables(
     raw: dict[str, pd.DataFrame | None] = {
         "answers": answers(verdicts),
         "scores": analysis.overview, "tests": analysis.tests, "fairness": analysis.fairness, "cost": analysis.cost,
+        **_unseen_tables(analysis.unseen),
         "ranks": analysis.rank_table.reset_index(), "wins": analysis.wins.rename_axis("model").reset_index(),
         "ranking": ranking_table(analysis), "curves": analysis.curves, "heterogeneity": differences,
         "metrics": analysis.gathered.cases.groupby(CASE_MEANS, observed=True)["value"].mean().reset_index(),
@@ -334,6 +336,10 @@ def save_tables(
             write_atomic(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     for grid in grids:
         write_atomic(folder / f"{grid.name}.tex", grid.latex())
+
+
+def _unseen_tables(unseen: Analysis) -> dict[str, pd.DataFrame]:
+    return {"unseen_tests": unseen.tests, "unseen_cost": unseen.cost} if unseen.sites else {}
 
 
 def _tex(cell: Cell) -> str:

@@ -38,7 +38,7 @@ class Verdict:
         models: of each candidate; those that are not there are missing.
         tests: first against second candidate (see `Analysis.compare`), with p_holm, the smallest p_holm that its
             patients could give, how many tests are the family, and the difference that they could have shown.
-        provisional: fewer than three seeds.
+        provisional: an answer from fewer than three seeds.
         text: the sentence.
         details: one line for each test.
     """
@@ -168,7 +168,7 @@ def _verdict(
     answer = answer_of(tests, options)
     seeds = max((row["seeds"] for row in tests.values()), default=0)
     details = [_detail(pair, models, row, options) for pair, row in tests.items()]
-    provisional = 0 < seeds < SURE_SEEDS
+    provisional = 0 < seeds < SURE_SEEDS and answer in (*CANDIDATES, "equivalent")
     text = _sentence(place, answer, models, tests, options)
     return Verdict(place, answer, models, tests, provisional, text, details)
 
@@ -270,12 +270,15 @@ def _of(tests: Mapping[Pair, Mapping[str, Any]]) -> str:
 
 def _shown(evidence: Evidence) -> str:
     """What is shown although nothing is recommended, and where test and interval disagree."""
-    told = []
+    told, mixed = [], []
     for one, other in PAIRS:
         for a, b in ((one, other), (other, one)):
             if evidence.better(a, b):
                 told.append(f"{WORDS[a]} better than {WORDS[b]}")
         row = evidence.tests.get((one, other))
         if row and row["p_holm"] <= evidence.alpha and not (row["low"] > 0 or row["high"] < 0):
-            told.append(f"mixed evidence on {WORDS[one]} and {WORDS[other]} (the test speaks, the interval holds 0)")
-    return f" Shown: {'; '.join(told)}." if told else ""
+            mixed.append(f"{WORDS[one]} against {WORDS[other]}")
+    text = f" Shown: {'; '.join(told)}." if told else ""
+    if mixed and not evidence.alike(*MAIN):
+        text += f" Mixed: {'; '.join(mixed)}: the test speaks, the interval holds 0; other seeds or sites may turn it."
+    return text
