@@ -32,6 +32,7 @@ SMALL = (
     "data.n_sites=3", "data.unseen=[site_03]", "data.cases_per_site=6", "data.amount=0", "data.size=32",
     "data.resolution=32", "data.batch_size=2", "federation.rounds=2", "federation.local_steps=1", "trainer.threads=1",
     "trainer.accelerator=cpu", "evaluation.overlays=false", "evaluation.metrics=[dice]",
+    "model=tiny", "model.encoder_depth=2", "model.decoder_channels=[16, 8]",
 )  # fmt: skip
 OF_SITES = {"personal-site_01", "personal-site_02"}
 METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {

@@ -91,7 +91,7 @@ def small_disk(lab: Lab) -> Iterator[Path]:
     """The state of site_03 lies on a disk of its own, too small for what Ditto keeps."""
     state = lab.folder / "site_03" / "state"
     state.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(state)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(state)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs the administrator's rights")
     yield state

@@ -34,6 +34,8 @@ pytestmark = [
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "model": "tiny",
+    "model.encoder_depth": 2,
+    "model.decoder_channels": "[16, 8]",
     "data.n_sites": 2,
     "data.cases_per_site": 8,
     "data.amount": 0,
@@ -47,6 +49,8 @@ SMALL = {
     "evaluation.metrics": ["dice"],
 }
 PLAIN = {**SMALL, "evaluation.overlays": False}
+# the real agent, which looks more often whether its run has ended
+AGENT = "from wandb import wandb_agent; wandb_agent.Agent.POLL_INTERVAL = 0.5; from wandb.cli import cli; cli.cli()"
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
 
 
@@ -66,6 +70,9 @@ class Shell:
         self.environment |= {"PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", "WANDB_CONSOLE": "wrap"}
         self.environment |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # seconds; the tests wait for what arrives
         self.started: list[subprocess.Popen[bytes]] = []
+
+    def agent(self, sweep: str, count: int = 1) -> subprocess.Popen[bytes]:
+        return self.start(sys.executable, "-c", AGENT, "agent", "--count", str(count), sweep)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / "shell.log").open("ab") as log:
@@ -200,7 +207,7 @@ def test_an_agent_runs_a_sweep_and_a_refused_combination_does_not_end_it(shell: 
     settings = {**SMALL, "algorithm": "ditto", "seed": 0, "training.lr": {"values": [-1, 0.001]}}
     path = shell.sweep({**settings, "algorithm.lam": 0.25, "wandb.artifacts": True, "data.regions": "None"})
     assert path.startswith(f"{ENTITY}/trial/")
-    shell.run("wandb", "agent", "--count", "2", path)
+    assert shell.agent(path, 2).wait(300) == 0, shell.printed()
     bad, good = server.runs.values()
     assert (bad.state, good.state) == ("failed", "finished"), shell.printed()
     assert "training.lr=-1" in bad.output
@@ -255,7 +262,7 @@ def assert_artefact(run: Run, server: WandbServer, shell: Shell) -> None:
 def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shell: Shell, server: WandbServer) -> None:
     settings = {**PLAIN, "data.n_sites": 3, "federation.rounds": 1, "algorithm": "fedavg"}
     path = shell.sweep({**settings, "protocol": "leave_one_site_out"})
-    shell.run("wandb", "agent", "--count", "1", path)
+    assert shell.agent(path).wait(300) == 0, shell.printed()
     (whole,) = (run for run in server.runs.values() if run.sweep)
     folds = [run for run in server.runs.values() if not run.sweep]
     assert [fold.job_type for fold in folds] == ["fold"] * 3
@@ -276,7 +283,7 @@ def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shel
 @pytest.mark.parametrize("how", ["killed", "agent interrupted"])
 def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, server: WandbServer, how: str) -> None:
     settings = {**PLAIN, "algorithm": "fedavg", "seed": 5, "federation.rounds": 5000}
-    agent = shell.start("wandb", "agent", "--count", "1", shell.sweep(settings))
+    agent = shell.agent(shell.sweep(settings))
     wait_for(lambda: any(len(rounds(known)) >= 2 for known in server.runs.values()), agent, shell)
     (run,) = server.runs.values()
     (found,) = (shell.folder / "runs" / run.sweep).iterdir()
@@ -311,7 +318,7 @@ def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, s
 
 def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, server: WandbServer) -> None:
     settings = {**PLAIN, "data.n_sites": 3, "federation.rounds": 2, "algorithm": "fedavg"}
-    agent = shell.start("wandb", "agent", "--count", "1", shell.sweep({**settings, "protocol": "leave_one_site_out"}))
+    agent = shell.agent(shell.sweep({**settings, "protocol": "leave_one_site_out"}))
     wait_for(lambda: any(known.job_type == "fold" and rounds(known) for known in server.runs.values()), agent, shell)
     pid = training(agent)
     assert pid is not None
