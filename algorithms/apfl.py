@@ -55,7 +55,7 @@ class APFL(FedAvg):
         self.alpha_adapts = adapt
         self.twin = deepcopy(self.model)
         self.register_buffer("alpha", torch.tensor(alpha))
-        self._batch: Batch = {}
+        self._batch: Batch = {}  # of the step at hand, which Lightning gives to training_step alone
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The shared model's half of a local step."""
@@ -73,7 +73,7 @@ class APFL(FedAvg):
         alpha = self.alpha.clone().requires_grad_(adapts and self.mix == "weights")
         with self.trainer.precision_plugin.train_step_context():
             loss = self.mixture_loss(self._batch, alpha, through_shared=adapts)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -85,7 +85,8 @@ def listed(cases: Sequence[Case], states_patients: Callable[[str], bool], report
 
 def _decodable(cases: list[Case], report: Report) -> list[Case]:
     """Cases that need no library but those that are installed; one finding names all others."""
-    lacking = {id(case): name for case in cases for name in _files(case) if suffix_of(Path(name)) in ITK}
+    files = {id(case): (*case.image_files, *case.mask_files) for case in cases}
+    lacking = {case: name for case, names in files.items() for name in names if suffix_of(Path(name)) in ITK}
     if not lacking or not lacks_itk():
         return cases
     case = next(case for case in cases if id(case) in lacking)
@@ -93,10 +94,6 @@ def _decodable(cases: list[Case], report: Report) -> list[Case]:
     what = f"needs the package SimpleITK{more}"
     report(Finding("unreadable file", what, INSTALL, case.site, case.case, lacking[id(case)]))
     return [case for case in cases if id(case) not in lacking]
-
-
-def _files(case: Case) -> tuple[str, ...]:
-    return (*case.image_files, *case.mask_files)
 
 
 def _not_labelled(cases: Iterable[Case]) -> Iterator[Finding]:

@@ -15,7 +15,18 @@ from federation.client import Images, turn
 from federation.contract import Task
 from federation.state import State, Update, from_bytes, to_bytes
 from federation.transport import InProcess
-from tests.world import CPU, Outcome, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
+from tests.world import (
+    CPU,
+    Forgetful,
+    Outcome,
+    ToySite,
+    assert_same,
+    assert_same_outcome,
+    build,
+    evaluate,
+    simulate,
+    toy_sites,
+)
 
 every_method = pytest.mark.parametrize("name", ALGORITHMS)
 Plain = Callable[[str], Outcome]
@@ -45,15 +56,6 @@ def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Pl
     losses = [row["loss"] for row in outcome.observer.rows("rounds") if row["task"] == "train"]
     assert len(losses) == 2 * len(outcome.federation.trainers)
     assert all(0 < loss < 100 for loss in losses)
-
-
-class Forgetful(InProcess):
-    """Rebuilds the worker for every turn."""
-
-    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
-        for site, task in tasks.items():
-            self.worker = self.build()  # type: ignore[attr-defined]
-            yield from super().ask({site: task}, messages)
 
 
 @every_method

@@ -21,7 +21,18 @@ from federation.contract import Task
 from federation.state import State, Update
 from federation.transport import InProcess
 from models import create_model
-from tests.world import CPU, POOL, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
+from tests.world import (
+    CPU,
+    POOL,
+    Forgetful,
+    ToySite,
+    assert_same,
+    assert_same_outcome,
+    build,
+    evaluate,
+    simulate,
+    toy_sites,
+)
 
 HEAD = {"model.segmentation_head.0.weight", "model.segmentation_head.0.bias"}
 CALIBRATION = {"calibration.head.weight", "calibration.head.bias"}
@@ -350,15 +361,6 @@ def test_real_networks_take_a_step_and_answer_in_full_size(architecture: str, ac
     if isinstance(network, smp.UnetPlusPlus):
         with pytest.raises(RuntimeError, match="divisible"):
             worker.predict(site.images[..., :60], "personal")
-
-
-class Forgetful(InProcess):
-    """Rebuilds the worker for every turn."""
-
-    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
-        for site, task in tasks.items():
-            self.worker = self.build()  # type: ignore[attr-defined]
-            yield from super().ask({site: task}, messages)
 
 
 def test_kept_optimiser_state_fits_the_codes_of_a_rebuilt_worker(tmp_path: Path) -> None:

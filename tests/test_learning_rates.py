@@ -62,7 +62,7 @@ def test_rounds_beyond_the_schedule_keep_its_last_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_method_follows_it_in_training_tasks(name: str) -> None:
+def test_every_method_follows_it_in_training_tasks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker: Algorithm = build(name, Training(optimizer="sgd", lr=0.02, schedule="cosine"), rounds=ROUNDS)
     seen: list[set[float]] = []
     configure = worker.configure_optimizers
@@ -72,7 +72,7 @@ def test_every_method_follows_it_in_training_tasks(name: str) -> None:
         seen.append({group["lr"] for group in optimizer.param_groups})
         return optimizer
 
-    worker.configure_optimizers = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(worker, "configure_optimizers", noted)
     sites = {site: data for site, data in toy_sites().items() if site != "pool"}
     introduced = {site: worker.introduce(data) for site, data in sites.items()}
     server = worker.init_server(introduced)

@@ -27,8 +27,8 @@ from privacy.payload import clipped, dense, flat, norm, restored, shapes, sparse
 from privacy.settings import Compression, Privacy
 from privacy.site_level import SiteLevel
 from privacy.sparse_vector import SparseVector, laplace
-from tests.test_laws import Forgetful, Wire
-from tests.world import Outcome, assert_same, assert_same_outcome, build, simulate
+from tests.test_laws import Wire
+from tests.world import Forgetful, Outcome, assert_same, assert_same_outcome, build, simulate
 
 PRIVATE = PrivateStep(clip=1.0, noise=1.0, patients=1.5)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from federation.client import Compute
 from federation.contract import Batch, Task
 from federation.engine import POOL, Federation, Schedule
 from federation.seeds import derive_seed
-from federation.state import State
+from federation.state import State, Update
 from federation.transport import InProcess
 from models.norm import Norm, convert_norm
 
@@ -193,6 +193,17 @@ class Outcome:
     federation: Federation
 
 
+class Forgetful(InProcess):
+    """Rebuilds the worker for every turn, as ``build`` does."""
+
+    build: Callable[[], Algorithm]
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for site, task in tasks.items():
+            self.worker = self.build()
+            yield from super().ask({site: task}, messages)
+
+
 def simulate(
     name: str,
     folder: Path,
@@ -213,7 +224,8 @@ def simulate(
         return build(name, training, rounds=rounds, **knobs)
 
     way = transport(fresh(), sites, CPU, evaluate, transforms)
-    way.build = fresh  # type: ignore[attr-defined]
+    if isinstance(way, Forgetful):
+        way.build = fresh
     observer = Quiet()
     federation = Federation(
         fresh(),

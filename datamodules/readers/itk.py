@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,7 @@ TIMES = {"s", "ms", "us", "ns", "min", "sec", "msec", "second", "seconds"}
 
 def missing() -> bool:
     """Whether SimpleITK is not installed."""
-    try:
-        import SimpleITK  # noqa: F401
-    except ImportError:
-        return True
-    return False
+    return find_spec("SimpleITK") is None
 
 
 def open_itk(path: Path) -> Volume:

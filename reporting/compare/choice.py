@@ -80,16 +80,21 @@ def choose(analysis: Analysis) -> Choice:
     )
 
 
+def _eligible(analysis: Analysis, view: str) -> list[Model]:
+    return [model for model in analysis.models if model.view == view and not analysis.is_baseline(model)]
+
+
 def candidates(analysis: Analysis, view: str) -> list[Model]:
     """Models that may be chosen: local and pooled training are baselines; complete ones go before all others."""
-    own = [model for model in analysis.models if model.view == view and not analysis.is_baseline(model)]
+    own = _eligible(analysis, view)
     return [model for model in own if model in analysis.complete] or own
 
 
 def by_validation(analysis: Analysis, view: str) -> list[Model]:
     """The candidates, the best validation mean over all sites first, then the models that are not complete."""
-    own = [model for model in analysis.models if model.view == view and not analysis.is_baseline(model)]
-    return sorted(own, key=lambda model: (model in analysis.complete, analysis.worth(model)), reverse=True)
+    return sorted(
+        _eligible(analysis, view), key=lambda model: (model in analysis.complete, analysis.worth(model)), reverse=True
+    )
 
 
 def shares(analysis: Analysis, view: str) -> dict[Model, float]:
@@ -98,7 +103,7 @@ def shares(analysis: Analysis, view: str) -> dict[Model, float]:
     tables = {model: sites for model, sites in tables.items() if sites}
     if not tables:
         return {}
-    means = {model: [] for model in tables}  # type: dict[Model, list[np.ndarray]]
+    means: dict[Model, list[np.ndarray]] = {model: [] for model in tables}
     for number, site in enumerate(analysis.sites):
         own = {model: sites[site] for model, sites in tables.items() if site in sites}
         patients = sorted({patient for table in own.values() for patient in table.columns})
