@@ -4,16 +4,16 @@ import sys
 from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     return guarded(run, arguments)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Gather, compare, report."""
-    from launch.compare import compare, help_text, requested
+    from fedseg.launch.compare import compare, help_text, requested
 
     if not arguments or {"--help", "-h"} & set(arguments):
         print(help_text())
@@ -24,4 +24,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

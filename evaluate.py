@@ -16,19 +16,19 @@ on a GPU is scored on the CPU where there is none; other arithmetic then moves s
 TOLERANCE = 1e-6
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     return guarded(run, arguments)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Score again, and compare."""
-    from launch.rescore import difference, last_round_done, rescore, without_older_definition
-    from reporting import ReportingError
-    from reporting.folder import RunFolder, write_atomic
-    from reporting.summary import summarise
+    from fedseg.launch.rescore import difference, last_round_done, rescore, without_older_definition
+    from fedseg.reporting import ReportingError
+    from fedseg.reporting.folder import RunFolder, write_atomic
+    from fedseg.reporting.summary import summarise
 
     if {"--help", "-h"} & set(arguments):
         print(USAGE)
@@ -56,4 +56,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -31,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     return guarded(run, arguments)
 
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     """Export, and say what was written."""
     options = parser().parse_args(arguments)
 
-    from launch.export import export_models
+    from fedseg.launch.export import export_models
 
     found = export_models(
         options.run, options.out, sites=options.site, checkpoint=options.checkpoint, terms=options.terms
@@ -54,4 +54,4 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -45,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     return guarded(run, arguments)
 
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     """Predict, and say what was written."""
     options = parser().parse_intermixed_args(arguments)
 
-    from launch.prediction import SIZES, Wish, predict_folder
+    from fedseg.launch.prediction import SIZES, Wish, predict_folder
 
     predict_folder(Wish(**vars(options)))
     written = ["masks/", *(["probabilities/"] * options.probabilities), *(["overlays/"] * options.overlay), SIZES]
@@ -64,4 +64,4 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,11 +21,12 @@ sweep.csv lists all runs. Exit code 1 if a run failed; the others go on.
   python sweep.py tune_ditto count=20 jobs=4"""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
-    return guarded(run, arguments, go_on=f"python sweep.py {shlex.join(arguments)}")
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(run, given, go_on=f"python sweep.py {shlex.join(given)}")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -36,10 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
-    from launch.sweep import run_sweep
+    from fedseg.launch.sweep import run_sweep
 
     return run_sweep(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

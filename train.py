@@ -18,16 +18,16 @@ Text is taken as it stands (output='study #2'), whole numbers are decimal, null 
 A run leaves a folder (output=DIR) with tables, curves, overlays and checkpoints; its README.md explains every file."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     return guarded(run, arguments)
 
 
 def go_on(output: str, *, stages: bool = False) -> str:
     """How to go on with what an interruption left in a folder; empty where it left nothing to go on with."""
-    from reporting.folder import RunFolder
+    from fedseg.reporting.folder import RunFolder
 
     told = shlex.quote(f"output={output}")
     if stages:
@@ -37,36 +37,37 @@ def go_on(output: str, *, stages: bool = False) -> str:
 
 def run(arguments: Sequence[str]) -> None:
     """Train, or show help or settings."""
-    from configs.compose import departing
-    from configs.help import help_text
-    from launch.folds import execute_folds
-    from launch.run import default_folder, execute, read_settings
-    from launch.settings import SCHEMA
-    from launch.stages import execute_stages
+    from fedseg.configs.compose import departing
+    from fedseg.configs.help import help_text
+    from fedseg.launch.folds import execute_folds
+    from fedseg.launch.run import Execute, default_folder, execute, read_settings
+    from fedseg.launch.settings import SCHEMA
+    from fedseg.launch.stages import execute_stages
 
     if {"--help", "-h"} & set(arguments):
         print(help_text(SCHEMA, USAGE))
         return
     config = read_settings([argument for argument in arguments if argument != "--config"])
     if "--config" in arguments:
-        from configs.compose import as_yaml
+        from fedseg.configs.compose import as_yaml
 
         print(as_yaml(config), end="")
         return
     config = departing(config, {"output": config.output or str(default_folder(config))})
+    chosen: Execute = execute
     if config.engine == "flower-simulation":
-        from launch.simulation import execute_in_simulation as execute
+        from fedseg.launch.simulation import execute_in_simulation as chosen
     try:
         if config.stages:
-            execute_stages(arguments, config, execute)
+            execute_stages(arguments, config, chosen)
         elif config.protocol == "leave_one_site_out":
-            summary = execute_folds(config, execute)
+            summary = execute_folds(config, chosen)
             print(f"\nall folds, each site scored by a federation that never saw it\n\n{summary.text(sys.stdout)}")
         else:
-            execute(config)
+            chosen(config)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(go_on(config.output, stages=bool(config.stages))) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,18 +1,19 @@
 """The methods: one file each, and the only table of their names."""
 
-from algorithms.apfl import APFL
-from algorithms.base import Algorithm
-from algorithms.contrastive import Contrastive
-from algorithms.ditto import Ditto
-from algorithms.fedavg import FedAvg, Pooled
-from algorithms.fedbn import FedBN, SiloBN
-from algorithms.feddg import FedDG
-from algorithms.fedper import FedPer, FedRep, LGFedAvg
-from algorithms.fedprox import FedProx
-from algorithms.finetune import FedBABU, FineTune
-from algorithms.iopfl import IOPFL
-from algorithms.lcfed import LCFed
-from algorithms.local import Local
+from fedseg import one_copy
+from fedseg.algorithms.apfl import APFL
+from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.contrastive import Contrastive
+from fedseg.algorithms.ditto import Ditto
+from fedseg.algorithms.fedavg import FedAvg, Pooled
+from fedseg.algorithms.fedbn import FedBN, SiloBN
+from fedseg.algorithms.feddg import FedDG
+from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
+from fedseg.algorithms.fedprox import FedProx
+from fedseg.algorithms.finetune import FedBABU, FineTune
+from fedseg.algorithms.iopfl import IOPFL
+from fedseg.algorithms.lcfed import LCFed
+from fedseg.algorithms.local import Local
 
 __all__ = ["ALGORITHMS", "Algorithm"]
 
@@ -35,3 +36,5 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "lcfed": LCFed,
     "contrastive": Contrastive,
 }
+
+one_copy(__name__)

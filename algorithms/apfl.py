@@ -11,10 +11,10 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from algorithms.fedavg import FedAvg
-from algorithms.functional.mixture import alpha_step
-from federation.contract import Batch
-from federation.ranges import FinitePositive, Share
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.mixture import alpha_step
+from fedseg.federation.contract import Batch
+from fedseg.federation.ranges import FinitePositive, Share
 
 
 class APFL(FedAvg):

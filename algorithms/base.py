@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from algorithms.optimizer_state import load_optimizer, pack_optimizer
-from algorithms.parts import Parts
-from algorithms.recipe import Recipe
-from federation.contract import Batch, Site, Task
-from federation.ranges import check_ranges
-from federation.state import State, Tensors, Update, add, subtract
-from models.heads import probabilities
-from models.select import Selector, everything, named, nothing
+from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
+from fedseg.algorithms.parts import Parts
+from fedseg.algorithms.recipe import Recipe
+from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.ranges import check_ranges
+from fedseg.federation.state import State, Tensors, Update, add, subtract
+from fedseg.models.heads import probabilities
+from fedseg.models.select import Selector, everything, named, nothing
 
 View = str
 

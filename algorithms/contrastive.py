@@ -13,18 +13,24 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.fedavg import FedAvg
-from algorithms.functional.crops import random_crops
-from algorithms.functional.exchange import Exchange, pack, unpack
-from algorithms.functional.infonce import Denominator, FeatureBank, Features, masked_contrast, structural_contrast
-from algorithms.functional.moments import representational_similarity, similarity_weights
-from algorithms.functional.partitions import PartitionRule, slice_partition, slice_position
-from algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
-from algorithms.functional.trajectory import follow
-from federation.contract import Batch, Site, Task
-from federation.ranges import PositiveShare, Share
-from federation.state import State, Tensors, Update
-from models.select import complement, part
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.crops import random_crops
+from fedseg.algorithms.functional.exchange import Exchange, pack, unpack
+from fedseg.algorithms.functional.infonce import (
+    Denominator,
+    FeatureBank,
+    Features,
+    masked_contrast,
+    structural_contrast,
+)
+from fedseg.algorithms.functional.moments import representational_similarity, similarity_weights
+from fedseg.algorithms.functional.partitions import PartitionRule, slice_partition, slice_position
+from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
+from fedseg.algorithms.functional.trajectory import follow
+from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.ranges import PositiveShare, Share
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.models.select import complement, part
 
 LEARNING = ("encoder", "projector")
 BANK = "bank"

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from algorithms.fedavg import FedAvg
-from federation.contract import Batch
-from federation.state import squared_distance
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.federation.contract import Batch
+from fedseg.federation.state import squared_distance
 
 
 class Ditto(FedAvg):

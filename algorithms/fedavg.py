@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from algorithms.base import Algorithm
-from federation.state import State, Update
+from fedseg.algorithms.base import Algorithm
+from fedseg.federation.state import State, Update
 
 
 class FedAvg(Algorithm):

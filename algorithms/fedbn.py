@@ -1,7 +1,7 @@
 """FedBN and SiloBN: personal normalisation."""
 
-from algorithms.fedavg import FedAvg
-from models.select import normalisation, statistics
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.models.select import normalisation, statistics
 
 
 class FedBN(FedAvg):

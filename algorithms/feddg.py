@@ -11,16 +11,16 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from algorithms.fedavg import FedAvg
-from algorithms.functional.boundary import inner_band, outer_band
-from algorithms.functional.contrast import Denominator, Group, boundary_contrast
-from algorithms.functional.dice import soft_dice_loss
-from algorithms.functional.episode import Episode, episode
-from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
-from federation.contract import Batch, Site, Task
-from federation.ranges import PositiveShare, Share
-from federation.state import State, Tensors, Update
-from models.heads import probabilities
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.boundary import inner_band, outer_band
+from fedseg.algorithms.functional.contrast import Denominator, Group, boundary_contrast
+from fedseg.algorithms.functional.dice import soft_dice_loss
+from fedseg.algorithms.functional.episode import Episode, episode
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
+from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.ranges import PositiveShare, Share
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.models.heads import probabilities
 
 BANK = "bank"
 """The group of a site's amplitudes; ``bank/<site>`` where several sites' lie side by side."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from algorithms.fedavg import FedAvg
-from federation.ranges import Share
-from models.select import Selector, complement, part
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.federation.ranges import Share
+from fedseg.models.select import Selector, complement, part
 
 
 class FedPer(FedAvg):

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import PositiveInt
 from torch import nn
 
-from algorithms.fedavg import FedAvg
-from federation.contract import Site
-from models.select import Selector, complement, everything, part
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.federation.contract import Site
+from fedseg.models.select import Selector, complement, everything, part
 
 
 class FineTune(FedAvg):

@@ -10,14 +10,14 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from algorithms.fedavg import FedAvg
-from algorithms.functional.adaptation import Objective
-from algorithms.functional.outside import Adaptation, Dropping, Mixing
-from algorithms.functional.routing import Squash
-from algorithms.functional.trajectory import average_states
-from federation.contract import Site
-from federation.ranges import ProperShare, Share
-from federation.state import State
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.adaptation import Objective
+from fedseg.algorithms.functional.outside import Adaptation, Dropping, Mixing
+from fedseg.algorithms.functional.routing import Squash
+from fedseg.algorithms.functional.trajectory import average_states
+from fedseg.federation.contract import Site
+from fedseg.federation.ranges import ProperShare, Share
+from fedseg.federation.state import State
 
 PERSONAL = "personal"
 """The group that holds a published personal model."""

@@ -9,8 +9,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from algorithms.fedper import FedRep
-from algorithms.functional.calibrated import (
+from fedseg.algorithms.fedper import FedRep
+from fedseg.algorithms.functional.calibrated import (
     Disagreement,
     Maps,
     SiteNetwork,
@@ -19,11 +19,11 @@ from algorithms.functional.calibrated import (
     draw_codes,
     set_sites,
 )
-from algorithms.functional.calibration import Attention, ChannelSelection, HeadCalibration, site_contrast
-from algorithms.recipe import Recipe
-from federation.contract import Batch, Site, Task
-from federation.ranges import ProperShare, Share
-from federation.state import State, Tensors
+from fedseg.algorithms.functional.calibration import Attention, ChannelSelection, HeadCalibration, site_contrast
+from fedseg.algorithms.recipe import Recipe
+from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.ranges import ProperShare, Share
+from fedseg.federation.state import State, Tensors
 
 HEAD, SELECTION = "segmentation_head", "selection"
 PEERS = "head"

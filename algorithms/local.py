@@ -1,7 +1,7 @@
 """Local training: the lower bound of every comparison."""
 
-from algorithms.base import Algorithm
-from models.select import everything
+from fedseg.algorithms.base import Algorithm
+from fedseg.models.select import everything
 
 
 class Local(Algorithm):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from federation.state import Tensors
+from fedseg.federation.state import Tensors
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Tensors:

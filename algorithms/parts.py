@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from models.select import Selector
+from fedseg.models.select import Selector
 
 
 class Parts:

@@ -11,10 +11,10 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
-from algorithms.functional.private import PrivateStep
-from federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
-from models.losses import Loss, build_loss
-from models.normalize import build_normalizer
+from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.models.losses import Loss, build_loss
+from fedseg.models.normalize import build_normalizer
 
 POWER = 0.9  # of the polynomial schedule, as in nnU-Net (Isensee et al., Nature Methods 2021)
 FALLING = ("cosine", "poly")

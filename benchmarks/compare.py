@@ -30,7 +30,7 @@ MEASURE = """
 import sys, time
 start = time.perf_counter()
 import compare
-from reporting.environment import peak_memory
+from fedseg.reporting.environment import peak_memory
 code = compare.main([sys.argv[1], "output=" + sys.argv[2]])
 print(f"MEASURED {time.perf_counter() - start} {time.process_time()} {peak_memory()} {code}")
 """

@@ -85,9 +85,9 @@ def cell(name: str, **work: int) -> dict[str, Any]:
 
 def run_cell(name: str, sites: int, steps: int, rounds: int) -> dict[str, Any]:
     """Measure one implementation in this process."""
-    from configs.compose import compose
-    from launch.experiment import Experiment
-    from launch.settings import SCHEMA
+    from fedseg.configs.compose import compose
+    from fedseg.launch.experiment import Experiment
+    from fedseg.launch.settings import SCHEMA
 
     arguments = [
         "algorithm=fedavg", "algorithm.weighting=uniform", "data=phantom", f"data.n_sites={sites}", "model=unet",
@@ -110,7 +110,7 @@ def run_cell(name: str, sites: int, steps: int, rounds: int) -> dict[str, Any]:
 
 def leave_allocator_alone() -> None:
     """Keep glibc's own thresholds."""
-    from launch import experiment
+    from fedseg.launch import experiment
 
     vars(experiment)["keep_freed_memory"] = lambda: False
 
@@ -137,7 +137,7 @@ def plain_loop(experiment: Any, rounds: int, steps: int, watch: Watch) -> Iterat
     """FedAvg as one would write it by hand; yields the mean loss of each round."""
     import torch
 
-    from federation.seeds import derive_seed
+    from fedseg.federation.seeds import derive_seed
 
     method = experiment.algorithm()
     network, recipe, seed = method.model, method.recipe, experiment.config.seed
@@ -163,7 +163,7 @@ def plain_loop(experiment: Any, rounds: int, steps: int, watch: Watch) -> Iterat
 
 def suite_loop(experiment: Any, watch: Watch) -> list[float]:
     """The same through the engine; the mean loss of each round."""
-    from federation.checkpoint import Checkpoint
+    from fedseg.federation.checkpoint import Checkpoint
 
     class Observer:
         def __init__(self) -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 from uuid import uuid4
 
-from federation.checkpoint import Checkpoint
-from reporting.folder import RunFolder
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.reporting.folder import RunFolder
 from scripts.loopback import ROOT, Loopback
 
 SITES = ("site_01", "site_02", "site_03")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
 
 HALF_WIDTHS = [0, 1, 2, 3, 8, 19, 32, 38, 64, 96, 128, 153, 191]
 

@@ -1,7 +1,7 @@
 """What bringing masks to a smaller grid costs them: `python -m benchmarks.grid DIR SIDE [KEY=VALUE ...]`.
 
-DIR and the settings are those of `python -m datamodules.check`. Masks are made smaller by nearest neighbour, by the
-label that covers most of a pixel, and by area as the suite does it, and enlarged again by nearest neighbour. A
+DIR and the settings are those of `python -m fedseg.datamodules.check`. Masks are made smaller by nearest neighbour, by
+the label that covers most of a pixel, and by area as the suite does it, and enlarged again by nearest neighbour. A
 structure is lost when none of its own pixels shows its label then.
 """
 
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.grid import fit_labels
-from launch.check import build
+from fedseg.datamodules.grid import fit_labels
+from fedseg.launch.check import build
 
 Labels = NDArray[np.uint8]
 Size = tuple[int, int]

@@ -21,20 +21,20 @@ from typing import Any
 
 import torch
 
-from algorithms.functional.adaptation import Views, adaptation_terms, set_router_dropout
-from algorithms.functional.routing import adaptable
-from algorithms.iopfl import IOPFL
-from configs.compose import compose
-from datamodules import SiteData
-from evaluation import evaluate
-from federation.checkpoint import Checkpoint
-from federation.client import Images
-from federation.contract import Task
-from federation.state import State
-from launch.experiment import Experiment
-from launch.reopen import Silent
-from launch.settings import SCHEMA
-from models.select import normalisation
+from fedseg.algorithms.functional.adaptation import Views, adaptation_terms, set_router_dropout
+from fedseg.algorithms.functional.routing import adaptable
+from fedseg.algorithms.iopfl import IOPFL
+from fedseg.configs.compose import compose
+from fedseg.datamodules import SiteData
+from fedseg.evaluation import evaluate
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.client import Images
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.reopen import Silent
+from fedseg.launch.settings import SCHEMA
+from fedseg.models.select import normalisation
 
 TERMS = ("entropy", "consistency", "smoothness")
 SETTINGS = (

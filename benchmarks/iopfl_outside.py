@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import torch
 
-from algorithms.functional.routing import adaptable, routing_size
-from algorithms.iopfl import IOPFL
-from algorithms.recipe import Recipe, Training
-from models import create_model
-from models.select import normalisation
+from fedseg.algorithms.functional.routing import adaptable, routing_size
+from fedseg.algorithms.iopfl import IOPFL
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.models import create_model
+from fedseg.models.select import normalisation
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.compose import compose
-from federation.checkpoint import Checkpoint
-from federation.contract import RoundRecord
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
+from fedseg.configs.compose import compose
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import RoundRecord
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
 
 FEW, MANY, ROUNDS = 4, 24, 5
 NAMED = ["feddg", "lcfed", "iopfl", "contrastive algorithm.pairing=instance"]

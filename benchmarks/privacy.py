@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms import Algorithm
-from configs.compose import compose
-from federation.contract import Batch, Cohort, T, Transform
-from federation.state import Mean, State, Update
-from federation.transforms import remembered
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from privacy.build import build_transforms
-from privacy.masked import Masked, MaskedRound
-from privacy.settings import Compression, Privacy
+from fedseg.algorithms import Algorithm
+from fedseg.configs.compose import compose
+from fedseg.federation.contract import Batch, Cohort, T, Transform
+from fedseg.federation.state import Mean, State, Update
+from fedseg.federation.transforms import remembered
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.masked import Masked, MaskedRound
+from fedseg.privacy.settings import Compression, Privacy
 
 PATIENTS, REPEATS, PIECE, SITES = 4, 5, 200_000, 5
 COMMON = ["algorithm=fedavg", "model.norm=group", "trainer.threads=1", "trainer.accelerator=cpu"]

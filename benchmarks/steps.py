@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from configs.compose import compose
-from federation.checkpoint import Checkpoint
-from federation.contract import Batch, RoundRecord, Task
-from federation.state import State
-from launch.experiment import Experiment, quieten_libraries
-from launch.settings import SCHEMA
+from fedseg.configs.compose import compose
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Batch, RoundRecord, Task
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment, quieten_libraries
+from fedseg.launch.settings import SCHEMA
 
 NAMED = [
     "feddg",

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from reporting.compare.verdicts import Verdict, verdicts
+from fedseg.reporting.compare.verdicts import Verdict, verdicts
 from tests.federations import World
 
 RECOMMENDED = ("personal", "global", "alone")

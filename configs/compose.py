@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, ScalarEvent, YAMLError
 
-from configs.knobs import knobs, unknown, validated
-from configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
+from fedseg.configs.knobs import knobs, unknown, validated
+from fedseg.configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
 
 FOLDER = Path(__file__).parent
 Owner = Callable[..., Any]

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.compose import FOLDER, Schema, choices
-from configs.knobs import REQUIRED, Knob, knobs
-from configs.words import tree
+from fedseg.configs.compose import FOLDER, Schema, choices
+from fedseg.configs.knobs import REQUIRED, Knob, knobs
+from fedseg.configs.words import tree
 
 WIDTH = 110
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from configs.words import MisreadError, Word, meant, shown, source_of
+from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
 WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}

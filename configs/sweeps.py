@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from configs.compose import FOLDER, ConfigError
-from configs.knobs import unknown
-from configs.words import ambiguous
+from fedseg.configs.compose import FOLDER, ConfigError
+from fedseg.configs.knobs import unknown
+from fedseg.configs.words import ambiguous
 
 Parameter = Mapping[str, Any]
 Combination = dict[str, Any]

@@ -1,18 +1,19 @@
 """Sites and their cases: folders, volumes and the public layouts behind one data module."""
 
-import datamodules.installed  # noqa: F401 (imported for its effect, before any library: it says which one is missing)
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Sample
-from datamodules.errors import DataError
-from datamodules.folder import FolderDataModule
-from datamodules.layouts.fundus import FundusDataModule
-from datamodules.layouts.lgg import LGGDataModule
-from datamodules.layouts.polyp import PolypDataModule
-from datamodules.layouts.prostate import ProstateDataModule
-from datamodules.layouts.vessels import VesselsDataModule
-from datamodules.phantom.data import PhantomDataModule
-from datamodules.regions import Regions
-from datamodules.site import SiteData
+import fedseg.datamodules.installed  # noqa: F401 (imported for its effect, before any library: it says which one is missing)
+from fedseg import one_copy
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.folder import FolderDataModule
+from fedseg.datamodules.layouts.fundus import FundusDataModule
+from fedseg.datamodules.layouts.lgg import LGGDataModule
+from fedseg.datamodules.layouts.polyp import PolypDataModule
+from fedseg.datamodules.layouts.prostate import ProstateDataModule
+from fedseg.datamodules.layouts.vessels import VesselsDataModule
+from fedseg.datamodules.phantom.data import PhantomDataModule
+from fedseg.datamodules.regions import Regions
+from fedseg.datamodules.site import SiteData
 
 DATASETS: dict[str, type[MultiCenterDataModule]] = {
     "phantom": PhantomDataModule,
@@ -34,3 +35,5 @@ __all__ = [
     "Sample",
     "SiteData",
 ]
+
+one_copy(__name__)

@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from datamodules.cache import Store, build_store
-from datamodules.cases import SPLITS, Case, Sample, Split
-from datamodules.consistency import (
+from fedseg.datamodules.cache import Store, build_store
+from fedseg.datamodules.cases import SPLITS, Case, Sample, Split
+from fedseg.datamodules.consistency import (
     blank_image,
     channels_differ,
     empty_mask,
@@ -25,19 +25,19 @@ from datamodules.consistency import (
     planes_differ,
     segments_differ,
 )
-from datamodules.duplicates import Copies, prints
-from datamodules.errors import DataError, nearest
-from datamodules.findings import Finding, Report, refuse
-from datamodules.grid import fit_planes
-from datamodules.listed import listed
-from datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
-from datamodules.per_site import PerSite
-from datamodules.readers import Axis, Intensity, MaskGeometry, Reading, Transparency, read_case, unknown_labels
-from datamodules.regions import Regions
-from datamodules.sampling import Batch, Loaders, Sampling, derive_seed
-from datamodules.site import Shared, SiteData, SliceSet
-from datamodules.splits import assign, budget, check_fractions, too_few
-from datamodules.transforms import load_augmentation, resize, to_grey
+from fedseg.datamodules.duplicates import Copies, prints
+from fedseg.datamodules.errors import DataError, nearest
+from fedseg.datamodules.findings import Finding, Report, refuse
+from fedseg.datamodules.grid import fit_planes
+from fedseg.datamodules.listed import listed
+from fedseg.datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
+from fedseg.datamodules.per_site import PerSite
+from fedseg.datamodules.readers import Axis, Intensity, MaskGeometry, Reading, Transparency, read_case, unknown_labels
+from fedseg.datamodules.regions import Regions
+from fedseg.datamodules.sampling import Batch, Loaders, Sampling, derive_seed
+from fedseg.datamodules.site import Shared, SiteData, SliceSet
+from fedseg.datamodules.splits import assign, budget, check_fractions, too_few
+from fedseg.datamodules.transforms import load_augmentation, resize, to_grey
 
 Assigned = Literal["train", "val", "test", "unused"]
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from datamodules.cases import Case, Pixels, Sample
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.fingerprints import of_case
-from datamodules.readers.headers import data_files
+from fedseg.datamodules.cases import Case, Pixels, Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.fingerprints import of_case
+from fedseg.datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
 FORMAT = 10  # raise when what is stored, or how files are decoded, changes

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.findings import Finding, Report, few, place, refuse
+from fedseg.datamodules.findings import Finding, Report, few, place, refuse
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from datamodules.cases import Case, Pixels
-from datamodules.findings import Finding, few
-from datamodules.readers import SEGMENT, Array, Reading
+from fedseg.datamodules.cases import Case, Pixels
+from fedseg.datamodules.findings import Finding, few
+from fedseg.datamodules.readers import SEGMENT, Array, Reading
 
 EIGHT_BIT = "uint8"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datamodules.cases import Case, Sample
-from datamodules.findings import Finding, few
-from datamodules.readers import Array
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.findings import Finding, few
+from fedseg.datamodules.readers import Array
 
 Print = tuple[str, str]  # hashes of an image and of its mask; empty where there is nothing to compare
 Owner = tuple[Case, str]

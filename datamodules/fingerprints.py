@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from datamodules.cases import Case
-from datamodules.readers.headers import data_files
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.readers.headers import data_files
 
 CHUNK = 2**20
 

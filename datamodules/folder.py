@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, stack_slices
-from datamodules.errors import DataError
-from datamodules.findings import Finding, Report, few, refuse
-from datamodules.manifest import Expect, not_listed, read_manifest
-from datamodules.pairing import (
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, stack_slices
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding, Report, few, refuse
+from fedseg.datamodules.manifest import Expect, not_listed, read_manifest
+from fedseg.datamodules.pairing import (
     Files,
     MissingMasks,
     apart,
@@ -25,9 +25,9 @@ from datamodules.pairing import (
     pair,
     pairing_cure,
 )
-from datamodules.per_site import FILES
-from datamodules.readers import VOLUMES, suffix_of
-from datamodules.site_folders import files_by_folder, folder_of, site_folders, there
+from fedseg.datamodules.per_site import FILES
+from fedseg.datamodules.readers import VOLUMES, suffix_of
+from fedseg.datamodules.site_folders import files_by_folder, folder_of, site_folders, there
 
 
 class FolderDataModule(MultiCenterDataModule):

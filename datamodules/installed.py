@@ -1,4 +1,4 @@
-"""`python -m datamodules.check` without the installation ends in one line, as the commands in launch/command.py do.
+"""`python -m fedseg.datamodules.check` without the installation ends in one line, as the other commands do.
 
 Python imports the package before the command; the libraries of the package must be there by then.
 """

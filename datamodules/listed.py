@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from datamodules.cases import Case, check_cases, join_shared
-from datamodules.findings import Finding, Report, few
-from datamodules.readers import stem_of, suffix_of
-from datamodules.readers.itk import INSTALL
-from datamodules.readers.itk import missing as lacks_itk
-from datamodules.readers.kinds import ITK
+from fedseg.datamodules.cases import Case, check_cases, join_shared
+from fedseg.datamodules.findings import Finding, Report, few
+from fedseg.datamodules.readers import stem_of, suffix_of
+from fedseg.datamodules.readers.itk import INSTALL
+from fedseg.datamodules.readers.itk import missing as lacks_itk
+from fedseg.datamodules.readers.kinds import ITK
 
 MASK_WORDS = re.compile(r"(^|[_\-. ])(mask|seg|segmentation|label|labels|gt|annotation|manual\d?)$", re.IGNORECASE)
 ODD_NAME = re.compile(r"(\bcopy\b|\bkopie\b|\(\d+\)|~|[^\x20-\x7e]|^\s|\s$|\s\s)", re.IGNORECASE)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.cases import SPLITS, Case, Split
-from datamodules.errors import nearest
-from datamodules.findings import Finding, Report, few, refuse
-from datamodules.pairing import BETWEEN, Masks, MissingMasks, layers_of, missing_cure
-from datamodules.per_site import READING
-from datamodules.readers import stem_of, suffix_of
-from datamodules.site_folders import KNOWN, there
+from fedseg.datamodules.cases import SPLITS, Case, Split
+from fedseg.datamodules.errors import nearest
+from fedseg.datamodules.findings import Finding, Report, few, refuse
+from fedseg.datamodules.pairing import BETWEEN, Masks, MissingMasks, layers_of, missing_cure
+from fedseg.datamodules.per_site import READING
+from fedseg.datamodules.readers import stem_of, suffix_of
+from fedseg.datamodules.site_folders import KNOWN, there
 
 REQUIRED = ("site", "image", "mask")
 OPTIONAL = ("case", "patient", "group", "split")

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cache import Entry, Store
-from datamodules.cases import Case, Sample, check_cases
-from datamodules.errors import DataError
-from datamodules.findings import refuse
-from datamodules.folder import FolderDataModule
-from datamodules.pairing import by_modality
-from datamodules.readers import VOLUMES, stem_of, suffix_of, write_back
-from datamodules.sampling import Pick, Plan
-from datamodules.site import SliceSet
-from datamodules.site_folders import files_by_folder
-from datamodules.transforms import load_augmentation, resize
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cache import Entry, Store
+from fedseg.datamodules.cases import Case, Sample, check_cases
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import refuse
+from fedseg.datamodules.folder import FolderDataModule
+from fedseg.datamodules.pairing import by_modality
+from fedseg.datamodules.readers import VOLUMES, stem_of, suffix_of, write_back
+from fedseg.datamodules.sampling import Pick, Plan
+from fedseg.datamodules.site import SliceSet
+from fedseg.datamodules.site_folders import files_by_folder
+from fedseg.datamodules.transforms import load_augmentation, resize
 
 
 def stacks(data: MultiCenterDataModule) -> bool:

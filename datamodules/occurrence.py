@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from datamodules.cases import SPLITS, Case, Split
-from datamodules.findings import Finding, few
-from datamodules.regions import Regions
+from fedseg.datamodules.cases import SPLITS, Case, Split
+from fedseg.datamodules.findings import Finding, few
+from fedseg.datamodules.regions import Regions
 
 Vanishing = Literal["refuse", "allow"]
 MOST_LOST = 0.05

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from datamodules.findings import Finding, Report, few
+from fedseg.datamodules.findings import Finding, Report, few
 
 REGION = "{region}"  # in data.mask_suffix: the name of a region
 ANY = "*"  # in data.mask_suffix: whatever follows, such as the number of a lesion

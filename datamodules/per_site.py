@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from datamodules.errors import DataError, nearest
-from datamodules.pairing import MissingMasks
-from datamodules.readers import Reading
+from fedseg.datamodules.errors import DataError, nearest
+from fedseg.datamodules.pairing import MissingMasks
+from fedseg.datamodules.readers import Reading
 
 FILE = "site.yaml"
 _types = typing.get_type_hints(Reading)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.errors import DataError
+from fedseg.datamodules.errors import DataError
 
 
 @dataclass(frozen=True)

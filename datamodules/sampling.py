@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.errors import DataError
+from fedseg.datamodules.errors import DataError
 
 Batch = dict[str, Any]
 Sampling = Literal["shuffle", "replacement"]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.cache import Store
-from datamodules.cases import SPLITS, Case, Pixels, Split
-from datamodules.errors import DataError, did_you_mean
-from datamodules.findings import few
-from datamodules.regions import Regions
-from datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
-from datamodules.transforms import Augmentation
+from fedseg.datamodules.cache import Store
+from fedseg.datamodules.cases import SPLITS, Case, Pixels, Split
+from fedseg.datamodules.errors import DataError, did_you_mean
+from fedseg.datamodules.findings import few
+from fedseg.datamodules.regions import Regions
+from fedseg.datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
+from fedseg.datamodules.transforms import Augmentation
 
 
 class SliceSet(Dataset[Batch]):

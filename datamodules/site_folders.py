@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datamodules.findings import Finding, Report, few, refuse
-from datamodules.pairing import folder_cure
-from datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
-from datamodules.readers.headers import data_files
+from fedseg.datamodules.findings import Finding, Report, few, refuse
+from fedseg.datamodules.pairing import folder_cure
+from fedseg.datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
+from fedseg.datamodules.readers.headers import data_files
 
 KNOWN = (*FLAT, *VOLUMES)
 NO_CASES = {"thumbs.db", "desktop.ini"}

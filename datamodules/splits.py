@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import floor
 
-from datamodules.cases import SPLITS, Case, Split
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.sampling import derive_seed
+from fedseg.datamodules.cases import SPLITS, Case, Split
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.sampling import derive_seed
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from algorithms.fedavg import FedAvg
-from federation.contract import Batch
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.federation.contract import Batch
 
 
 class MyMethod(FedAvg):

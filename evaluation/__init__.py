@@ -5,10 +5,19 @@ Predicting needs torch, reading a finished run's scores does not: what predicts 
 
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metrics import FULL, INVENTED, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
+from fedseg import one_copy
+from fedseg.evaluation.metrics import FULL, INVENTED, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
 
 if TYPE_CHECKING:
-    from evaluation.cases import CaseMasks, CaseScore, DivergedError, Predict, ScoredSite, evaluate, predict_cases
+    from fedseg.evaluation.cases import (
+        CaseMasks,
+        CaseScore,
+        DivergedError,
+        Predict,
+        ScoredSite,
+        evaluate,
+        predict_cases,
+    )
 
 __all__ = [
     "FULL",
@@ -32,6 +41,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from evaluation import cases
+    from fedseg.evaluation import cases
 
     return getattr(cases, name)
+
+
+one_copy(__name__)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.cases import Case, Split
-from datamodules.regions import Regions
-from evaluation.metrics import Mask, Spacing, check_metrics, score_known
-from models.heads import decide
+from fedseg.datamodules.cases import Case, Split
+from fedseg.datamodules.regions import Regions
+from fedseg.evaluation.metrics import Mask, Spacing, check_metrics, score_known
+from fedseg.models.heads import decide
 
 Predict = Callable[[Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from federation.state import State, Tensors, Update
+from fedseg.federation.state import State, Tensors, Update
 
 PLAIN = frozenset(
     {

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
 
-from federation.state import State, from_bytes, to_bytes
+from fedseg.federation.state import State, from_bytes, to_bytes
 
 STATE_FILE = re.compile(r"(server|site-[^/\\]*)-(\d{5,})\.safetensors")
 """Names that this module gives, and the parts of files that a killed process leaves: nothing else is swept away."""

@@ -15,10 +15,10 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from federation.contract import Batch, ClientHalf, Site, Task
-from federation.ranges import check_ranges
-from federation.seeds import derive_seed
-from federation.state import State, Update
+from fedseg.federation.contract import Batch, ClientHalf, Site, Task
+from fedseg.federation.ranges import check_ranges
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State, Update
 
 Evaluate = Callable[[Any, Any, Task], dict[str, float]]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from federation.state import State, Tensors, Update
+from fedseg.federation.state import State, Tensors, Update
 
 T = TypeVar("T")
 Batch = dict[str, Any]

@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from federation.admission import Admission, Limits, unbounded
-from federation.checkpoint import Checkpoint
-from federation.contract import (
+from fedseg.federation.admission import Admission, Limits, unbounded
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import (
     Accumulator,
     Cohort,
     Guarantee,
@@ -28,11 +28,11 @@ from federation.contract import (
     Transform,
     Transport,
 )
-from federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
-from federation.seeds import derive_seed
-from federation.sketch import SketchedMean
-from federation.state import Mean, State, Tensors, Update
-from federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.sketch import SketchedMean
+from fedseg.federation.state import Mean, State, Tensors, Update
+from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
 
 POOL = "pooled"
 ONCE = Limits(filed_bytes=2**31)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from federation.contract import Row
-from federation.state import Mean, Update
+from fedseg.federation.contract import Row
+from fedseg.federation.state import Mean, Update
 
 SIZE = 4096
 BLOCK = 64 * SIZE

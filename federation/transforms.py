@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from federation.client import Compute, Evaluate, turn
-from federation.contract import ClientHalf, Site, Task, Transform
-from federation.seeds import derive_seed
-from federation.state import State, Update
+from fedseg.federation.client import Compute, Evaluate, turn
+from fedseg.federation.contract import ClientHalf, Site, Task, Transform
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State, Update
 
 PREFIX = "transform/"
 EPSILON, SPENT = "epsilon", "spent"

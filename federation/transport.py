@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from federation.client import Compute, Evaluate
-from federation.contract import ClientHalf, Site, Task, Transform
-from federation.state import State, Update
-from federation.transforms import answer
+from fedseg.federation.client import Compute, Evaluate
+from fedseg.federation.contract import ClientHalf, Site, Task, Transform
+from fedseg.federation.state import State, Update
+from fedseg.federation.transforms import answer
 
 
 class InProcess:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, as_yaml, departing
-from federation.checkpoint import Checkpoint
-from federation.engine import RoundError, check_cohort
-from federation.flower.records import Facts, Question
-from federation.flower.transport import FlowerTransport, NotConnectedError
-from federation.state import State
-from launch.experiment import Experiment
-from launch.restore import check_states, open_checkpoint
-from launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
-from launch.scoring import Notes
-from reporting.environment import Meter, library_versions
-from reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder, write_atomic
-from reporting.reporter import Reporter
-from reporting.summary import Summary
+from fedseg.configs.compose import ConfigError, as_yaml, departing
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.engine import RoundError, check_cohort
+from fedseg.federation.flower.records import Facts, Question
+from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.restore import check_states, open_checkpoint
+from fedseg.launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
+from fedseg.launch.scoring import Notes
+from fedseg.reporting.environment import Meter, library_versions
+from fedseg.reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder, write_atomic
+from fedseg.reporting.reporter import Reporter
+from fedseg.reporting.summary import Summary
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

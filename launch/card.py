@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from algorithms import ALGORITHMS
-from configs.compose import ConfigError
-from datamodules.new import stacks
-from evaluation import METRICS
-from launch.run import saved_config
-from launch.saved import Chosen, SavedModels
-from reporting import ReportingError
-from reporting.folder import RunFolder
-from reporting.summary import Table, site_scores
+from fedseg.algorithms import ALGORITHMS
+from fedseg.configs.compose import ConfigError
+from fedseg.datamodules.new import stacks
+from fedseg.evaluation import METRICS
+from fedseg.launch.run import saved_config
+from fedseg.launch.saved import Chosen, SavedModels
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import Table, site_scores
 
 UNKNOWN = "not stated by whoever exported this model; ask the sites that trained it before using it"
 LIMITS = """Research software: not a medical device, and not cleared for diagnosis or treatment. The scores above were

@@ -1,4 +1,4 @@
-"""The command line of the data check: `python -m datamodules.check DIR [KEY=VALUE ...]`.
+"""The command line of the data check: `python -m fedseg.datamodules.check DIR [KEY=VALUE ...]`.
 
 Settings are read as `train.py` reads them, so that a check and a run see the same data.
 """
@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 
-from configs.compose import ConfigError, compose
-from configs.knobs import knobs
-from console import steady_output
-from datamodules import DataError, MultiCenterDataModule
-from datamodules.check.command import Checked, check
-from datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
-from datamodules.check.sheet import draw_sheet, save_sheet
-from datamodules.site_folders import there
-from datamodules.transforms import load_augmentation
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from reporting.letters import legible
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.configs.knobs import knobs
+from fedseg.console import steady_output
+from fedseg.datamodules import DataError, MultiCenterDataModule
+from fedseg.datamodules.check.command import Checked, check
+from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
+from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
+from fedseg.datamodules.site_folders import there
+from fedseg.datamodules.transforms import load_augmentation
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.letters import legible
 
-USAGE = """python -m datamodules.check DIR [KEY=VALUE ...] [output=FOLDER]
-python -m datamodules.check MANIFEST.csv [KEY=VALUE ...]
-python -m datamodules.check data=fundus data.root=DIR [data.KEY=VALUE ...]
+USAGE = """python -m fedseg.datamodules.check DIR [KEY=VALUE ...] [output=FOLDER]
+python -m fedseg.datamodules.check MANIFEST.csv [KEY=VALUE ...]
+python -m fedseg.datamodules.check data=fundus data.root=DIR [data.KEY=VALUE ...]
 
 Looks at every file of DIR/<site>/{images,masks}, of the manifest or of a named data set, and reports what would stop a
 run or make its scores mislead. Settings are those of `python train.py` (all of a run's may stand here); "data." may be
@@ -43,10 +43,10 @@ class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     with steady_output():
-        return _run(arguments)
+        return _run(sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -9,19 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from console import steady_output
+from fedseg.console import steady_output
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str], *, go_on: str = "") -> int:
+def guarded(
+    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None, *, go_on: str = ""
+) -> int:
     """Run a command.
 
     Args:
         command: the command.
-        arguments: of the command line.
+        arguments: of the command line; those of this process where they are left out.
         go_on: how to go on after an interruption; empty where the command is simply given again, or says so itself in
             the KeyboardInterrupt that it ends with.
 
@@ -38,7 +40,7 @@ def guarded(command: Callable[[Sequence[str]], int | None], arguments: Sequence[
         signal.signal(signal.SIGTERM, _interrupt)
     with steady_output():
         try:
-            return command(arguments) or 0
+            return command(sys.argv[1:] if arguments is None else arguments) or 0
         except BaseException as error:
             return _ended_by(error, go_on)
 
@@ -48,7 +50,7 @@ def _ended_by(error: BaseException, go_on: str) -> int:
     if told := not_installed(error):
         print(f"error: {told}", file=sys.stderr)
         return MISTAKE
-    from reporting.wandb import failing_run  # here, for commands that come to a good end without it
+    from fedseg.reporting.wandb import failing_run  # here, for commands that come to a good end without it
 
     if isinstance(error, KeyboardInterrupt):
         with failing_run(INTERRUPTED):
@@ -78,11 +80,11 @@ def not_installed(error: BaseException) -> str:
 
 def mistakes() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; imported when there is one, since some come with torch."""
-    from configs.compose import ConfigError
-    from datamodules.errors import DataError
-    from federation.checkpoint import CheckpointError
-    from federation.engine import RoundError
-    from reporting import ReportingError
+    from fedseg.configs.compose import ConfigError
+    from fedseg.datamodules.errors import DataError
+    from fedseg.federation.checkpoint import CheckpointError
+    from fedseg.federation.engine import RoundError
+    from fedseg.reporting import ReportingError
 
     return ConfigError, DataError, ReportingError, CheckpointError, RoundError, OSError
 

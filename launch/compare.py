@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.compose import ConfigError, Schema, parsed
-from configs.knobs import REQUIRED, Knob, knobs, validated
-from reporting import ReportingError
-from reporting.circumstance import ELSEWHERE
-from reporting.compare.analysis import Analysis
-from reporting.compare.gather import gather
-from reporting.compare.options import Options
-from reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, without_images, write
-from reporting.compare.runs import LeftOut, Run, find_runs, read_run
-from reporting.compare.verdicts import Verdict
-from reporting.folder import RunFolder
+from fedseg.configs.compose import ConfigError, Schema, parsed
+from fedseg.configs.knobs import REQUIRED, Knob, knobs, validated
+from fedseg.reporting import ReportingError
+from fedseg.reporting.circumstance import ELSEWHERE
+from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.gather import gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, without_images, write
+from fedseg.reporting.compare.runs import LeftOut, Run, find_runs, read_run
+from fedseg.reporting.compare.verdicts import Verdict
+from fedseg.reporting.folder import RunFolder
 
 USAGE = """python compare.py RUN... [key=value ...]
 
@@ -118,7 +118,7 @@ def compare(places: Sequence[str], options: Options, place: Place, elsewhere: Se
 
 def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Today's defaults of all settings that a run with these could have."""
-    from launch.settings import SCHEMA  # methods, data sets and networks; for runs of an earlier version only
+    from fedseg.launch.settings import SCHEMA  # methods, data sets and networks; for runs of an earlier version only
 
     owners = {f"{section}.": owner for section, owner in SCHEMA.sections.items()}
     owners |= {f"{group}.": known[settings[f"{group}.name"]] for group, known in SCHEMA.groups.items()}
@@ -164,7 +164,7 @@ def _extras(
         return without_images(analysis, "pictures=false.")
     if not any(run.folder.has_checkpoint for _, run in analysis.gathered.ordinary):
         return without_images(analysis, "these runs' folders hold no saved models (checkpoints/).")
-    from launch.evidence import look_again  # torch, networks, images
+    from fedseg.launch.evidence import look_again  # torch, networks, images
 
     print(
         "looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)",

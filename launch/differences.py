@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from algorithms.functional.fourier import low_frequency_amplitude
-from datamodules import Regions, SiteData
-from evaluation.heterogeneity import (
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude
+from fedseg.datamodules import Regions, SiteData
+from fedseg.evaluation.heterogeneity import (
     Counts,
     Numbers,
     grey_levels,
@@ -19,7 +19,7 @@ from evaluation.heterogeneity import (
     size_distance,
     spectrum_distance,
 )
-from launch.experiment import Experiment
+from fedseg.launch.experiment import Experiment
 
 COLUMNS = ("site", "other", "measure", "value")
 CYCLES = 4

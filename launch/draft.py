@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reporting import ReportingError
+from fedseg.reporting import ReportingError
 
 
 @contextmanager

@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from configs.compose import ConfigError
-from datamodules import DataError
-from evaluation.statistics import over_seeds
-from federation.checkpoint import CheckpointError
-from launch.differences import site_differences
-from launch.experiment import Experiment
-from launch.gallery import draw_cases
-from launch.reopen import settings
-from launch.restore import check_data
-from reporting import ReportingError
-from reporting.compare.analysis import GLOBAL, Analysis, Model
-from reporting.compare.report import Case, Extras
-from reporting.compare.runs import Run
-from reporting.compare.verdicts import Verdict
+from fedseg.configs.compose import ConfigError
+from fedseg.datamodules import DataError
+from fedseg.evaluation.statistics import over_seeds
+from fedseg.federation.checkpoint import CheckpointError
+from fedseg.launch.differences import site_differences
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.gallery import draw_cases
+from fedseg.launch.reopen import settings
+from fedseg.launch.restore import check_data
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.analysis import GLOBAL, Analysis, Model
+from fedseg.reporting.compare.report import Case, Extras
+from fedseg.reporting.compare.runs import Run
+from fedseg.reporting.compare.verdicts import Verdict
 
 UNREADABLE = (ConfigError, DataError, CheckpointError, ReportingError)
 

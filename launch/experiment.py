@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from algorithms import ALGORITHMS, Algorithm
-from algorithms.functional.private import PrivateStep
-from algorithms.recipe import Recipe, Training
-from configs.compose import ConfigError
-from datamodules import DATASETS, MultiCenterDataModule, SiteData
-from evaluation import check_metrics
-from federation.allocator import keep_freed_memory
-from federation.checkpoint import Checkpoint
-from federation.client import Compute, Evaluate
-from federation.contract import Observer, Transform, Transport
-from federation.engine import POOL, Federation, Schedule, check_cohort
-from federation.seeds import derive_seed
-from federation.transport import InProcess
-from launch.pretrained import PretrainedEncoder
-from launch.settings import Deployment, Evaluation
-from models import create_model
-from privacy.build import build_transforms
-from privacy.settings import Compression, Privacy
+from fedseg.algorithms import ALGORITHMS, Algorithm
+from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.configs.compose import ConfigError
+from fedseg.datamodules import DATASETS, MultiCenterDataModule, SiteData
+from fedseg.evaluation import check_metrics
+from fedseg.federation.allocator import keep_freed_memory
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.client import Compute, Evaluate
+from fedseg.federation.contract import Observer, Transform, Transport
+from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.transport import InProcess
+from fedseg.launch.pretrained import PretrainedEncoder
+from fedseg.launch.settings import Deployment, Evaluation
+from fedseg.models import create_model
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.settings import Compression, Privacy
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from federation.flower.envelope import Envelope
-from federation.flower.worker import ask, code_of
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.worker import ask, code_of
 
 HERE = Path(__file__).resolve().parent.parent
 app = ClientApp()
@@ -29,6 +29,6 @@ def answer(message: Message, context: Context) -> Message:
         raise ValueError("node-config: 'state' is needed, the folder for all that the site keeps")
     state = Path(node["state"]).expanduser()
     arguments = [f"{key}={value}" for key, value in sorted(node.items())]
-    command = [sys.executable, "-m", "launch.site_worker", str(os.getppid()), *arguments]
+    command = [sys.executable, "-m", "fedseg.launch.site_worker", str(os.getppid()), *arguments]
     found = ask(state, command, code_of(str(HERE), *arguments), Envelope.from_records(message.content), cwd=HERE)
     return Message(found.to_records(), reply_to=message)

@@ -19,7 +19,7 @@ class StoppedError(RuntimeError):
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what the overrides describe."""
-    from launch.command import guarded
+    from fedseg.launch.command import guarded
 
     if guarded(partial(run, grid), shlex.split(str(context.run_config["overrides"]))):
         raise StoppedError("the run stopped; the line that begins with 'error:' above says why")
@@ -27,10 +27,10 @@ def main(grid: Grid, context: Context) -> None:
 
 def run(grid: Grid, arguments: Sequence[str]) -> None:
     """One run, or stages or folds of one."""
-    from launch.across import Across
-    from launch.folds import execute_folds
-    from launch.run import read_settings
-    from launch.stages import execute_stages
+    from fedseg.launch.across import Across
+    from fedseg.launch.folds import execute_folds
+    from fedseg.launch.run import read_settings
+    from fedseg.launch.stages import execute_stages
 
     across = Across(grid)
     config = read_settings([*arguments, "engine=flower"])

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, as_yaml, departing
-from launch.experiment import Experiment
-from launch.restore import open_checkpoint
-from launch.run import (
+from fedseg.configs.compose import ConfigError, as_yaml, departing
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.restore import open_checkpoint
+from fedseg.launch.run import (
     Execute,
     anchored,
     beside,
@@ -22,10 +22,10 @@ from launch.run import (
     open_wandb,
     saved_config,
 )
-from reporting.folder import RunFolder, file_name, write_atomic
-from reporting.reporter import sweep_values
-from reporting.summary import Summary, summarise
-from reporting.wandb import beside_the_agent, remember_agent
+from fedseg.reporting.folder import RunFolder, file_name, write_atomic
+from fedseg.reporting.reporter import sweep_values
+from fedseg.reporting.summary import Summary, summarise
+from fedseg.reporting.wandb import beside_the_agent, remember_agent
 
 
 def execute_folds(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.reopen import Reopened
-from launch.saved import Chosen
-from launch.scoring import LAST, Painter, paint_best, paint_last
-from reporting import ReportingError
-from reporting.folder import RunFolder, file_name
-from reporting.overlays import TRUTH, Picture, draw_case, save_overlays
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.saved import Chosen
+from fedseg.launch.scoring import LAST, Painter, paint_best, paint_last
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder, file_name
+from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
 
 Place = tuple[str, str]
 """Site and case."""

@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from algorithms import Algorithm
-from datamodules.findings import few
-from datamodules.new import NewImage, NewImages
-from launch.draft import draft
-from launch.reopen import Reopened
-from launch.saved import NEW, Chosen, SavedModels
-from models import decide
-from reporting import ReportingError
-from reporting.folder import RunFolder, file_name, write_atomic
-from reporting.overlays import Picture, draw_prediction, save_overlays
+from fedseg.algorithms import Algorithm
+from fedseg.datamodules.findings import few
+from fedseg.datamodules.new import NewImage, NewImages
+from fedseg.launch.draft import draft
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.saved import NEW, Chosen, SavedModels
+from fedseg.models import decide
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder, file_name, write_atomic
+from fedseg.reporting.overlays import Picture, draw_prediction, save_overlays
 
 SIZES = "sizes.csv"
 COLUMNS = ("image", "region", "pixels", "area_mm2", "volume_mm3")

@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from configs.compose import ConfigError, load
-from federation.checkpoint import Checkpoint
-from federation.state import Tensors
-from reporting import ReportingError
-from reporting.folder import RunFolder
+from fedseg.configs.compose import ConfigError, load
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.state import Tensors
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
 
 PREFIX = "encoder."
 BUILDS_ENCODER = ("encoder", "encoder_depth", "norm", "groups")

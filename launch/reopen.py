@@ -9,19 +9,19 @@ from functools import cached_property
 import torch
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, compose, parsed
-from datamodules import DataError
-from federation.checkpoint import Checkpoint, Snapshot
-from federation.client import Evaluate
-from federation.contract import RoundRecord
-from federation.engine import Federation
-from launch.experiment import Experiment
-from launch.restore import check_data, check_states
-from launch.run import saved_config
-from launch.settings import SCHEMA
-from reporting import ReportingError
-from reporting.circumstance import ELSEWHERE
-from reporting.folder import RunFolder, flattened
+from fedseg.configs.compose import ConfigError, compose, parsed
+from fedseg.datamodules import DataError
+from fedseg.federation.checkpoint import Checkpoint, Snapshot
+from fedseg.federation.client import Evaluate
+from fedseg.federation.contract import RoundRecord
+from fedseg.federation.engine import Federation
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.restore import check_data, check_states
+from fedseg.launch.run import saved_config
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import ReportingError
+from fedseg.reporting.circumstance import ELSEWHERE
+from fedseg.reporting.folder import RunFolder, flattened
 
 
 class Silent:

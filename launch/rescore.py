@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from federation.checkpoint import Checkpoint
-from launch.reopen import Reopened
-from launch.run import saved_config
-from launch.scoring import Scorer, score_checkpoints
-from reporting.folder import COLUMNS, METRICS, RunFolder
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.run import saved_config
+from fedseg.launch.scoring import Scorer, score_checkpoints
+from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder
 
 KEYS = [column for column in COLUMNS[METRICS] if column != "value"]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from algorithms import Algorithm
-from configs.compose import ConfigError
-from datamodules import MultiCenterDataModule
-from federation.checkpoint import CURE, Checkpoint, CheckpointError
-from federation.state import State, Tensors
-from federation.transforms import forgotten
-from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, METRICS, ROUNDS, RunFolder
+from fedseg.algorithms import Algorithm
+from fedseg.configs.compose import ConfigError
+from fedseg.datamodules import MultiCenterDataModule
+from fedseg.federation.checkpoint import CURE, Checkpoint, CheckpointError
+from fedseg.federation.state import State, Tensors
+from fedseg.federation.transforms import forgotten
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import DURING_TRAINING, METRICS, ROUNDS, RunFolder
 
 CHANGED = "restore the data, or start another run"
 

@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from algorithms.recipe import FALLING
-from configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed
-from datamodules import MultiCenterDataModule
-from datamodules.findings import COLUMNS, Finding, as_rows, causes
-from federation.checkpoint import Checkpoint
-from federation.engine import Federation
-from launch.experiment import Experiment
-from launch.restore import check_data, check_states, open_checkpoint
-from launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
-from launch.settings import SCHEMA
-from reporting.circumstance import CIRCUMSTANCE, ENGINE
-from reporting.environment import Meter
-from reporting.folder import FINDINGS, RunFolder, flattened
-from reporting.reporter import Reporter
-from reporting.summary import Summary
-from reporting.wandb import RUN_ID, Place, WandbRun, swept_by_agent
+from fedseg.algorithms.recipe import FALLING
+from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed
+from fedseg.datamodules import MultiCenterDataModule
+from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.engine import Federation
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.restore import check_data, check_states, open_checkpoint
+from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
+from fedseg.reporting.environment import Meter
+from fedseg.reporting.folder import FINDINGS, RunFolder, flattened
+from fedseg.reporting.reporter import Reporter
+from fedseg.reporting.summary import Summary
+from fedseg.reporting.wandb import RUN_ID, Place, WandbRun, swept_by_agent
 
 
 class Execute(Protocol):

@@ -8,18 +8,18 @@ from typing import Literal
 
 from torch import Tensor
 
-from algorithms import Algorithm
-from datamodules.errors import nearest
-from federation.checkpoint import Best
-from federation.client import seed_everything
-from federation.contract import Batch, Task
-from federation.seeds import derive_seed
-from federation.state import State
-from launch.reopen import Reopened
-from launch.restore import read_kept, read_server
-from launch.scoring import ADAPTED, LAST
-from reporting import ReportingError
-from reporting.folder import RunFolder
+from fedseg.algorithms import Algorithm
+from fedseg.datamodules.errors import nearest
+from fedseg.federation.checkpoint import Best
+from fedseg.federation.client import seed_everything
+from fedseg.federation.contract import Batch, Task
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.restore import read_kept, read_server
+from fedseg.launch.scoring import ADAPTED, LAST
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
 
 NEW = "new images"
 """In place of a site's name for images from elsewhere."""

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from algorithms import Algorithm
-from datamodules import Regions, SiteData
-from evaluation import QUICK, DivergedError, evaluate, predict_cases
-from federation.contract import RoundRecord, Row, Task
-from federation.engine import Federation, RoundError
-from federation.state import State
-from launch.experiment import Experiment
-from reporting.overlays import Picture, pick_cases, reported_scores
-from reporting.reporter import Reporter
-from reporting.summary import ENCODER
+from fedseg.algorithms import Algorithm
+from fedseg.datamodules import Regions, SiteData
+from fedseg.evaluation import QUICK, DivergedError, evaluate, predict_cases
+from fedseg.federation.contract import RoundRecord, Row, Task
+from fedseg.federation.engine import Federation, RoundError
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.reporting.overlays import Picture, pick_cases, reported_scores
+from fedseg.reporting.reporter import Reporter
+from fedseg.reporting.summary import ENCODER
 
 DURING, LAST, BEST = "round", "last", "best"
 ADAPTED = "adapted"

@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from algorithms import ALGORITHMS
-from algorithms.recipe import Training
-from configs.compose import Schema
-from datamodules import DATASETS
-from evaluation import FULL
-from federation.client import Compute
-from federation.engine import Schedule
-from federation.ranges import check_ranges
-from launch.foreign import FOREIGN
-from models import create_model
-from privacy.settings import Compression, Privacy
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.recipe import Training
+from fedseg.configs.compose import Schema
+from fedseg.datamodules import DATASETS
+from fedseg.evaluation import FULL
+from fedseg.federation.client import Compute
+from fedseg.federation.engine import Schedule
+from fedseg.federation.ranges import check_ranges
+from fedseg.launch.foreign import FOREIGN
+from fedseg.models import create_model
+from fedseg.privacy.settings import Compression, Privacy
 
 
 @dataclass(frozen=True)

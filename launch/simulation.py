@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, departing
-from launch.across import Across, check_transforms, run_id
-from launch.experiment import Experiment
-from launch.run import default_folder
-from launch.site import Local, Opener
-from reporting.folder import RunFolder, file_name
-from reporting.summary import Summary
+from fedseg.configs.compose import ConfigError, departing
+from fedseg.launch.across import Across, check_transforms, run_id
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import default_folder
+from fedseg.launch.site import Local, Opener
+from fedseg.reporting.folder import RunFolder, file_name
+from fedseg.reporting.summary import Summary
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -43,8 +43,12 @@ class Simulated(Local):
         return config
 
 
-def execute_in_simulation(config: DictConfig) -> Summary:
+def execute_in_simulation(config: DictConfig, job_type: str = "train") -> Summary:
     """Train, score, report, as `launch.run.execute` does.
+
+    Args:
+        config: of the run.
+        job_type: what it is to W&B, within its group.
 
     Raises:
         ConfigError: Flower or Ray is not installed, or a setting cannot be used.
@@ -59,12 +63,12 @@ def execute_in_simulation(config: DictConfig) -> Summary:
     check_transforms(experiment, "flower-simulation")
     names = tuple(sorted({case.site for case in experiment.data.cases()}))
     chosen = _with_output(config, names)
-    summary = _simulate(chosen, experiment, names)
+    summary = _simulate(chosen, experiment, names, job_type)
     _gather_splits(RunFolder(chosen.output), names)
     return summary
 
 
-def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str]) -> Summary:
+def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str], job_type: str) -> Summary:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -81,7 +85,7 @@ def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str]) 
     @server.main()
     def main(grid: Grid, _context: Context) -> None:
         try:
-            outcome.append(Across(grid, poll=0.02).execute(config))
+            outcome.append(Across(grid, poll=0.02).execute(config, job_type))
         except BaseException as error:  # the thread's end must not hide it
             outcome.append(error)
 
@@ -99,7 +103,7 @@ def answer(names: Sequence[str], folder: str, message: Message, context: Context
     """One site's answer, in a process of the simulation."""
     from flwr.app import Message
 
-    from federation.flower.envelope import Envelope
+    from fedseg.federation.flower.envelope import Envelope
 
     site = names[int(context.node_config["partition-id"])]
     found = _client(site, folder).answer(Envelope.from_records(message.content))
@@ -109,7 +113,7 @@ def answer(names: Sequence[str], folder: str, message: Message, context: Context
 @lru_cache(maxsize=4)
 def _client(site: str, folder: str) -> Any:
     """The sites that this process served last stay open."""
-    from federation.flower.client import SiteClient
+    from fedseg.federation.flower.client import SiteClient
 
     local = Simulated(site, Path(folder) / file_name(site))
     return SiteClient(site, local.state, Opener(local))

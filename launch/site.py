@@ -17,24 +17,24 @@ from typing import Any, TypeVar
 import pandas as pd
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, as_yaml, compose, departing, load
-from datamodules.errors import DataError
-from evaluation import check_metrics
-from federation.contract import Row, Task
-from federation.flower.client import RUN, OpenSite, RefusedError
-from federation.flower.records import Facts, Question
-from federation.state import from_bytes
-from federation.transport import InProcess
-from launch.experiment import Experiment
-from launch.pretrained import PretrainedEncoder
-from launch.restore import check_fingerprints, check_splits
-from launch.run import note_findings, with_sites
-from launch.scoring import Scorer
-from launch.settings import SCHEMA
-from reporting import ReportingError
-from reporting.environment import library_versions
-from reporting.folder import METRICS, RunFolder, complete_lines, pseudonym, write_atomic
-from reporting.summary import as_means
+from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
+from fedseg.datamodules.errors import DataError
+from fedseg.evaluation import check_metrics
+from fedseg.federation.contract import Row, Task
+from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
+from fedseg.federation.flower.records import Facts, Question
+from fedseg.federation.state import from_bytes
+from fedseg.federation.transport import InProcess
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.pretrained import PretrainedEncoder
+from fedseg.launch.restore import check_fingerprints, check_splits
+from fedseg.launch.run import note_findings, with_sites
+from fedseg.launch.scoring import Scorer
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import ReportingError
+from fedseg.reporting.environment import library_versions
+from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym, write_atomic
+from fedseg.reporting.summary import as_means
 
 T = TypeVar("T")
 LOCAL = (

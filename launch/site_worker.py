@@ -1,4 +1,4 @@
-"""The process at a site that stays: `python -m launch.site_worker PARENT KEY=VALUE ... DOOR`, run by the ClientApp."""
+"""The process that stays at a site: `python -m fedseg.launch.site_worker PARENT KEY=VALUE ... DOOR`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from console import steady_output
-from federation.flower.client import SiteClient
-from federation.flower.worker import code_of, serve
-from launch.site import Local, Opener
+from fedseg.console import steady_output
+from fedseg.federation.flower.client import SiteClient
+from fedseg.federation.flower.worker import code_of, serve
+from fedseg.launch.site import Local, Opener
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, compose, departing
-from launch.experiment import Experiment
-from launch.run import MAY_CHANGE, Execute, beside, default_folder, differences, execute, finished, saved_config
-from launch.settings import SCHEMA
-from reporting.folder import RunFolder
-from reporting.summary import Summary
-from reporting.wandb import beside_the_agent, remember_agent
+from fedseg.configs.compose import ConfigError, compose, departing
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import MAY_CHANGE, Execute, beside, default_folder, differences, execute, finished, saved_config
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import Summary
+from fedseg.reporting.wandb import beside_the_agent, remember_agent
 
 OWN = ("stages=", "output=", "resume=", "pretrained=")
 FREE = (*MAY_CHANGE, "pretrained")  # always the stage before, whichever way its path is written

@@ -19,19 +19,19 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
-from configs.compose import ConfigError, compose
-from configs.sweeps import Combination, Sweep
-from federation.checkpoint import CheckpointError
-from launch.folds import folds_finished
-from launch.run import differences, finished, saved_config
-from launch.settings import SCHEMA
-from launch.stages import changes, is_used
-from launch.stages import plan as plan_stages
-from reporting import ReportingError
-from reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
-from reporting.progress import duration
-from reporting.reporter import sweep_values
-from reporting.summary import Table, summarise
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.configs.sweeps import Combination, Sweep
+from fedseg.federation.checkpoint import CheckpointError
+from fedseg.launch.folds import folds_finished
+from fedseg.launch.run import differences, finished, saved_config
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.stages import changes, is_used
+from fedseg.launch.stages import plan as plan_stages
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
+from fedseg.reporting.progress import duration
+from fedseg.reporting.reporter import sweep_values
+from fedseg.reporting.summary import Table, summarise
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 OWN = ("output", "jobs", "count", "sweep_seed")

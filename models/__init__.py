@@ -1,11 +1,12 @@
 """Networks, their heads and losses, and which of their tensors are meant."""
 
-from models.factory import create_model
-from models.heads import Activation, decide, probabilities
-from models.losses import Loss, LossName, build_loss
-from models.norm import Norm, convert_norm
-from models.normalize import Normalization, build_normalizer
-from models.select import (
+from fedseg import one_copy
+from fedseg.models.factory import create_model
+from fedseg.models.heads import Activation, decide, probabilities
+from fedseg.models.losses import Loss, LossName, build_loss
+from fedseg.models.norm import Norm, convert_norm
+from fedseg.models.normalize import Normalization, build_normalizer
+from fedseg.models.select import (
     Selector,
     complement,
     everything,
@@ -39,3 +40,5 @@ __all__ = [
     "statistics",
     "union",
 ]
+
+one_copy(__name__)

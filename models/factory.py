@@ -8,9 +8,9 @@ import segmentation_models_pytorch as smp
 import timm
 from torch import nn
 
-from models.freeze import freeze
-from models.norm import Norm, convert_norm
-from models.weights import load_encoder
+from fedseg.models.freeze import freeze
+from fedseg.models.norm import Norm, convert_norm
+from fedseg.models.weights import load_encoder
 
 # arguments of smp's constructors that create_model owns, or that other parts of the suite do
 RESERVED = {"encoder_name", "encoder_weights", "encoder_depth", "decoder_channels", "in_channels", "classes"}

@@ -18,7 +18,7 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from models.heads import Activation, probabilities
+from fedseg.models.heads import Activation, probabilities
 
 LossName = Literal["dice_bce", "dice", "bce", "focal", "dice_ce", "ce"]
 

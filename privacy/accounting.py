@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from federation.contract import Guarantee
-from federation.state import State
-from federation.transforms import EPSILON, SPENT
+from fedseg.federation.contract import Guarantee
+from fedseg.federation.state import State
+from fedseg.federation.transforms import EPSILON, SPENT
 
 GAUSSIAN, PURE = "gaussian", "pure"
 Ledger = Mapping[str, float]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from federation.contract import Guarantee, Transform
-from privacy.accounting import Account
-from privacy.compression import Cast, TopK
-from privacy.encryption import Encrypted, KeyHolder
-from privacy.masked import Masked
-from privacy.patient_level import PatientLevel
-from privacy.settings import Compression, Privacy
-from privacy.site_level import SiteLevel
-from privacy.sparse_vector import SparseVector
+from fedseg.federation.contract import Guarantee, Transform
+from fedseg.privacy.accounting import Account
+from fedseg.privacy.compression import Cast, TopK
+from fedseg.privacy.encryption import Encrypted, KeyHolder
+from fedseg.privacy.masked import Masked
+from fedseg.privacy.patient_level import PatientLevel
+from fedseg.privacy.settings import Compression, Privacy
+from fedseg.privacy.site_level import SiteLevel
+from fedseg.privacy.sparse_vector import SparseVector
 
 
 def build_transforms(privacy: Privacy, compression: Compression, rate: float) -> tuple[Transform, ...]:

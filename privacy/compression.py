@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from federation.contract import ServerHalf, Transform
-from federation.state import State, Tensors, Update
-from privacy.payload import dense, flat, sparse
+from fedseg.federation.contract import ServerHalf, Transform
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.privacy.payload import dense, flat, sparse
 
 LEFT = "left"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from federation.contract import Cohort, ServerHalf, Transform
-from federation.state import State, Tensors, Update
-from privacy.payload import SHAPES, as_bytes, as_tensor, flat, public_scalars, restored, shapes
-from privacy.refusals import refuse_single
+from fedseg.federation.contract import Cohort, ServerHalf, Transform
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.privacy.payload import SHAPES, as_bytes, as_tensor, flat, public_scalars, restored, shapes
+from fedseg.privacy.refusals import refuse_single
 
 CIPHER, TOTAL = "cipher", "total"
 DEGREE, MODULI, SCALE = 8192, (60, 40, 60), 2**40

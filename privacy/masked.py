@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from federation.contract import Consult, ServerHalf, Transform
-from federation.state import State, Tensors, Update
-from federation.transforms import with_memories
-from privacy.payload import as_bytes, as_tensor, flat, public_scalars, restored, shapes
-from privacy.refusals import refuse_single
+from fedseg.federation.contract import Consult, ServerHalf, Transform
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.federation.transforms import with_memories
+from fedseg.privacy.payload import as_bytes, as_tensor, flat, public_scalars, restored, shapes
+from fedseg.privacy.refusals import refuse_single
 
 if TYPE_CHECKING:
-    from privacy.masks import MaskedSum, Party, Public
+    from fedseg.privacy.masks import MaskedSum, Party, Public
 
 NAME = "masked"
 GROUP, ROW = "sum:masked", "row"
@@ -75,14 +75,14 @@ class Masked(Transform):
         return stages[stage](site, message)
 
     def _keys(self, site: str, message: State) -> State:
-        from privacy.masks import Party
+        from fedseg.privacy.masks import Party
 
         self._sealed.pop(site, None)
         party = self._parties[site] = Party(site, threshold(int(message.scalars.get("sites", 0))))
         return State({KEYS: {name: as_tensor(key) for name, key in party.public._asdict().items()}})
 
     def _shares(self, site: str, message: State) -> State:
-        from privacy.masks import Public
+        from fedseg.privacy.masks import Public
 
         names = message.get(Public._fields[0])
         publics = {name: Public(*(as_bytes(message.get(f).get(name)) for f in Public._fields)) for name in names}
@@ -128,7 +128,7 @@ class MaskedRound:
 
     def begin(self, sites: Sequence[str], shared: Mapping[str, Tensors], consult: Consult) -> Mapping[str, State]:
         """Pass public keys and sealed shares around; sites that do not answer are left out."""
-        from privacy.masks import MaskedSum, Public
+        from fedseg.privacy.masks import MaskedSum, Public
 
         self._shared, self._threshold = dict(shared), threshold(len(sites))
         hello = State(scalars={"sites": float(len(sites))})
@@ -191,7 +191,7 @@ def threshold(sites: int) -> int:
 
 
 def _public(site: str, answer: State) -> Public:
-    from privacy.masks import Public, checked
+    from fedseg.privacy.masks import Public, checked
 
     return checked(site, Public(*(as_bytes(answer.get(KEYS).get(name)) for name in Public._fields)))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from federation.contract import ServerHalf, Transform
-from federation.state import State, Update
-from federation.transforms import EPSILON, SPENT
-from privacy.accounting import Account, gaussian_event
-from privacy.payload import public_scalars
-from privacy.refusals import refuse_single
+from fedseg.federation.contract import ServerHalf, Transform
+from fedseg.federation.state import State, Update
+from fedseg.federation.transforms import EPSILON, SPENT
+from fedseg.privacy.accounting import Account, gaussian_event
+from fedseg.privacy.payload import public_scalars
+from fedseg.privacy.refusals import refuse_single
 
 
 class PatientLevel(Transform):

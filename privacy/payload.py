@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from federation.state import Tensors, Update
-from privacy.settings import Randomness
+from fedseg.federation.state import Tensors, Update
+from fedseg.privacy.settings import Randomness
 
 VALUES, PLACES, SHAPES = "values", "places", "shapes"
 """Parts of a group of which only some coordinates travel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from federation.contract import ServerHalf
+from fedseg.federation.contract import ServerHalf
 
 
 def refuse_single(algorithm: ServerHalf, why: str) -> None:

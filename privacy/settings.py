@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from federation.ranges import PositiveShare, check_ranges
+from fedseg.federation.ranges import PositiveShare, check_ranges
 
 Randomness = Literal["seeded", "secret"]
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from federation.contract import Cohort, ServerHalf, Transform
-from federation.state import State, Update
-from privacy.accounting import Account, gaussian_event
-from privacy.payload import clipped, generator, public_scalars
-from privacy.refusals import refuse_single
-from privacy.settings import Randomness
+from fedseg.federation.contract import Cohort, ServerHalf, Transform
+from fedseg.federation.state import State, Update
+from fedseg.privacy.accounting import Account, gaussian_event
+from fedseg.privacy.payload import clipped, generator, public_scalars
+from fedseg.privacy.refusals import refuse_single
+from fedseg.privacy.settings import Randomness
 
 
 class SiteLevel(Transform):

@@ -8,12 +8,12 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from federation.contract import ServerHalf, Transform
-from federation.state import State, Tensors, Update
-from privacy.accounting import Account, pure_event
-from privacy.payload import dense, flat, generator, public_scalars, sparse
-from privacy.refusals import refuse_single
-from privacy.settings import Randomness
+from fedseg.federation.contract import ServerHalf, Transform
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.privacy.accounting import Account, pure_event
+from fedseg.privacy.payload import dense, flat, generator, public_scalars, sparse
+from fedseg.privacy.refusals import refuse_single
+from fedseg.privacy.settings import Randomness
 
 
 class SparseVector(Transform):

@@ -1,18 +1,20 @@
-"""`python -m reporting RUN`: write summary and curves of a run again, also of one that was killed before its end."""
+"""`python -m fedseg.reporting RUN`: write a run's summary and curves again, also if it was killed."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from console import steady_output
-from reporting import ReportingError
-from reporting.folder import RunFolder
-from reporting.reporter import write_report
+from fedseg.console import steady_output
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.reporter import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (2 if there is no run)."""
-    parser = argparse.ArgumentParser(prog="python -m reporting", description="Write a run's summary and curves again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fedseg.reporting", description="Write a run's summary and curves again."
+    )
     parser.add_argument("run", type=Path, help="the run's folder")
     folder = RunFolder(parser.parse_args(arguments).run)
     try:

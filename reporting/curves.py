@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reporting.folder import DURING_TRAINING
-from reporting.letters import legible
-from reporting.summary import HEADLINE, site_scores
+from fedseg.reporting.folder import DURING_TRAINING
+from fedseg.reporting.letters import legible
+from fedseg.reporting.summary import HEADLINE, site_scores
 
 # Paul Tol's "muted" scheme: nine colours that stay apart for colour-blind readers.
 COLOURS = ("#CC6677", "#88CCEE", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#332288")

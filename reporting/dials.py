@@ -1,8 +1,8 @@
 """When does personalising pay? Personal minus global Dice against each dial of the phantom.
 
-`python -m reporting.dials FOLDER...` reads runs on the phantom (folders of runs, or folders that hold such folders, as
-a sweep leaves them) and writes dials.csv, dials.png and dials.svg. A run counts where one dial is turned and the others
-stand at 0; runs with all dials at 0 are where every curve begins.
+`python -m fedseg.reporting.dials FOLDER...` reads runs on the phantom (folders of runs, or folders that hold such
+folders, as a sweep leaves them) and writes dials.csv, dials.png and dials.svg. A run counts where one dial is turned
+and the others stand at 0; runs with all dials at 0 are where every curve begins.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from console import steady_output
-from reporting import ReportingError
-from reporting.compare.gather import DIAL_KEYS, own_settings
-from reporting.compare.runs import find_runs
-from reporting.curves import COLOURS
-from reporting.folder import RunFolder, write_atomic
-from reporting.letters import legible
-from reporting.summary import HEADLINE, Table, site_scores
+from fedseg.console import steady_output
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.gather import DIAL_KEYS, own_settings
+from fedseg.reporting.compare.runs import find_runs
+from fedseg.reporting.curves import COLOURS
+from fedseg.reporting.folder import RunFolder, write_atomic
+from fedseg.reporting.letters import legible
+from fedseg.reporting.summary import HEADLINE, Table, site_scores
 
 DIALS = {
     "appearance": "device",
@@ -191,7 +191,8 @@ def draw_gains(table: pd.DataFrame) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 if there is nothing to draw)."""
     parser = argparse.ArgumentParser(
-        prog="python -m reporting.dials", description="Personal minus global Dice against each dial of the phantom."
+        prog="python -m fedseg.reporting.dials",
+        description="Personal minus global Dice against each dial of the phantom.",
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
     parser.add_argument("--out", type=Path, help="where to write; the first folder by default")

@@ -19,8 +19,8 @@ from typing import IO, Any
 import pandas as pd
 import yaml
 
-from reporting import ReportingError
-from reporting.environment import Meter, describe_process, extend_environment
+from fedseg.reporting import ReportingError
+from fedseg.reporting.environment import Meter, describe_process, extend_environment
 
 Row = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from reporting.letters import legible
-from reporting.summary import HEADLINE, case_scores
+from fedseg.reporting.letters import legible
+from fedseg.reporting.summary import HEADLINE, case_scores
 
 TRUTH = "truth"
 ROLES = ("worst", "median", "best")

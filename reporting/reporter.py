@@ -11,12 +11,12 @@ from typing import Any, Protocol, TextIO
 
 import pandas as pd
 
-from reporting.curves import draw_curves, save_curves
-from reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
-from reporting.overlays import Picture, draw_overlays, save_overlays
-from reporting.progress import Progress
-from reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
-from reporting.wandb import WandbRun
+from fedseg.reporting.curves import draw_curves, save_curves
+from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
+from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
+from fedseg.reporting.progress import Progress
+from fedseg.reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
+from fedseg.reporting.wandb import WandbRun
 
 
 class RoundRecord(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
-from evaluation import INVENTED, LOWER_IS_BETTER
+from fedseg.evaluation import INVENTED, LOWER_IS_BETTER
 
 HEADLINE = "dice"
 VIEWS = ("global", "personal")

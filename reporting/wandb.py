@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from reporting import ReportingError
-from reporting.folder import METRICS, SPLITS, RunFolder, write_atomic
-from reporting.overlays import Picture, best_slice, displayed
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import METRICS, SPLITS, RunFolder, write_atomic
+from fedseg.reporting.overlays import Picture, best_slice, displayed
 
 if TYPE_CHECKING:
     from wandb import Image, Run

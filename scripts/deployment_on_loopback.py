@@ -13,16 +13,16 @@ from pathlib import Path
 import cv2
 import torch
 
-from configs.compose import compose
-from datamodules.phantom.data import draw_case
-from datamodules.phantom.style import Dials
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.flower.kept import Kept
-from federation.state import State
-from launch.run import execute
-from launch.settings import SCHEMA
-from reporting.folder import RunFolder
+from fedseg.configs.compose import compose
+from fedseg.datamodules.phantom.data import draw_case
+from fedseg.datamodules.phantom.style import Dials
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.flower.kept import Kept
+from fedseg.federation.state import State
+from fedseg.launch.run import execute
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import RunFolder
 from scripts.loopback import Loopback
 
 SITES = ("north", "south", "west")

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from datamodules import FolderDataModule
+from fedseg.datamodules import FolderDataModule
 
 
 def square(height: int = 20, width: int = 24, label: int = 1) -> np.ndarray:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from reporting.compare.analysis import Analysis
-from reporting.compare.gather import Gathered, Method
-from reporting.compare.options import Options
+from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.gather import Gathered, Method
+from fedseg.reporting.compare.options import Options
 
 MODELS = {
     "fedavg global": "global", "fedprox global": "global", "ditto personal": "personal", "fedbn personal": "personal",

@@ -12,15 +12,15 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from federation.checkpoint import Checkpoint
-from federation.contract import Row, Task
-from federation.engine import POOL, Federation, Schedule
-from federation.flower.client import SiteClient
-from federation.flower.envelope import Envelope
-from federation.flower.records import Facts, Question
-from federation.flower.transport import FlowerTransport
-from federation.state import State
-from federation.transport import InProcess
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Row, Task
+from fedseg.federation.engine import POOL, Federation, Schedule
+from fedseg.federation.flower.client import SiteClient
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.records import Facts, Question
+from fedseg.federation.flower.transport import FlowerTransport
+from fedseg.federation.state import State
+from fedseg.federation.transport import InProcess
 from tests.world import CPU, Outcome, Quiet, ToySite, build, evaluate, toy_sites
 
 RUN = "0123456789abcdef" * 2
@@ -134,6 +134,6 @@ def federate(
 
 
 def latest(folder: Path) -> State:
-    from federation.flower.kept import Kept
+    from fedseg.federation.flower.kept import Kept
 
     return Kept(folder / RUN / "kept").before(Task("publish", 99999, 0))

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from configs.compose import compose
-from datamodules.findings import COLUMNS as FINDING_COLUMNS
-from federation.seeds import derive_seed
-from launch.settings import SCHEMA
-from reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolder
+from fedseg.configs.compose import compose
+from fedseg.datamodules.findings import COLUMNS as FINDING_COLUMNS
+from fedseg.federation.seeds import derive_seed
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolder
 
 REGIONS = ("disc", "cup")
 SITES = {"site_01": 24, "site_02": 24, "site_03": 24}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from datamodules import DataError, FolderDataModule
-from datamodules.cases import SPLITS, Split
-from datamodules.check.command import check
-from datamodules.findings import Finding
-from datamodules.occurrence import MOST_LOST
+from fedseg.datamodules import DataError, FolderDataModule
+from fedseg.datamodules.cases import SPLITS, Split
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.occurrence import MOST_LOST
 from tests.data_files import make_site, make_sites, square, write_manifest
 
 TWO = {"disc": [1], "cup": [2]}

@@ -21,14 +21,14 @@ import torch
 from matplotlib.figure import Figure
 
 import train
-from console import Steady, steady_output
-from datamodules import DataError
-from federation.checkpoint import write_atomic as write_state
-from launch.command import guarded
-from reporting import ReportingError, letters
-from reporting.folder import RunFolder, write_atomic
-from reporting.letters import legible
-from reporting.wandb import WandbRun
+from fedseg.console import Steady, steady_output
+from fedseg.datamodules import DataError
+from fedseg.federation.checkpoint import write_atomic as write_state
+from fedseg.launch.command import guarded
+from fedseg.reporting import ReportingError, letters
+from fedseg.reporting.folder import RunFolder, write_atomic
+from fedseg.reporting.letters import legible
+from fedseg.reporting.wandb import WandbRun
 from tests.data_files import folder, make_sites
 from tests.tiny_run import TINY
 
@@ -40,7 +40,7 @@ PLAIN = (*TINY, "data.n_sites=2", "federation.rounds=1", "evaluation.metrics=[di
 
 SAYS = r"""
 import sys
-from launch.command import guarded
+from fedseg.launch.command import guarded
 def work(_):
     for _ in range(3000):
         print("S\u00e3o Paulo \u5317\u4eac")
@@ -118,7 +118,7 @@ def test_an_interruption_tells_the_folder_that_nobody_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("launch.run.score_checkpoints", interrupt)
+        patched.setattr("fedseg.launch.run.score_checkpoints", interrupt)
         code, told = run_train(capsys, *PLAIN, "algorithm=fedavg")
     (folder,) = (tmp_path / "runs").iterdir()
     assert code == 130
@@ -132,7 +132,7 @@ def test_interrupted_before_it_began_there_is_nothing_to_go_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.experiment.Experiment.check_sites", interrupt)
+    monkeypatch.setattr("fedseg.launch.experiment.Experiment.check_sites", interrupt)
     code, told = run_train(capsys, *PLAIN, "algorithm=fedavg")
     assert (code, told.strip()) == (130, "stopped")
     assert not list(tmp_path.iterdir())
@@ -204,7 +204,7 @@ def test_workers_without_shared_memory_are_left_out_openly(
 ) -> None:
     data = folder(make_sites(tmp_path, "north", "south"), workers=2)
     plain = folder(tmp_path)
-    monkeypatch.setattr("datamodules.sampling.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr("fedseg.datamodules.sampling.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     batches = list(data.site("north").train_batches(0, 2))
     told = capsys.readouterr().err
     assert "data.workers=2 needs about" in told

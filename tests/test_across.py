@@ -18,24 +18,24 @@ import pandas as pd
 import pytest
 
 import train
-from configs.compose import ConfigError, compose
-from datamodules.errors import DataError
-from federation.engine import RoundError
-from federation.flower.client import SiteClient
-from federation.flower.envelope import Envelope
-from federation.flower.records import Facts
-from federation.flower.worker import WorkerError, ask
-from launch import flower_server
-from launch.across import check_transforms, other_versions
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from launch.site import Local, Opener
-from reporting.compare.analysis import Analysis
-from reporting.compare.gather import gather
-from reporting.compare.options import Options
-from reporting.compare.runs import LeftOut, read_run
-from reporting.environment import library_versions
-from reporting.folder import RunFolder
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.datamodules.errors import DataError
+from fedseg.federation.engine import RoundError
+from fedseg.federation.flower.client import SiteClient
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.records import Facts
+from fedseg.federation.flower.worker import WorkerError, ask
+from fedseg.launch import flower_server
+from fedseg.launch.across import check_transforms, other_versions
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.site import Local, Opener
+from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.gather import gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.runs import LeftOut, read_run
+from fedseg.reporting.environment import library_versions
+from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save, square
 from tests.flower_world import LoopbackGrid, app_of
 from tests.tiny_run import TINY
@@ -299,8 +299,8 @@ def test_the_guide_uses_the_options_that_its_script_uses() -> None:
 ECHO = """
 import sys
 from pathlib import Path
-from federation.flower.envelope import Envelope
-from federation.flower.worker import serve
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.worker import serve
 parent, code, door = sys.argv[1:]
 def answer(envelope):
     if envelope.text == "die":

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from algorithms.apfl import APFL
-from algorithms.recipe import Recipe, Training
-from federation.client import Compute, turn
-from federation.contract import Batch, Task
-from federation.state import State
+from fedseg.algorithms.apfl import APFL
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.client import Compute, turn
+from fedseg.federation.contract import Batch, Task
+from fedseg.federation.state import State
 from tests.world import CPU, build, evaluate, toy_sites
 
 STEPS = np.load(Path(__file__).parent / "golden" / "apfl_steps_s87.npz")

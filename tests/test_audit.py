@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from configs.compose import ConfigError, compose
-from federation.checkpoint import Checkpoint
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from reporting.folder import AUDIT_SUMMARY, CONTENTS, RunFolder
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import AUDIT_SUMMARY, CONTENTS, RunFolder
 from tests.test_train import PLAIN, run
 from tests.world import simulate
 

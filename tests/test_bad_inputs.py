@@ -17,7 +17,7 @@ import export
 import predict
 import sweep
 import train
-from launch.check import main as check
+from fedseg.launch.check import main as check
 from tests import bad_inputs as table
 from tests.bad_inputs import Bad, World
 from tests.data_files import make_sites

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.restore import check_splits
-from reporting import ReportingError
-from reporting.folder import RunFolder
+from fedseg.launch.restore import check_splits
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
 
 ROW = {"site": "a", "case": "1", "patient": "p1", "split": "train", "labelled": True, "seen": True}
 OTHER = {**ROW, "case": "2", "patient": "p2", "split": "test"}

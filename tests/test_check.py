@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import DataError, FolderDataModule, PhantomDataModule
-from datamodules.check.command import check
-from datamodules.check.duplicates import ALIKE, outlines_of
-from datamodules.check.sheet import Sheet
-from datamodules.check.statistics import SiteStatistics, brightness, moments, percentiles
-from datamodules.duplicates import digest
-from datamodules.findings import KINDS, Finding
-from launch.check import FAULTY, MISTAKE, READY, main
+from fedseg.datamodules import DataError, FolderDataModule, PhantomDataModule
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.check.duplicates import ALIKE, outlines_of
+from fedseg.datamodules.check.sheet import Sheet
+from fedseg.datamodules.check.statistics import SiteStatistics, brightness, moments, percentiles
+from fedseg.datamodules.duplicates import digest
+from fedseg.datamodules.findings import KINDS, Finding
+from fedseg.launch.check import FAULTY, MISTAKE, READY, main
 from tests.data_files import make_site, make_sites, picture, save, save_volume, square, write_manifest
 
 Damage = Callable[[Path], None]
@@ -506,7 +506,7 @@ def test_data_sets_that_draw_their_images() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.check.duplicates.BLOCK", 8)  # the search's own memory, full from the start
+    monkeypatch.setattr("fedseg.datamodules.check.duplicates.BLOCK", 8)  # the search's own memory, full from the start
 
     def peak(count: int) -> int:
         make_site(tmp_path / str(count), "a", count, size=(200, 200), mask=lambda number: square(200, 200))
@@ -647,7 +647,7 @@ def test_knobs_reach_the_data(tmp_path: Path) -> None:
 def test_as_a_command(tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "a")
     (root / "a/images/case_00.png").write_bytes(b"no picture")
-    command = [sys.executable, "-m", "datamodules.check", str(root), f"output={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "fedseg.datamodules.check", str(root), f"output={tmp_path / 'out'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == FAULTY
     assert "unreadable file (1)" in done.stdout

@@ -16,18 +16,18 @@ import yaml
 from omegaconf import OmegaConf
 
 import compare
-from launch.compare import default_settings, requested
-from launch.evidence import extremes
-from reporting import ReportingError
-from reporting.compare.analysis import OVERALL, Analysis, Model
-from reporting.compare.gather import Gathered, Method, gather
-from reporting.compare.options import Options
-from reporting.compare.report import Extras, telling, write
-from reporting.compare.runs import LeftOut, find_runs, read_run
-from reporting.compare.tables import Cell, Grid
-from reporting.compare.verdicts import answer_of, verdicts
-from reporting.folder import RunFolder
-from reporting.summary import as_means
+from fedseg.launch.compare import default_settings, requested
+from fedseg.launch.evidence import extremes
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
+from fedseg.reporting.compare.gather import Gathered, Method, gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.report import Extras, telling, write
+from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
+from fedseg.reporting.compare.tables import Cell, Grid
+from fedseg.reporting.compare.verdicts import answer_of, verdicts
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import as_means
 from tests.run_folders import SITES, write_run
 
 FEW = Options(draws=200)
@@ -249,7 +249,7 @@ def test_a_run_may_be_named_twice_and_turned_dials_have_a_plot_of_their_own(tmp_
     write_run(tmp_path / "a", "fedavg")
     assert len(find_runs([str(tmp_path / "a"), str(tmp_path / "." / "a" / ".." / "a"), str(tmp_path)])) == 1
     write_run(tmp_path / "c", "fedavg", 1, "data.annotation=0.25")
-    with pytest.raises(ReportingError, match=r"(?s)data\.annotation is .*python -m reporting\.dials"):
+    with pytest.raises(ReportingError, match=r"(?s)data\.annotation is .*python -m fedseg.reporting\.dials"):
         gathered(tmp_path)
 
 

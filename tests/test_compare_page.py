@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from reporting.compare.analysis import Analysis
-from reporting.compare.gather import gather
-from reporting.compare.options import Options
-from reporting.compare.report import Case, Extras, Report, write
-from reporting.compare.runs import find_runs, read_run
-from reporting.compare.verdicts import Verdict
+from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.gather import gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.report import Case, Extras, Report, write
+from fedseg.reporting.compare.runs import find_runs, read_run
+from fedseg.reporting.compare.verdicts import Verdict
 from tests.run_folders import write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")

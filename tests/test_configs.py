@@ -13,15 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
 import train
-from algorithms import ALGORITHMS
-from configs import compose as module
-from configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
-from configs.knobs import REQUIRED, described, knobs, unknown
-from datamodules import DATASETS, DataError
-from launch.experiment import Experiment
-from launch.foreign import FOREIGN
-from launch.run import default_folder, group_name, read_settings
-from launch.settings import SCHEMA
+from fedseg.algorithms import ALGORITHMS
+from fedseg.configs import compose as module
+from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
+from fedseg.configs.knobs import REQUIRED, described, knobs, unknown
+from fedseg.datamodules import DATASETS, DataError
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.foreign import FOREIGN
+from fedseg.launch.run import default_folder, group_name, read_settings
+from fedseg.launch.settings import SCHEMA
 
 NEEDED = {"folder": ["data.root=DIR"]}
 

@@ -12,23 +12,23 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.contrastive import Contrastive
-from algorithms.functional.crops import random_crops
-from algorithms.functional.exchange import pack, unpack
-from algorithms.functional.infonce import FOREIGN, Features
-from algorithms.functional.partitions import slice_partition
-from configs.compose import ConfigError, compose, load
-from datamodules import DataError
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.engine import POOL
-from federation.state import State, Update
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from launch.stages import execute_stages
-from models import create_model
-from reporting.folder import RunFolder
-from reporting.summary import summarise
+from fedseg.algorithms.contrastive import Contrastive
+from fedseg.algorithms.functional.crops import random_crops
+from fedseg.algorithms.functional.exchange import pack, unpack
+from fedseg.algorithms.functional.infonce import FOREIGN, Features
+from fedseg.algorithms.functional.partitions import slice_partition
+from fedseg.configs.compose import ConfigError, compose, load
+from fedseg.datamodules import DataError
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.engine import POOL
+from fedseg.federation.state import State, Update
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.stages import execute_stages
+from fedseg.models import create_model
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import summarise
 from tests.test_laws import Recording
 from tests.world import Outcome, ToySite, build, simulate, toy_sites
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from federation import checkpoint as module
-from federation.checkpoint import Checkpoint, CheckpointError, Snapshot, write_atomic
-from federation.state import State
-from reporting import folder as tables
-from reporting.folder import RunFolder
+from fedseg.federation import checkpoint as module
+from fedseg.federation.checkpoint import Checkpoint, CheckpointError, Snapshot, write_atomic
+from fedseg.federation.state import State
+from fedseg.reporting import folder as tables
+from fedseg.reporting.folder import RunFolder
 from tests.world import assert_same
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import Case, DataError, FolderDataModule, Sample
+from fedseg.datamodules import Case, DataError, FolderDataModule, Sample
 from tests.data_files import folder, make_sites, picture, save, save_volume, square
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import DATASETS, DataError, FolderDataModule
+from fedseg.datamodules import DATASETS, DataError, FolderDataModule
 from tests.data_files import (
     folder,
     make_site,

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from datamodules import FolderDataModule
+from fedseg.datamodules import FolderDataModule
 from tests.data_files import make_sites
 
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from datamodules import Case, DataError
-from datamodules.readers import Reading, Stored, map_labels, read_case, scale
+from fedseg.datamodules import Case, DataError
+from fedseg.datamodules.readers import Reading, Stored, map_labels, read_case, scale
 from tests.data_files import picture, save, save_volume, square
 
 PLAIN = Reading()

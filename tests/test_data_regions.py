@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datamodules import DataError, Regions
+from fedseg.datamodules import DataError, Regions
 
 
 def test_nested_regions_are_one_channel_each_without_background() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import FolderDataModule, SiteData
-from datamodules.sampling import derive_seed, draw
+from fedseg.datamodules import FolderDataModule, SiteData
+from fedseg.datamodules.sampling import derive_seed, draw
 from tests.data_files import folder, make_sites
 
 

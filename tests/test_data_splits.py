@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules import Case, DataError
-from datamodules.splits import assign, budget, check_fractions
+from fedseg.datamodules import Case, DataError
+from fedseg.datamodules.splits import assign, budget, check_fractions
 
 FRACTIONS = [0.6, 0.15, 0.25]
 

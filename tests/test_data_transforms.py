@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules import DataError, Sample
-from datamodules.transforms import FOLDER, load_augmentation, resize, to_grey
+from fedseg.datamodules import DataError, Sample
+from fedseg.datamodules.transforms import FOLDER, load_augmentation, resize, to_grey
 from tests.data_files import picture, square
 
 

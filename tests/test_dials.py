@@ -11,11 +11,11 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from configs.compose import FOLDER, compose
-from launch.settings import SCHEMA
-from reporting.compare.runs import find_runs
-from reporting.dials import DIALS, draw_gains, gains, main, summary_table
-from reporting.folder import RunFolder
+from fedseg.configs.compose import FOLDER, compose
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.compare.runs import find_runs
+from fedseg.reporting.dials import DIALS, draw_gains, gains, main, summary_table
+from fedseg.reporting.folder import RunFolder
 
 
 def planted(path: Path, gain: float, *settings: str, views: tuple[str, ...] = ("global", "personal")) -> RunFolder:

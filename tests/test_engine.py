@@ -14,14 +14,14 @@ from weakref import ref
 import pytest
 import torch
 
-from algorithms.recipe import Training
-from federation.checkpoint import Checkpoint, CheckpointError
-from federation.client import Compute, turn
-from federation.contract import Batch, Cohort, Site, Task, Transform
-from federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
-from federation.seeds import derive_seed
-from federation.state import Mean, State, Update
-from federation.transport import InProcess
+from fedseg.algorithms.recipe import Training
+from fedseg.federation.checkpoint import Checkpoint, CheckpointError
+from fedseg.federation.client import Compute, turn
+from fedseg.federation.contract import Batch, Cohort, Site, Task, Transform
+from fedseg.federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import Mean, State, Update
+from fedseg.federation.transport import InProcess
 from tests.world import CPU, Outcome, Quiet, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
 SEED = 7  # of the federations that `simulate` runs

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules import Case, Regions
-from evaluation import CaseScore, evaluate, predict_cases
+from fedseg.datamodules import Case, Regions
+from fedseg.evaluation import CaseScore, evaluate, predict_cases
 
 REGIONS = Regions({"disc": (1, 2), "cup": (2,)})
 

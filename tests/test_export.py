@@ -21,11 +21,11 @@ from torch import nn
 import export
 import predict
 import train
-from launch.export import Deployed, traced
-from launch.reopen import Reopened
-from launch.saved import SavedModels
-from reporting import ReportingError
-from reporting.folder import RunFolder
+from fedseg.launch.export import Deployed, traced
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.saved import SavedModels
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save
 
 SMALL = (

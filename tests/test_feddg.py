@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import ALGORITHMS
-from algorithms.feddg import Donors, Embedding, FedDG
-from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
-from algorithms.recipe import Recipe, Training
-from configs.compose import compose
-from datamodules import PhantomDataModule
-from federation.client import turn
-from federation.contract import Batch, Task
-from federation.state import State, Tensors, Update
-from federation.transport import InProcess
-from launch.settings import SCHEMA
-from models import create_model
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.feddg import Donors, Embedding, FedDG
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.configs.compose import compose
+from fedseg.datamodules import PhantomDataModule
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Batch, Task
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.federation.transport import InProcess
+from fedseg.launch.settings import SCHEMA
+from fedseg.models import create_model
 from tests.world import CPU, POOL, Outcome, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
 OFF = {"meta_weight": 0.0, "contrast_weight": 0.0}

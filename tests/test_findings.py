@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules import DataError, FolderDataModule
-from datamodules.cases import Case, Sample
-from datamodules.check.command import check
-from datamodules.findings import COLUMNS, Finding, as_rows, causes
-from datamodules.listed import likely_pattern
-from launch.run import note_findings
-from reporting.folder import FINDINGS, RunFolder
+from fedseg.datamodules import DataError, FolderDataModule
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
+from fedseg.datamodules.listed import likely_pattern
+from fedseg.launch.run import note_findings
+from fedseg.reporting.folder import FINDINGS, RunFolder
 from tests.data_files import make_site, make_sites, picture, save, square, write_manifest
 
 BLANK = Finding("blank image", "every value is 9", "replace it", "a", "p1", "p1.png")

@@ -14,11 +14,11 @@ import compare
 import evaluate
 import predict
 import train
-from datamodules import fingerprints
-from datamodules.cases import Case
-from datamodules.fingerprints import file_digest, of_case
-from reporting.compare.report import PAGE
-from reporting.folder import FINGERPRINTS, RunFolder
+from fedseg.datamodules import fingerprints
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.fingerprints import file_digest, of_case
+from fedseg.reporting.compare.report import PAGE
+from fedseg.reporting.folder import FINGERPRINTS, RunFolder
 from tests.data_files import make_sites, picture, save, square
 from tests.test_train import command, mistake
 from tests.tiny_run import TINY

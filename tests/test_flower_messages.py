@@ -17,16 +17,16 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms import ALGORITHMS
-from datamodules.errors import DataError
-from federation.checkpoint import CheckpointError
-from federation.contract import Task
-from federation.engine import RoundError
-from federation.flower.client import SiteClient
-from federation.flower.envelope import Envelope
-from federation.flower.kept import Kept
-from federation.flower.records import Answer, Question, pack, unpack
-from federation.state import State
+from fedseg.algorithms import ALGORITHMS
+from fedseg.datamodules.errors import DataError
+from fedseg.federation.checkpoint import CheckpointError
+from fedseg.federation.contract import Task
+from fedseg.federation.engine import RoundError
+from fedseg.federation.flower.client import SiteClient
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.kept import Kept
+from fedseg.federation.flower.records import Answer, Question, pack, unpack
+from fedseg.federation.state import State
 from tests.flower_world import RUN, LoopbackGrid, app_of, federate, through_bytes
 from tests.world import assert_same, assert_same_outcome, simulate
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 import train
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.flower.kept import Kept
-from federation.state import State
-from reporting.folder import RunFolder
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.flower.kept import Kept
+from fedseg.federation.state import State
+from fedseg.reporting.folder import RunFolder
 from scripts import deployment_on_loopback
 from scripts.loopback import Loopback
 from tests.tiny_run import TINY

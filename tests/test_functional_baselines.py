@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.functional.mixture import alpha_step
-from federation.state import Mean, Update, squared_distance
+from fedseg.algorithms.functional.mixture import alpha_step
+from fedseg.federation.state import Mean, Update, squared_distance
 
 GOLDEN = Path(__file__).parent / "golden"
 

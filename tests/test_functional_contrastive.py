@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.functional.infonce import (
+from fedseg.algorithms.functional.infonce import (
     FOREIGN,
     FeatureBank,
     Features,
@@ -19,10 +19,10 @@ from algorithms.functional.infonce import (
     prototypes,
     structural_contrast,
 )
-from algorithms.functional.moments import Moments, representational_similarity, similarity_weights, virtual_keys
-from algorithms.functional.partitions import slice_partition, slice_position
-from algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
-from algorithms.functional.trajectory import follow
+from fedseg.algorithms.functional.moments import Moments, representational_similarity, similarity_weights, virtual_keys
+from fedseg.algorithms.functional.partitions import slice_partition, slice_position
+from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
+from fedseg.algorithms.functional.trajectory import follow
 
 pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
 GOLDEN = Path(__file__).parent / "golden"
@@ -464,7 +464,7 @@ def test_uniformity_equals_the_mean_over_pairs_and_is_zero_when_collapsed() -> N
 def test_probes_compare_in_chunks_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, partition, site = layered(3, 0.5, 0.7)
     whole = uniformity(vectors), cross_site_accuracy(vectors, partition, site, 5)
-    monkeypatch.setattr("algorithms.functional.probes.ROWS", 7)
+    monkeypatch.setattr("fedseg.algorithms.functional.probes.ROWS", 7)
     assert (uniformity(vectors), cross_site_accuracy(vectors, partition, site, 5)) == pytest.approx(whole)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.functional.adaptation import (
+from fedseg.algorithms.functional.adaptation import (
     Objective,
     Views,
     adaptation_terms,
@@ -24,7 +24,7 @@ from algorithms.functional.adaptation import (
     set_router_dropout,
     use_batch_statistics,
 )
-from algorithms.functional.routing import (
+from fedseg.algorithms.functional.routing import (
     RoutedConvolution,
     RoutedLinear,
     Router,
@@ -34,8 +34,8 @@ from algorithms.functional.routing import (
     routed_layers,
     routing_size,
 )
-from algorithms.functional.trajectory import average_states
-from models.select import normalisation
+from fedseg.algorithms.functional.trajectory import average_states
+from fedseg.models.select import normalisation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
 GOLDEN = Path(__file__).parent / "golden"

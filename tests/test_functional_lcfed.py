@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.functional.calibration import (
+from fedseg.algorithms.functional.calibration import (
     ChannelSelection,
     HeadCalibration,
     attention_scale,
@@ -21,7 +21,7 @@ from algorithms.functional.calibration import (
     smooth,
     standard_deviation,
 )
-from algorithms.functional.dice import soft_dice_loss
+from fedseg.algorithms.functional.dice import soft_dice_loss
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def test_peaks_are_local_maxima_above_the_threshold() -> None:
 @pytest.fixture
 def full_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """The authors' kernel, that of 384 x 384 pixels, on maps that are smaller."""
-    monkeypatch.setattr("algorithms.functional.calibration.attention_scale", lambda *size: (31, 6.0))
+    monkeypatch.setattr("fedseg.algorithms.functional.calibration.attention_scale", lambda *size: (31, 6.0))
 
 
 @pytest.mark.usefixtures("full_kernel")

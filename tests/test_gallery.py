@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import train
-from evaluation import score
-from launch.gallery import draw_cases, predict_choices
-from launch.reopen import Reopened
-from reporting import ReportingError
-from reporting.folder import RunFolder
-from reporting.overlays import draw_case
+from fedseg.evaluation import score
+from fedseg.launch.gallery import draw_cases, predict_choices
+from fedseg.launch.reopen import Reopened
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.overlays import draw_case
 from tests.data_files import make_sites
 
 SMALL = (

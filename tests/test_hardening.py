@@ -15,17 +15,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from configs.compose import ConfigError, compose, load
-from datamodules.cases import Case, check_cases
-from datamodules.errors import DataError
-from datamodules.manifest import read_manifest
-from federation.admission import Admission, Limits, quoted, unbounded
-from federation.checkpoint import Checkpoint, CheckpointError
-from federation.contract import Kind
-from federation.engine import RoundError
-from federation.state import LARGEST_HEADER, State, Update, from_bytes, to_bytes
-from federation.transport import InProcess
-from launch.settings import SCHEMA
+from fedseg.configs.compose import ConfigError, compose, load
+from fedseg.datamodules.cases import Case, check_cases
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.manifest import read_manifest
+from fedseg.federation.admission import Admission, Limits, quoted, unbounded
+from fedseg.federation.checkpoint import Checkpoint, CheckpointError
+from fedseg.federation.contract import Kind
+from fedseg.federation.engine import RoundError
+from fedseg.federation.state import LARGEST_HEADER, State, Update, from_bytes, to_bytes
+from fedseg.federation.transport import InProcess
+from fedseg.launch.settings import SCHEMA
 from tests.world import simulate
 
 ROOT = Path(__file__).parent.parent

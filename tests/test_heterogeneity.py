@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import train
-from configs.compose import compose
-from evaluation.heterogeneity import (
+from fedseg.configs.compose import compose
+from fedseg.evaluation.heterogeneity import (
     LEVELS,
     grey_levels,
     intensity_distance,
@@ -19,10 +19,10 @@ from evaluation.heterogeneity import (
     spectrum_distance,
     update_differences,
 )
-from launch.differences import COLUMNS, site_differences
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
-from reporting.folder import RunFolder
+from fedseg.launch.differences import COLUMNS, site_differences
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import RunFolder
 from tests.data_files import save
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from algorithms.fedavg import FedAvg
-from configs.compose import as_yaml, compose, load
-from datamodules.errors import DataError
-from datamodules.folder import FolderDataModule
-from evaluation import FULL, evaluate
-from launch.experiment import Experiment
-from launch.settings import SCHEMA
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.configs.compose import as_yaml, compose, load
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.folder import FolderDataModule
+from fedseg.evaluation import FULL, evaluate
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
 from tests.data_files import picture, save
 
 NOT_ANNOTATED = 255

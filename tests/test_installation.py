@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.command import MISTAKE, guarded, not_installed
+from fedseg.launch.command import MISTAKE, guarded, not_installed
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train.py", "evaluate.py", "compare.py", "predict.py", "export.py", "sweep.py")
@@ -17,7 +17,7 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("script", [*COMMANDS, "-m datamodules.check"])
+@pytest.mark.parametrize("script", [*COMMANDS, "-m fedseg.datamodules.check"])
 def test_without_libraries_a_command_names_the_cure(script: str, tmp_path: Path) -> None:
     """As after `git clone` alone: a Python that has nothing but its own library (-S leaves out what is installed)."""
     command = [sys.executable, "-S", *script.split(), *GIVEN.get(script, ["fine"])]

@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import launch.run
-from algorithms.functional.outside import Dropping
-from algorithms.functional.routing import adaptable, mixtures, routed_layers
-from algorithms.iopfl import IOPFL
-from algorithms.recipe import Recipe, Training
-from configs.compose import compose
-from federation.client import Images
-from federation.contract import Task
-from federation.engine import RoundError
-from federation.state import State, add
-from launch.rescore import difference, rescore
-from launch.run import execute, read_settings
-from launch.settings import SCHEMA
-from models.select import normalisation
-from reporting.folder import RunFolder
+import fedseg.launch.run
+from fedseg.algorithms.functional.outside import Dropping
+from fedseg.algorithms.functional.routing import adaptable, mixtures, routed_layers
+from fedseg.algorithms.iopfl import IOPFL
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.configs.compose import compose
+from fedseg.federation.client import Images
+from fedseg.federation.contract import Task
+from fedseg.federation.engine import RoundError
+from fedseg.federation.state import State, add
+from fedseg.launch.rescore import difference, rescore
+from fedseg.launch.run import execute, read_settings
+from fedseg.launch.settings import SCHEMA
+from fedseg.models.select import normalisation
+from fedseg.reporting.folder import RunFolder
 from tests.test_laws import Recording, Wire
 from tests.world import Outcome, ToySite, assert_same, build, simulate, toy_sites
 
@@ -413,16 +413,16 @@ def test_a_run_killed_before_its_final_scores_resumes_to_the_same_ones(
     assert 0 <= float(outside[-2]) <= 1
     assert outside[4] == "no personal model"
 
-    score = launch.run.score_checkpoints
+    score = fedseg.launch.run.score_checkpoints
 
     def killed(*arguments: Any) -> Any:
         score(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.run, "score_checkpoints", killed)
+    monkeypatch.setattr(fedseg.launch.run, "score_checkpoints", killed)
     with pytest.raises(KeyboardInterrupt):
         execute(settings(tmp_path / "parts", "evaluation.overlays=false"))
-    monkeypatch.setattr(launch.run, "score_checkpoints", score)
+    monkeypatch.setattr(fedseg.launch.run, "score_checkpoints", score)
     execute(settings(tmp_path / "parts", "resume=true", "evaluation.overlays=true"))
     one, two = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     gap, compared = difference(two.scores(), one.scores())

@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from datamodules import FolderDataModule
-from datamodules.cache import _identity
-from datamodules.cases import Case, Sample
-from datamodules.check.command import check
-from datamodules.errors import DataError
-from datamodules.findings import refuse
-from datamodules.fingerprints import file_digest
-from datamodules.readers import Reading, put_back, read_case, stem_of, write_back
-from datamodules.readers.itk import INSTALL
-from datamodules.site_folders import image_files
+from fedseg.datamodules import FolderDataModule
+from fedseg.datamodules.cache import _identity
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import refuse
+from fedseg.datamodules.fingerprints import file_digest
+from fedseg.datamodules.readers import Reading, put_back, read_case, stem_of, write_back
+from fedseg.datamodules.readers.itk import INSTALL
+from fedseg.datamodules.site_folders import image_files
 from tests.data_files import folder, save_volume
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")

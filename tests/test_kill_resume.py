@@ -17,11 +17,11 @@ from unittest import mock
 import pytest
 
 import train
-from algorithms import ALGORITHMS
-from federation.checkpoint import Checkpoint, Snapshot
-from federation.engine import Federation
-from reporting.folder import AUDIT, RunFolder
-from reporting.reporter import Reporter
+from fedseg.algorithms import ALGORITHMS
+from fedseg.federation.checkpoint import Checkpoint, Snapshot
+from fedseg.federation.engine import Federation
+from fedseg.reporting.folder import AUDIT, RunFolder
+from fedseg.reporting.reporter import Reporter
 from tests.tiny_run import TINY
 from tests.world import assert_same
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
-from federation.client import Images, turn
-from federation.contract import Task
-from federation.state import State, Update, from_bytes, to_bytes
-from federation.transport import InProcess
+from fedseg.algorithms import ALGORITHMS
+from fedseg.federation.client import Images, turn
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State, Update, from_bytes, to_bytes
+from fedseg.federation.transport import InProcess
 from tests.world import (
     CPU,
     Forgetful,

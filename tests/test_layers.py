@@ -40,6 +40,7 @@ def imported_names(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute, so that the stairs can be read"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    names = {name.removeprefix("fedseg.") for name in names}
     return {name for name in names if name.split(".")[0] in OURS}
 
 
@@ -58,6 +59,17 @@ def test_imports_go_down_the_stairs(package: str) -> None:
 
 
 def test_a_climbing_import_is_seen() -> None:
-    assert forbidden("models", imported_names("from algorithms.base import Algorithm")) == ["algorithms.base.Algorithm"]
-    assert forbidden("algorithms", imported_names("from federation.engine import run")) == ["federation.engine.run"]
-    assert forbidden("algorithms", imported_names("from federation.state import State")) == []
+    climbing = imported_names("from fedseg.algorithms.base import Algorithm")
+    assert forbidden("models", climbing) == ["algorithms.base.Algorithm"]
+    climbing = imported_names("from fedseg.federation.engine import run")
+    assert forbidden("algorithms", climbing) == ["federation.engine.run"]
+    assert forbidden("algorithms", imported_names("from fedseg.federation.state import State")) == []
+
+
+def test_ours_is_imported_under_one_name() -> None:
+    """A second name would be a second copy of a module in a wheel beside somebody's own `models`."""
+    for file in sorted(ROOT.glob("[!.]*/**/*.py")):
+        tree = ast.parse(file.read_text())
+        froms = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert not {name for name in froms | plain if name.split(".")[0] in {*MAY_IMPORT, "launch", "console"}}, file

@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules import DATASETS, DataError, MultiCenterDataModule
-from datamodules.layouts.fundus import FundusDataModule
-from datamodules.layouts.lgg import LGGDataModule
-from datamodules.layouts.polyp import PolypDataModule
-from datamodules.layouts.prostate import ProstateDataModule
-from datamodules.layouts.vessels import VesselsDataModule
+from fedseg.datamodules import DATASETS, DataError, MultiCenterDataModule
+from fedseg.datamodules.layouts.fundus import FundusDataModule
+from fedseg.datamodules.layouts.lgg import LGGDataModule
+from fedseg.datamodules.layouts.polyp import PolypDataModule
+from fedseg.datamodules.layouts.prostate import ProstateDataModule
+from fedseg.datamodules.layouts.vessels import VesselsDataModule
 
 SIDE = 24
 

@@ -13,14 +13,14 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 
-from algorithms.functional.calibration import disagreement, peaks, peer_probabilities
-from algorithms.lcfed import CODES, LCFed
-from algorithms.recipe import Recipe, Training
-from federation.client import turn
-from federation.contract import Task
-from federation.state import State, Update
-from federation.transport import InProcess
-from models import create_model
+from fedseg.algorithms.functional.calibration import disagreement, peaks, peer_probabilities
+from fedseg.algorithms.lcfed import CODES, LCFed
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+from fedseg.models import create_model
 from tests.world import (
     CPU,
     POOL,

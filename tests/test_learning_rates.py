@@ -10,12 +10,12 @@ import torch
 from torch.optim import lr_scheduler
 
 import train
-from algorithms import ALGORITHMS
-from algorithms.base import Algorithm
-from algorithms.recipe import Recipe, Training
-from federation.client import turn
-from federation.contract import Task
-from federation.state import State
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
 from tests.tiny_run import TINY
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from datamodules import Case, DataError, FolderDataModule
-from datamodules.check.command import check
-from datamodules.findings import KINDS
-from datamodules.readers import Reading, Stored, map_labels, read_case
+from fedseg.datamodules import Case, DataError, FolderDataModule
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.findings import KINDS
+from fedseg.datamodules.readers import Reading, Stored, map_labels, read_case
 from tests.data_files import folder, make_site, square
 from tests.mask_files import (
     GREY_ALPHA,
@@ -867,7 +867,7 @@ def test_large_pictures_are_read_up_to_a_limit_of_our_own(
     path = tmp_path / f"m{suffix}"
     Image.fromarray(drawn()).save(path)
     assert np.array_equal(labels(path), drawn())
-    monkeypatch.setattr("datamodules.readers.pictures.MOST_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr("fedseg.datamodules.readers.pictures.MOST_PIXELS", HEIGHT * WIDTH - 1)
     with pytest.raises(DataError, match=r"is 12 x 13, more than .* million pixels; cut it into tiles, or export"):
         labels(path)
 

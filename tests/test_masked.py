@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from federation.contract import Task, Transform
-from federation.engine import RoundError
-from federation.flower.envelope import Envelope
-from federation.flower.records import Answer, Question, unpack
-from federation.state import State, Update
-from federation.transport import InProcess
-from privacy.build import build_transforms
-from privacy.masked import GROUP, KEYS, ROW, SEALED, SHARES, Masked, threshold
-from privacy.masks import Party
-from privacy.payload import as_tensor
-from privacy.settings import Compression, Privacy
+from fedseg.federation.contract import Task, Transform
+from fedseg.federation.engine import RoundError
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.records import Answer, Question, unpack
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.masked import GROUP, KEYS, ROW, SEALED, SHARES, Masked, threshold
+from fedseg.privacy.masks import Party
+from fedseg.privacy.payload import as_tensor
+from fedseg.privacy.settings import Compression, Privacy
 from tests.flower_world import LoopbackGrid, federate
 from tests.world import Outcome, assert_same, build, simulate, toy_sites
 

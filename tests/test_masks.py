@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from privacy.masks import FRACTION, MaskedSum, Party, Words, fixed_point, stream
+from fedseg.privacy.masks import FRACTION, MaskedSum, Party, Words, fixed_point, stream
 
 SITES = ["a", "b", "c", "d", "e"]
 THRESHOLD = 3

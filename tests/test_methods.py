@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import ALGORITHMS
-from algorithms.base import Algorithm
-from algorithms.recipe import Recipe, Training
-from federation.client import turn
-from federation.contract import Batch, Task
-from federation.seeds import derive_seed
-from federation.state import State, Update, squared_distance
-from federation.transport import InProcess
-from models import create_model
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Batch, Task
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State, Update, squared_distance
+from fedseg.federation.transport import InProcess
+from fedseg.models import create_model
 from tests.world import CPU, POOL, assert_same, build, evaluate, simulate, toy_sites
 
 GOLDEN = Path(__file__).parent / "golden"

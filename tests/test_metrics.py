@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evaluation import FULL, LOWER_IS_BETTER, METRICS, QUICK, score
+from fedseg.evaluation import FULL, LOWER_IS_BETTER, METRICS, QUICK, score
 
 Mask = NDArray[np.bool_]
 ALL = tuple(METRICS)

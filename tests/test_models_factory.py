@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import create_model
+from fedseg.models import create_model
 
 SMALL: dict[str, Any] = {"decoder_channels": [32, 16, 16, 8, 8]}
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
@@ -58,7 +58,7 @@ def test_norm_leaves_no_batch_normalisation_and_keeps_keys_and_activations(encod
 def test_conversion_keeps_affine_weights_and_applies_the_activation() -> None:
     from timm.layers import BatchNormAct2d
 
-    from models.norm import convert_norm
+    from fedseg.models.norm import convert_norm
 
     net = nn.Sequential(BatchNormAct2d(4), nn.BatchNorm2d(6, eps=0.5))
     nn.init.constant_(net[0].weight, 3.0)
@@ -71,7 +71,7 @@ def test_conversion_keeps_affine_weights_and_applies_the_activation() -> None:
 
 
 def test_groups_divide_the_channels() -> None:
-    from models.norm import convert_norm
+    from fedseg.models.norm import convert_norm
 
     net = nn.Sequential(*(nn.BatchNorm2d(channels) for channels in (64, 12, 7)))
     convert_norm(net, "group", groups=8)
@@ -90,7 +90,7 @@ def test_group_norm_makes_images_of_a_batch_independent() -> None:
 
 
 def test_norms_that_cannot_work_are_refused() -> None:
-    from models.norm import convert_norm
+    from fedseg.models.norm import convert_norm
 
     with pytest.raises(ValueError, match="no effect"):
         convert_norm(nn.Linear(2, 2), "group", groups=8)

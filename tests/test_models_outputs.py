@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models import build_loss, build_normalizer, decide, probabilities
+from fedseg.models import build_loss, build_normalizer, decide, probabilities
 
 # two regions, one image of 1 x 4 pixels; sigmoid of these logits is 3/4, 1/2, 1/4, 1/4 and 1/2 everywhere
 LOGITS = torch.tensor([[[[math.log(3), 0.0, -math.log(3), -math.log(3)]], [[0.0, 0.0, 0.0, 0.0]]]])

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from models import complement, create_model, everything, named, normalisation, nothing, part, statistics, union
+from fedseg.models import complement, create_model, everything, named, normalisation, nothing, part, statistics, union
 
 COUNTS = {  # measured with an independent count over smp 0.6
     ("unet", "resnet18"): 150,

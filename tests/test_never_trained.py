@@ -10,8 +10,8 @@ import evaluate
 import export
 import predict
 import train
-from algorithms import ALGORITHMS
-from reporting.folder import RunFolder
+from fedseg.algorithms import ALGORITHMS
+from fedseg.reporting.folder import RunFolder
 from tests.data_files import make_sites
 from tests.tiny_run import TINY
 

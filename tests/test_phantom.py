@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.cases import Sample
-from datamodules.errors import DataError
-from datamodules.phantom.data import FEWEST_CASES, REGIONS, Anatomy, PhantomDataModule, draw_case
-from datamodules.phantom.fundus import CUP, RIM
-from datamodules.phantom.organ import FIELD_OF_VIEW, LENGTH, LESION
-from datamodules.phantom.style import Dials, site_style
+from fedseg.datamodules.cases import Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.phantom.data import FEWEST_CASES, REGIONS, Anatomy, PhantomDataModule, draw_case
+from fedseg.datamodules.phantom.fundus import CUP, RIM
+from fedseg.datamodules.phantom.organ import FIELD_OF_VIEW, LENGTH, LESION
+from fedseg.datamodules.phantom.style import Dials, site_style
 
 ANATOMIES: tuple[Anatomy, ...] = ("fundus", "organ")
 NONE = Dials(0, 0, 0, 0)

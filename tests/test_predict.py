@@ -21,14 +21,14 @@ from scipy.spatial.transform import Rotation
 
 import predict
 import train
-from datamodules.cases import Case
-from datamodules.readers import Reading, put_back, read_case
-from launch import prediction
-from launch.gallery import predict_choices
-from launch.reopen import Reopened
-from launch.saved import SavedModels
-from reporting.folder import RunFolder
-from reporting.overlays import Picture, draw_prediction
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.readers import Reading, put_back, read_case
+from fedseg.launch import prediction
+from fedseg.launch.gallery import predict_choices
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.saved import SavedModels
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.overlays import Picture, draw_prediction
 from tests.data_files import picture, save, save_volume, square
 
 SMALL = (

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 
-from algorithms import ALGORITHMS
-from algorithms.functional.private import PrivateStep
-from federation.contract import Cohort, Guarantee, Transform
-from federation.state import State, Tensors, Update
-from privacy.accounting import Account, gaussian_event, pure_event
-from privacy.build import build_transforms
-from privacy.encryption import Encrypted, KeyHolder
-from privacy.masked import Masked
-from privacy.patient_level import PatientLevel
-from privacy.payload import clipped, dense, flat, norm, restored, shapes, sparse
-from privacy.settings import Compression, Privacy
-from privacy.site_level import SiteLevel
-from privacy.sparse_vector import SparseVector, laplace
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.federation.contract import Cohort, Guarantee, Transform
+from fedseg.federation.state import State, Tensors, Update
+from fedseg.privacy.accounting import Account, gaussian_event, pure_event
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.encryption import Encrypted, KeyHolder
+from fedseg.privacy.masked import Masked
+from fedseg.privacy.patient_level import PatientLevel
+from fedseg.privacy.payload import clipped, dense, flat, norm, restored, shapes, sparse
+from fedseg.privacy.settings import Compression, Privacy
+from fedseg.privacy.site_level import SiteLevel
+from fedseg.privacy.sparse_vector import SparseVector, laplace
 from tests.test_laws import Wire
 from tests.world import Forgetful, Outcome, assert_same, assert_same_outcome, build, simulate
 
@@ -354,7 +354,7 @@ def test_noise_of_the_sparse_vector_technique_is_calibrated_to_what_is_released(
         return torch.zeros(count, dtype=torch.float64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("privacy.sparse_vector.laplace", recorded)
+        patch.setattr("fedseg.privacy.sparse_vector.laplace", recorded)
         transform.choose(torch.zeros(100, dtype=torch.float64), torch.Generator())
     assert scales == pytest.approx([1 / first, 200 / second, 200 / third])
 

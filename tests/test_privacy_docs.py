@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from algorithms import ALGORITHMS
-from federation.contract import Guarantee, Transform
-from privacy.accounting import Account, gaussian_event
-from privacy.build import build_transforms
-from privacy.settings import Compression, Privacy
+from fedseg.algorithms import ALGORITHMS
+from fedseg.federation.contract import Guarantee, Transform
+from fedseg.privacy.accounting import Account, gaussian_event
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.settings import Compression, Privacy
 from tests.world import build
 
 PAGE = Path(__file__).parent.parent / "docs" / "privacy.md"

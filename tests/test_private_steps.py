@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.functional.private import Batch, PrivateStep, by_patient
-from algorithms.recipe import Training
-from datamodules.sampling import patient_plans
-from federation.client import turn
-from federation.contract import Task
-from federation.state import State
+from fedseg.algorithms.functional.private import Batch, PrivateStep, by_patient
+from fedseg.algorithms.recipe import Training
+from fedseg.datamodules.sampling import patient_plans
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
 from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
 SILENT = 1e-12  # noise too small to see

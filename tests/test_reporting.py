@@ -21,15 +21,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from reporting import ReportingError
-from reporting.__main__ import main as report_again
-from reporting.curves import COLOURS, draw_curves, loss_curves, save_curves, validation_curves
-from reporting.folder import COLUMNS, EVENTS, METRICS, RunFolder, file_name, write_atomic
-from reporting.overlays import Picture, best_slice, displayed, draw_overlays, pick_cases, reported_scores, window
-from reporting.progress import Progress, duration
-from reporting.reporter import Reporter, validation_values
-from reporting.summary import summarise
-from reporting.wandb import (
+from fedseg.reporting import ReportingError
+from fedseg.reporting.__main__ import main as report_again
+from fedseg.reporting.curves import COLOURS, draw_curves, loss_curves, save_curves, validation_curves
+from fedseg.reporting.folder import COLUMNS, EVENTS, METRICS, RunFolder, file_name, write_atomic
+from fedseg.reporting.overlays import Picture, best_slice, displayed, draw_overlays, pick_cases, reported_scores, window
+from fedseg.reporting.progress import Progress, duration
+from fedseg.reporting.reporter import Reporter, validation_values
+from fedseg.reporting.summary import summarise
+from fedseg.reporting.wandb import (
     Place,
     WandbRun,
     _wandb_image,
@@ -213,7 +213,7 @@ def test_truncation_keeps_what_the_checkpoint_knows(folder: RunFolder) -> None:
 def test_a_killed_writer_leaves_readable_tables(folder: RunFolder) -> None:
     endless = """
 import itertools, sys
-from reporting.folder import RunFolder
+from fedseg.reporting.folder import RunFolder
 folder = RunFolder(sys.argv[1])
 for k in itertools.count(1):
     folder.append_rounds([dict(round=k, site=f"s{i}", task="train", loss=0.5, steps=1, examples=1, seconds=1.0)
@@ -635,7 +635,7 @@ def test_a_crashed_run_stays_open_until_its_log_says_why(folder: RunFolder, monk
     assert wandb.exit_code == 2
     beside = FakeWandb()
     monkeypatch.setattr(WandbRun, "current", beside)
-    monkeypatch.setattr("reporting.wandb._beside", ContextVar("beside", default=True))
+    monkeypatch.setattr("fedseg.reporting.wandb._beside", ContextVar("beside", default=True))
     with pytest.raises(RuntimeError), Reporter(folder, beside, progress=Progress(io.StringIO())):
         raise RuntimeError
     assert beside.exit_code == 1, "the agent's run tells why; this one ends before that opens"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, as_yaml, compose, load
-from configs.sweeps import Sweep
-from launch.settings import SCHEMA
+from fedseg.configs.compose import ConfigError, as_yaml, compose, load
+from fedseg.configs.sweeps import Sweep
+from fedseg.launch.settings import SCHEMA
 
 AGENT = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]

@@ -18,14 +18,14 @@ from hypothesis.extra.numpy import arrays
 
 import predict
 import train
-from configs.compose import compose
-from datamodules import DataError, FolderDataModule
-from datamodules.cases import Case
-from datamodules.check.command import check
-from datamodules.findings import Finding
-from datamodules.readers import Layer, Reading, combine
-from datamodules.regions import Regions
-from launch.settings import SCHEMA
+from fedseg.configs.compose import compose
+from fedseg.datamodules import DataError, FolderDataModule
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.readers import Layer, Reading, combine
+from fedseg.datamodules.regions import Regions
+from fedseg.launch.settings import SCHEMA
 from tests.data_files import folder, picture, save, save_volume, write_manifest
 from tests.tiny_run import TINY
 

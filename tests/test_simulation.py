@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 import train
-from configs.compose import ConfigError, compose
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.flower.kept import Kept
-from launch.settings import SCHEMA
-from launch.simulation import execute_in_simulation
-from reporting.folder import RunFolder
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.flower.kept import Kept
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.simulation import execute_in_simulation
+from fedseg.reporting.folder import RunFolder
 from tests.tiny_run import TINY
 from tests.world import assert_same
 

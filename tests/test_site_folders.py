@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import DataError, FolderDataModule
-from datamodules.check.command import check
-from datamodules.site_folders import CALLED, is_output
-from launch.check import READY, beside, main
+from fedseg.datamodules import DataError, FolderDataModule
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.site_folders import CALLED, is_output
+from fedseg.launch.check import READY, beside, main
 from tests.data_files import folder, make_sites, save
 from tests.data_files import picture as image
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from configs.compose import ConfigError, load
-from datamodules import DataError, FolderDataModule
-from datamodules.check.command import check
-from datamodules.new import NewImages
-from launch.run import differences, execute, read_settings
-from launch.settings import SCHEMA
+from fedseg.configs.compose import ConfigError, load
+from fedseg.datamodules import DataError, FolderDataModule
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.new import NewImages
+from fedseg.launch.run import differences, execute, read_settings
+from fedseg.launch.settings import SCHEMA
 from tests.data_files import folder, make_sites, picture, save, square, write_manifest
 from tests.tiny_run import TINY
 

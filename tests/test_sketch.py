@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from federation.contract import Transform
-from federation.sketch import BLOCK, SIZE, SketchedMean, sketch
-from federation.state import Mean, Update
+from fedseg.federation.contract import Transform
+from fedseg.federation.sketch import BLOCK, SIZE, SketchedMean, sketch
+from fedseg.federation.state import Mean, Update
 from tests.world import assert_same, assert_same_outcome, simulate
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from configs.compose import ConfigError, compose
-from launch.settings import SCHEMA
-from launch.stages import _alone, execute_stages, plan
-from launch.sweep import Job
-from reporting.folder import RunFolder
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.stages import _alone, execute_stages, plan
+from fedseg.launch.sweep import Job
+from fedseg.reporting.folder import RunFolder
 
 STAGES = 'stages=["algorithm=contrastive federation.rounds=2", "algorithm=local data.labelled_patients=2"]'
 

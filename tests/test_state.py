@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from algorithms.parts import Parts
-from federation.state import Mean, State, Update, add, from_bytes, squared_distance, subtract, to_bytes
-from models.select import nothing
+from fedseg.algorithms.parts import Parts
+from fedseg.federation.state import Mean, State, Update, add, from_bytes, squared_distance, subtract, to_bytes
+from fedseg.models.select import nothing
 from tests.world import assert_same
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from evaluation.statistics import (
+from fedseg.evaluation.statistics import (
     attainable,
     block_ranks,
     bootstrap,

@@ -19,18 +19,18 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-import launch.sweep
+import fedseg.launch.sweep
 import sweep
 import train
-from configs.compose import FOLDER, ConfigError, compose
-from configs.sweeps import Sweep, draw, listed
-from federation.checkpoint import Checkpoint
-from federation.state import State
-from launch.settings import SCHEMA
-from launch.sweep import Job, Report, plan, run_jobs, workers
-from reporting import ReportingError
-from reporting.folder import RunFolder
-from reporting.summary import summarise
+from fedseg.configs.compose import FOLDER, ConfigError, compose
+from fedseg.configs.sweeps import Sweep, draw, listed
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.state import State
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.sweep import Job, Report, plan, run_jobs, workers
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
@@ -322,7 +322,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program in the place of train.py, so that only the sweep's own work is looked at."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(launch.sweep, "TRAIN", script)
+    monkeypatch.setattr(fedseg.launch.sweep, "TRAIN", script)
     monkeypatch.setattr(Job, "values", lambda self: {"val/personal/dice": 0.5 + self.config.seed / 100})
     return script
 
@@ -446,8 +446,8 @@ def test_an_interrupted_sweep_interrupts_its_runs(
 ) -> None:
     """As after Ctrl-C in the sweep's terminal, or when that is closed; the signal goes to the sweep alone."""
     code = (
-        "import sys, launch.sweep, sweep; from pathlib import Path\n"
-        f"launch.sweep.TRAIN = Path({str(stand_in)!r})\n"
+        "import sys, fedseg.launch.sweep, sweep; from pathlib import Path\n"
+        f"fedseg.launch.sweep.TRAIN = Path({str(stand_in)!r})\n"
         "sys.exit(sweep.main(sys.argv[1:]))"
     )
     path = written(tmp_path, parameters={"seed": {"values": [0, 2, 3]}})
@@ -464,7 +464,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
             assert process.poll() is None
             time.sleep(0.05)
         holder = rf"another sweep \(process {process.pid}\) still works"
-        with pytest.raises(ReportingError, match=holder), launch.sweep._alone_in(tmp_path / "out"):
+        with pytest.raises(ReportingError, match=holder), fedseg.launch.sweep._alone_in(tmp_path / "out"):
             pass
         process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=60)
@@ -473,7 +473,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
         assert "Traceback" not in err
         assert all((pid.parent / "interrupted").exists() for pid in pids)
         assert not (tmp_path / "out" / "seed=3").exists()
-        with launch.sweep._alone_in(tmp_path / "out"):
+        with fedseg.launch.sweep._alone_in(tmp_path / "out"):
             pass  # nobody holds the folder any more
     finally:
         process.kill()
@@ -485,7 +485,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
 
 
 def test_runs_of_a_killed_sweep_are_named(tmp_path: Path) -> None:
-    with launch.sweep._alone_in(tmp_path) as lock:
+    with fedseg.launch.sweep._alone_in(tmp_path) as lock:
         assert lock is not None
         os.write(lock, f"{os.getpid()}\n".encode())
         ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -493,14 +493,14 @@ def test_runs_of_a_killed_sweep_are_named(tmp_path: Path) -> None:
         content = (tmp_path / ".lock").read_text().replace(f"{os.getpid()}\n", f"{ended.pid}\n", 1)
         (tmp_path / ".lock").write_text(content)
         told = f"runs of a sweep that was killed still work in .*: kill {os.getpid()}$"
-        with pytest.raises(ReportingError, match=told), launch.sweep._alone_in(tmp_path):
+        with pytest.raises(ReportingError, match=told), fedseg.launch.sweep._alone_in(tmp_path):
             pass
 
 
 def test_a_sweep_under_nohup_survives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with launch.sweep._hang_up_interrupts():
+        with fedseg.launch.sweep._hang_up_interrupts():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
-from algorithms.recipe import Training
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.recipe import Training
 from tests.world import simulate
 
 TEMPLATE = Path(__file__).parent.parent / "docs" / "new_method.py"

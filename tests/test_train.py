@@ -18,11 +18,11 @@ import pytest
 import compare
 import evaluate
 import train
-from configs.compose import compose, load
-from federation.checkpoint import Checkpoint
-from launch.rescore import difference
-from launch.settings import SCHEMA
-from reporting.folder import COLUMNS, RunFolder
+from fedseg.configs.compose import compose, load
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.launch.rescore import difference
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import COLUMNS, RunFolder
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -332,7 +332,7 @@ def test_a_run_made_on_a_gpu_is_scored_where_there_is_none(
 def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
-    monkeypatch.setattr("launch.run.score_checkpoints", lambda *_: os.kill(os.getpid(), sign))
+    monkeypatch.setattr("fedseg.launch.run.score_checkpoints", lambda *_: os.kill(os.getpid(), sign))
     before = signal.getsignal(signal.SIGTERM)
     try:
         code, _, err = command(train.main, *PLAIN, "algorithm=fedavg", f"output={tmp_path / 'run'}")
@@ -349,7 +349,7 @@ def test_how_to_go_on_fits_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     RunFolder("my runs/a").write_config("seed: 1\n")
     assert train.go_on("my runs/a") == "python train.py 'output=my runs/a' resume=true"
     assert train.go_on("x", stages=True) == "the same command, with output=x"
-    monkeypatch.setattr("launch.compare.compare", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("fedseg.launch.compare.compare", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     code, _, err = command(compare.main, "runs")
     assert (code, err.strip()) == (130, "stopped")  # there is nothing to go on with
 

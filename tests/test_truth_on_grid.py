@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from datamodules import Sample
-from datamodules.grid import fit_labels
-from datamodules.transforms import resize
+from fedseg.datamodules import Sample
+from fedseg.datamodules.grid import fit_labels
+from fedseg.datamodules.transforms import resize
 
 Labels = NDArray[np.uint8]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launch.rescore import difference, without_older_definition
-from launch.scoring import _means
-from reporting.folder import COLUMNS, METRICS
-from reporting.overlays import pick_cases
-from reporting.reporter import validation_values
-from reporting.summary import as_means, final_scores, summarise
+from fedseg.launch.rescore import difference, without_older_definition
+from fedseg.launch.scoring import _means
+from fedseg.reporting.folder import COLUMNS, METRICS
+from fedseg.reporting.overlays import pick_cases
+from fedseg.reporting.reporter import validation_values
+from fedseg.reporting.summary import as_means, final_scores, summarise
 
 NAN = float("nan")
 VALUES = {  # site, case -> lesion, organ

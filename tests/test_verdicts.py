@@ -11,18 +11,18 @@ import pytest
 
 import compare
 from benchmarks.verdicts import WRONG, power, wrong
-from configs.compose import compose
-from datamodules.findings import COLUMNS, Finding, as_rows
-from launch.settings import SCHEMA
-from reporting import ReportingError
-from reporting.compare.analysis import OVERALL, Analysis, Model
-from reporting.compare.choice import choose
-from reporting.compare.gather import gather
-from reporting.compare.options import Options
-from reporting.compare.page import small_print
-from reporting.compare.report import Extras, write
-from reporting.compare.runs import find_runs, read_run
-from reporting.compare.verdicts import verdicts
+from fedseg.configs.compose import compose
+from fedseg.datamodules.findings import COLUMNS, Finding, as_rows
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
+from fedseg.reporting.compare.choice import choose
+from fedseg.reporting.compare.gather import gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.page import small_print
+from fedseg.reporting.compare.report import Extras, write
+from fedseg.reporting.compare.runs import find_runs, read_run
+from fedseg.reporting.compare.verdicts import verdicts
 from tests.federations import World
 from tests.run_folders import write_run
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from datamodules import FolderDataModule
-from datamodules.cases import Case, Sample, slice_order, stack_slices
-from datamodules.check.command import check
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.readers import Intensity, Reading, put_back, read_case
+from fedseg.datamodules import FolderDataModule
+from fedseg.datamodules.cases import Case, Sample, slice_order, stack_slices
+from fedseg.datamodules.check.command import check
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.readers import Intensity, Reading, put_back, read_case
 
 SHAPE = (9, 10, 11)
 

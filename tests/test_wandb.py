@@ -18,11 +18,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from federation.checkpoint import Checkpoint
-from reporting.folder import RunFolder
-from reporting.reporter import sweep_values
-from reporting.summary import summarise
-from reporting.wandb import Place
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.reporter import sweep_values
+from fedseg.reporting.summary import summarise
+from fedseg.reporting.wandb import Place
 from tests.wandb_server import ENTITY, Run, WandbServer
 
 pytest.importorskip("wandb")

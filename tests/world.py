@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms import ALGORITHMS
-from algorithms.base import Algorithm
-from algorithms.functional.private import PrivateStep
-from algorithms.recipe import Recipe, Training
-from federation.checkpoint import Checkpoint
-from federation.client import Compute
-from federation.contract import Batch, Task
-from federation.engine import POOL, Federation, Schedule
-from federation.seeds import derive_seed
-from federation.state import State, Update
-from federation.transport import InProcess
-from models.norm import Norm, convert_norm
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.client import Compute
+from fedseg.federation.contract import Batch, Task
+from fedseg.federation.engine import POOL, Federation, Schedule
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+from fedseg.models.norm import Norm, convert_norm
 
 CPU = Compute(accelerator="cpu")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from algorithms.functional.routing import routed_layers
+from fedseg.algorithms.functional.routing import routed_layers
 
 Activation = Literal["sigmoid", "softmax"]
 LOG_FLOOR = 1e-6  # added inside the logarithm, as published

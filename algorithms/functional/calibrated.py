@@ -11,7 +11,7 @@ import torch
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
-from algorithms.functional.calibration import (
+from fedseg.algorithms.functional.calibration import (
     ChannelSelection,
     HeadCalibration,
     attention_scale,
@@ -20,7 +20,7 @@ from algorithms.functional.calibration import (
     peer_probabilities,
     standard_deviation,
 )
-from models.heads import Activation, probabilities
+from fedseg.models.heads import Activation, probabilities
 
 Maps = Literal["peaks", "distance", "deviation"]
 

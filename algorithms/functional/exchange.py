@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from algorithms.functional.infonce import FOREIGN, Features, obfuscate, prototypes
-from algorithms.functional.moments import Moments, virtual_keys
+from fedseg.algorithms.functional.infonce import FOREIGN, Features, obfuscate, prototypes
+from fedseg.algorithms.functional.moments import Moments, virtual_keys
 
 Exchange = Literal["none", "moments", "prototypes", "features"]
 Payload = Mapping[str, Tensor]

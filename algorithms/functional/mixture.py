@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from algorithms.functional.trajectory import check_fraction
+from fedseg.algorithms.functional.trajectory import check_fraction
 
 SHRINKAGE = 0.02  # the authors' program pulls alpha to zero with this factor
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from algorithms.functional.adaptation import (
+from fedseg.algorithms.functional.adaptation import (
     Objective,
     Terms,
     Views,
@@ -19,8 +19,8 @@ from algorithms.functional.adaptation import (
     set_router_dropout,
     use_batch_statistics,
 )
-from algorithms.functional.routing import Squash, adaptable, route
-from models.select import normalisation
+from fedseg.algorithms.functional.routing import Squash, adaptable, route
+from fedseg.models.select import normalisation
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from datamodules.phantom.data import draw_case
-from datamodules.phantom.style import Dials
-from models.losses import build_loss
+from fedseg.datamodules.phantom.data import draw_case
+from fedseg.datamodules.phantom.style import Dials
+from fedseg.models.losses import build_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Gradient = list[Tensor]

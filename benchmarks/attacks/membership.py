@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from algorithms.lcfed import HEAD, PEERS
 from benchmarks.attacks.scores import Floats, mean_auc
 from benchmarks.steps import Traffic
-from configs.compose import compose
-from datamodules.site import SiteData
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.state import State
-from launch.experiment import Experiment, quieten_libraries
-from launch.settings import SCHEMA
-from models.heads import probabilities
+from fedseg.algorithms.lcfed import HEAD, PEERS
+from fedseg.configs.compose import compose
+from fedseg.datamodules.site import SiteData
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment, quieten_libraries
+from fedseg.launch.settings import SCHEMA
+from fedseg.models.heads import probabilities
 
 COMMON = """data=phantom data.n_sites=3 data.cases_per_site=24 data.amount=0 data.size=32 data.resolution=32
     data.batch_size=4 data.augment=none model=tiny trainer.threads=1 federation.rounds=25 federation.local_steps=10

@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.contrastive import Contrastive
-from algorithms.functional.fourier import low_frequency_amplitude
-from algorithms.functional.infonce import Features, obfuscate
 from benchmarks.attacks.scores import mean_auc
-from configs.compose import compose
-from datamodules.phantom.data import draw_case
-from datamodules.phantom.style import Dials
-from datamodules.transforms import load_augmentation
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.state import State
-from launch.experiment import Experiment
-from launch.reopen import Silent
-from launch.settings import SCHEMA
+from fedseg.algorithms.contrastive import Contrastive
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude
+from fedseg.algorithms.functional.infonce import Features, obfuscate
+from fedseg.configs.compose import compose
+from fedseg.datamodules.phantom.data import draw_case
+from fedseg.datamodules.phantom.style import Dials
+from fedseg.datamodules.transforms import load_augmentation
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.reopen import Silent
+from fedseg.launch.settings import SCHEMA
 
 DIALS = Dials(appearance=0.5, annotation=0.5, structure=0.3, amount=0.5)
 HALF_WIDTHS, NOISES = (0, 1, 3, 8), (0.0, 0.1, 0.5)

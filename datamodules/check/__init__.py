@@ -1,1 +1,1 @@
-"""A look at the data before the first run: `python -m datamodules.check DIR`."""
+"""A look at the data before the first run: `python -m fedseg.datamodules.check DIR`."""

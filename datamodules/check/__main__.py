@@ -1,7 +1,7 @@
-"""`python -m datamodules.check DIR`: its command line lies with those of all commands."""
+"""`python -m fedseg.datamodules.check DIR`: its command line lies with those of all commands."""
 
 import sys
 
-from launch.check import main
+from fedseg.launch.check import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.base import Assigned, MultiCenterDataModule
-from datamodules.cases import Case
-from datamodules.check.duplicates import Fingerprints
-from datamodules.check.reading import open_case
-from datamodules.check.sheet import Sheet
-from datamodules.check.statistics import SiteStatistics, site_findings
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.grid import fit_planes
-from datamodules.listed import listed
-from datamodules.occurrence import Occurrence, occurrence_findings, shown
-from datamodules.splits import too_few
+from fedseg.datamodules.base import Assigned, MultiCenterDataModule
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.check.duplicates import Fingerprints
+from fedseg.datamodules.check.reading import open_case
+from fedseg.datamodules.check.sheet import Sheet
+from fedseg.datamodules.check.statistics import SiteStatistics, site_findings
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.grid import fit_planes
+from fedseg.datamodules.listed import listed
+from fedseg.datamodules.occurrence import Occurrence, occurrence_findings, shown
+from fedseg.datamodules.splits import too_few
 
 
 @dataclass(frozen=True)

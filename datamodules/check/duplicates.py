@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cases import Case, Pixels
-from datamodules.check.reading import Opened
-from datamodules.duplicates import Copies, digest, name
-from datamodules.findings import Finding
+from fedseg.datamodules.cases import Case, Pixels
+from fedseg.datamodules.check.reading import Opened
+from fedseg.datamodules.duplicates import Copies, digest, name
+from fedseg.datamodules.findings import Finding
 
 SIDE = 32
 # Correlation of outlines: 0.94 and more after recompression, halving or a gamma of 0.8; at most 0.83 between images of

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Pixels, Sample
-from datamodules.errors import DataError
-from datamodules.findings import Finding, few
-from datamodules.readers import (
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Pixels, Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding, few
+from fedseg.datamodules.readers import (
     GRID_CURE,
     PLACE_CURE,
     Layer,

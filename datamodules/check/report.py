@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from datamodules.cases import SPLITS
-from datamodules.check.statistics import Distances, SiteStatistics, brightness, moments, percentiles, sizes
-from datamodules.findings import COLUMNS, SEVERITIES, Finding, as_rows, causes, counts, few
-from datamodules.regions import Regions
+from fedseg.datamodules.cases import SPLITS
+from fedseg.datamodules.check.statistics import Distances, SiteStatistics, brightness, moments, percentiles, sizes
+from fedseg.datamodules.findings import COLUMNS, SEVERITIES, Finding, as_rows, causes, counts, few
+from fedseg.datamodules.regions import Regions
 
 T = TypeVar("T")
 SHOWN = 5  # findings of one kind in the report; the table has all

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from datamodules.cases import Case, Pixels
-from datamodules.check.reading import Opened
-from datamodules.check.statistics import LEVELS, SiteStatistics
-from datamodules.regions import Regions
+from fedseg.datamodules.cases import Case, Pixels
+from fedseg.datamodules.check.reading import Opened
+from fedseg.datamodules.check.statistics import LEVELS, SiteStatistics
+from fedseg.datamodules.regions import Regions
 
 PER_SITE = 6
 GAP = 6

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Pixels
-from datamodules.check.reading import Opened, Part
-from datamodules.consistency import (
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Pixels
+from fedseg.datamodules.check.reading import Opened, Part
+from fedseg.datamodules.consistency import (
     blank_image,
     channels_differ,
     empty_mask,
@@ -22,9 +22,9 @@ from datamodules.consistency import (
     planes_differ,
     segments_differ,
 )
-from datamodules.findings import Finding
-from datamodules.readers import unknown_labels
-from datamodules.regions import Regions
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.readers import unknown_labels
+from fedseg.datamodules.regions import Regions
 
 LEVELS = 256
 LEAST_VALUE = 1 / 255  # sd of brightness

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from datamodules.errors import DataError
-from datamodules.readers import stem_of, suffix_of
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers import stem_of, suffix_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".gif")
 

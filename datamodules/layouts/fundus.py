@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Sample, Split
-from datamodules.errors import DataError
-from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Sample, Split
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Sample, stack_slices
-from datamodules.errors import DataError, nearest
-from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
-from datamodules.readers import stem_of
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Sample, stack_slices
+from fedseg.datamodules.errors import DataError, nearest
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
+from fedseg.datamodules.readers import stem_of
 
 SEQUENCES = {"pre": slice(0, 1), "flair": slice(1, 2), "post": slice(2, 3), "all": slice(0, 3)}
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Split
-from datamodules.errors import DataError
-from datamodules.layouts.common import PICTURES, by_stem, files, folders, one_of, paired, unexpected
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Split
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, one_of, paired, unexpected
 
 TEST_FOLDERS = {
     "Kvasir": "kvasir",

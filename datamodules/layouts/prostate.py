@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Split, stack_slices
-from datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
-from datamodules.readers import VOLUMES, stem_of
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Split, stack_slices
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
+from fedseg.datamodules.readers import VOLUMES, stem_of
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")
 MASK = "_segmentation"

@@ -1,6 +1,6 @@
 """Synthetic images of several sites, with one dial for each way in which real sites differ.
 
-`python -m datamodules.phantom.picture FILE` draws an overview of the dials.
+`python -m fedseg.datamodules.phantom.picture FILE` draws an overview of the dials.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from datamodules.base import MultiCenterDataModule
-from datamodules.cases import Case, Sample
-from datamodules.errors import DataError
-from datamodules.phantom.fundus import CUP, RIM, draw_fundus
-from datamodules.phantom.organ import GLAND, LESION, draw_organ, spacing
-from datamodules.phantom.style import Dials, site_style
+from fedseg.datamodules.base import MultiCenterDataModule
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.phantom.fundus import CUP, RIM, draw_fundus
+from fedseg.datamodules.phantom.organ import GLAND, LESION, draw_organ, spacing
+from fedseg.datamodules.phantom.style import Dials, site_style
 
 Anatomy = Literal["fundus", "organ"]
 REGIONS: Mapping[str, dict[str, list[int]]] = {

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.phantom.style import (
+from fedseg.datamodules.phantom.style import (
     FloatArray,
     Outline,
     SiteStyle,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.phantom.style import (
+from fedseg.datamodules.phantom.style import (
     FloatArray,
     Outline,
     SiteStyle,

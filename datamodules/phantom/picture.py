@@ -1,4 +1,4 @@
-"""Overview of the phantom: sites in columns, dials in rows. Run: python -m datamodules.phantom.picture FILE."""
+"""Overview of the phantom: sites in columns, dials in rows. Run: python -m fedseg.datamodules.phantom.picture FILE."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from datamodules.cases import Sample
-from datamodules.phantom.data import REGIONS, Anatomy, draw_case
-from datamodules.phantom.style import Dials
+from fedseg.datamodules.cases import Sample
+from fedseg.datamodules.phantom.data import REGIONS, Anatomy, draw_case
+from fedseg.datamodules.phantom.style import Dials
 
 COLOURS = ("#00e676", "#40c4ff")
 ROWS = {

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
+from fedseg.datamodules.errors import DataError
 
 FloatArray = NDArray[np.float32]
 

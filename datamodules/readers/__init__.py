@@ -5,7 +5,7 @@ values; ``drawing`` and ``labels`` give those of masks a meaning, ``intensity`` 
 and mask together.
 """
 
-from datamodules.readers.case import (
+from fedseg.datamodules.readers.case import (
     GRID_CURE,
     PLACE_CURE,
     Role,
@@ -18,14 +18,14 @@ from datamodules.readers.case import (
     nothing,
     read_case,
 )
-from datamodules.readers.drawing import SEGMENT, ids_by_colour
-from datamodules.readers.intensity import scale
-from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
-from datamodules.readers.labels import map_labels, unknown_labels
-from datamodules.readers.layers import Layer, combine
-from datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
-from datamodules.readers.stored import Stored, seen
-from datamodules.readers.volumes import put_back, write_back
+from fedseg.datamodules.readers.drawing import SEGMENT, ids_by_colour
+from fedseg.datamodules.readers.intensity import scale
+from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
+from fedseg.datamodules.readers.labels import map_labels, unknown_labels
+from fedseg.datamodules.readers.layers import Layer, combine
+from fedseg.datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
+from fedseg.datamodules.readers.stored import Stored, seen
+from fedseg.datamodules.readers.volumes import put_back, write_back
 
 __all__ = [
     "FLAT",

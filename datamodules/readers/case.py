@@ -10,18 +10,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cases import Case, Pixels, Sample
-from datamodules.errors import DataError
-from datamodules.findings import Finding, few
-from datamodules.readers.drawing import ids_by_colour
-from datamodules.readers.intensity import scale_together
-from datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
-from datamodules.readers.labels import map_labels
-from datamodules.readers.layers import Layer, check_region, combine, of_region
-from datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
-from datamodules.readers.settings import Reading
-from datamodules.readers.stored import Stored, seen
-from datamodules.readers.volumes import AXIAL, apart, as_image, geometry, read_volume
+from fedseg.datamodules.cases import Case, Pixels, Sample
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding, few
+from fedseg.datamodules.readers.drawing import ids_by_colour
+from fedseg.datamodules.readers.intensity import scale_together
+from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
+from fedseg.datamodules.readers.labels import map_labels
+from fedseg.datamodules.readers.layers import Layer, check_region, combine, of_region
+from fedseg.datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
+from fedseg.datamodules.readers.settings import Reading
+from fedseg.datamodules.readers.stored import Stored, seen
+from fedseg.datamodules.readers.volumes import AXIAL, apart, as_image, geometry, read_volume
 
 Role = Literal["image", "mask"]
 GRID_CURE = "export both on one grid, or correct the pairing"

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.readers.kinds import Array
-from datamodules.readers.rules import COLOUR, is_colour, rule
-from datamodules.readers.settings import Reading
-from datamodules.readers.stored import Stored
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.readers.kinds import Array
+from fedseg.datamodules.readers.rules import COLOUR, is_colour, rule
+from fedseg.datamodules.readers.settings import Reading
+from fedseg.datamodules.readers.stored import Stored
 
 Tell = Callable[[Finding], None]
 MOST_NAMED = 6

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import suffix_of
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import suffix_of
 
 META = (".mha", ".mhd")
 DETACHED = (".mhd", ".nhdr")

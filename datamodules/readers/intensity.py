@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Array
-from datamodules.readers.settings import Reading
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Array
+from fedseg.datamodules.readers.settings import Reading
 
 
 def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:

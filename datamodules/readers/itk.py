@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import DataError
-from datamodules.readers.headers import (
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.headers import (
     AGAIN,
     META,
     Header,
@@ -22,8 +22,8 @@ from datamodules.readers.headers import (
     check_text,
     read_header,
 )
-from datamodules.readers.kinds import Array, suffix_of
-from datamodules.readers.placed import Affine, Volume, check_affine, check_shape
+from fedseg.datamodules.readers.kinds import Array, suffix_of
+from fedseg.datamodules.readers.placed import Affine, Volume, check_affine, check_shape
 
 TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK counts to the left and to the back
 INSTALL = 'pip install -e ".[itk]"'

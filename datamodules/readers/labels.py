@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.findings import Finding
-from datamodules.readers.drawing import Tell, by_colour, distinct, drawing, named
-from datamodules.readers.kinds import Array
-from datamodules.readers.rules import COLOUR, rule
-from datamodules.readers.settings import Reading
-from datamodules.readers.stored import Stored
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.readers.drawing import Tell, by_colour, distinct, drawing, named
+from fedseg.datamodules.readers.kinds import Array
+from fedseg.datamodules.readers.rules import COLOUR, rule
+from fedseg.datamodules.readers.settings import Reading
+from fedseg.datamodules.readers.stored import Stored
 
 NOTHING = 1e-6  # below, values are an error of computing 0
 NEAR = 0.01  # of a label id: a rounding error

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.readers.drawing import distinct, named
-from datamodules.readers.settings import Reading
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.drawing import distinct, named
+from fedseg.datamodules.readers.settings import Reading
 
 MOST_REGIONS = 62  # bits of a signed integer
 

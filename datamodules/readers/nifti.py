@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Array
-from datamodules.readers.placed import Affine, Volume, check_affine, check_shape, directions, voxel_sizes
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Array
+from fedseg.datamodules.readers.placed import Affine, Volume, check_affine, check_shape, directions, voxel_sizes
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 SECONDS = ("sec", "msec", "usec")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Array, sides
-from datamodules.readers.stored import Stored
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Array, sides
+from fedseg.datamodules.readers.stored import Stored
 
 MOST_CHANNELS = 16
 MOST_PIXELS = 2**30

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Array, sides
-from datamodules.readers.pictures import MOST_CHANNELS
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Array, sides
+from fedseg.datamodules.readers.pictures import MOST_CHANNELS
 
 Affine = NDArray[np.float64]
 

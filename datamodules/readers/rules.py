@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Array
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Array
 
 COLOUR = 1 << 40  # in the code of a colour that is not grey: above all numbers that masks hold
 OF_COLOUR = re.compile(r"(\d+),(\d+),(\d+)")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.errors import DataError
-from datamodules.readers.kinds import Spacing
-from datamodules.readers.rules import rule
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.readers.kinds import Spacing
+from fedseg.datamodules.readers.rules import rule
 
 Transparency = Literal["auto", "ignore", "drawing"]
 Axis = Literal["auto"] | int

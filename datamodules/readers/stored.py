@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.readers.kinds import Array, Spacing
+from fedseg.datamodules.readers.kinds import Array, Spacing
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.readers.itk import itk_like, open_itk, save_itk
-from datamodules.readers.kinds import ITK, VOLUMES, Array, Spacing, suffix_of
-from datamodules.readers.nifti import nifti_like, open_nifti
-from datamodules.readers.placed import Affine, Volume, directions, turn_between, voxel_sizes
-from datamodules.readers.settings import Reading
-from datamodules.readers.stored import Stored
+from fedseg.datamodules.readers.itk import itk_like, open_itk, save_itk
+from fedseg.datamodules.readers.kinds import ITK, VOLUMES, Array, Spacing, suffix_of
+from fedseg.datamodules.readers.nifti import nifti_like, open_nifti
+from fedseg.datamodules.readers.placed import Affine, Volume, directions, turn_between, voxel_sizes
+from fedseg.datamodules.readers.settings import Reading
+from fedseg.datamodules.readers.stored import Stored
 
 COARSER = 1.5  # times as thick as the others are the voxels along an axis that is clearly that of the slices
 ROUNDING = 1e-4  # of a voxel's size: a header of few digits must not decide how a volume is cut

@@ -17,20 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from algorithms.contrastive import Contrastive
-from algorithms.functional.partitions import slice_partition
-from algorithms.functional.probes import alignment, cross_site_accuracy, uniformity
-from configs.compose import compose
-from datamodules import DATASETS
-from datamodules.cases import Case, Sample
-from datamodules.phantom.data import PhantomDataModule
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from federation.state import State
-from launch.experiment import Experiment
-from launch.run import execute
-from launch.settings import SCHEMA
-from reporting.folder import RunFolder
+from fedseg.algorithms.contrastive import Contrastive
+from fedseg.algorithms.functional.partitions import slice_partition
+from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, uniformity
+from fedseg.configs.compose import compose
+from fedseg.datamodules import DATASETS
+from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.phantom.data import PhantomDataModule
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import execute
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.folder import RunFolder
 
 TARGET = Path(__file__).parent / "contrastive_features.png"
 COLOURS = ("#440154", "#31688E", "#35B779", "#E69F00")  # partitions, first to last slices

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
-from datamodules.phantom.data import draw_case
-from datamodules.phantom.style import Dials
+from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude
+from fedseg.datamodules.phantom.data import draw_case
+from fedseg.datamodules.phantom.style import Dials
 
 SITES, RESOLUTION, CASE = 5, 128, 1
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

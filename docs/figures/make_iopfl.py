@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 matplotlib.use("Agg")
-from algorithms.functional.routing import mixtures
 from benchmarks.iopfl_balance import Fold
-from federation.client import Images
+from fedseg.algorithms.functional.routing import mixtures
+from fedseg.federation.client import Images
 
 HERE = Path(__file__).parent
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#555555")

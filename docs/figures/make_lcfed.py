@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from algorithms.lcfed import LCFed
-from configs.compose import load
-from federation.checkpoint import Checkpoint
-from federation.contract import Task
-from launch.experiment import Experiment
-from models.heads import decide, probabilities
-from reporting.folder import RunFolder
+from fedseg.algorithms.lcfed import LCFed
+from fedseg.configs.compose import load
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Task
+from fedseg.launch.experiment import Experiment
+from fedseg.models.heads import decide, probabilities
+from fedseg.reporting.folder import RunFolder
 
 COLUMNS = ("image", "disagreement: distance", "its peaks", "first head", "calibrated", "change in probability")
 COLOURS = ("#00e676", "#40c4ff")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from federation.checkpoint import CheckpointError, write_atomic
-from federation.contract import Row, Task
-from federation.flower.envelope import Envelope
-from federation.flower.kept import STAGES, Kept
-from federation.flower.records import Answer, Facts, Question, pack, unpack
-from federation.state import State, to_bytes
-from federation.transport import InProcess
+from fedseg.federation.checkpoint import CheckpointError, write_atomic
+from fedseg.federation.contract import Row, Task
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.kept import STAGES, Kept
+from fedseg.federation.flower.records import Answer, Facts, Question, pack, unpack
+from fedseg.federation.state import State, to_bytes
+from fedseg.federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from federation.checkpoint import CheckpointError, checksum, sweep_parts, write_atomic
-from federation.contract import Task
-from federation.state import State, from_bytes, to_bytes
+from fedseg.federation.checkpoint import CheckpointError, checksum, sweep_parts, write_atomic
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State, from_bytes, to_bytes
 
 STAGES = {"train": 0, "evaluate": 1}
 """Turns of one round that can change what is kept, in their order."""

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from federation.contract import Task
-from federation.flower.envelope import Envelope
-from federation.state import State, Update, from_bytes, to_bytes
+from fedseg.federation.contract import Task
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.state import State, Update, from_bytes, to_bytes
 
 Cell = bool | int | float | str
 NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from federation.contract import Task
-from federation.flower.envelope import Envelope
-from federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
-from federation.state import State, Update
+from fedseg.federation.contract import Task
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
+from fedseg.federation.state import State, Update
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid  # importing it loads all of Flower's strategies

@@ -24,7 +24,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
-from federation.flower.envelope import MOST_DATA, MOST_TEXT, Envelope
+from fedseg.federation.flower.envelope import MOST_DATA, MOST_TEXT, Envelope
 
 START_WITHIN, IDLE, WATCH = 300.0, 3600.0, 1.0
 """Seconds: for a worker to import everything; without a message until it ends; between two looks at its parent."""

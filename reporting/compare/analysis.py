@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evaluation.heterogeneity import update_differences
-from evaluation.statistics import (
+from fedseg.evaluation.heterogeneity import update_differences
+from fedseg.evaluation.statistics import (
     DECIMALS,
     Bootstrap,
     PairedTest,
@@ -30,10 +30,10 @@ from evaluation.statistics import (
     site_mean,
     wins,
 )
-from reporting.compare.gather import Gathered, Method
-from reporting.compare.options import Options
-from reporting.compare.runs import Run
-from reporting.summary import CHECKPOINTS
+from fedseg.reporting.compare.gather import Gathered, Method
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.runs import Run
+from fedseg.reporting.summary import CHECKPOINTS
 
 GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.statistics import by_drawn_patients
-from reporting import ReportingError
-from reporting.compare.analysis import GLOBAL, LOCAL, OVERALL, PERSONAL, Analysis, Model
+from fedseg.evaluation.statistics import by_drawn_patients
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.analysis import GLOBAL, LOCAL, OVERALL, PERSONAL, Analysis, Model
 
 RARE = 0.005  # shares below it are not shown
 

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from evaluation import INVENTED
-from reporting import ReportingError
-from reporting.circumstance import CIRCUMSTANCE, ENGINE
-from reporting.compare.runs import ACROSS, LeftOut, Run
-from reporting.folder import RunFolder
+from fedseg.evaluation import INVENTED
+from fedseg.reporting import ReportingError
+from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
+from fedseg.reporting.compare.runs import ACROSS, LeftOut, Run
+from fedseg.reporting.folder import RunFolder
 
 # What may differ between runs of one method.
 WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "data.split_seed", "data.unseen",
@@ -178,7 +178,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         cure = "compare runs that agree, one group at a time"
         if any(problem.startswith(DIAL_KEYS) for problem in problems):
-            cure += "; gain against each dial of the phantom: python -m reporting.dials FOLDER"
+            cure += "; gain against each dial of the phantom: python -m fedseg.reporting.dials FOLDER"
         raise ReportingError(f"these runs cannot be compared:\n{listed}\n{cure}")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation import METRICS, check_metrics
+from fedseg.evaluation import METRICS, check_metrics
 
 
 @dataclass(frozen=True)

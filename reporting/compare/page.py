@@ -14,11 +14,11 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from reporting.compare.analysis import AGAINST_GLOBAL, OVERALL, PERSONAL, Analysis, Model
-from reporting.compare.choice import Choice
-from reporting.compare.tables import Grid
-from reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, count, units
-from reporting.letters import legible
+from fedseg.reporting.compare.analysis import AGAINST_GLOBAL, OVERALL, PERSONAL, Analysis, Model
+from fedseg.reporting.compare.choice import Choice
+from fedseg.reporting.compare.tables import Grid
+from fedseg.reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, count, units
+from fedseg.reporting.letters import legible
 
 MOST = 4  # examples in a sentence
 BADGES: dict[Answer, tuple[str, str]] = {
@@ -103,7 +103,7 @@ def render(
         sections: what follows.
     """
     environment = Environment(
-        loader=PackageLoader("reporting.compare", "."), autoescape=select_autoescape(default=True),
+        loader=PackageLoader("fedseg.reporting.compare", "."), autoescape=select_autoescape(default=True),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(

@@ -14,12 +14,20 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from evaluation.statistics import over_seeds
-from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, OVERALL, PERSONAL, Analysis, Model, of_patients
-from reporting.compare.options import Options
-from reporting.compare.runs import CURVE_METRIC
-from reporting.compare.verdicts import Answer, Verdict
-from reporting.curves import COLOURS
+from fedseg.evaluation.statistics import over_seeds
+from fedseg.reporting.compare.analysis import (
+    AGAINST_GLOBAL,
+    AGAINST_LOCAL,
+    OVERALL,
+    PERSONAL,
+    Analysis,
+    Model,
+    of_patients,
+)
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.runs import CURVE_METRIC
+from fedseg.reporting.compare.verdicts import Answer, Verdict
+from fedseg.reporting.curves import COLOURS
 
 PANELS = 11  # sites with a panel of their own; with more, only the mean over sites is drawn
 WIDTH, NARROW = 7.0, 5.0  # inches; the narrow ones can be read on a phone

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE, OVERALL, Analysis
-from reporting.compare.choice import choose
-from reporting.compare.options import Options
-from reporting.compare.page import (
+from fedseg.reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE, OVERALL, Analysis
+from fedseg.reporting.compare.choice import choose
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.page import (
     Picture,
     Section,
     badge,
@@ -29,8 +29,8 @@ from reporting.compare.page import (
     small_print,
     tally,
 )
-from reporting.compare.plots import DARK, LIGHT, draw_all, draw_heterogeneity
-from reporting.compare.tables import (
+from fedseg.reporting.compare.plots import DARK, LIGHT, draw_all, draw_heterogeneity
+from fedseg.reporting.compare.tables import (
     Grid,
     cost_grid,
     fairness_grid,
@@ -42,9 +42,9 @@ from reporting.compare.tables import (
     test_grid,
     verdict_grid,
 )
-from reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
-from reporting.folder import write_atomic
-from reporting.summary import Table
+from fedseg.reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
+from fedseg.reporting.folder import write_atomic
+from fedseg.reporting.summary import Table
 
 PAGE = "report.html"
 LEAST_SITES = 3  # for a correlation

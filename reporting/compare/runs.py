@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from reporting import ReportingError
-from reporting.folder import DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
-from reporting.summary import CHECKPOINTS, ENCODER, case_scores
+from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
+from fedseg.reporting.summary import CHECKPOINTS, ENCODER, case_scores
 
 FOLDS = "leave_one_site_out"
 ACROSS = "flower"  # the engine of sites on machines of their own, which keep the table of splits

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import LOWER_IS_BETTER, METRICS
-from reporting.compare.analysis import OVERALL, Analysis, Model
-from reporting.compare.verdicts import Verdict, count, probability
-from reporting.folder import write_atomic
-from reporting.summary import Table
+from fedseg.evaluation import LOWER_IS_BETTER, METRICS
+from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
+from fedseg.reporting.compare.verdicts import Verdict, count, probability
+from fedseg.reporting.folder import write_atomic
+from fedseg.reporting.summary import Table
 
 MINUS, ABSENT = "−", "–"
 CASE_MEANS = ["method", "view", "seed", "checkpoint", "split", "site", "seen", "metric"]

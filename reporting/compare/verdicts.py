@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.statistics import attainable, detectable, holm
-from reporting.compare.analysis import OVERALL, Analysis, Model
-from reporting.compare.choice import Choice, choose
-from reporting.compare.options import Options
+from fedseg.evaluation.statistics import attainable, detectable, holm
+from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
+from fedseg.reporting.compare.choice import Choice, choose
+from fedseg.reporting.compare.options import Options
 
 Candidate = Literal["personal", "global", "alone"]
 Answer = Literal["personal", "global", "alone", "equivalent", "not shown", "too few patients", "not compared"]

@@ -11,8 +11,8 @@ from unittest import mock
 
 if "launch.site_worker" in sys.orig_argv:
     sys.path.insert(0, str(Path.cwd()))
-    from federation.flower import client
-    from federation.flower.envelope import Envelope
+    from fedseg.federation.flower import client
+    from fedseg.federation.flower.envelope import Envelope
 
     honest = client.SiteClient.answer
 
