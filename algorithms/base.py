@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
-from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.contract import Average, Batch, Cohort, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import probabilities
@@ -45,8 +45,10 @@ class Algorithm(pl.LightningModule):
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
     one_column_per_site: frozenset[str] = frozenset()
     """Shared parameters whose width is the number of sites, which a fresh model does not know."""
+    uniform_groups: frozenset[str] = frozenset()
+    """Groups in whose mean every update counts the same, as of sites, whatever the updates weigh otherwise."""
     reads_updates: bool = False
-    """Whether `weigh` compares the updates of a round; such a method excludes secure aggregation."""
+    """Whether `aggregate` compares the updates of a round; such a method excludes secure aggregation."""
     introduces: bool = False
     """Whether `introduce` tells the server something of the site's data, which peers or the server then see singly."""
     trains_on: Literal["sites", "pool"] = "sites"
@@ -233,7 +235,11 @@ class Algorithm(pl.LightningModule):
         """By number of labelled training images."""
         return [float(update.examples) for update in updates]
 
-    def advance(self, server: State, mean: State) -> State:
+    def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
+        """Weigh all updates of a round side by side (only asked of methods that declare `reads_updates`)."""
+        return self.advance(server, *average(self.weigh(server, updates)))
+
+    def advance(self, server: State, mean: State, cohort: Cohort) -> State:
         """Add the mean difference to the shared tensors; other groups of the mean replace the server's."""
         moved: dict[str, Tensors] = {
             group: add(server[group], mean[group]) for group in ("model", "buffers") if group in mean.tensors

@@ -27,7 +27,7 @@ from fedseg.algorithms.functional.moments import representational_similarity, si
 from fedseg.algorithms.functional.partitions import PartitionRule, slice_partition, slice_position
 from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
 from fedseg.algorithms.functional.trajectory import follow
-from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.contract import Batch, Cohort, Site, Task
 from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.select import complement, part
@@ -368,9 +368,9 @@ class Contrastive(FedAvg):
             [update.examples for update in updates], [update.scalars["similarity"] for update in updates]
         )
 
-    def advance(self, server: State, mean: State) -> State:
+    def advance(self, server: State, mean: State, cohort: Cohort) -> State:
         """Move the weights; file the banks that came, and forget those of sites that have been absent too long."""
-        moved = super().advance(server, mean)
+        moved = super().advance(server, mean, cohort)
         for group in _banks(moved):
             age = 0 if group in mean.tensors else int(server[group]["age"]) + 1
             if age > self.stale_ttl:

@@ -17,7 +17,7 @@ from fedseg.algorithms.functional.contrast import Denominator, Group, boundary_c
 from fedseg.algorithms.functional.dice import soft_dice_loss
 from fedseg.algorithms.functional.episode import Episode, episode
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
-from fedseg.federation.contract import Batch, Site, Task
+from fedseg.federation.contract import Batch, Cohort, Site, Task
 from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.heads import probabilities
@@ -253,9 +253,9 @@ class FedDG(FedAvg):
         rounded = [round(weight / sum(weights), DECIMALS) for weight in weights[:-1]]
         return [*rounded, max(0.0, 1.0 - sum(rounded))]
 
-    def advance(self, server: State, mean: State) -> State:
+    def advance(self, server: State, mean: State, cohort: Cohort) -> State:
         """FedAvg's step; receipts are filed."""
-        after = super().advance(server, mean)
+        after = super().advance(server, mean, cohort)
         receipts = {name: 1.0 for name in mean.scalars if name.startswith(f"{HELD}/")}
         return State(after.tensors, {**after.scalars, **receipts})
 

@@ -82,7 +82,7 @@ def show(name: str, chain: tuple[Transform, ...], tensors: Mapping[str, Tensor],
             total.add(arrived, 1.0)
         mean = total.result()
         for transform in reversed(chain):
-            mean, _ = transform.on_server(mean, Cohort(2, 2.0), State(), 0)
+            mean, _ = transform.on_server(mean, Cohort({"a": 1.0, "b": 1.0}, 2.0, 2, 2), State(), 0)
         at_server.append(time.process_time() - start)
     size = scale * sum(update.sizes().values())
     off = max(float((mean["model"][key] - tensor).abs().max()) for key, tensor in tensors.items())

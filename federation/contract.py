@@ -142,8 +142,12 @@ class ServerHalf(Protocol):
         """Groups that are filed per site instead of averaged."""
 
     @property
+    def uniform_groups(self) -> frozenset[str]:
+        """Groups in whose mean every update counts the same, whatever `weigh` says."""
+
+    @property
     def reads_updates(self) -> bool:
-        """Whether `weigh` must see all updates of a round side by side."""
+        """Whether it must see all updates of a round side by side: then `aggregate` is asked, not `advance`."""
 
     @property
     def adapts(self) -> bool:
@@ -174,8 +178,23 @@ class ServerHalf(Protocol):
     def weigh(self, server: State, updates: Sequence[Update]) -> list[float]:
         """Weights of the updates; they need not sum to one."""
 
-    def advance(self, server: State, mean: State) -> State:
-        """The server's state after a round."""
+    def advance(self, server: State, mean: State, cohort: Cohort) -> State:
+        """The server's state after a round.
+
+        Args:
+            server: before it.
+            mean: of the updates.
+            cohort: whose updates are behind it.
+        """
+
+    def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
+        """The server's state after a round, from single updates.
+
+        Args:
+            server: before it.
+            updates: those that can be used, in the order of the sites.
+            average: takes their mean with these weights, once, and says whose it is.
+        """
 
 
 class Transport(Protocol):
@@ -217,12 +236,24 @@ class Cohort:
     """Whose updates are behind a mean.
 
     Attributes:
-        usable: how many updates were averaged.
-        expected: how many a round is to have, whatever happens in it.
+        weights: site -> its weight in the mean; they need not sum to one.
+        expected: how many updates a round is to have, whatever happens in it.
+        asked: how many sites were asked, absent ones included.
+        population: how many sites could be asked.
     """
 
-    usable: int
+    weights: Mapping[str, float]
     expected: float
+    asked: int
+    population: int
+
+    @property
+    def usable(self) -> int:
+        """How many updates were averaged."""
+        return len(self.weights)
+
+
+Average = Callable[[Sequence[float]], tuple[State, Cohort]]
 
 
 class Accumulator(Protocol):

@@ -123,11 +123,15 @@ class Federation:
 
     def __post_init__(self) -> None:
         check_cohort(self.schedule, self.transforms, len(self.sites))
-        names = [transform.name for transform in self.transforms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two transforms of one name remember in one place: {', '.join(names)}")
+        if len(set(self._names)) < len(self._names):
+            raise ValueError(f"two transforms of one name remember in one place: {', '.join(self._names)}")
         for transform in self.transforms:
             transform.check(self.algorithm)
+
+    @property
+    def _names(self) -> list[str]:
+        """Of the transforms."""
+        return [transform.name for transform in self.transforms]
 
     @property
     def trainers(self) -> Sequence[str]:
@@ -266,17 +270,20 @@ class Federation:
     def _round(self, round: int, server: State) -> State:
         start = time.perf_counter()
         present, absent = self.sample(round)
+        asked = len(present) + len(absent)
         self._record = RoundRecord(round, 0.0)
         self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
         present = self._solvent(round, server, present)
         self.observer.round_started(round, self.schedule.rounds, present)
         if not present and self.schedule.sampling == "poisson" and self.transforms:
-            server = self._advance(round, server, _no_change(server), 0)  # to skip it would tell that nobody was drawn
+            nobody = Cohort({}, self._expected, asked, len(self.trainers))
+            # to skip the round would tell that nobody was drawn
+            server = self._advance(round, server, _no_change(server), nobody)
         elif len(present) < self._needed:
             detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            server = self._train(round, server, present)
+            server = self._train(round, server, present, asked)
         last = round == self.schedule.rounds
         if not last and self._spent(server):
             last = True
@@ -291,7 +298,7 @@ class Federation:
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
 
-    def _train(self, round: int, server: State, present: Sequence[str]) -> State:
+    def _train(self, round: int, server: State, present: Sequence[str], asked: int) -> State:
         """The server's state after a round, its transforms' memories included."""
         mean = self._mean()
         admission = Admission(server, self.algorithm.per_site, unread=not isinstance(mean, Mean))  # it looks itself
@@ -305,13 +312,18 @@ class Federation:
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
         waiting: list[Update] = []
+        weights: dict[str, float] = {}
         accounts: dict[str, float] = {}
+
+        def add(update: Update, weight: float) -> None:
+            mean.add(update, weight)
+            weights[update.site] = weight
 
         def take(update: Update) -> None:
             if self.algorithm.reads_updates:
                 waiting.append(update)
             else:
-                mean.add(update, self.algorithm.weigh(server, [update])[0])
+                add(update, self.algorithm.weigh(server, [update])[0])
 
         usable = 0
         for arrived in self.transport.ask(tasks, messages):
@@ -320,22 +332,50 @@ class Federation:
         server = State(server.tensors, {**server.scalars, **accounts})
         if not self._require(round, server, usable):
             return server
-        if waiting:
-            for update, weight in zip(waiting, self.algorithm.weigh(server, waiting), strict=True):
-                mean.add(update, weight)
         if isinstance(mean, Session):
             try:
                 mean.end(partial(self._consult, round))
             except ValueError as error:
                 self.observer.round_done(self._record)
                 raise RoundError(f"round {round}: {error}") from error
-        if not mean.total:
+        if not (mean.total or any(update.examples for update in waiting)):
             detail = "none of the sites present has labelled training images"
             self._record.events.append(_event(round, "", "skipped", detail))
             return server
+        cohort = Cohort(weights, self._expected, asked, len(self.trainers))
+        if not waiting:
+            return self._advance(round, server, self._result(round, mean), cohort)
+        return self._aggregate(round, server, mean, waiting, add, cohort)
+
+    def _aggregate(
+        self,
+        round: int,
+        server: State,
+        mean: Accumulator,
+        updates: Sequence[Update],
+        add: Callable[[Update, float], None],
+        cohort: Cohort,
+    ) -> State:
+        """The server's state after a round whose updates the method compares."""
+        memories: dict[str, State] = {name: remembered(server, name) for name in self._names}
+
+        def average(weights: Sequence[float]) -> tuple[State, Cohort]:
+            if cohort.weights:
+                raise RuntimeError("the mean of a round is taken once")
+            for update, weight in zip(updates, weights, strict=True):
+                add(update, weight)
+            averaged, now = self._undone(round, server, self._result(round, mean), cohort)
+            memories.update(now)
+            return averaged, cohort
+
+        advanced = self.algorithm.aggregate(server, updates, average)
+        return with_memories(advanced, memories) if self.transforms else advanced
+
+    def _result(self, round: int, mean: Accumulator) -> State:
+        """The mean of a round; how far its updates are apart is noted."""
         if isinstance(mean, SketchedMean):
             self._record.updates.extend(mean.differences(round))
-        return self._advance(round, server, mean.result(), usable)
+        return mean.result()
 
     def _consult(
         self, round: int, topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]
@@ -361,9 +401,14 @@ class Federation:
                 self._record.audit.append({**left, "transforms": topic})
         return said
 
-    def _advance(self, round: int, server: State, mean: State, usable: int) -> State:
+    def _advance(self, round: int, server: State, mean: State, cohort: Cohort) -> State:
         """The server's state after a mean, and what its transforms remember."""
-        cohort = Cohort(usable, self._expected)
+        mean, memories = self._undone(round, server, mean, cohort)
+        advanced = self.algorithm.advance(server, mean, cohort)
+        return with_memories(advanced, memories) if self.transforms else advanced
+
+    def _undone(self, round: int, server: State, mean: State, cohort: Cohort) -> tuple[State, dict[str, State]]:
+        """A mean as the method sees it, and what transforms remember of it."""
         memories: dict[str, State] = {}
         for index, transform in reversed(list(enumerate(self.transforms))):
             memory, seed = remembered(server, transform.name), derive_seed(self.seed, "server", index, round)
@@ -373,8 +418,7 @@ class Federation:
                 self._record.privacy.append(_privacy(round, "", transform, transform.guarantee, epsilon))
         if self.schedule.server_lr != 1.0 and "model" in mean.tensors:
             mean.tensors["model"] = {k: t * self.schedule.server_lr for k, t in mean["model"].items()}
-        advanced = self.algorithm.advance(server, mean)
-        return with_memories(advanced, memories) if self.transforms else advanced
+        return mean, memories
 
     @property
     def _expected(self) -> float:
@@ -401,8 +445,7 @@ class Federation:
 
     def _solvent(self, round: int, server: State, sites: Sequence[str]) -> list[str]:
         """Those sites that can afford another round."""
-        names = [transform.name for transform in self.transforms]
-        spent = [s for s in sites if any(server.scalars.get(f"{PREFIX}{name}/{SPENT}/{s}") for name in names)]
+        spent = [s for s in sites if any(server.scalars.get(f"{PREFIX}{name}/{SPENT}/{s}") for name in self._names)]
         self._record.events.extend(_event(round, site, "spent", "its privacy budget is spent") for site in spent)
         return [site for site in sites if site not in spent]
 
@@ -410,8 +453,7 @@ class Federation:
         """Whether the budget of privacy does not suffice for another round."""
         if any(remembered(server, transform.name).scalars.get(SPENT) for transform in self.transforms):
             return True
-        names = [transform.name for transform in self.transforms]
-        spent = {s for s in self.trainers if any(server.scalars.get(f"{PREFIX}{n}/{SPENT}/{s}") for n in names)}
+        spent = {s for s in self.trainers if any(server.scalars.get(f"{PREFIX}{n}/{SPENT}/{s}") for n in self._names)}
         return bool(spent) and len(self.trainers) - len(spent) < self._needed
 
     def _mean(self) -> Accumulator:
@@ -420,8 +462,9 @@ class Federation:
         if own is not None:
             return own
         if any(transform.hides_updates or transform.guarantee is not None for transform in self.transforms):
-            return Mean(self.algorithm.per_site)
-        return SketchedMean(self.algorithm.per_site, derive_seed(self.seed, "sketch"))
+            return Mean(self.algorithm.per_site, self.algorithm.uniform_groups)
+        seed = derive_seed(self.seed, "sketch")
+        return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
     def _task(self, round: int, site: str) -> Task:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
@@ -451,7 +494,7 @@ class Federation:
         row |= {"loss": update.scalars.get("loss"), "steps": update.scalars["steps"], "seconds": seconds}
         self._record.rounds.append(row)
         self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
-        names = "+".join(transform.name for transform in self.transforms)
+        names = "+".join(self._names)
         for group, tensors in arrived.tensors.items():
             left = {"round": round, "site": update.site, "task": "train", **_left(group, tensors)}
             self._record.audit.append({**left, "transforms": names})

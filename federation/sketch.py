@@ -29,10 +29,11 @@ class SketchedMean(Mean):
     Args:
         per_site: as of `Mean`.
         seed: of the random signs.
+        uniform: as of `Mean`.
     """
 
-    def __init__(self, per_site: Iterable[str], seed: int) -> None:
-        super().__init__(per_site)
+    def __init__(self, per_site: Iterable[str], seed: int, uniform: Iterable[str] = ()) -> None:
+        super().__init__(per_site, uniform)
         self.seed = seed
         self._seen: dict[str, tuple[float, float, Vector]] = {}  # site -> weight, norm, sketch
 

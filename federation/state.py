@@ -98,12 +98,15 @@ def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor
 class Mean:
     """Weighted mean of updates that arrive one by one, so that only one of them is in memory.
 
-    Groups in ``per_site`` are filed as ``group/site`` instead of averaged. Weights need not sum to one.
+    Groups in ``per_site`` are filed as ``group/site`` instead of averaged. In ``uniform`` groups every update with a
+    positive weight counts the same. Weights need not sum to one.
     """
 
-    def __init__(self, per_site: Iterable[str] = ()) -> None:
+    def __init__(self, per_site: Iterable[str] = (), uniform: Iterable[str] = ()) -> None:
         self.per_site = frozenset(per_site)
+        self.uniform = frozenset(uniform)
         self.total = 0.0
+        self._count = 0
         self._groups: frozenset[str] | None = None
         self._sums: dict[str, Tensors] = {}
         self._filed: dict[str, Tensors] = {}
@@ -125,17 +128,19 @@ class Mean:
                 f"site {update.site!r} sent the groups {sorted(shared)}, the others {sorted(self._groups)}"
             )
         for group, tensors in shared.items():
+            share = float(weight > 0) if group in self.uniform else weight
             if group not in self._sums:
-                self._sums[group] = {name: tensor * weight for name, tensor in tensors.items()}
+                self._sums[group] = {name: tensor * share for name, tensor in tensors.items()}
                 continue
             _same_names(self._sums[group], tensors)
             for name, tensor in tensors.items():
-                self._sums[group][name].add_(tensor, alpha=weight)
+                self._sums[group][name].add_(tensor, alpha=share)
         for group in self.per_site & update.tensors.keys():
             self._filed[f"{group}/{update.site}"] = update.tensors[group]
         for name, value in update.scalars.items():
             self._scalars[name] = self._scalars.get(name, 0.0) + weight * value
         self.total += weight
+        self._count += weight > 0
 
     def result(self) -> State:
         """The mean of what was taken in.
@@ -145,7 +150,8 @@ class Mean:
         """
         if not self.total:
             raise ValueError("there is nothing to average: no update with a positive weight arrived")
-        mean = {group: {k: t / self.total for k, t in ts.items()} for group, ts in self._sums.items()}
+        totals = {group: self._count if group in self.uniform else self.total for group in self._sums}
+        mean = {group: {k: t / totals[group] for k, t in ts.items()} for group, ts in self._sums.items()}
         return State({**mean, **self._filed}, {k: v / self.total for k, v in self._scalars.items()})
 
 

@@ -1,4 +1,4 @@
-"""Why a method cannot be served: what it shows of single sites."""
+"""Why a method cannot be served: what it needs beyond one weighted mean."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def refuse_single(algorithm: ServerHalf, why: str) -> None:
 
 
 def shown_singly(algorithm: ServerHalf) -> list[str]:
-    """What the server or peers see of one site alone, as declared."""
+    """What the server or peers see of one site alone, or beside the weighted mean, as declared."""
     groups = ", ".join(sorted(algorithm.per_site))
+    uniform = ", ".join(sorted(algorithm.uniform_groups))
     declared = {
         f"shows the group {groups} of each site singly (per_site)": bool(algorithm.per_site),
+        f"averages the group {uniform} with weights of its own (uniform_groups)": bool(algorithm.uniform_groups),
         "compares the updates of a round with each other (reads_updates)": algorithm.reads_updates,
         "tells the server of a site's data before round 1 (introduces)": algorithm.introduces,
         "publishes every site's personal model after training (adapts)": algorithm.adapts,

@@ -20,7 +20,7 @@ from fedseg.algorithms.functional.partitions import slice_partition
 from fedseg.configs.compose import ConfigError, compose, load
 from fedseg.datamodules import DataError
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Cohort, Task
 from fedseg.federation.engine import POOL
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment
@@ -271,7 +271,8 @@ def test_features_of_an_absent_site_expire() -> None:
     zero = {group: {k: torch.zeros_like(t) for k, t in server[group].items()} for group in ("model", "buffers")}
 
     def after(server: State, *sites: str) -> State:
-        return algorithm.advance(server, State({**zero, **{f"bank/{s}": foreign(3, 0).payload() for s in sites}}))
+        mean = State({**zero, **{f"bank/{s}": foreign(3, 0).payload() for s in sites}})
+        return algorithm.advance(server, mean, Cohort(dict.fromkeys(sites, 1.0), 2.0, 2, 2))
 
     first = after(server, "a", "b")
     second = after(first, "b")

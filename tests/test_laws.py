@@ -63,6 +63,24 @@ def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, plai
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Forgetful))
 
 
+class ForgetfulServer:
+    """A server half that is built anew for every hook that is asked of it."""
+
+    def __init__(self, name: str) -> None:
+        self._method = name
+
+    def __getattr__(self, hook: str) -> object:
+        return getattr(build(self._method, rounds=2), hook)
+
+
+@every_method
+def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str, plain: Plain, tmp_path: Path) -> None:
+    def forget(federation: object) -> None:
+        federation.algorithm = ForgetfulServer(name)  # type: ignore[attr-defined]
+
+    assert_same_outcome(plain(name), simulate(name, tmp_path, before=forget))
+
+
 @every_method
 def test_resume_equals_never_having_stopped(name: str, plain: Plain, tmp_path: Path) -> None:
     simulate(name, tmp_path, rounds=1)

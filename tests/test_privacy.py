@@ -33,6 +33,10 @@ from tests.world import Forgetful, Outcome, assert_same, assert_same_outcome, bu
 PRIVATE = PrivateStep(clip=1.0, noise=1.0, patients=1.5)
 
 
+def cohort(usable: int, expected: float) -> Cohort:
+    return Cohort({f"s{i}": 1.0 for i in range(usable)}, expected, usable, usable)
+
+
 def transforms(compression: Mapping[str, Any] | None = None, rate: float = 1.0, **privacy: Any) -> Sequence[Transform]:
     return build_transforms(Privacy(**privacy), Compression(**(compression or {})), rate)
 
@@ -190,12 +194,12 @@ def test_one_site_moves_the_mean_by_clip_over_the_expected_number(
 def test_noise_has_the_stated_deviation_and_depends_on_seed_and_nothing_else() -> None:
     transform = site_level(clip=0.5, noise=3.0)
     mean = State({"model": {"w": torch.full((200_000,), 2.0)}, "buffers": {"m": torch.zeros(50_000)}})
-    noised, memory = transform.on_server(mean, Cohort(usable=3, expected=4.0), State(), seed=1)
+    noised, memory = transform.on_server(mean, cohort(3, 4.0), State(), seed=1)
     assert float(noised["model"]["w"].mean()) == pytest.approx(2.0 * 3 / 4, abs=0.005)
     for tensor in (noised["model"]["w"], noised["buffers"]["m"]):
         assert float(tensor.std()) == pytest.approx(3.0 * 0.5 / 4, rel=0.01)
-    again, _ = transform.on_server(mean, Cohort(3, 4.0), memory, seed=1)
-    other, _ = transform.on_server(mean, Cohort(3, 4.0), memory, seed=2)
+    again, _ = transform.on_server(mean, cohort(3, 4.0), memory, seed=1)
+    other, _ = transform.on_server(mean, cohort(3, 4.0), memory, seed=2)
     assert_same(State(noised.tensors), State(again.tensors))
     assert not torch.equal(noised["model"]["w"], other["model"]["w"])
 
@@ -203,7 +207,7 @@ def test_noise_has_the_stated_deviation_and_depends_on_seed_and_nothing_else() -
 def test_secret_noise_does_not_follow_from_the_seed() -> None:
     transform = SiteLevel(1.0, 1.0, account(), 1.0, "secret")
     mean = State({"model": {"w": torch.zeros(8)}})
-    draws = [transform.on_server(mean, Cohort(1, 1.0), State(), seed=1)[0]["model"]["w"] for _ in range(2)]
+    draws = [transform.on_server(mean, cohort(1, 1.0), State(), seed=1)[0]["model"]["w"] for _ in range(2)]
     assert not torch.equal(*draws)
 
 
@@ -466,7 +470,7 @@ def test_a_decrypted_sum_is_the_weighted_mean_and_the_server_cannot_decrypt(keys
         total.add(sent, 10.0 * site)  # the first has no weight
     with pytest.raises(ValueError, match="secret"):
         total._sums["model:cipher"]["0"].decrypt()
-    mean, _ = transform.on_server(total.result(), Cohort(3, 3.0), State(), 0)
+    mean, _ = transform.on_server(total.result(), cohort(3, 3.0), State(), 0)
     expected = (10 * rows[1] + 20 * rows[2]) / 30
     torch.testing.assert_close(mean["model"]["w"].flatten(), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(mean["buffers"]["m"], expected[:3], rtol=0, atol=1e-6)

@@ -28,8 +28,8 @@ def update(
     return Update(groups, scalars or {}, site=site, examples=examples)
 
 
-def mean_of(*weighted: tuple[Update, float], per_site: tuple[str, ...] = ()) -> State:
-    mean = Mean(per_site)
+def mean_of(*weighted: tuple[Update, float], per_site: tuple[str, ...] = (), uniform: tuple[str, ...] = ()) -> State:
+    mean = Mean(per_site, uniform)
     for one, weight in weighted:
         mean.add(one, weight)
     return mean.result()
@@ -95,6 +95,14 @@ def test_groups_of_single_sites_are_filed_not_averaged() -> None:
     mean = mean_of((one, 1), (two, 1), per_site=("head",))
     assert set(mean.tensors) == {"w", "head/one", "head/two"}
     assert (float(mean["w"]["x"]), float(mean["head/one"]["h"]), float(mean["head/two"]["h"])) == (1, 1, 5)
+
+
+def test_in_uniform_groups_every_update_that_has_a_say_counts_the_same() -> None:
+    one = update("one", w={"x": torch.tensor([0.0])}, control={"x": torch.tensor([0.0])})
+    two = update("two", w={"x": torch.tensor([4.0])}, control={"x": torch.tensor([4.0])})
+    idle = update("idle", w={"x": torch.tensor([9.0])}, control={"x": torch.tensor([9.0])})
+    mean = mean_of((one, 1.0), (two, 3.0), (idle, 0.0), uniform=("control",))
+    assert (float(mean["w"]["x"]), float(mean["control"]["x"])) == (3, 2)
 
 
 def test_the_mean_does_not_touch_the_updates() -> None:
