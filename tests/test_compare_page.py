@@ -141,6 +141,7 @@ def test_every_part_of_the_comparison_is_there(page: Any) -> None:
         "Cost",
         "Heterogeneity",
         "Cases",
+        "Data and methods",
         "How to read this",
         "Runs",
     ]

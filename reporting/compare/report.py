@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from fedseg.reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE, OVERALL, Analysis
 from fedseg.reporting.compare.choice import choose
+from fedseg.reporting.compare.design import methods_text, patient_grid
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.page import (
     Picture,
@@ -209,6 +210,7 @@ def _sections(
         sections = [section for section in sections if section.title == "Unseen sites"]
     return [
         *sections,
+        Section("Data and methods", methods_text(analysis), grids=[patient_grid(analysis)]),
         Section("How to read this", reading(analysis.options)),
         Section("Runs", folded=[run_grid(analysis)]),
     ]

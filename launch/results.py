@@ -1,0 +1,236 @@
+"""Documents whose tables, figures and claims come from run folders: `python -m fedseg.launch.results FILE...`.
+
+A document keeps its prose, and marks what is made from runs:
+
+    <!-- from runs: runs/polyp scores -->
+    (replaced)
+    <!-- end -->
+
+The first word says where runs are, the second what is made of them:
+
+    command                 the command line that trained them
+    facts                   methods, runs, seeds, sites, patients, cases
+    patients                patients of every site by split
+    scores                  models x sites
+    against=MODEL           every model against one: "against='fedavg global'"
+    answer                  the verdicts of compare.py
+    figure=NAME:FILE        a plot of compare.py, written to FILE beside the document
+
+and key=value are options of compare.py (checkpoint=last). A sentence of one's own stands on a claim that is checked:
+
+    <!-- true of runs: runs/polyp: fedavg global above local personal at 4 of 4 sites -->
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.launch.command import guarded
+from fedseg.launch.compare import default_settings, requested
+from fedseg.launch.run import flat
+from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import ReportingError
+from fedseg.reporting.circumstance import CIRCUMSTANCE
+from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.design import common_settings
+from fedseg.reporting.compare.gather import gather
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.page import save_figures
+from fedseg.reporting.compare.plots import LIGHT, draw_all
+from fedseg.reporting.compare.report import CAPTIONS
+from fedseg.reporting.compare.runs import find_runs, read_run
+from fedseg.reporting.compare.sentences import (
+    against_text,
+    answer_text,
+    check_claim,
+    facts_text,
+    patients_text,
+    scores_text,
+)
+from fedseg.reporting.compare.verdicts import verdicts
+from fedseg.reporting.folder import write_atomic
+
+BLOCK = re.compile(r"<!-- from runs: (?P<spec>.*?) -->\n(?P<old>.*?)<!-- end -->", re.DOTALL)
+OPENING = "<!-- from runs:"
+CLAIM = re.compile(r"<!-- true of runs: (?P<place>\S+?): (?P<claim>.*?) -->", re.DOTALL)
+TEXTS: dict[str, Callable[[Analysis], str]] = {
+    "facts": facts_text,
+    "patients": patients_text,
+    "scores": scores_text,
+    "answer": answer_text,
+}
+HELP = """python -m fedseg.launch.results FILE... [at=DIR] [check=true]
+
+Rewrites, in Markdown files, what is marked as made from runs, and checks claims against them.
+
+  at=DIR        where the places of runs begin; the current folder
+  check=true    change nothing; fail where a file is not what its runs say
+"""
+
+
+@dataclass
+class Sources:
+    """Runs by place and options, each compared once.
+
+    Attributes:
+        at: where places begin.
+    """
+
+    at: Path
+    _known: dict[tuple[str, Options], Analysis] = field(default_factory=dict)
+
+    def analysis(self, place: str, options: Options) -> Analysis:
+        """The comparison of the runs at a place."""
+        if (place, options) not in self._known:
+            runs = [read_run(path, options.metric) for path in find_runs([str(self.at / place)])]
+            self._known[place, options] = Analysis(gather(runs, default_settings), options)
+        return self._known[place, options]
+
+
+def rewritten(text: str, document: Path, sources: Sources, *, figures: bool = True) -> str:
+    """The document with all that is made from runs made anew.
+
+    Args:
+        text: of the document.
+        document: its path, for figures beside it and for messages.
+        sources: where runs are.
+        figures: write plots too.
+
+    Raises:
+        ReportingError: a mark that cannot be read, runs that cannot, or a claim that is not true.
+    """
+    if text.count(OPENING) != len(BLOCK.findall(text)):
+        raise ReportingError(f"{document}: a mark '{OPENING} ... -->' lacks its '<!-- end -->'")
+    with _naming(document):
+        for match in CLAIM.finditer(text):
+            check_claim(sources.analysis(match["place"], Options()), " ".join(match["claim"].split()))
+
+    def made(match: re.Match[str]) -> str:
+        spec = match["spec"]
+        with _naming(f"{document}: from runs: {spec}"):
+            body = made_from(spec, document, sources, figures=figures)
+        body = body.replace(f"{sources.at}/", "")  # a document names places as its marks do
+        return f"{OPENING} {spec} -->\n{body}<!-- end -->"
+
+    return BLOCK.sub(made, text)
+
+
+@contextmanager
+def _naming(what: Path | str) -> Iterator[None]:
+    """Say in a message where it comes from."""
+    try:
+        yield
+    except (ReportingError, ConfigError, ValueError) as error:
+        raise ReportingError(f"{what}: {error}") from error
+
+
+def made_from(spec: str, document: Path, sources: Sources, *, figures: bool = True) -> str:
+    """What one mark asks for.
+
+    Raises:
+        ReportingError: it asks for something that there is not.
+    """
+    place, what, *told = shlex.split(spec) if len(spec.split()) > 1 else ("", "", "")
+    _, options, _, _ = requested([place, *told])
+    analysis = sources.analysis(place, options)
+    kind, _, value = what.partition("=")
+    if kind in TEXTS and not value:
+        return TEXTS[kind](analysis)
+    if kind == "command" and not value:
+        return command_text(analysis)
+    if kind == "against" and value:
+        return against_text(analysis, value)
+    if kind == "figure" and ":" in value:
+        name, _, file = value.partition(":")
+        return _figure(analysis, name, file, document, write=figures)
+    known = ", ".join([*TEXTS, "command", "against=MODEL", "figure=NAME:FILE"])
+    raise ReportingError(f"{what!r} is nothing that can be made from runs; there are {known}")
+
+
+def command_text(analysis: Analysis) -> str:
+    """The command line of these runs, as far as they share it, with METHOD, SEED and DIR for the rest."""
+    settings = common_settings(analysis)
+    presets = [f"{group}={settings[key]}" for group in ("data", "model") if (key := f"{group}.preset") in settings]
+    root = ["data.root=DIR"] if settings.get("data.root") else []
+    usual = flat(compose([*presets, *root], SCHEMA))
+    own = (*CIRCUMSTANCE, "seed", "algorithm.", "data.name", "data.preset", "model.preset", "model.name")
+    departures = [
+        f"{key}={_as_argument(value)}"
+        for key, value in settings.items()
+        if key in usual and not key.startswith(own) and value != usual[key]
+    ]
+    words = ["python train.py algorithm=METHOD seed=SEED", *presets, *root, *departures]
+    return f"```sh\n{_wrapped(words)}\n```\n"
+
+
+def _as_argument(value: Any) -> str:
+    plain = (
+        OmegaConf.to_yaml(OmegaConf.create([value]), resolve=False)[2:].strip() if isinstance(value, dict) else value
+    )
+    text = "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain).replace(" ", "")
+    return shlex.quote(text)
+
+
+def _wrapped(words: Sequence[str], width: int = 110) -> str:
+    lines = [""]
+    for word in words:
+        if len(lines[-1]) + len(word) + 1 > width:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
+def _figure(analysis: Analysis, name: str, file: str, document: Path, *, write: bool) -> str:
+    drawn = draw_all(analysis, verdicts(analysis), LIGHT)
+    if name not in drawn:
+        raise ReportingError(f"these runs have no plot {name!r}; there are {', '.join(drawn)}")
+    path = document.parent / file
+    if path.suffix != ".png":
+        raise ReportingError(f"{file}: figures are PNG files; call it {Path(file).stem}.png")
+    if write:
+        save_figures({path.stem: drawn[name]}, path.parent)
+        path.with_suffix(".svg").unlink()
+    caption = CAPTIONS.get(name, "Gain of the personal model over the global one, by site")
+    return f"![{caption}]({file})\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return guarded(run, arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Rewrite or check documents."""
+    told = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("at=", "check=")))
+    documents = [Path(argument) for argument in arguments if not argument.startswith(("at=", "check="))]
+    if not documents or {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    if told.get("check", "false") not in ("true", "false"):
+        raise ConfigError(f"check={told['check']}: write check=true or check=false")
+    check, sources = told.get("check") == "true", Sources(Path(told.get("at", ".")))
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        made = rewritten(text, document, sources, figures=not check)
+        if made != text and check:
+            raise ReportingError(
+                f"{document} is not what its runs say; make it anew: python -m fedseg.launch.results {document}"
+            )
+        if made != text:
+            write_atomic(document, made)
+        print(f"{document}: {'as its runs say' if made == text else 'made anew'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

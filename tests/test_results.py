@@ -1,0 +1,174 @@
+"""Documents made from run folders: what they show is what the runs say, and what is not true is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedseg.launch.results import BLOCK, CLAIM, OPENING, Sources, rewritten, run
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.design import methods_text
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.folder import RunFolder
+from tests.run_folders import write_run
+
+ROOT = Path(__file__).parent.parent
+SITES = {"site_01": 24, "site_02": 24, "site_03": 24}
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of three methods; the personal model gains at two sites and loses at the third."""
+    place = tmp_path_factory.mktemp("results")
+    effects = {("personal", "site_01"): 0.1, ("personal", "site_02"): 0.1, ("personal", "site_03"): -0.1}
+    for seed in (0, 1):
+        for name, own in (("fedavg", {}), ("ditto", effects), ("local", {("personal", ""): -0.2})):
+            options = ["data.n_sites=3", "data.split_seed=5", "federation.rounds=4"]
+            write_run(place / "runs" / "planted" / f"{name}-{seed}", name, seed, *options, sites=SITES, effects=own)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sources(at: Path) -> Sources:
+    return Sources(at)
+
+
+def document(*marks: str) -> str:
+    return "".join(f"<!-- from runs: runs/planted {mark} -->\nold\n<!-- end -->\n" for mark in marks)
+
+
+def made(sources: Sources, *marks: str) -> str:
+    return rewritten(document(*marks), sources.at / "text.md", sources)
+
+
+def test_a_document_is_made_from_its_runs_and_stays_as_it_is_when_made_again(at: Path, sources: Sources) -> None:
+    marks = ["command", "facts", "patients", "scores", "answer", "against='fedavg global'", "figure=gain:figures/g.png"]
+    text = "# Prose stays\n" + made(sources, *marks)
+    assert "old" not in text
+    assert "algorithm=METHOD seed=SEED data=phantom" in text
+    assert "data.split_seed=5" in text
+    assert "federation.rounds=4" in text
+    assert "3 methods; 6 runs; 2 seeds; 3 sites; 27 patients, 27 test cases" in text
+    assert "All seeds have the same split" in text
+    assert "| site_01 | 24 | 10 | 5 | 9 |" in text
+    assert "ditto personal: " in text
+    assert "above at 2 of 3 sites (site_01 +" in text
+    assert str(at) not in text
+    assert (at / "figures" / "g.png").stat().st_size > 1000
+    assert not (at / "figures" / "g.svg").exists()
+    assert rewritten(text, at / "text.md", sources) == text
+
+
+def test_seeds_that_change_the_split_are_said_to_do_so(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / "planted" / f"fedavg-{seed}", "fedavg", seed, sites=SITES)
+    assert "Seeds also change the split." in made(Sources(tmp_path), "facts")
+
+
+def test_patients_and_cases_are_told_apart_and_unknown_patients_are_marked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs" / "planted" / "fedavg-0", "fedavg", sites={"a": 24, "b": 24}, images=3)
+    told = made(Sources(tmp_path), "patients")
+    assert "| a | 8 (24) |" in told
+    write_run(tmp_path / "runs" / "planted" / "fedavg-0", "fedavg", sites={"a": 24, "b": 24})
+    finding = {"severity": "warning", "site": "b", "case": "", "kind": "patients unknown", "detail": ""}
+    RunFolder(folder.path).write_findings([finding], tuple(finding))
+    told = made(Sources(tmp_path), "patients")
+    assert "| a | 24 |" in told
+    assert "| b * | 24 |" in told
+    assert "each image counts as one" in told
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "ditto personal above fedavg global at 2 of 3 sites",
+        "fedavg global above local personal at 3 of 3 sites",
+        "ditto personal above\nlocal personal on average",
+        "ditto global above local personal at 3 of 3 sites",
+    ],
+)
+def test_a_true_claim_passes(at: Path, sources: Sources, claim: str) -> None:
+    text = f"<!-- true of runs: runs/planted: {claim} -->\nA sentence.\n"
+    assert rewritten(text, at / "text.md", sources) == text
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ("ditto personal above fedavg global at 3 of 3 sites", "above at 2 of 3 sites"),
+        ("local personal above fedavg global on average", "is not what the runs say: −"),
+        ("ditto personal above fedavg global at every site", "is no claim; write: MODEL above MODEL at N of M sites"),
+        ("apfl personal above fedavg global on average", "no model is called 'apfl personal'; there are ditto global"),
+    ],
+)
+def test_a_claim_that_is_not_true_is_refused(at: Path, sources: Sources, claim: str, told: str) -> None:
+    with pytest.raises(ReportingError, match=r"text\.md: ") as error:
+        rewritten(f"<!-- true of runs: runs/planted: {claim} -->", at / "text.md", sources)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mark", "told"),
+    [
+        ("table", "'table' is nothing that can be made from runs; there are facts, patients"),
+        ("scores=5", "'scores=5' is nothing"),
+        ("figure=gain:g.svg", "figures are PNG files; call it g.png"),
+        ("figure=pie:g.png", "these runs have no plot 'pie'; there are gain"),
+        ("scores metric=dise", "dise"),
+    ],
+)
+def test_a_mark_that_asks_for_nothing_is_refused(sources: Sources, mark: str, told: str) -> None:
+    with pytest.raises(ReportingError, match="from runs: runs/planted") as error:
+        made(sources, mark)
+    assert told in str(error.value)
+
+
+def test_a_mark_without_an_end_is_refused(at: Path, sources: Sources) -> None:
+    with pytest.raises(ReportingError, match="lacks its '<!-- end -->'"):
+        rewritten("<!-- from runs: runs/planted scores -->\n", at / "text.md", sources)
+
+
+def test_check_changes_nothing_and_fails_where_a_document_is_not_what_its_runs_say(at: Path) -> None:
+    path = at / "checked.md"
+    path.write_text(document("scores"), encoding="utf-8")
+    with pytest.raises(ReportingError, match=r"checked\.md is not what its runs say; make it anew: python -m"):
+        run([str(path), f"at={at}", "check=true"])
+    assert "old" in path.read_text(encoding="utf-8")
+    assert run([str(path), f"at={at}"]) == 0
+    assert run([str(path), f"at={at}", "check=true"]) == 0
+
+
+def test_a_checkpoint_may_be_chosen(sources: Sources) -> None:
+    assert "last round;" in made(sources, "scores checkpoint=last")
+    assert "best round;" in made(sources, "scores")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_documents_marks_can_be_read(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text.count(OPENING) == len(BLOCK.findall(text))
+    assert text.count("<!-- true of runs:") == len(CLAIM.findall(text))
+
+
+def test_data_and_methods_are_told_from_settings_and_counts(at: Path, sources: Sources) -> None:
+    told = " ".join(methods_text(sources.analysis("runs/planted", Options())))
+    for part in (
+        "3 sites, 72 patients, 72 cases",
+        "Outlined: disc, cup.",
+        "All seeds have the same split",
+        "Network: unet with encoder",
+        "Optimiser: adam, learning rate 0.001",
+        "Methods: ditto, fedavg, local; 6 runs, seeds 0, 1.",
+        "4 rounds of 10 local steps a site.",
+        "margin 2 points",
+        "To be written by the authors",
+    ):
+        assert part in told, part
+
+
+def test_what_runs_differ_in_is_not_told_as_shared(tmp_path: Path) -> None:
+    for name, rate in (("fedavg", "0.001"), ("ditto", "0.002")):
+        write_run(tmp_path / name, name, 0, f"training.lr={rate}", sites=SITES)
+    told = " ".join(methods_text(Sources(tmp_path).analysis(".", Options())))
+    assert "Optimiser: adam, batches of" in told
