@@ -40,18 +40,18 @@ def run(arguments: Sequence[str]) -> None:
     from fedseg.configs.compose import departing
     from fedseg.configs.help import help_text
     from fedseg.launch.folds import execute_folds
-    from fedseg.launch.run import Execute, default_folder, execute, read_settings
+    from fedseg.launch.run import Execute, default_folder, execute, traced_settings
     from fedseg.launch.settings import SCHEMA
     from fedseg.launch.stages import execute_stages
 
     if {"--help", "-h"} & set(arguments):
         print(help_text(SCHEMA, USAGE))
         return
-    config = read_settings([argument for argument in arguments if argument != "--config"])
+    config, sources = traced_settings([argument for argument in arguments if argument != "--config"])
     if "--config" in arguments:
-        from fedseg.configs.compose import as_yaml
+        from fedseg.configs.compose import as_yaml, told_by
 
-        print(as_yaml(config), end="")
+        print(as_yaml(config) + told_by(sources), end="")
         return
     config = departing(config, {"output": config.output or str(default_folder(config))})
     chosen: Execute = execute

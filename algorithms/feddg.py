@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.boundary import inner_band, outer_band
 from fedseg.algorithms.functional.contrast import Denominator, Group, boundary_contrast
-from fedseg.algorithms.functional.dice import soft_dice_loss
 from fedseg.algorithms.functional.episode import Episode, episode
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
 from fedseg.federation.contract import Batch, Cohort, Site, Task
 from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
+from fedseg.models.dice import soft_dice_loss
 from fedseg.models.heads import probabilities
 
 BANK = "bank"
@@ -51,7 +51,8 @@ class FedDG(FedAvg):
         window: L, the window as a share of the spectrum, b = floor(L min(H, W)); null takes half_width.
         bank_share: share of a site's training images whose amplitudes it publishes; at least one image.
         donor_weight: of the donor's amplitude; null draws it from U(0, 1) for every image.
-        styles: re-styled versions of an image in a step, each from another site until all have served.
+        styles: re-styled versions of an image in a step, each from another site until all have served; null takes one
+            from every other site.
         meta_weight: of the task loss of the re-styled images.
         contrast_weight: of the contrast; with meta_weight 0 too, training is FedAvg's.
         temperature: of the contrast.
@@ -79,7 +80,7 @@ class FedDG(FedAvg):
         window: Annotated[float, Field(ge=0, le=0.5)] | None = None,
         bank_share: PositiveShare = 1.0,
         donor_weight: Share | None = None,
-        styles: PositiveInt = 1,
+        styles: PositiveInt | None = 1,
         meta_weight: NonNegativeFloat = 1.0,
         contrast_weight: NonNegativeFloat = 0.1,
         temperature: PositiveFloat = 0.05,
@@ -97,7 +98,7 @@ class FedDG(FedAvg):
     ) -> None:
         super().__init__(*args, weighting="examples" if weighting == "rounded" else weighting, **kwargs)
         self.half_width, self.window, self.bank_share = half_width, window, bank_share
-        self.donor_weight, self.styles = donor_weight, styles
+        self.donor_weight, self._styles = donor_weight, styles
         self.meta_weight, self.contrast_weight = meta_weight, contrast_weight
         self.temperature, self.denominator, self.group = temperature, denominator, group
         self.boundary_steps, self.background_steps = boundary_steps, background_steps
@@ -111,6 +112,11 @@ class FedDG(FedAvg):
         self.released_dice = task_loss == "released"
         self.reads_updates = self.rounds_weights = weighting == "rounded"
         self.donors = Donors({})
+
+    @property
+    def styles(self) -> int:
+        """Re-styled versions of an image in a step."""
+        return self._styles or max(1, len(self.donors.counts))
 
     # ---------------------------------------------------------------- one local step
 

@@ -26,10 +26,11 @@ class Training:
     """The training step's knobs.
 
     Attributes:
-        loss: dice_bce, dice, bce or focal for sigmoid regions; dice_ce, ce or focal for exclusive ones; auto takes
-            dice_bce or dice_ce.
+        loss: dice_bce, dice, smooth_dice, bce or focal for sigmoid regions; dice_ce, dice, smooth_dice or ce for
+            exclusive ones; auto takes dice_bce or dice_ce. smooth_dice counts absent regions, too, and the background
+            of exclusive ones, smoothed by 1e-5.
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
-        optimizer: of the local steps.
+        optimizer: of the local steps; amsgrad is Adam with the largest second moment so far (Reddi et al., ICLR 2018).
         lr: learning rate.
         schedule: of the learning rate over rounds, within which it stays: constant; cosine to 0; poly, to 0 as
             (1 - p)^0.9 (nnU-Net's); step, times `decay` after every `decay_every` rounds. What is fitted for an
@@ -45,9 +46,9 @@ class Training:
         channels_last: memory layout; faster for convolutions, differs from the other layout by rounding.
     """
 
-    loss: Literal["auto", "dice_bce", "dice", "bce", "focal", "dice_ce", "ce"] = "auto"
+    loss: Literal["auto", "dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce"] = "auto"
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adam"
     lr: FinitePositive = 1e-3
     schedule: Literal["constant", "cosine", "poly", "step"] = "constant"
     warmup: NonNegativeInt = 0
@@ -93,8 +94,9 @@ class Training:
         chosen, lr = list(parameters), self.lr if lr is None else lr
         if self.optimizer == "sgd":
             return torch.optim.SGD(chosen, lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
-        return kind(chosen, lr, weight_decay=self.weight_decay, fused=True)
+        kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+        amsgrad = self.optimizer == "amsgrad"
+        return kind(chosen, lr, weight_decay=self.weight_decay, amsgrad=amsgrad, fused=True)
 
 
 @dataclass(frozen=True)

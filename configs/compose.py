@@ -1,15 +1,16 @@
 """One config from files and dotted overrides, checked before anything loads.
 
-Layers, later ones win: the files of the chosen groups (``data/NAME.yaml`` ...), ``default.yaml``,
-``experiment/NAME.yaml``, the command line. A layer that chooses another name for a group drops what earlier layers
-said about that group. Files state departures only; defaults live in signatures.
+Layers, later ones win: the files of the chosen groups (``data/NAME.yaml`` ...), ``default.yaml``, what these files say
+of other parts (``training:`` in ``algorithm/NAME.yaml``), ``experiment/NAME.yaml``, the command line. A layer that
+chooses another name for a group drops what earlier layers said about that group. Files state departures only; defaults
+live in signatures.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,36 @@ class Schema:
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What one place says.
+
+    Attributes:
+        source: the file, or the command line.
+        values: settings, by section.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A group's choice.
+
+    Attributes:
+        name: the last that a layer names.
+        first: what the first layer says of it; nothing where a later one chose anew.
+        later: what the layers after it say of it.
+        file: the file of the choice.
+    """
+
+    name: str
+    first: Layer
+    later: list[Layer]
+    file: Layer
+
+
 def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = None) -> DictConfig:
     """The resolved, read-only config.
 
@@ -62,33 +93,50 @@ def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = 
     Raises:
         ConfigError: an unknown key or name, or a value of the wrong type; every problem is named.
     """
+    return traced(arguments, schema, base)[0]
+
+
+def traced(
+    arguments: Sequence[str], schema: Schema, base: DictConfig | None = None
+) -> tuple[DictConfig, dict[str, str]]:
+    """The config as `compose` resolves it, and who said what: dotted key -> file or command line; others are defaults.
+
+    Raises:
+        ConfigError: as `compose`.
+    """
     command_line = parsed(arguments, schema)
-    default = _read(FOLDER / "default.yaml") if base is None else _as_layer(base, schema)
-    experiment = _experiment(asked(command_line, "experiment", str | None), schema)
+    named = asked(command_line, "experiment", str | None)
+    layers = [
+        Layer("configs/default.yaml", _read(FOLDER / "default.yaml"))
+        if base is None
+        else Layer("the saved config", _as_layer(base, schema)),
+        Layer(f"experiment={named}", _experiment(named, schema)),
+        Layer("the command line", command_line),
+    ]
+    parts = {*schema.groups, *schema.sections}
+    chosen = {group: _chosen(group, owners, layers) for group, owners in schema.groups.items()}
+    beside = [_beside(group, found, schema) for group, found in chosen.items()] if base is None else []
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     errors: list[str] = []
     for group, owners in schema.groups.items():
-        merged[group], problems = _group(group, owners, [default, experiment, command_line])
+        merged[group], said, problems = _group(group, owners, chosen[group], beside, parts)
+        sources |= {f"{group}.{name}": source for name, source in said.items()}
         errors += problems
     for section, owner in schema.sections.items():
-        said = [layer.get(section, {}) for layer in (default, experiment, command_line)]
-        if odd := [value for value in said if not isinstance(value, Mapping)]:
-            first = next(iter(knobs(owner)))
-            errors.append(
-                f"{section}={shown(odd[0])} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
-            )
-            continue
-        merged[section], problems = validated(owner, _merge(*said), f"{section}.")
-        errors += problems
-    parts = {*schema.groups, *schema.sections}
-    loose = {k: v for layer in (default, experiment, command_line) for k, v in layer.items() if k not in parts}
-    top, problems = validated(schema.top, loose, "", parts)
+        values, said, problems = _section(section, owner, [layers[0], *beside, *layers[1:]])
+        merged[section], more = validated(owner, values, f"{section}.") if not problems else ({}, [])
+        sources |= {f"{section}.{name}": source for name, source in said.items()}
+        errors += problems + more
+    loose = [Layer(layer.source, {k: v for k, v in layer.values.items() if k not in parts}) for layer in layers]
+    values, said = _merge(*loose)
+    top, problems = validated(schema.top, values, "", parts)
     errors += problems
     if errors:
         raise ConfigError("\n".join(_at_home(error, schema.foreign) for error in errors))
     config = OmegaConf.create({**top, **merged})
     OmegaConf.set_readonly(config, True)
-    return config
+    return config, {**said, **sources}
 
 
 CURE = "restore it from a copy, or start another run"
@@ -143,6 +191,14 @@ def as_yaml(config: DictConfig) -> str:
     return yaml.dump(
         OmegaConf.to_container(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
     )
+
+
+def told_by(sources: Mapping[str, str]) -> str:
+    """Comments for a config's text: who said which settings; all others are defaults."""
+    said: dict[str, list[str]] = {}
+    for key, source in sources.items():
+        said.setdefault(source, []).append(key)
+    return "".join(f"# {source}: {', '.join(keys)}\n" for source, keys in said.items())
 
 
 def departing(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
@@ -257,35 +313,60 @@ def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
     return {key: value for key, value in _as_layer(layer, schema).items() if key not in schema.own}
 
 
-def _group(
-    group: str, owners: Mapping[str, Owner], layers: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    """A group's settings: the last layer that names a choice decides, and drops what was said for another choice."""
-    choice = ""
-    said: list[dict[str, Any]] = []
+def _chosen(group: str, owners: Mapping[str, Owner], layers: Sequence[Layer]) -> Chosen:
+    """The last layer that names a choice decides, and drops what was said for another choice."""
+    choice, said = "", [Layer("", {})]
     for layer in layers:
-        values = layer.get(group, {})
-        values = {"name": values} if isinstance(values, str) else _merge(values)
+        values = layer.values.get(group, {})
+        values = {"name": values} if isinstance(values, str) else _mapping(values)
         named = str(values.pop("name", choice))
-        said = [*said, values] if named == choice else [values]
+        said = [*said, Layer(layer.source, values)] if named == choice else [Layer(layer.source, values)]
         choice = named
-    if choice not in (known := choices(group, owners)):
-        return {}, [unknown(str(choice), known, group)]
     path = FOLDER / group / f"{choice}.yaml"
-    departures = _read(path) if path.is_file() else {}
-    only = next(iter(owners)) if len(owners) == 1 else choice
-    owner = str(departures.pop("name", choice if choice in owners else only))
+    known = choice in choices(group, owners) and path.is_file()
+    file = Layer(f"configs/{group}/{choice}.yaml", _read(path) if known else {})
+    kept = {layer.source: layer for layer in said}
+    first = kept.pop(layers[0].source, Layer(layers[0].source, {}))
+    return Chosen(choice, first, list(kept.values()), file)
+
+
+def _beside(group: str, chosen: Chosen, schema: Schema) -> Layer:
+    """What the file of a choice says of other parts than its own group."""
+    others = {*schema.groups, *schema.sections} - {group}
+    return Layer(chosen.file.source, {part: said for part, said in chosen.file.values.items() if part in others})
+
+
+def _section(section: str, owner: Owner, layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """A section's settings, who said them, and what is wrong."""
+    said = [Layer(layer.source, layer.values.get(section, {})) for layer in layers]
+    if odd := [layer.values for layer in said if not isinstance(layer.values, Mapping)]:
+        first = next(iter(knobs(owner)))
+        told = f"{section}={shown(odd[0])} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
+        return {}, {}, [told]
+    return *_merge(*said), []
+
+
+def _group(
+    group: str, owners: Mapping[str, Owner], chosen: Chosen, beside: Sequence[Layer], parts: Collection[str]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """A group's settings, who said them, and what is wrong."""
+    if chosen.name not in (known := choices(group, owners)):
+        return {}, {}, [unknown(chosen.name, known, group)]
+    own = {name: value for name, value in chosen.file.values.items() if name not in parts}
+    only = next(iter(owners)) if len(owners) == 1 else chosen.name
+    owner = str(own.pop("name", chosen.name if chosen.name in owners else only))
     if owner not in owners:
-        return {}, [f"{path.name}: " + unknown(owner, owners, f"{group}.name")]
-    told = _merge(departures, *said)
-    own = {name: key for name, key in told.items() if name in knobs(owners[owner]) or not _elsewhere(name, owners)}
+        return {}, {}, [f"{chosen.name}.yaml: " + unknown(owner, owners, f"{group}.name")]
+    of_others = [Layer(layer.source, layer.values.get(group, {})) for layer in beside]
+    told, said = _merge(Layer(chosen.file.source, own), chosen.first, *of_others, *chosen.later)
+    fitting = {name: key for name, key in told.items() if name in knobs(owners[owner]) or not _elsewhere(name, owners)}
     foreign = [
-        f"{group}.{name} is a setting of {group}={', '.join(_elsewhere(name, owners))}, not of {group}={choice}"
+        f"{group}.{name} is a setting of {group}={', '.join(_elsewhere(name, owners))}, not of {group}={chosen.name}"
         for name in told
-        if name not in own
+        if name not in fitting
     ]
-    values, errors = validated(owners[owner], own, f"{group}.")
-    return {"name": owner, "preset": choice, **values}, foreign + errors
+    values, errors = validated(owners[owner], fitting, f"{group}.")
+    return {"name": owner, "preset": chosen.name, **values}, said, foreign + errors
 
 
 def _elsewhere(name: str, owners: Mapping[str, Owner]) -> list[str]:
@@ -293,14 +374,25 @@ def _elsewhere(name: str, owners: Mapping[str, Owner]) -> list[str]:
     return [owner for owner, signature in owners.items() if name in knobs(signature)]
 
 
-def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win key by key. Values are replaced whole: a mapping such as data.regions is one value."""
+def _merge(*layers: Layer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Later layers win key by key. Values are replaced whole: a mapping such as data.regions is one value.
+
+    Returns:
+        The values, and who said each.
+    """
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for layer in layers:
-        if not isinstance(layer, Mapping):
-            raise ConfigError(f"expected settings of the form key: value, got {layer!r}")
-        merged |= layer
-    return merged
+        values = _mapping(layer.values)
+        merged |= values
+        sources |= dict.fromkeys(values, layer.source)
+    return merged, sources
+
+
+def _mapping(values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"expected settings of the form key: value, got {values!r}")
+    return dict(values)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.algorithms.recipe import FALLING
-from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed
+from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed, traced
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.federation.checkpoint import Checkpoint
@@ -53,6 +53,15 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
     """The config of the command line; of a resumed run, what its folder holds and the few settings that may change.
 
     Raises:
+        ConfigError, ReportingError: as `traced_settings`.
+    """
+    return traced_settings(arguments)[0]
+
+
+def traced_settings(arguments: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config as `read_settings` reads it, and who said what: dotted key -> file or command line.
+
+    Raises:
         ConfigError: settings that cannot be used, or that would make a resumed run another one.
         ReportingError: there is no run to resume.
     """
@@ -60,17 +69,17 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
     if swept_by_agent() and "mode" not in given.get("wandb", {}):
         arguments = [*arguments, "wandb.mode=online"]
     if asked(given, "resume", bool) is not True:
-        config = compose(arguments, SCHEMA)
+        config, sources = traced(arguments, SCHEMA)
         if config.resume:
             raise ConfigError("resume=true belongs on the command line, beside output=DIR")
         if swept_by_agent() and config.output is None and (folder := RunFolder(default_folder(config))).holds_run:
-            return read_settings([*arguments, f"output={folder.path}", "resume=true"])  # the agent started it again
-        return config
+            return traced_settings([*arguments, f"output={folder.path}", "resume=true"])  # the agent started it again
+        return config, sources
     output = asked(given, "output", str | None)
     if not output:
         raise ConfigError("resume=true needs output=DIR, the folder of the run to go on with")
     saved = saved_config(RunFolder(output))
-    config = compose(arguments, SCHEMA, base=saved)
+    config, sources = traced(arguments, SCHEMA, base=saved)
     complete = compose([], SCHEMA, base=saved)  # a setting that is younger than the run had its default
     if changed := differences(complete, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
@@ -81,7 +90,7 @@ def read_settings(arguments: Sequence[str]) -> DictConfig:
             f"{rounds[0]} rounds, so that with more of them earlier rounds would have had other learning rates; keep "
             f"the {rounds[0]}, or start another run, whose training.schedule_rounds lets it go on later"
         )
-    return config
+    return config, sources
 
 
 def saved_config(folder: RunFolder) -> DictConfig:

@@ -18,9 +18,10 @@ from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from fedseg.models.dice import soft_dice_loss
 from fedseg.models.heads import Activation, probabilities
 
-LossName = Literal["dice_bce", "dice", "bce", "focal", "dice_ce", "ce"]
+LossName = Literal["dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce"]
 
 
 class Loss(Protocol):
@@ -83,6 +84,23 @@ def soft_dice(activation: Activation) -> Loss:
     return loss
 
 
+def smooth_dice(activation: Activation) -> Loss:
+    """Build 1 - soft Dice that is smoothed by 1e-5; the background is a class of its own under softmax.
+
+    A class that is nowhere in the batch has a term, too: it costs nearly 1 while anything is predicted to be it.
+    """
+
+    def loss(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        if activation == "sigmoid":
+            return soft_dice_loss(logits.float().sigmoid(), mask, known=known)
+        if known is not None:  # the background is known where all regions are
+            known = torch.cat([known.amin(dim=1, keepdim=True), known], dim=1)
+        background = 1 - mask.sum(dim=1, keepdim=True)
+        return soft_dice_loss(logits.float().softmax(dim=1), torch.cat([background, mask], dim=1), known=known)
+
+    return loss
+
+
 def _mean(terms: Tensor, known: Tensor) -> Tensor:
     """Mean over what is known; 0 where that is nothing."""
     return (terms * known).sum() / known.sum().clamp(min=1)
@@ -92,7 +110,8 @@ def build_loss(name: LossName, activation: Activation) -> Loss:
     """Build a loss from its name.
 
     Args:
-        name: "dice", "bce", "focal" or "dice_bce" (a sum) for sigmoid outputs; "dice", "ce" or "dice_ce" for softmax.
+        name: "dice", "smooth_dice", "bce", "focal" or "dice_bce" (a sum) for sigmoid outputs; "dice", "smooth_dice",
+            "ce" or "dice_ce" for softmax.
         activation: of the regions; "softmax" networks have one output more, the background, first.
 
     Returns:
@@ -102,10 +121,16 @@ def build_loss(name: LossName, activation: Activation) -> Loss:
         ValueError: an unknown name, or one that does not fit the activation.
     """
     dice = soft_dice(activation)
-    bce, ce = binary_cross_entropy, cross_entropy
+    smooth, bce, ce = smooth_dice(activation), binary_cross_entropy, cross_entropy
     fitting: dict[Activation, dict[str, tuple[Loss, ...]]] = {
-        "sigmoid": {"dice_bce": (dice, bce), "dice": (dice,), "bce": (bce,), "focal": (focal,)},
-        "softmax": {"dice_ce": (dice, ce), "dice": (dice,), "ce": (ce,)},
+        "sigmoid": {
+            "dice_bce": (dice, bce),
+            "dice": (dice,),
+            "smooth_dice": (smooth,),
+            "bce": (bce,),
+            "focal": (focal,),
+        },
+        "softmax": {"dice_ce": (dice, ce), "dice": (dice,), "smooth_dice": (smooth,), "ce": (ce,)},
     }
     if name not in get_args(LossName):
         raise ValueError(f"unknown loss {name!r}; known: {', '.join(get_args(LossName))}")

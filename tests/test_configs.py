@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf.errors import ReadonlyConfigError
 import train
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs import compose as module
-from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, compose, load
+from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, compose, load, told_by, traced
 from fedseg.configs.knobs import REQUIRED, described, knobs, unknown
 from fedseg.datamodules import DATASETS, DataError
 from fedseg.launch.experiment import Experiment
@@ -224,7 +225,7 @@ def test_mappings_are_replaced_not_merged(tmp_path: Path) -> None:
         (["federation.rounds=1.5"], "federation.rounds=1.5 should be int"),
         (["federation.rounds=True"], "federation.rounds=True should be int"),
         (["training.lr=fast"], "training.lr=fast should be float"),
-        (["training.optimizer=rmsprop"], "training.optimizer=rmsprop should be adam|adamw|sgd"),
+        (["training.optimizer=rmsprop"], "training.optimizer=rmsprop should be adam|adamw|amsgrad|sgd"),
         (["evaluation.overlays=1"], "evaluation.overlays=1 should be bool"),
         (["data.split=[0.5, half, 0.25]"], "data.split=[0.5, half, 0.25] should be list[float]; 'half' is not"),
         (
@@ -541,3 +542,57 @@ def test_runs_of_ones_own_images_are_named_after_them(root: str, manifest: str |
     assert default_folder(config).name.startswith(f"{name}-fedavg-seed0-")
     assert group_name(config).startswith(f"{name}-fedavg-")
     assert default_folder(made()).name.startswith("phantom-ditto-seed0-")
+
+
+# ------------------------------------------------------------------------------- a method's preset, and other parts
+
+
+def test_a_preset_trains_as_its_program_does_and_the_users_own_words_win(tmp_path: Path) -> None:
+    released = compose(["algorithm=lcfed_released"], SCHEMA)
+    assert (released.training.loss, released.training.optimizer_state) == ("smooth_dice", "keep")
+    assert (released.data.batch_size, released.data.n_sites, released.federation.local_steps) == (6, 4, 50)
+    own = compose(["data.batch_size=3", "algorithm=lcfed_released", "training.loss=dice"], SCHEMA)
+    assert (own.data.batch_size, own.training.loss, own.training.optimizer_state) == (3, "dice", "keep")
+    experiment = tmp_path / "mine.yaml"
+    experiment.write_text("training: {loss: bce}\ndata: {augment: strong}\n")
+    mixed = compose([f"experiment={experiment}", "algorithm=lcfed_released"], SCHEMA)
+    assert (mixed.training.loss, mixed.data.augment, mixed.data.batch_size) == ("bce", "strong", 6)
+
+
+def test_a_preset_holds_on_other_data_and_not_for_another_method() -> None:
+    elsewhere = compose(["algorithm=lcfed_released", "data=folder", "data.root=x"], SCHEMA)
+    assert (elsewhere.data.batch_size, elsewhere.data.sampling) == (6, "replacement")
+    other = compose(["algorithm=lcfed"], SCHEMA)
+    assert (other.training.loss, other.federation.local_steps) == ("auto", 10)
+
+
+def test_what_a_run_saved_is_not_overruled_by_its_preset() -> None:
+    saved = compose(["algorithm=lcfed_released", "training.loss=dice", "data.batch_size=2"], SCHEMA)
+    again = compose([], SCHEMA, base=saved)
+    assert again == saved
+
+
+def test_who_said_what_is_told() -> None:
+    _, sources = traced(["algorithm=lcfed_released", "training.loss=dice", "seed=3"], SCHEMA)
+    preset = "configs/algorithm/lcfed_released.yaml"
+    assert sources["data.batch_size"] == sources["algorithm.alpha"] == sources["training.normalize"] == preset
+    assert sources["training.loss"] == sources["seed"] == "the command line"
+    assert sources["data.n_sites"] == "configs/default.yaml"
+    assert "training.lr" not in sources  # a default
+    assert f"# {preset}: algorithm.weighting, " in told_by(sources)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((FOLDER / "algorithm").glob("*.yaml"))])
+def test_every_preset_of_a_method_composes(name: str) -> None:
+    assert compose([f"algorithm={name}"], SCHEMA).algorithm.preset == name
+
+
+def test_a_preset_with_a_mistake_in_another_part_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "configs")
+    (folder / "algorithm" / "wrong.yaml").write_text("name: fedavg\ntraining: {los: dice}\ndata: [1]\n")
+    monkeypatch.setattr(module, "FOLDER", folder)
+    with pytest.raises(ConfigError, match="expected settings of the form key: value"):
+        compose(["algorithm=wrong"], SCHEMA)
+    (folder / "algorithm" / "wrong.yaml").write_text("name: fedavg\ntraining: {los: dice}\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'training\.los'"):
+        compose(["algorithm=wrong"], SCHEMA)

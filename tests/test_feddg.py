@@ -466,18 +466,19 @@ def released() -> dict[str, Any]:
 
 def test_presets_say_what_they_should() -> None:
     ours, paper = (compose([f"algorithm={name}"], SCHEMA).algorithm for name in ("feddg", "feddg_paper"))
-    assert {key for key in paper if paper[key] != ours[key]} == {"preset", "denominator"}
+    assert {key for key in paper if paper[key] != ours[key]} == {"preset", "denominator", "styles", "second_order"}
     assert (paper.denominator, ours.denominator) == ("negatives", "positive_and_negatives")
+    assert (paper.styles, paper.second_order) == (None, True)
     program = compose(["algorithm=feddg_released"], SCHEMA).algorithm
-    differ = {key for key in paper if paper[key] != program[key]} - {"preset"}
-    assert differ == {"half_width", "bank_share", "donor_weight", "denominator", "group", "task_loss"}
-    common = {"temperature": 0.05, "contrast_weight": 0.1, "step": 1e-3, "clip": 100, "second_order": False}
-    assert {key: paper[key] for key in common} == common
+    differ = {key for key in ours if ours[key] != program[key]} - {"preset"}
+    assert differ == {"half_width", "bank_share", "donor_weight", "group", "task_loss", "weighting"}
+    common = {"temperature": 0.05, "contrast_weight": 0.1, "step": 1e-3, "clip": 100}
+    assert {key: paper[key] for key in common} == {key: program[key] for key in common} == common
     assert (program.half_width, program.donor_weight, program.bank_share) == (0, 1, 0.125)
 
 
 def test_a_preset_and_every_option_survive_two_rounds(tmp_path: Path) -> None:
-    options = {"styles": 2, "second_order": True, "outer_updates_statistics": True, "window": 0.2}
+    options = {"styles": None, "second_order": True, "outer_updates_statistics": True, "window": 0.2}
     for index, knobs in enumerate((released(), options)):
         outcome = simulate("feddg", tmp_path / str(index), **knobs)
         assert not outcome.server.non_finite()

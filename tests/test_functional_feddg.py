@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fedseg.algorithms.functional.boundary import inner_band, outer_band
 from fedseg.algorithms.functional.contrast import boundary_contrast, nt_xent, pooled_embeddings
-from fedseg.algorithms.functional.dice import soft_dice_loss
 from fedseg.algorithms.functional.episode import episode, fast_weights
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
+from fedseg.models.dice import soft_dice_loss
 
 METHODS = ["matmul", "fft"]
 

@@ -21,7 +21,7 @@ from fedseg.algorithms.functional.calibration import (
     smooth,
     standard_deviation,
 )
-from fedseg.algorithms.functional.dice import soft_dice_loss
+from fedseg.models.dice import soft_dice_loss
 
 
 def golden(name: str) -> dict[str, Tensor]:

@@ -432,8 +432,9 @@ class OneStream(InProcess):
         {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
         {"optimizer": "adam", "lr": 1e-2},
         {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 0.1},
+        {"optimizer": "amsgrad", "lr": 1e-2},
     ],
-    ids=["momentum", "adam", "adamw"],
+    ids=["momentum", "adam", "adamw", "amsgrad"],
 )
 def test_kept_optimiser_state_makes_rounds_of_one_site_one_long_training(
     tmp_path: Path, kind: Mapping[str, Any]

@@ -36,8 +36,12 @@ SOFT_MASK = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]]]])  # pixel 1 is backgroun
 SOFT_DICE = (1 - 2 * 0.5 / (0.75 + 1)) / 2  # the absent region counts as loss 0; background has no term
 
 
+SMOOTH_DICE = 1 - (2 * 0.5 / (1 + 2 / 3) + 2 * 0.5 / (0.75 + 1) + 1e-5 / (1 / 4 + 1 / 3)) / 3  # all three classes
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"), [("dice", SOFT_DICE), ("ce", math.log(2)), ("dice_ce", SOFT_DICE + math.log(2))]
+    ("name", "expected"),
+    [("smooth_dice", SMOOTH_DICE), ("dice", SOFT_DICE), ("ce", math.log(2)), ("dice_ce", SOFT_DICE + math.log(2))],
 )
 def test_softmax_losses(name: str, expected: float) -> None:
     assert build_loss(name, "softmax")(SOFT, SOFT_MASK).item() == pytest.approx(expected, rel=1e-5)
@@ -151,7 +155,13 @@ def test_unknown_normalisation_raises() -> None:
 
 
 EVERY_LOSS = [("dice_bce", "sigmoid"), ("dice", "sigmoid"), ("bce", "sigmoid"), ("focal", "sigmoid")]
-EVERY_LOSS += [("dice_ce", "softmax"), ("dice", "softmax"), ("ce", "softmax")]
+EVERY_LOSS += [
+    ("smooth_dice", "sigmoid"),
+    ("smooth_dice", "softmax"),
+    ("dice_ce", "softmax"),
+    ("dice", "softmax"),
+    ("ce", "softmax"),
+]
 every_loss = pytest.mark.parametrize(("name", "activation"), EVERY_LOSS)
 
 

@@ -1,4 +1,4 @@
-"""Soft Dice loss in the form that FedDG and LC-Fed train with."""
+"""Soft Dice loss in the form that the programs of FedDG, LC-Fed and IOP-FL train with."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ def soft_dice_loss(
     """1 - mean over channels of (2 sum s g + e) / (sum s + sum g + e); sums run over the batch and all pixels.
 
     Args:
-        probabilities: s, (B, R, ...), in [0, 1]; foreground channels only.
+        probabilities: s, (B, R, ...), in [0, 1].
         target: g, of the same shape, {0, 1}.
         smoothing: e.
         known: of the same shape, {0, 1}; sums run over pixels where it is 1. None: all.
