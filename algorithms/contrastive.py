@@ -30,7 +30,7 @@ from fedseg.algorithms.functional.trajectory import follow
 from fedseg.federation.contract import Batch, Cohort, Site, Task
 from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
-from fedseg.models.select import complement, part
+from fedseg.models.select import complement, part, require_parts
 
 LEARNING = ("encoder", "projector")
 BANK = "bank"
@@ -417,6 +417,7 @@ class Embedder(nn.Module):
 
 def _add_projector(model: nn.Module, dimensions: int) -> None:
     """Hang the projection head on the network, and let only it and the encoder learn."""
+    require_parts(model, "Contrastive pre-training", "encoder")
     encoder = model.get_submodule("encoder")
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ValueError("the encoder is frozen (model.freeze_encoder=true): there is nothing to pre-train")

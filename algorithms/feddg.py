@@ -21,6 +21,7 @@ from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.dice import soft_dice_loss
 from fedseg.models.heads import probabilities
+from fedseg.models.select import require_parts
 
 BANK = "bank"
 """The group of a site's amplitudes; ``bank/<site>`` where several sites' lie side by side."""
@@ -111,6 +112,8 @@ class FedDG(FedAvg):
         )
         self.released_dice = task_loss == "released"
         self.reads_updates = self.rounds_weights = weighting == "rounded"
+        if contrast_weight:
+            require_parts(self.model, "FedDG's contrast (algorithm.contrast_weight)", "segmentation_head")
         self.donors = Donors({})
 
     @property

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, ScalarEvent, YAMLError
 
 from fedseg.configs.knobs import knobs, unknown, validated
+from fedseg.configs.parts import PartError
 from fedseg.configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
 
 FOLDER = Path(__file__).parent
@@ -350,16 +351,21 @@ def _group(
     group: str, owners: Mapping[str, Owner], chosen: Chosen, beside: Sequence[Layer], parts: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A group's settings, who said them, and what is wrong."""
-    if chosen.name not in (known := choices(group, owners)):
-        return {}, {}, [unknown(chosen.name, known, group)]
+    if chosen.name not in (known := choices(group, owners)) and chosen.name not in owners:
+        own_part = f" (or a part of your own: {group}=package.module:Name)"
+        return {}, {}, [unknown(chosen.name, known, group) + own_part]
     own = {name: value for name, value in chosen.file.values.items() if name not in parts}
     only = next(iter(owners)) if len(owners) == 1 else chosen.name
     owner = str(own.pop("name", chosen.name if chosen.name in owners else only))
     if owner not in owners:
         return {}, {}, [f"{chosen.name}.yaml: " + unknown(owner, owners, f"{group}.name")]
+    try:
+        taken = knobs(owners[owner])
+    except PartError as error:
+        return {}, {}, [str(error)]
     of_others = [Layer(layer.source, layer.values.get(group, {})) for layer in beside]
     told, said = _merge(Layer(chosen.file.source, own), chosen.first, *of_others, *chosen.later)
-    fitting = {name: key for name, key in told.items() if name in knobs(owners[owner]) or not _elsewhere(name, owners)}
+    fitting = {name: key for name, key in told.items() if name in taken or not _elsewhere(name, owners)}
     foreign = [
         f"{group}.{name} is a setting of {group}={', '.join(_elsewhere(name, owners))}, not of {group}={chosen.name}"
         for name in told

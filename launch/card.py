@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules.new import stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.run import saved_config
 from fedseg.launch.saved import Chosen, SavedModels
+from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import Table, site_scores
@@ -97,7 +97,7 @@ class Card:
                     "outlines": ", ".join(facts["regions"]),
                     "method": f"`{facts['method']}`: {_first_line(self.models.method)}",
                     "saved": f"after round {facts['round']} ({self.checkpoint}), seed {facts['seed']}",
-                    "network": f"{facts['network']['architecture']}, encoder {facts['network']['encoder']}",
+                    "network": _network(facts["network"]),
                     "encoder began with": facts["encoder"],
                     "terms": facts["terms"],
                 }
@@ -177,10 +177,18 @@ class Card:
         return f"site {self.site}" if self.site else f"the sites {', '.join(self._sites())}"
 
 
+def _network(settings: Mapping[str, Any]) -> str:
+    """In a line; a network from outside says what it is called and set to."""
+    if "architecture" in settings:
+        return f"{settings['architecture']}, encoder {settings['encoder']}"
+    own = {key: value for key, value in settings.items() if key not in ("name", "preset")}
+    return str(settings["name"]) + "".join(f", {key} {value}" for key, value in own.items())
+
+
 def encoder_origin(config: DictConfig) -> str:
     """Where the encoder's first weights came from."""
     if not config.pretrained:
-        weights = config.model.encoder_weights
+        weights = config.model.get("encoder_weights")
         return "random weights" if weights is None else f"the weights in {weights} (model.encoder_weights)"
     folder = RunFolder(config.pretrained)
     try:
@@ -190,7 +198,7 @@ def encoder_origin(config: DictConfig) -> str:
     if splits.empty:
         return f"the encoder of the run {config.pretrained}, which is no longer there to say what it learnt from"
     learnt = (splits["split"] == "train") & splits["seen"]
-    if ALGORITHMS[earlier.algorithm.name].labelled:
+    if getattr(METHODS[earlier.algorithm.name], "labelled", True):
         learnt &= splits["labelled"]
     sites = ", ".join(sorted({str(site) for site in splits.loc[learnt, "site"]}))
     return (

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from fedseg.algorithms import ALGORITHMS, Algorithm
+from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.configs.compose import ConfigError
-from fedseg.datamodules import DATASETS, MultiCenterDataModule, SiteData
+from fedseg.datamodules import MultiCenterDataModule, SiteData
 from fedseg.evaluation import check_metrics
 from fedseg.federation.allocator import keep_freed_memory
 from fedseg.federation.checkpoint import Checkpoint
@@ -26,8 +27,7 @@ from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
 from fedseg.federation.seeds import derive_seed
 from fedseg.federation.transport import InProcess
 from fedseg.launch.pretrained import PretrainedEncoder
-from fedseg.launch.settings import Deployment, Evaluation
-from fedseg.models import create_model
+from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 
@@ -130,7 +130,8 @@ class Experiment:
         name = settings.pop("name")
         if settings["split_seed"] is None:
             settings["split_seed"] = self.config.seed
-        return DATASETS[name](**settings)
+        built: MultiCenterDataModule = DATA[name](**settings)
+        return built
 
     @cached_property
     def pretrained(self) -> PretrainedEncoder | None:
@@ -215,12 +216,12 @@ class Experiment:
         recipe = Recipe.build(training, regions.activation, channels, self._private_step, rounds)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
-        network.pop("name")
-        model = create_model(channels, regions.channels, **network)
+        model: nn.Module = NETWORKS[network.pop("name")](channels, regions.channels, **network)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
-        return ALGORITHMS[settings.pop("name")](model, recipe, **settings)
+        built: Algorithm = METHODS[settings.pop("name")](model, recipe, **settings)
+        return built
 
     def sites(self) -> dict[str, SiteData]:
         """All sites by name, and the pool of the seen ones.

@@ -66,6 +66,11 @@ class PretrainedEncoder:
         Raises:
             ConfigError: they differ, or weights come from a file as well.
         """
+        if own := [key for key in BUILDS_ENCODER if key not in model or key not in self.model]:
+            raise ConfigError(
+                f"pretrained={self.source}: an encoder passes between networks of this suite only "
+                f"(model.{own[0]} is none of model={model.name if own[0] not in model else self.model.name})"
+            )
         other = [f"model.{key}={self.model[key]}" for key in BUILDS_ENCODER if self.model[key] != model[key]]
         if other:
             raise ConfigError(f"pretrained={self.source} has another encoder; take {' '.join(other)} as that run did")

@@ -255,7 +255,7 @@ def beside(folder: RunFolder) -> dict[str, Any]:
 
 def run_name(config: DictConfig) -> str:
     """DATA-ALGORITHM-seedN; under `wandb agent` also the run's id, since a sweep may vary anything else."""
-    name = f"{data_name(config)}-{config.algorithm.preset}-seed{config.seed}"
+    name = f"{data_name(config)}-{method_name(config)}-seed{config.seed}"
     return f"{name}-{os.environ[RUN_ID]}" if swept_by_agent() else name
 
 
@@ -291,13 +291,18 @@ def group_name(config: DictConfig) -> str:
     told = {key: value for key, value in flat(config).items() if not key.startswith(alone)}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:6]
     protocol = "" if config.protocol == "personalised" else f"-{config.protocol}"
-    return f"{data_name(config)}-{config.algorithm.preset}{protocol}-{digest}"
+    return f"{data_name(config)}-{method_name(config)}{protocol}-{digest}"
+
+
+def method_name(config: DictConfig) -> str:
+    """The method; of one from outside (`package.module:Name`) its name alone."""
+    return str(config.algorithm.preset).rpartition(":")[2]
 
 
 def data_name(config: DictConfig) -> str:
     """The data set; of one's own images also their folder or table, so that two of them have two names."""
     if config.data.preset != "folder":
-        return str(config.data.preset)
+        return str(config.data.preset).rpartition(":")[2]
     manifest = Path(config.data.manifest or USUAL_TABLE)
     place = Path(config.data.root).expanduser().absolute()
     own = [place.name] if manifest.stem == USUAL_TABLE else [manifest.stem]

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms import ALGORITHMS, Algorithm
 from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import Schema
-from fedseg.datamodules import DATASETS
+from fedseg.configs.parts import OpenTable
+from fedseg.datamodules import DATASETS, MultiCenterDataModule
 from fedseg.evaluation import FULL
 from fedseg.federation.client import Compute
 from fedseg.federation.engine import Schedule
@@ -116,8 +117,13 @@ class Wandb:
     artifacts: bool = False
 
 
+METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)
+DATA = OpenTable(DATASETS, "data", MultiCenterDataModule)
+NETWORKS = OpenTable({"smp": create_model}, "model")
+"""Functions (in_channels, classes, *, settings) -> network; smp's has the parts encoder, decoder, segmentation_head."""
+
 SCHEMA = Schema(
-    groups={"algorithm": ALGORITHMS, "data": DATASETS, "model": {"smp": create_model}},
+    groups={"algorithm": METHODS, "data": DATA, "model": NETWORKS},
     sections={
         "training": Training,
         "trainer": Compute,

@@ -18,6 +18,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
+from fedseg.configs.parts import is_path
 from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
 from fedseg.federation.contract import Row, Task
@@ -58,6 +59,7 @@ class Local:
         state: folder for all that it keeps.
         data_root: folder of its data; empty where the data set needs none.
         settings: further settings of its own, such as "trainer.threads=4 data.cache=memory".
+        parts: methods, data sets and networks from outside the suite (`package.module:Name`) that a run may use there.
         shows_cases: whether the server may see single cases by name; only where server and site are one machine.
     """
 
@@ -65,6 +67,7 @@ class Local:
     state: Path
     data_root: str = ""
     settings: str = ""
+    parts: tuple[str, ...] = ()
     shows_cases: bool = False
 
     @classmethod
@@ -74,22 +77,29 @@ class Local:
         Raises:
             ConfigError: a key is missing or unknown.
         """
-        known = {"site", "state", "data-root", "settings"}
+        known = {"site", "state", "data-root", "settings", "parts"}
         if odd := sorted(set(node) - known - {"partition-id", "num-partitions"}):
             raise ConfigError(f"node-config: unknown key {odd[0]!r}; known: {', '.join(sorted(known))}")
         for key in ("site", "state"):
             if not str(node.get(key, "")):
                 raise ConfigError(f"node-config: {key!r} is needed, such as --node-config \"site='B' state='/srv/b'\"")
         root, more = str(node.get("data-root", "")), str(node.get("settings", ""))
-        return cls(str(node["site"]), Path(str(node["state"])).expanduser(), root, more)
+        parts = tuple(shlex.split(str(node.get("parts", ""))))
+        return cls(str(node["site"]), Path(str(node["state"])).expanduser(), root, more, parts)
 
     def applied(self, config: DictConfig) -> DictConfig:
         """The run's settings, with those that are the site's own.
 
         Raises:
             ConfigError: a setting that is not a site's to choose, that the run's data set does not have, or a value
-                that cannot be used.
+                that cannot be used; a part from outside the suite that the site has not agreed to.
         """
+        for group in SCHEMA.groups:
+            if is_path(name := str(config[group].name)) and name not in self.parts:
+                raise ConfigError(
+                    f"the run uses {group}={name}, which is no part of the suite; this site imports it once its "
+                    f"node-config says parts='{' '.join((*self.parts, name))}'"
+                )
         own: dict[str, Any] = {"data.cache": "disk", "data.cache_dir": str(self.state / "cache")}
         if "manifest" in config.data:
             own["data.manifest"] = None

@@ -14,6 +14,7 @@ from fedseg.models.select import (
     normalisation,
     nothing,
     part,
+    require_parts,
     statistics,
     union,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "nothing",
     "part",
     "probabilities",
+    "require_parts",
     "statistics",
     "union",
 ]

@@ -117,6 +117,19 @@ def named(text: str) -> Selector:
     )
 
 
+def require_parts(model: nn.Module, who: str, *names: str) -> None:
+    """Make sure that a network has these parts.
+
+    Raises:
+        ValueError: naming what is missing, and whose need it is.
+    """
+    if missing := [name for name in names if name not in dict(model.named_children())]:
+        raise ValueError(
+            f"{who} needs a network with the parts {', '.join(names)}; {type(model).__name__} has no "
+            f"{' and no '.join(missing)} ({_parts(model)})"
+        )
+
+
 def _norm_tensors(model: nn.Module, *, parameters: bool) -> frozenset[str]:
     keys: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):

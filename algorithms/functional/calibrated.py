@@ -21,6 +21,7 @@ from fedseg.algorithms.functional.calibration import (
     standard_deviation,
 )
 from fedseg.models.heads import Activation, probabilities
+from fedseg.models.select import require_parts
 
 Maps = Literal["peaks", "distance", "deviation"]
 
@@ -144,6 +145,7 @@ def check_chain(model: nn.Module) -> None:
     Raises:
         ValueError: for such an architecture.
     """
+    require_parts(model, "LC-Fed", "encoder", "decoder", "segmentation_head")
     if isinstance(model, SegmentationModel) and type(model).forward is not SegmentationModel.forward:
         raise ValueError(
             f"LC-Fed works between encoder, decoder and head, which {type(model).__name__} does not run one after the "
