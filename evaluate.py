@@ -2,16 +2,22 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-USAGE = """python evaluate.py RUN [data.root=DIR] [trainer.accelerator=cpu] [trainer.threads=N]
+if TYPE_CHECKING:
+    from fedseg.reporting.folder import RunFolder
 
-  RUN            the folder of a finished or stopped run
+USAGE = """python evaluate.py RUN [evaluation.grid=own] [data.root=DIR] [trainer.accelerator=cpu] [trainer.threads=N]
+
+  RUN            the folder of a finished or stopped run, or of one that held sites out in turn: each fold is scored
+  evaluation.grid=own|network   the grid to score on; without it that of the run, of older runs the cases' own
   data.root=DIR  where its data lie now, if they were moved
 
 Scores the last and the best saved models on the validation and test cases of every site, prints the summary, writes
 RUN/rescored.csv, and says by how much scores differ from those in RUN/metrics.csv (exit code 1 if they do, or if a run
-that did its last round has none there). A run made
-on a GPU is scored on the CPU where there is none; other arithmetic then moves scores by a little."""
+that did its last round has none there). Final scores on another grid than those in RUN/metrics.csv take their place
+there, in the summary and in config.yaml; the earlier ones are kept beside them. A run made on a GPU is scored on the
+CPU where there is none; other arithmetic then moves scores by a little."""
 
 TOLERANCE = 1e-6
 
@@ -25,24 +31,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Score again, and compare."""
-    from fedseg.launch.rescore import difference, last_round_done, rescore, without_older_definition
-    from fedseg.reporting import ReportingError
-    from fedseg.reporting.folder import RunFolder, write_atomic
-    from fedseg.reporting.summary import summarise
-
     if {"--help", "-h"} & set(arguments):
         print(USAGE)
         return 0
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
+    from fedseg.launch.folds import gather_folds
+    from fedseg.launch.rescore import folds_of
+    from fedseg.reporting import ReportingError
+    from fedseg.reporting.folder import RunFolder
+
     folder = RunFolder(arguments[0])
     if not folder.holds_run:
         raise ReportingError(f"{folder.path} holds no run (no config.yaml)")
+    if not (folds := folds_of(folder)):
+        return score_again(folder, arguments[1:])
+    codes = []
+    for fold in folds:
+        print(f"\n{fold.path.name} was held out")
+        codes.append(score_again(fold, arguments[1:]))
+    _, summary = gather_folds(folder, folds)
+    print(f"\nall folds\n{summary.text(sys.stdout)}")
+    return max(codes)
+
+
+def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
+    """One run; returns the exit code."""
+    from fedseg.launch.rescore import adopt, difference, last_round_done, other_grid, rescore, without_older_definition
+    from fedseg.reporting.folder import write_atomic
+    from fedseg.reporting.summary import summarise
+
     before = folder.scores()
-    scores = rescore(folder, arguments[1:])
+    scores = rescore(folder, overrides)
     write_atomic(folder.path / "rescored.csv", scores.to_csv(index=False))
     print(summarise(scores).text(sys.stdout))
+    if grid := other_grid(scores, before):
+        kept = adopt(folder, scores)
+        print(
+            f"\nmetrics.csv held final scores on another grid ({grid}): the new ones took their place, and {kept.name}"
+        )
+        print("keeps the earlier ones")
+        return 0
     scores, before, older = without_older_definition(scores, before)
     gap, compared = difference(scores, before)
     if not before["checkpoint"].isin(["last", "best"]).any():

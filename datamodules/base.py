@@ -316,7 +316,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         left_out = (self.ignore_labels, self.expected.unannotated)
         slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, *left_out)
         slices.try_augmentation()
-        shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling)
+        shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling, self.read)
         rows: list[dict[str, Any]] = []
         sites: dict[str, SiteData] = {}
         for index, (site, store) in enumerate(zip(by_site, stores, strict=True)):

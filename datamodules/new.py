@@ -25,7 +25,7 @@ from fedseg.datamodules.readers import VOLUMES, stem_of, suffix_of, write_back
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
-from fedseg.datamodules.transforms import load_augmentation, resize
+from fedseg.datamodules.transforms import brought_back, load_augmentation
 
 
 def stacks(data: MultiCenterDataModule) -> bool:
@@ -141,8 +141,7 @@ class NewImages:
             (D, R, H, W), interpolated as images are.
         """
         _, height, width = self.images[number].shape
-        moved = resize(Sample(planes.transpose(0, 2, 3, 1), None), (height, width)).image
-        return moved.transpose(0, 3, 1, 2).astype(np.float32, copy=False)
+        return brought_back(planes, (height, width))
 
     def write(self, number: int, array: NDArray[Any], folder: Path, name: str) -> Path:
         """Writes one map of an image in its own geometry.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedseg.datamodules.cache import Store
-from fedseg.datamodules.cases import SPLITS, Case, Pixels, Split
+from fedseg.datamodules.cases import SPLITS, Case, Pixels, Sample, Split
 from fedseg.datamodules.errors import DataError, did_you_mean
 from fedseg.datamodules.findings import few
 from fedseg.datamodules.regions import Regions
@@ -82,14 +82,26 @@ class SliceSet(Dataset[Batch]):
         if plan.masks:
             ids = torch.from_numpy(np.stack(labels))
             batch["mask"] = self.regions.encode(ids)
-            if self.ignored or self.unannotated:
-                annotated = torch.stack([self._annotated(pick) for pick in plan.picks])
+            if self.leaves_out:
+                annotated = torch.stack([self._annotated(self.stores[pick.store].cases[0].site) for pick in plan.picks])
                 batch["known"] = self.regions.known(ids, self.ignored) * annotated
         return batch
 
-    def _annotated(self, pick: Pick) -> Tensor:
-        """(R, 1, 1), 0 for regions that were not annotated at the site."""
-        names = self.unannotated.get(self.stores[pick.store].cases[pick.case].site, ())
+    @property
+    def leaves_out(self) -> bool:
+        """Whether there are pixels or regions that do not count."""
+        return bool(self.ignored or self.unannotated)
+
+    def known(self, case: Case, labels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Where labels (..., H, W) of a case count: (..., R, H, W); None where all do."""
+        if not self.leaves_out:
+            return None
+        counts = self.regions.known(torch.from_numpy(labels), self.ignored) * self._annotated(case.site)
+        return (counts > 0.5).numpy()
+
+    def _annotated(self, site: str) -> Tensor:
+        """(R, 1, 1), 0 for regions that were not annotated at a site."""
+        names = self.unannotated.get(site, ())
         return torch.tensor([float(name not in names) for name in self.regions.names])[:, None, None]
 
     def image(self, pick: Pick) -> Pixels:
@@ -138,6 +150,7 @@ class Shared:
     loaders: Loaders
     batch_size: int
     sampling: Sampling
+    read: Callable[[Case], Sample]
 
 
 class SiteData:
@@ -324,6 +337,14 @@ class SiteData:
         """Millimetres per voxel (slice, row, column) on the network's grid; None when unknown."""
         store, number = self._find(case)
         return store.entries[number].spacing
+
+    def at_own_size(self, case: Case) -> Sample:
+        """The case, read again from its files: image, label ids and spacing as stored."""
+        return self._shared.read(case)
+
+    def known(self, case: Case, labels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Where labels (..., H, W) of a case count: (..., R, H, W); None where all do."""
+        return self._shared.slices.known(case, labels)
 
     def _find(self, case: Case | str) -> tuple[Store, int]:
         """The store of a case; a bare name is looked up at this site, so the pooled view needs the Case itself."""

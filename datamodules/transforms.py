@@ -52,6 +52,20 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     return replace(sample, image=image, labels=labels, spacing=spacing)
 
 
+def brought_back(planes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Brings maps from the network's grid to that of an image, interpolated as images are.
+
+    Args:
+        planes: (D, R, h, w), such as probabilities.
+        size: (height, width) of the image.
+
+    Returns:
+        (D, R, H, W).
+    """
+    moved = resize(Sample(planes.transpose(0, 2, 3, 1), None), size).image
+    return moved.transpose(0, 3, 1, 2).astype(np.float32, copy=False)
+
+
 def to_grey(sample: Sample) -> Sample:
     """Colour (red, green, blue) to one channel of luminance."""
     return replace(

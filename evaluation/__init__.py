@@ -6,13 +6,24 @@ Predicting needs torch, reading a finished run's scores does not: what predicts 
 from typing import TYPE_CHECKING, Any
 
 from fedseg import one_copy
-from fedseg.evaluation.metrics import FULL, INVENTED, LOWER_IS_BETTER, METRICS, QUICK, Metric, check_metrics, score
+from fedseg.evaluation.metrics import (
+    FULL,
+    INVENTED,
+    LENGTHS,
+    LOWER_IS_BETTER,
+    METRICS,
+    QUICK,
+    Metric,
+    check_metrics,
+    score,
+)
 
 if TYPE_CHECKING:
     from fedseg.evaluation.cases import (
         CaseMasks,
         CaseScore,
         DivergedError,
+        Grid,
         Predict,
         ScoredSite,
         evaluate,
@@ -22,12 +33,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FULL",
     "INVENTED",
+    "LENGTHS",
     "LOWER_IS_BETTER",
     "METRICS",
     "QUICK",
     "CaseMasks",
     "CaseScore",
     "DivergedError",
+    "Grid",
     "Metric",
     "Predict",
     "ScoredSite",

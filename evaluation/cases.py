@@ -1,23 +1,29 @@
 """Predictions gathered case by case, and their scores.
 
-Masks are decided and scored on the network's grid; where the spacing is known, distances are in millimetres all the
-same, since the spacing accounts for the resize. One case at a time is in memory.
+On the case's own grid, slice after slice is brought back as `predict.py` does it, and only then decided; the truth is
+read again from its file. On the network's grid, both masks are those that the network sees. Where the spacing is known,
+distances are in millimetres on either. One case at a time is in memory.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedseg.datamodules.cases import Case, Split
+from fedseg.datamodules.cases import Case, Sample, Split
 from fedseg.datamodules.regions import Regions
-from fedseg.evaluation.metrics import Mask, Spacing, check_metrics, score_known
+from fedseg.datamodules.transforms import brought_back
+from fedseg.evaluation.metrics import LENGTHS, Mask, Spacing, check_metrics, score_known
 from fedseg.models.heads import decide
 
 Predict = Callable[[Tensor], Tensor]
+Grid = Literal["own", "network"]
+"""Where masks are compared: on the stored image's or volume's own pixels, or on the network's."""
+MILLIMETRES, PIXELS = "mm", "px"
 
 
 class DivergedError(ValueError):
@@ -38,6 +44,12 @@ class ScoredSite(Protocol):
     def spacing(self, case: Case) -> Spacing:
         """Millimetres per voxel on the network's grid, or None."""
 
+    def at_own_size(self, case: Case) -> Sample:
+        """The case as stored."""
+
+    def known(self, case: Case, labels: NDArray[np.uint8]) -> Mask | None:
+        """Where labels (D, H, W) of a case count: (D, R, H, W); None where all do."""
+
 
 @dataclass(frozen=True)
 class CaseMasks:
@@ -48,21 +60,24 @@ class CaseMasks:
         prediction: (R, D, H, W) bool, regions in the order of `Regions.names`.
         truth: (R, D, H, W) bool.
         known: (R, D, H, W) bool, where labels count; None: everywhere.
+        spacing: Millimetres per voxel (slice, row, column) of these masks; None when unknown.
     """
 
     case: Case
     prediction: Mask
     truth: Mask
     known: Mask | None = None
+    spacing: Spacing = None
 
 
 class CaseScore(NamedTuple):
-    """One number: a metric of one region of one case."""
+    """One number: a metric of one region of one case, and the unit of the lengths in it ("mm", "px", or none)."""
 
     case: str
     region: str
     metric: str
     value: float
+    unit: str = ""
 
 
 def evaluate(
@@ -73,6 +88,7 @@ def evaluate(
     *,
     metrics: Sequence[str],
     tolerance: float,
+    grid: Grid = "network",
 ) -> list[CaseScore]:
     """Score a model on every case of a split.
 
@@ -83,6 +99,7 @@ def evaluate(
         regions: What the channels of the probabilities are.
         metrics: Names of `evaluation.metrics.METRICS`, such as `QUICK` or `FULL`.
         tolerance: Of nsd, in millimetres for cases with known spacing, else in pixels.
+        grid: Where masks are compared.
 
     Returns:
         One entry per case, region and metric, in that order; empty if the split has no case.
@@ -93,18 +110,27 @@ def evaluate(
     """
     check_metrics(metrics, tolerance)
     scores = []
-    for masks in predict_cases(predict, site, split, regions):
-        spacing = site.spacing(masks.case)
+    for masks in predict_cases(predict, site, split, regions, grid=grid):
+        unit = PIXELS if masks.spacing is None else MILLIMETRES
         known = np.ones_like(masks.truth) if masks.known is None else masks.known
         of_regions = zip(regions.names, masks.prediction, masks.truth, known, strict=True)
         for region, prediction, truth, counts in of_regions:
-            values = score_known(prediction, truth, counts, spacing, metrics, tolerance)
-            scores += [CaseScore(masks.case.case, region, metric, value) for metric, value in values.items()]
+            values = score_known(prediction, truth, counts, masks.spacing, metrics, tolerance)
+            scores += [
+                CaseScore(masks.case.case, region, metric, value, unit if metric in LENGTHS else "")
+                for metric, value in values.items()
+            ]
     return scores
 
 
 def predict_cases(
-    predict: Predict, site: ScoredSite, split: Split, regions: Regions, *, only: Collection[str] | None = None
+    predict: Predict,
+    site: ScoredSite,
+    split: Split,
+    regions: Regions,
+    *,
+    only: Collection[str] | None = None,
+    grid: Grid = "network",
 ) -> Iterator[CaseMasks]:
     """Predict cases one after the other, the slices of a volume gathered.
 
@@ -114,6 +140,7 @@ def predict_cases(
         split: The split to score.
         regions: What the channels of the probabilities are.
         only: Names of the cases to predict (for pictures); None: all of the split.
+        grid: Of the masks.
 
     Yields:
         One entry per case, in the order of the split.
@@ -133,17 +160,53 @@ def predict_cases(
                 )
             parts.append(part)
         if only is None or case.case in only:
-            gathered = (np.stack(masks, axis=1) for masks in zip(*(p.masks for p in parts), strict=True))
-            yield CaseMasks(case, *gathered)
+            bring = _on_own_grid if grid == "own" else _on_network_grid
+            yield bring(case, parts, site, regions)
 
 
 class _Slice(NamedTuple):
-    """One slice: its case, its number there, how many there are; if wanted, the masks (R, H, W) of `CaseMasks`."""
+    """One slice: its case, its number there, how many there are; if wanted, what is on the network's grid.
+
+    Attributes:
+        case: Name of the case.
+        number: Of the slice.
+        depth: Slices of the case.
+        probabilities: (R, h, w).
+        truth: (R, h, w) bool.
+        known: (R, h, w) bool, or None.
+    """
 
     case: str
     number: int
     depth: int
-    masks: tuple[Mask, ...]
+    probabilities: Tensor = torch.empty(0)
+    truth: Mask = np.empty(0, bool)
+    known: Mask | None = None
+
+
+def _on_network_grid(case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions) -> CaseMasks:
+    prediction = torch.stack([decide(part.probabilities[None], regions.activation)[0] for part in parts], dim=1)
+    known = [part.known for part in parts if part.known is not None]
+    truth = np.stack([part.truth for part in parts], axis=1)
+    return CaseMasks(case, prediction.numpy(), truth, np.stack(known, axis=1) if known else None, site.spacing(case))
+
+
+def _on_own_grid(case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions) -> CaseMasks:
+    sample = site.at_own_size(case)
+    labels = sample.labels
+    if labels is None or len(labels) != len(parts):
+        raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
+    size = (labels.shape[1], labels.shape[2])
+    truth = np.stack([regions.encode(torch.from_numpy(plane)).numpy() > 0.5 for plane in labels], axis=1)
+    prediction = np.stack([_decided(part.probabilities, size, regions) for part in parts], axis=1)
+    known = site.known(case, labels)
+    return CaseMasks(case, prediction, truth, None if known is None else known.swapaxes(0, 1), sample.spacing)
+
+
+def _decided(probabilities: Tensor, size: tuple[int, int], regions: Regions) -> Mask:
+    """Masks (R, H, W) of one slice from its probabilities (R, h, w)."""
+    brought = torch.from_numpy(brought_back(probabilities[None].float().numpy(), size))
+    return np.asarray(decide(brought, regions.activation)[0].numpy(), bool)
 
 
 def _slices(
@@ -152,17 +215,17 @@ def _slices(
     for batch in site.eval_batches(split):
         names = batch["case"]
         wanted = [only is None or name in only for name in names]
-        masks = iter(_masks(predict, batch, wanted, regions, site.name) if any(wanted) else ())
+        found = iter(_predicted(predict, batch, wanted, regions, site.name) if any(wanted) else ())
         for i, name in enumerate(names):
             number, depth = int(batch["slice"][i]), int(batch["depth"][i])
-            yield _Slice(name, number, depth, next(masks) if wanted[i] else ())
+            yield _Slice(name, number, depth, *(next(found) if wanted[i] else ()))
 
 
-def _masks(
+def _predicted(
     predict: Predict, batch: dict[str, Any], wanted: list[bool], regions: Regions, site: str
-) -> list[tuple[Mask, ...]]:
-    """Predicted and true masks (R, H, W) of the wanted slices of a batch, and where they count if that is told."""
-    truth = batch["mask"][wanted] > 0.5
+) -> Iterator[tuple[Tensor, Mask, Mask | None]]:
+    """Of each wanted slice of a batch: probabilities, true masks, and where they count if that is told."""
+    truth = (batch["mask"][wanted] > 0.5).cpu()
     with torch.no_grad():
         probabilities = predict(batch["image"][wanted])
     if probabilities.shape != truth.shape:
@@ -173,8 +236,6 @@ def _masks(
     if not probabilities.isfinite().all():
         names = dict.fromkeys(name for name, want in zip(batch["case"], wanted, strict=True) if want)
         raise DivergedError(f"site {site!r}: the model's probabilities are not finite (cases {', '.join(names)})")
-    prediction = decide(probabilities, regions.activation).cpu()
-    masks = [prediction, truth.cpu()]
-    if "known" in batch:
-        masks.append(batch["known"][wanted].cpu() > 0.5)
-    return list(zip(*(mask.numpy() for mask in masks), strict=True))
+    known = (batch["known"][wanted] > 0.5).cpu() if "known" in batch else None
+    for i, own in enumerate(probabilities.cpu()):
+        yield own, truth[i].numpy(), None if known is None else known[i].numpy()

@@ -84,6 +84,8 @@ METRICS: dict[str, Metric] = {
 }
 QUICK = ("dice", "iou")
 FULL = ("dice", "iou", "hd95", "assd", "nsd", "missed", INVENTED)
+LENGTHS = frozenset(name for name, metric in METRICS.items() if metric.is_length) | {"nsd"}
+"""Metrics in which lengths count, of nsd its tolerance: their numbers need a unit."""
 LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
 OVERLAPS: dict[str, Callable[[int, int, int], float]] = {  # of |P and T|, |P|, |T|

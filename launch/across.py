@@ -217,6 +217,6 @@ def _in_order(sites: Mapping[str, Facts]) -> list[str]:
 
 
 def _is_score(row: Mapping[str, Any]) -> bool:
-    words = ("checkpoint", "site", "split", "view", "region", "case", "metric")
+    words = ("checkpoint", "site", "split", "view", "region", "case", "metric", "unit", "grid")
     plain = all(isinstance(row[word], str) and re.fullmatch(r"[^\x00-\x1f]{0,200}", row[word]) for word in words)
     return plain and isinstance(row["round"], int) and isinstance(row["value"], int | float | None)

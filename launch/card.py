@@ -19,6 +19,7 @@ from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import Table, site_scores
+from fedseg.reporting.units import EXPLAINED, in_common, stated, titled
 
 UNKNOWN = "not stated by whoever exported this model; ask the sites that trained it before using it"
 LIMITS = """Research software: not a medical device, and not cleared for diagnosis or treatment. The scores above were
@@ -171,7 +172,8 @@ class Card:
         tables = [_score_table(rows[rows["region"] == region], region, metrics) for region in rows["region"].unique()]
         unseen = sorted(set(rows.loc[~rows["seen"], "site"]))
         note = f"\n\nTook no part in training: {', '.join(unseen)}." if unseen else ""
-        return "Means over cases; definitions in the suite's docs/metrics.md.\n\n" + "\n\n".join(tables) + note
+        grid = EXPLAINED.get(in_common(rows["grid"]), "")
+        return f"Means over cases; definitions in the suite's docs/metrics.md. {grid}\n\n" + "\n\n".join(tables) + note
 
     def _audience(self) -> str:
         return f"site {self.site}" if self.site else f"the sites {', '.join(self._sites())}"
@@ -271,7 +273,9 @@ def _score_table(rows: pd.DataFrame, region: str, metrics: Sequence[str]) -> str
     for site, group in means.groupby("site"):
         values = group.set_index("metric")["mean"]
         body.append((str(site), str(int(group["cases"].max())), *(f"{values[name]:.4g}" for name in metrics)))
-    return Table((region, "cases", *metrics), tuple(body)).markdown().rstrip("\n")
+    units = stated(rows, ["metric"]).set_index("metric")["unit"]
+    titles = (titled(metric, units[metric]) for metric in metrics)
+    return Table((region, "cases", *titles), tuple(body)).markdown().rstrip("\n")
 
 
 def _listed(facts: dict[str, str]) -> str:

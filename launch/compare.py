@@ -19,11 +19,12 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import ELSEWHERE
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
-from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.options import Options, Stated
 from fedseg.reporting.compare.report import CASES, PAGE, PARTS, Extras, Report, without_images, write
 from fedseg.reporting.compare.runs import LeftOut, Run, find_runs, read_run
 from fedseg.reporting.compare.verdicts import Verdict
 from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.units import UNKNOWN
 
 USAGE = """python compare.py RUN... [key=value ...]
 
@@ -110,7 +111,9 @@ def compare(places: Sequence[str], options: Options, place: Place, elsewhere: Se
     for one in read:
         if isinstance(one, LeftOut):
             print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
-    analysis = Analysis(gather(read, default_settings), options)
+    gathered = gather(read, default_settings)
+    length = gathered.unit(options.metric) or UNKNOWN
+    analysis = Analysis(gathered, Stated(**vars(options), length=length, grid=gathered.grid))
     output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     _clear(output)
     return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output, elsewhere))

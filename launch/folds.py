@@ -22,7 +22,7 @@ from fedseg.launch.run import (
     open_wandb,
     saved_config,
 )
-from fedseg.reporting.folder import RunFolder, file_name, write_atomic
+from fedseg.reporting.folder import METRICS, RunFolder, file_name, write_atomic
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import Summary, summarise
 from fedseg.reporting.wandb import beside_the_agent, remember_agent
@@ -58,16 +58,22 @@ def execute_folds(
                 continue
             print(f"\nfold {number} of {len(sites)}: {site} is held out", flush=True)
             execute(departing(_fold(config, site, folder), beside(parent)), job_type="fold")
-    scores = pd.concat([RunFolder(output / file_name(site)).scores() for site in sites], ignore_index=True)
-    held_out = scores[~scores["seen"].astype(bool)]
-    summary = summarise(held_out.assign(seen=True))  # one row per site, as in an ordinary run
-    write_atomic(output / "metrics.csv", held_out.to_csv(index=False))
-    parent.write_summary(summary.table, summary.markdown())
+    held_out, summary = gather_folds(parent, [RunFolder(output / file_name(site)) for site in sites])
     run = open_wandb(config, parent, job_type=config.protocol)
     run.log_cases(held_out)
     run.summarise({**summary.values, **sweep_values(summary)})
     run.finish(exit_code=0)
     return summary
+
+
+def gather_folds(parent: RunFolder, folds: Sequence[RunFolder]) -> tuple[pd.DataFrame, Summary]:
+    """Write the scores of the sites held out into the folder of all folds, with their summary."""
+    scores = pd.concat([fold.scores() for fold in folds], ignore_index=True)
+    held_out = scores[~scores["seen"].astype(bool)]
+    summary = summarise(held_out.assign(seen=True))  # one row per site, as in an ordinary run
+    write_atomic(parent.path / METRICS, held_out.to_csv(index=False))
+    parent.write_summary(summary.table, summary.markdown())
+    return held_out, summary
 
 
 def folds_finished(config: DictConfig, output: Path) -> bool:

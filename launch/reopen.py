@@ -37,22 +37,23 @@ class Silent:
         """Nothing."""
 
 
-def settings(folder: RunFolder, overrides: Sequence[str] = ()) -> DictConfig:
+def settings(folder: RunFolder, overrides: Sequence[str] = (), besides: Sequence[str] = ()) -> DictConfig:
     """The settings of a run, for scoring it on this machine.
 
     Args:
         folder: the run's folder.
-        overrides: of `ELSEWHERE`. A run made on a GPU is scored on the CPU where there is no GPU, unless an accelerator
-            is given.
+        overrides: of `ELSEWHERE` and ``besides``. A run made on a GPU is scored on the CPU where there is none, unless
+            an accelerator is given.
+        besides: further settings that may be given.
 
     Raises:
         ConfigError: another setting, which would score another run; or a damaged config.
         ReportingError: the folder holds no run.
     """
     saved = saved_config(folder)
-    given = parsed(overrides, SCHEMA)
-    if strange := [key for key in flattened(given) if key not in ELSEWHERE]:
-        raise ConfigError(f"{strange[0]} belongs to the run; only {', '.join(ELSEWHERE)} may change")
+    given, may_change = parsed(overrides, SCHEMA), (*ELSEWHERE, *besides)
+    if strange := [key for key in flattened(given) if key not in may_change]:
+        raise ConfigError(f"{strange[0]} belongs to the run; only {', '.join(may_change)} may change")
     missing = saved.trainer.accelerator == "gpu" and not torch.cuda.is_available()
     fallback = ["trainer.accelerator=cpu"] if missing else []
     return compose([*fallback, *overrides], SCHEMA, base=saved)
@@ -73,18 +74,19 @@ class Reopened:
     checkpoint: Checkpoint
 
     @classmethod
-    def read(cls, folder: RunFolder, overrides: Sequence[str] = ()) -> Reopened:
+    def read(cls, folder: RunFolder, overrides: Sequence[str] = (), besides: Sequence[str] = ()) -> Reopened:
         """Open a folder; no data is read.
 
         Args:
             folder: the run's folder.
             overrides: see `settings`.
+            besides: likewise.
 
         Raises:
             ReportingError: it holds no run, or no checkpoint.
             CheckpointError: its checkpoint is damaged.
         """
-        experiment = Experiment(settings(folder, overrides))
+        experiment = Experiment(settings(folder, overrides, besides))
         if (checkpoint := Checkpoint(folder.checkpoints)).round:
             return cls(folder, experiment, checkpoint)
         if experiment.config.protocol == "leave_one_site_out":

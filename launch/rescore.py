@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from fedseg.configs.compose import as_yaml, departing
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.launch.experiment import Experiment
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.run import saved_config
 from fedseg.launch.scoring import Scorer, score_checkpoints
-from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder
+from fedseg.reporting.compare.runs import FOLDS
+from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
+from fedseg.reporting.reporter import write_report
+from fedseg.reporting.summary import CHECKPOINTS
+from fedseg.reporting.units import in_common
 
-KEYS = [column for column in COLUMNS[METRICS] if column != "value"]
+GRID = "evaluation.grid"
+KEYS = [column for column in COLUMNS[METRICS] if column not in ("value", "unit")]
 
 
 def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
@@ -21,15 +29,47 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
 
     Args:
         folder: the run's folder.
-        overrides: see `launch.reopen.settings`.
+        overrides: see `launch.reopen.settings`; the grid may change too.
 
     Raises:
         ReportingError: the folder holds no checkpoint, or the run's data changed or can no longer be read.
     """
-    run = Reopened.read(folder, overrides)
+    run = Reopened.read(folder, overrides, [GRID])
     run.prepare_data()
     scorer = Scorer(run.experiment)
     return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server))
+
+
+def folds_of(folder: RunFolder) -> list[RunFolder]:
+    """The runs that the folder of leave-one-site-out gathers; none of another run."""
+    if saved_config(folder).protocol != FOLDS:
+        return []
+    return [RunFolder(path.parent) for path in sorted(folder.path.glob("*/config.yaml"))]
+
+
+def other_grid(scores: pd.DataFrame, before: pd.DataFrame) -> str:
+    """The grid of a run's final scores where the new ones are on another; empty where they are not, or none are."""
+    final = before[before["checkpoint"].isin(CHECKPOINTS)]
+    grids = in_common(final["grid"].unique()), in_common(scores["grid"].unique())
+    return grids[0] if grids[0] != grids[1] else ""
+
+
+def adopt(folder: RunFolder, scores: pd.DataFrame) -> Path:
+    """Take scores on another grid for the run's final ones: in metrics.csv, in its summary and in its settings.
+
+    Returns:
+        The table that keeps the earlier final scores.
+    """
+    before = folder.scores()
+    final = before["checkpoint"].isin(CHECKPOINTS)
+    kept = folder.path / f"metrics-{other_grid(scores, before)}-grid.csv"
+    write_atomic(kept, before[final].to_csv(index=False, lineterminator="\n"))
+    config = departing(saved_config(folder), {GRID: in_common(scores["grid"].unique())})
+    write_atomic(folder.config_path, as_yaml(config))
+    table = pd.concat([before[~final], scores], ignore_index=True)[list(COLUMNS[METRICS])]
+    write_atomic(folder.path / METRICS, table.to_csv(index=False, lineterminator="\n"))
+    write_report(folder, folder.scores(), title=Experiment(config).title)
+    return kept
 
 
 def last_round_done(folder: RunFolder) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from fedseg.algorithms import Algorithm
 from fedseg.datamodules import Regions, SiteData
-from fedseg.evaluation import QUICK, DivergedError, evaluate, predict_cases
+from fedseg.evaluation import QUICK, DivergedError, Grid, evaluate, predict_cases
 from fedseg.federation.contract import RoundRecord, Row, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
@@ -57,7 +57,7 @@ class Scorer:
     def _probe(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
         """What a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
-        common |= {"view": ENCODER, "region": "mean", "case": ""}
+        common |= {"view": ENCODER, "region": "mean", "case": "", "unit": "", "grid": "network"}
         found: dict[str, float] = {}
         for split in task.splits:
             numbers = algorithm.probe(site, split)
@@ -66,20 +66,23 @@ class Scorer:
         return found
 
     def _score(self, algorithm: Algorithm, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
+        during = task.checkpoint == DURING
+        grid: Grid = "network" if during else self.settings.grid
         try:
             scores = evaluate(
                 partial(predict, algorithm, view),
                 site,
                 split,
                 self.regions,
-                metrics=QUICK if task.checkpoint == DURING else self.settings.metrics,
+                metrics=QUICK if during else self.settings.metrics,
                 tolerance=self.settings.tolerance,
+                grid=grid,
             )
         except DivergedError as error:
             cure = "lower the learning rate or clip gradients (trainer.gradient_clip)"
             raise RoundError(f"the {view} model cannot be scored: {error}; {cure}") from error
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
-        return [{**common, "split": split, "view": view, **score._asdict()} for score in scores]
+        return [{**common, "split": split, "view": view, **score._asdict(), "grid": grid} for score in scores]
 
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:

@@ -60,11 +60,14 @@ class Evaluation:
         metrics: of the final scoring: dice, iou, hd95, hd95_pooled, assd, nsd, missed. Validation during training
             takes dice and iou.
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
+        grid: of the final scoring: each case's own pixels, to which probabilities are brought back, or the network's.
+            Validation during training takes the network's.
         overlays: draw the worst, median and best test case of every site.
     """
 
     metrics: tuple[str, ...] = FULL
     tolerance: float = 2.0
+    grid: Literal["own", "network"] = "own"
     overlays: bool = True
 
 

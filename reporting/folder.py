@@ -45,7 +45,10 @@ TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
 
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
-    METRICS: ("round", "checkpoint", "site", "seen", "split", "view", "region", "case", "metric", "value"),
+    METRICS: (
+        *("round", "checkpoint", "site", "seen", "split", "view", "region", "case", "metric", "value"),
+        *("unit", "grid"),
+    ),
     ROUNDS: ("round", "site", "task", "loss", "steps", "examples", "seconds"),
     UPDATES: ("round", "site", "norm", "cosine", "cosine_others"),
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
@@ -56,6 +59,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
+NETWORK_GRID = "network"
+YOUNGER: dict[str, dict[str, str]] = {METRICS: {"unit": "", "grid": NETWORK_GRID}}
+"""Columns, at the end of their tables, that folders of earlier versions lack, and what was so in these."""
 NEEDED = {**COLUMNS, SPLITS: SPLIT_COLUMNS, FINGERPRINTS: FINGERPRINT_COLUMNS}
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
 TYPES = {
@@ -395,7 +401,7 @@ class RunFolder:
 
         Args:
             rows: Dicts with exactly these columns: round, checkpoint, site, seen, split, view, region, case, metric,
-                value.
+                value, unit ("mm" or "px" where lengths count), grid ("own" or "network").
 
         Raises:
             ReportingError: If a row has other columns.
@@ -531,7 +537,7 @@ class RunFolder:
             path = self.path / name
             if path.exists():
                 with _readable(path):
-                    lines = [line for line in complete_lines(path)[1:] if _belongs(line, name, round)]
+                    lines = [line for line in _current_lines(path, name)[1:] if _belongs(line, name, round)]
                 yield name, lines
 
     def write_summary(self, table: pd.DataFrame, markdown: str) -> None:
@@ -547,6 +553,8 @@ class RunFolder:
         if not text:
             return
         try:
+            if name in YOUNGER and path.exists():
+                _bring_up_to_date(path, name)
             with path.open("ab", buffering=0) as stream:
                 if stream.tell() == 0:
                     text = _header(columns) + text
@@ -566,13 +574,17 @@ class RunFolder:
             columns = next(csv.reader(lines)) if lines else list(NEEDED.get(name, ()))
             if not lines and name not in COLUMNS and path.exists():
                 raise ValueError("it is empty")
-            if missing := sorted({*NEEDED.get(name, ())} - set(columns)):
+            younger = YOUNGER.get(name, {})
+            if missing := sorted({*NEEDED.get(name, ())} - set(columns) - younger.keys()):
                 raise ValueError(f"it has no column {missing[0]!r}")
             types = {column: TYPES.get(column, "str") for column in columns}
             numbers = {column: ["", "nan"] for column, kind in types.items() if kind == "float64"}
             if not lines:
                 return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in types.items()})
-            return pd.read_csv(io.StringIO("".join(lines)), dtype=types, keep_default_na=False, na_values=numbers)
+            table = pd.read_csv(io.StringIO("".join(lines)), dtype=types, keep_default_na=False, na_values=numbers)
+            for column, value in younger.items():
+                table[column] = table[column].replace("", value) if column in table else value
+            return table
 
 
 @contextmanager
@@ -594,6 +606,29 @@ def _readable(path: Path) -> Iterator[None]:
     ) as error:
         why = " ".join(str(error).split())[:200]
         raise ReportingError(f"{path} is damaged ({why}); restore it, or start another run.") from error
+
+
+def _current_lines(path: Path, name: str) -> list[str]:
+    """The lines of a table under today's header; an earlier version's rows are empty in what is younger."""
+    lines = complete_lines(path)
+    lacking = _lacking(lines[0], name) if lines else []
+    if not lacking:
+        return lines
+    return [_header(COLUMNS[name]), *(line.rstrip("\r\n") + "," * len(lacking) + "\n" for line in lines[1:])]
+
+
+def _lacking(header: str, name: str) -> list[str]:
+    """Younger columns that a table's header has not."""
+    columns = next(csv.reader([header]), [])
+    return [column for column in YOUNGER.get(name, ()) if column not in columns]
+
+
+def _bring_up_to_date(path: Path, name: str) -> None:
+    """Give a table of an earlier version today's header, so that rows can be appended."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        header = stream.readline()
+    if header.endswith("\n") and _lacking(header, name) and _ends_a_line(path):
+        write_atomic(path, "".join(_current_lines(path, name)))
 
 
 def _belongs(line: str, name: str, round: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedseg.evaluation import INVENTED, LOWER_IS_BETTER
+from fedseg.reporting.units import MIXED, grid_of, in_common, stated, titled
 
 HEADLINE = "dice"
 VIEWS = ("global", "personal")
@@ -79,7 +80,8 @@ def as_means(scores: pd.DataFrame) -> list[dict[str, Any]]:
         final = single[single["checkpoint"].isin(CHECKPOINTS)]
         parts += [site_scores(of).assign(region=name) for name, of in final.groupby("region", sort=False)]
     shown = pd.concat(parts, ignore_index=True)
-    counts = [row for part in parts for row in _counts(part)]
+    shown = shown.merge(stated(single, ["checkpoint", "metric"]), on=["checkpoint", "metric"], how="left")
+    counts = [row.merge(stated(single, ["checkpoint"])).assign(unit="") for part in parts for row in _counts(part)]
     shown = pd.concat([shown.rename(columns={"mean": "value"}), *counts], ignore_index=True).assign(case="")
     return _records(means) + _records(shown)
 
@@ -95,7 +97,7 @@ def _counts(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
-    table = scores[[*KEYS, "region", "case", "metric", "value"]]
+    table = scores[[*KEYS, "region", "case", "metric", "value", "unit", "grid"]]
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
@@ -103,12 +105,12 @@ def final_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """`site_scores` of the checkpoints last and best, per region and for the mean over regions (region "mean")."""
     final = scores[scores["checkpoint"].isin(CHECKPOINTS)]
     of_regions = (final["case"] == "") & (final["region"] != WHOLE)  # a site's mean over a region is no case
-    together = site_scores(final[~of_regions]).assign(region=WHOLE)
+    parts = [site_scores(final[~of_regions]).assign(region=WHOLE)]
     regions = final[final["region"] != WHOLE]
-    if regions["region"].nunique() < 2:
-        return together
-    single = [site_scores(rows).assign(region=region) for region, rows in regions.groupby("region", sort=False)]
-    return pd.concat([together, *single], ignore_index=True)
+    if regions["region"].nunique() > 1:
+        parts += [site_scores(rows).assign(region=region) for region, rows in regions.groupby("region", sort=False)]
+    keys = ["checkpoint", "site", "metric"]
+    return pd.concat(parts, ignore_index=True).merge(stated(final, keys), on=keys, how="left")
 
 
 def over_sites(values: pd.Series, metric: str = HEADLINE) -> dict[str, float]:
@@ -240,7 +242,7 @@ def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
     """Rows: seen sites, mean and worst over them, unseen sites and their mean. Columns: view x checkpoint."""
     views = (*VIEWS, *(view for view in UNSEEN_ONLY if (shown["view"] == view).any()))
     columns = [(view, checkpoint) for view in views for checkpoint in CHECKPOINTS]
-    header = (f"test {HEADLINE}", "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
+    header = (_on_grid(f"test {HEADLINE}", shown), "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     if shown.empty:
         return Table(header, (), "No test scores: the run has not come to its end, or no site has test cases.")
     seen, unseen = shown[shown["seen"]], shown[~shown["seen"]]
@@ -257,6 +259,12 @@ def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
         + (f"\nThe {limit} worst sites; {left_out} more are in summary.csv." if left_out else "")
     )
     return Table(header, tuple(rows), note)
+
+
+def _on_grid(title: str, table: pd.DataFrame) -> str:
+    """A title that says on which grid its numbers stand."""
+    grid = grid_of(table)
+    return f"{title}, {grid}" if grid else title
 
 
 def _block(
@@ -319,9 +327,11 @@ def _metric_table(test: pd.DataFrame) -> Table:
     seen = test[test["seen"]]
     rows = []
     for metric in seen["metric"].unique():
-        title, _, *cells = _over(str(metric), seen[seen["metric"] == metric], columns, "mean")
-        rows.append((title, *cells))
-    header = ("test, mean over sites", *(f"{view} {checkpoint}" for view, checkpoint in columns))
+        own = seen[seen["metric"] == metric]
+        told = titled(str(metric), unit := in_common(own["unit"]))
+        title, _, *cells = _over(told, own, columns, "mean")
+        rows.append((title, *(["no common unit"] * len(cells) if unit == MIXED else cells)))
+    header = (_on_grid("test, mean over sites", seen), *(f"{view} {checkpoint}" for view, checkpoint in columns))
     return Table(header, tuple(rows))
 
 

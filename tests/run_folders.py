@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from fedseg.configs.compose import compose
 from fedseg.datamodules.findings import COLUMNS as FINDING_COLUMNS
+from fedseg.evaluation import LENGTHS
 from fedseg.federation.seeds import derive_seed
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolder
@@ -42,6 +43,7 @@ def write_run(
     metrics: Sequence[str] = ("dice", "hd95"),
     finished: bool = True,
     images: int = 1,
+    grid: str = "own",
 ) -> RunFolder:
     """Write a run's folder as train.py leaves it.
 
@@ -56,6 +58,7 @@ def write_run(
         rounds: with validation.
         unseen: sites that only test.
         metrics: dice, and others made from it.
+        grid: that the final scores stand on.
         finished: whether the last and best models were scored.
         images: cases of each patient; with one, cases are patients.
     """
@@ -71,7 +74,10 @@ def write_run(
         _scores(splits, view, f"{algorithm} {view} {seed}", effects or {}, noise, metrics, rounds, finished)
         for view in views
     ]
-    pd.concat(parts, ignore_index=True)[list(COLUMNS[METRICS])].to_csv(path / METRICS, index=False)
+    scores = pd.concat(parts, ignore_index=True)
+    scores["unit"] = scores["metric"].map(lambda metric: "px" if metric in LENGTHS else "")
+    scores["grid"] = scores["checkpoint"].map(lambda checkpoint: "network" if checkpoint == "round" else grid)
+    scores[list(COLUMNS[METRICS])].to_csv(path / METRICS, index=False)
     seen = [site for site in sites if site not in unseen]
     _bookkeeping(path, seen, rounds, travels=algorithm != "local")
     if finished:

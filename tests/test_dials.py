@@ -24,7 +24,7 @@ def planted(path: Path, gain: float, *settings: str, views: tuple[str, ...] = ("
     folder.write_config(OmegaConf.to_yaml(compose(["experiment=when_does_it_pay", *settings], SCHEMA)))
     rows = [
         {"round": 3, "checkpoint": "best", "site": site, "seen": site != "site_03", "split": "test", "view": view,
-         "region": region, "case": case, "metric": "dice",
+         "region": region, "case": case, "metric": "dice", "unit": "", "grid": "own",
          "value": 0.5 + shift + (gain * factor if view == "personal" else 0)}
         for site, factor in (("site_01", 1), ("site_02", 2), ("site_03", 50))
         for view in views

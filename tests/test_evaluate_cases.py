@@ -61,7 +61,7 @@ def volumes() -> dict[str, NDArray[np.uint8]]:
 
 
 def as_dict(scores: list[CaseScore]) -> dict[tuple[str, str, str], float]:
-    return {(case, region, metric): value for case, region, metric, value in scores}
+    return {row[:3]: row.value for row in scores}
 
 
 def test_a_perfect_model_and_the_order_of_rows() -> None:

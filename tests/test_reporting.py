@@ -44,7 +44,8 @@ Row = dict[str, Any]
 
 def score(site: str, value: float, **changes: Any) -> Row:
     row = {"round": 3, "checkpoint": "best", "site": site, "seen": True, "split": "test", "view": "global"}
-    return {**row, "region": "disc", "case": "c0", "metric": "dice", "value": value, **changes}
+    told = {"region": "disc", "case": "c0", "metric": "dice", "value": value, "unit": "", "grid": "own"}
+    return {**row, **told, **changes}
 
 
 def during(round: int, site: str, value: float, **changes: Any) -> Row:
@@ -284,7 +285,11 @@ def example_scores() -> pd.DataFrame:
     rows = [score("A", 0.6), score("A", 1.0, region="cup"), score("A", 0.4, case="c1")]
     rows += [score("A", float("nan"), case="c1", region="cup"), score("B", 0.9), score("U", 0.5, seen=False)]
     rows += [score("A", 0.7, view="personal", round=2), score("B", 0.2, split="val"), score("A", 8.0, metric="hd95")]
-    rows += [score("B", 30.0, metric="hd95"), score("A", 0.1, checkpoint="last", round=9), during(1, "A", 0.0)]
+    rows += [
+        score("B", 30.0, metric="hd95", unit="px"),
+        score("A", 0.1, checkpoint="last", round=9),
+        during(1, "A", 0.0),
+    ]
     return pd.DataFrame(rows)
 
 
@@ -297,7 +302,7 @@ def cells(text: str) -> dict[str, list[str]]:
 def test_the_summary_has_the_known_answers() -> None:
     summary = summarise(example_scores())
     rows = cells(summary.sites.text())
-    assert rows["test dice"] == ["cases", "global last", "global best", "personal last", "personal best"]
+    assert rows["test dice, own grid"] == ["cases", "global last", "global best", "personal last", "personal best"]
     assert rows["A"] == ["2", "0.1000", "0.6000", "not scored", "0.7000"]
     assert rows["B"] == ["1", "not scored", "0.9000", "not scored", "not scored"]
     assert rows["mean over sites"] == ["0.1000", "0.7500", "not scored", "0.7000"]
@@ -305,7 +310,7 @@ def test_the_summary_has_the_known_answers() -> None:
     assert rows["U (unseen)"] == ["1", "not scored", "0.5000", "no personal model", "no personal model"]
     assert "last: round 9; best: rounds 2 to 3, by view or site (chosen on validation)" in summary.sites.text()
     assert summary.metrics is not None
-    assert cells(summary.metrics.text())["hd95"][1] == "19.00"
+    assert cells(summary.metrics.text())["hd95, px"][1] == "19.00"
     assert summary.values["best/test/global/dice"] == pytest.approx(0.75)
     assert summary.values["best/test/global/worst_site/dice"] == pytest.approx(0.6)
     assert summary.values["best/test/global/worst_site/hd95"] == 30.0

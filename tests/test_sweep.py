@@ -392,7 +392,7 @@ def finished_run(folder: Path, config: DictConfig) -> RunFolder:
     run = RunFolder(folder)
     run.write_config(OmegaConf.to_yaml(config))
     row = {"round": 1, "checkpoint": "best", "site": "a", "seen": True, "view": "personal", "region": "all"}
-    row |= {"case": "1", "metric": "dice", "value": 0.75}
+    row |= {"case": "1", "metric": "dice", "value": 0.75, "unit": "", "grid": "own"}
     run.append_scores({**row, "split": split} for split in ("val", "test"))
     summary = summarise(run.scores())
     run.write_summary(summary.table, summary.markdown())

@@ -14,7 +14,8 @@ from fedseg.evaluation import INVENTED
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.compare.runs import ACROSS, LeftOut, Run
-from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.folder import NETWORK_GRID, RunFolder
+from fedseg.reporting.units import GRIDS, MIXED, in_common
 
 # What may differ between runs of one method.
 WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "data.split_seed", "data.unseen",
@@ -71,6 +72,16 @@ class Gathered:
     regions: pd.DataFrame
     left_out: list[LeftOut]
     notes: list[str]
+
+    @property
+    def grid(self) -> str:
+        """The grid that the scores stand on."""
+        grid = in_common(run.grid for runs in self.runs.values() for run in runs)
+        return GRIDS.get(grid, grid)
+
+    def unit(self, metric: str) -> str:
+        """Of a metric's lengths; empty where the runs do not say."""
+        return in_common(run.units.get(metric, "") for runs in self.runs.values() for run in runs)
 
     @property
     def unknown(self) -> list[str]:
@@ -172,6 +183,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
     ordinary = [run for run in runs if not run.held_out]
     if told := _disagreement("data.unseen", [(sorted(run.settings.get("data.unseen") or ()), run) for run in ordinary]):
         problems.append(told)
+    if told := _grid_problem(runs):
+        problems.append(told)
     if not problems:
         problems = _split_problems(runs) or _definition_problems(runs)
     if problems:
@@ -180,6 +193,19 @@ def check_comparable(runs: Sequence[Run]) -> None:
         if any(problem.startswith(DIAL_KEYS) for problem in problems):
             cure += "; gain against each dial of the phantom: python -m fedseg.reporting.dials FOLDER"
         raise ReportingError(f"these runs cannot be compared:\n{listed}\n{cure}")
+
+
+def _grid_problem(runs: Sequence[Run]) -> str:
+    """Scores on the network's grid are no match for those on the cases' own."""
+    told = _disagreement("the grid of the final scores", [(run.grid, run) for run in runs])
+    older = [run for run in runs if run.grid == NETWORK_GRID]
+    if not told or not older:
+        return told
+    here = [run for run in older if run.settings.get("engine") != ACROSS]
+    cures = [f"score its saved models again: python evaluate.py {here[0].path} evaluation.grid=own"] if here else []
+    if len(here) < len(older):
+        cures.append("across machines the sites score again when the run is resumed")
+    return f"{told}; {'; '.join(cures)}"
 
 
 def _must_agree(key: str) -> bool:
@@ -337,6 +363,14 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
             told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
             notes.append(f"Methods differ in {key}: {told}.")
     notes += _notes_on_data([run for group in runs.values() for run in group])
+    units: dict[str, set[str]] = defaultdict(set)
+    for metric, unit in (told for group in runs.values() for run in group for told in run.units.items()):
+        units[metric].add(unit)
+    if mixed := [metric for metric, told in units.items() if in_common(told) == MIXED]:
+        notes.append(
+            f"{', '.join(mixed)}: in mm where the spacing is known, and in pixels elsewhere; compare them at one site, "
+            "not over sites."
+        )
     seeds = {label: sorted({run.seed for run in group}) for label, group in runs.items()}
     every = sorted({seed for own in seeds.values() for seed in own})
     for label, own in seeds.items():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedseg.evaluation import METRICS, check_metrics
+from fedseg.reporting.units import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,48 @@ class Options:
     @property
     def points(self) -> str:
         """What a margin is told in."""
-        return "mm or pixels" if METRICS[self.metric].is_length else "points"
+        return UNKNOWN if METRICS[self.metric].is_length else "points"
 
     @property
     def unit(self) -> str:
         """What a shown number is."""
-        return "mm or pixels" if METRICS[self.metric].is_length else "points of 100"
+        return UNKNOWN if METRICS[self.metric].is_length else "points of 100"
+
+    @property
+    def on_grid(self) -> str:
+        """The grid at the end of a title, where it is known."""
+        return ""
 
     @property
     def confidence(self) -> float:
         """Of intervals."""
         return 1 - self.alpha
+
+
+@dataclass(frozen=True)
+class Stated(Options):
+    """Options, and what the compared runs say of their numbers.
+
+    Attributes:
+        length: unit of the metric where it is a length.
+        grid: that the scores stand on.
+    """
+
+    length: str = UNKNOWN
+    grid: str = ""
+
+    @property
+    def points(self) -> str:
+        """What a margin is told in."""
+        return self.length if METRICS[self.metric].is_length else super().points
+
+    @property
+    def unit(self) -> str:
+        """What a shown number is, and on which grid."""
+        unit = self.length if METRICS[self.metric].is_length else super().unit
+        return f"{unit}, {self.grid}" if self.grid else unit
+
+    @property
+    def on_grid(self) -> str:
+        """The grid at the end of a title."""
+        return f", {self.grid}" if self.grid else ""

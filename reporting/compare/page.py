@@ -204,7 +204,7 @@ def facts(analysis: Analysis) -> list[str]:
         count(len(tested.sites), "site") + ("" if analysis.sites else " that took no part"),
         units(counted_once(tested)).replace(" case", " test case"),
         f"data: {data_name(runs[0].settings)}",
-        f"{analysis.options.title}, {analysis.options.checkpoint} round",
+        f"{analysis.options.title}, {analysis.options.checkpoint} round{analysis.options.on_grid}",
     ]  # fmt: skip
 
 

@@ -312,7 +312,7 @@ def progress(analysis: Analysis, theme: Theme) -> Figure | None:
         if np.isfinite(goal):
             axes.axhline(goal, color=theme.faint, linewidth=1, linestyle=":")
         axes.grid()
-    left.set(xlabel="round", ylabel=f"validation {CURVE_METRIC.capitalize()} (points of 100)")
+    left.set(xlabel="round", ylabel=f"validation {CURVE_METRIC.capitalize()} (points of 100, network's grid)")
     left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     right.set(xlabel="megabytes, both ways, all sites")
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -58,7 +58,7 @@ CAPTIONS = {
     "ranks": "Rank at each site: mean over seeds, and range",
     "win_tie_loss": "Share of patients that the row's model wins against the column's",
     "heterogeneity": "Gain of the personal model against how different the site is from all others",
-    "progress": "Validation Dice over rounds and traffic; dotted: the target",
+    "progress": "Validation Dice (network's grid) over rounds and traffic; dotted: the target",
 }
 
 
@@ -240,7 +240,7 @@ def reading(options: Options) -> list[str]:
     better = "higher" if options.higher_is_better else "lower"
     return [
         "Gain: the score of one model minus that of another on the same patients; positive is better "
-        f"({better} {options.title}). Dice and other shares are in points of 100.",
+        f"({better} {options.title}). Dice and other shares are in points of 100{options.on_grid}.",
         "The unit is the patient: scores are averaged over a patient's cases, and in tests over the seeds.",
         f"Interval: {options.confidence:.0%}, from {options.draws} resamples of seeds, of patients within a site, of a "
         "patient's cases and, for means over sites, of sites; that of a gain is no narrower than its t interval.",

@@ -14,6 +14,7 @@ import pandas as pd
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
 from fedseg.reporting.summary import CHECKPOINTS, ENCODER, case_scores
+from fedseg.reporting.units import in_common, stated
 
 FOLDS = "leave_one_site_out"
 ACROSS = "flower"  # the engine of sites on machines of their own, which keep the table of splits
@@ -60,6 +61,8 @@ class Run:
         cost: name -> what all processes of the run used together; NaN for what its folder does not tell.
         defined: site, case and region of test scores of the metric that are numbers.
         undefined: of those that are none: the case does not show the region.
+        units: metric -> unit of the lengths in it.
+        grid: that the final scores stand on ("own" or "network").
     """
 
     folder: RunFolder
@@ -74,6 +77,8 @@ class Run:
     cost: dict[str, float]
     defined: frozenset[tuple[str, str, str]]
     undefined: frozenset[tuple[str, str, str]]
+    units: dict[str, str]
+    grid: str
 
     @property
     def path(self) -> Path:
@@ -186,6 +191,8 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         cost=_cost(folder),
         defined=_places(final, metric, known=True),
         undefined=_places(final, metric, known=False),
+        units=dict(stated(final, ["metric"])[["metric", "unit"]].itertuples(index=False, name=None)),
+        grid=in_common(final["grid"].unique()),
     )
 
 

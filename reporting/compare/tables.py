@@ -15,6 +15,7 @@ from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.verdicts import Verdict, count, probability
 from fedseg.reporting.folder import write_atomic
 from fedseg.reporting.summary import Table
+from fedseg.reporting.units import titled
 
 MINUS, ABSENT = "−", "–"
 CASE_MEANS = ["method", "view", "seed", "checkpoint", "split", "site", "seen", "metric"]
@@ -113,7 +114,9 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
         rows.append([*cells, number(overall["seed_spread"], scale), Cell(str(overall["seeds"]), overall["seeds"])])
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
     word = "best" if checkpoint == "best" else "last"
+    place = analysis.options.on_grid
     title = f"Test {analysis.options.title} of the {word} round" if seen else f"Sites that took no part ({word} round)"
+    title += place
     name = f"scores_{word}" if seen else f"unseen_{word}"
     note = (
         f"{analysis.options.unit.capitalize()}. Small print: {analysis.options.confidence:.0%} interval and standard "
@@ -262,12 +265,13 @@ def metric_grid(analysis: Analysis) -> Grid:
 
     table = analysis.gathered.cases
     rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
-    grid = _means_grid(rows, analysis, "metric", "metrics", "All metrics", shown)
+    grid = _means_grid(rows, analysis, "metric", "metrics", f"All metrics{analysis.options.on_grid}", shown)
     lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
+    header = ("model", *(titled(metric, analysis.gathered.unit(metric)) for metric in grid.header[1:]))
     if not lower:
-        return grid
-    note = f"{grid.note} Shares in points of 100, distances in mm or pixels; lower is better for {lower}."
-    return replace(grid, note=note)
+        return replace(grid, header=header)
+    note = f"{grid.note} Shares in points of 100; lower is better for {lower}."
+    return replace(grid, header=header, note=note)
 
 
 def region_grid(analysis: Analysis) -> Grid:
@@ -279,7 +283,7 @@ def region_grid(analysis: Analysis) -> Grid:
         & table["seen"]
         & (table["metric"] == options.metric)
     ]
-    title = f"{options.title} by region"
+    title = f"{options.title} by region{options.on_grid}"
     return _means_grid(rows, analysis, "region", "regions", title, lambda _, value: number(value, options.scale))
 
 

@@ -179,7 +179,8 @@ def _verdict(
 def amount(gain: float, options: Options) -> str:
     """A difference with its sign: "+4.1 Dice", in points of 100; a distance says which way is better."""
     shown = f"{gain * options.scale:+.1f}".replace("-", "−")
-    return f"{shown} {options.title}" if options.higher_is_better else f"{shown} {options.title} (+ is better)"
+    words = options.title if options.scale > 1 else f"{options.points} {options.title}"
+    return f"{shown} {words}" if options.higher_is_better else f"{shown} {words} (+ is better)"
 
 
 def probability(p: float) -> str:
