@@ -200,8 +200,7 @@ def _figure(analysis: Analysis, name: str, file: str, document: Path, *, write: 
     if write:
         save_figures({path.stem: drawn[name]}, path.parent)
         path.with_suffix(".svg").unlink()
-    caption = CAPTIONS.get(name, "Gain of the personal model over the global one, by site")
-    return f"![{caption}]({file})\n"
+    return f"![{CAPTIONS[name]}]({file})\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

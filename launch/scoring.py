@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from fedseg.federation.contract import RoundRecord, Row, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
-from fedseg.reporting.overlays import Picture, pick_cases, reported_scores
+from fedseg.reporting.overlays import Picture, judge_of, pick_cases, reported_scores
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import ENCODER
 
@@ -210,10 +211,11 @@ def paint_overlays(federation: Federation, experiment: Experiment, scores: pd.Da
     """Pictures of the best models' worst, median and best test case of every site, worst case first."""
     roles = {name: pick_cases(scores, name) for name in all_sites(federation)}
     painter = paint_best(federation, Painter(experiment.data.regions, roles))
-    return {
-        name: [painter.picture(experiment.data.site(name), case, scores, role) for case, role in chosen.items()]
-        for name, chosen in roles.items()
-    }
+
+    def drawn(site: str, case: str, role: str) -> Picture:
+        return replace(painter.picture(experiment.data.site(site), case, scores, role), judge=judge_of(scores, site))
+
+    return {name: [drawn(name, case, role) for case, role in chosen.items()] for name, chosen in roles.items()}
 
 
 def paint_best(federation: Federation, painter: Painter) -> Painter:

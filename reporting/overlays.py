@@ -41,6 +41,7 @@ class Picture:
         predictions: View to (R, D, H, W) bool.
         scores: View to region to Dice of the whole case, as reported.
         role: "worst", "median", "best" (or a path between them such as "worst, median" if there are few cases).
+        judge: View by whose Dice it has that role; empty where it has none.
     """
 
     site: str
@@ -50,6 +51,7 @@ class Picture:
     predictions: Mapping[str, NDArray[np.bool_]]
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     role: str = ""
+    judge: str = ""
 
     @property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -58,21 +60,14 @@ class Picture:
 
 
 def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> dict[str, str]:
-    """The worst, median and best case of a site by mean Dice over regions.
+    """The worst, median and best case of a site by mean Dice over regions, by the view that `judge_of` names.
 
-    Judged by the personal model where there is one, at an unseen site by the adapted one, else by the global one; ties
-    go by case id.
+    Ties go by case id.
 
     Returns:
         Case id to role, worst first; with fewer than three cases one case has several roles ("worst, median").
     """
-    rows = scores[
-        (scores["site"] == site)
-        & (scores["checkpoint"] == checkpoint)
-        & (scores["split"] == split)
-        & (scores["metric"] == HEADLINE)
-    ]
-    view = next((own for own in ("personal", "adapted") if (rows["view"] == own).any()), "global")
+    rows, view = _headline(scores, site, checkpoint, split), judge_of(scores, site, checkpoint=checkpoint, split=split)
     cases = case_scores(rows[rows["view"] == view]).dropna(subset=["value"]).sort_values(["value", "case"])["case"]
     names = [str(case) for case in cases]
     if not names:
@@ -83,17 +78,30 @@ def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", spl
     return {case: ", ".join(of_case) for case, of_case in roles.items()}
 
 
-def reported_scores(
-    scores: pd.DataFrame, site: str, case: str, *, checkpoint: str = "best", split: str = "test"
-) -> dict[str, dict[str, float]]:
-    """View to region to Dice of one case, for `Picture.scores`."""
-    rows = scores[
+def judge_of(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> str:
+    """Who judges a site's cases: the personal model where there is one, at an unseen site the adapted one, else global.
+
+    Empty where no model was scored there.
+    """
+    views = set(_headline(scores, site, checkpoint, split)["view"])
+    return next((view for view in ("personal", "adapted", "global") if view in views), "")
+
+
+def _headline(scores: pd.DataFrame, site: str, checkpoint: str, split: str) -> pd.DataFrame:
+    return scores[
         (scores["site"] == site)
-        & (scores["case"] == case)
         & (scores["checkpoint"] == checkpoint)
         & (scores["split"] == split)
         & (scores["metric"] == HEADLINE)
     ]
+
+
+def reported_scores(
+    scores: pd.DataFrame, site: str, case: str, *, checkpoint: str = "best", split: str = "test"
+) -> dict[str, dict[str, float]]:
+    """View to region to Dice of one case, for `Picture.scores`."""
+    rows = _headline(scores, site, checkpoint, split)
+    rows = rows[rows["case"] == case]
     return {
         str(view): {str(region): float(value) for region, value in zip(group["region"], group["value"], strict=True)}
         for view, group in rows.groupby("view", sort=True)
@@ -153,7 +161,9 @@ def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure
         _draw_bare(grid[0, column], picture, index, frame)
         grid[0, column].set_title(f"{picture.role or 'case'}: {_place(picture, index)}", fontsize=11, parse_math=False)
         _draw_framed(grid[1, column], picture, regions, index, frame)
-    figure.suptitle(f"Site {pictures[0].site}: {', '.join(regions)}", fontsize=13, fontweight="bold", parse_math=False)
+    judged = f"\nchosen by the Dice of the {pictures[0].judge} model" if pictures[0].judge else ""
+    title = f"Site {pictures[0].site}: {', '.join(regions)}{judged}"
+    figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
     _add_legend(figure, pictures)
     return figure
 

@@ -307,4 +307,5 @@ def _wandb_image(picture: Picture, regions: Sequence[str]) -> "Image":
     layers = picture.masks
     masks = {view: {"mask_data": label_map(mask[:, index]), "class_labels": names} for view, mask in layers.items()}
     pixels = np.round(displayed(picture.image, index) * 255).astype(np.uint8)
-    return wandb.Image(pixels, caption=f"{picture.role}: {picture.case}", masks=masks)
+    role = f"{picture.role} by {picture.judge}" if picture.judge else picture.role
+    return wandb.Image(pixels, caption=f"{role}: {picture.case}", masks=masks)

@@ -88,12 +88,37 @@ def test_every_picture_loads(page: Any) -> None:
     sizes = page.evaluate(
         "Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))"
     )
-    assert len(sizes) == 11  # nine plots, two cases
+    assert len(sizes) == 20  # nine plots on light and on dark ground, two cases
+    assert page.evaluate("[...document.images].filter(i => i.offsetWidth > 0).length") == 11
     assert all(source == "data:image" and width > 0 for source, width in sizes)
 
 
 def test_nothing_is_wider_than_the_screen(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_what_is_wider_than_the_screen_says_so_until_its_end_is_reached(page: Any) -> None:
+    hints = "[...document.querySelectorAll('.scroll')].filter(b => b.offsetParent && b.scrollWidth > b.clientWidth + 1)"
+    told = page.evaluate(hints + ".map(b => getComputedStyle(b.parentElement.querySelector('.hint')).display)")
+    assert set(told) <= {"block"}
+    if page.viewport_size["width"] == 390:
+        assert len(told) > 3
+        page.evaluate(hints + ".forEach(b => b.scrollLeft = b.scrollWidth)")
+        page.wait_for_function("document.querySelectorAll('figure.wider').length === 0")
+
+
+def test_on_paper_everything_is_open_on_white_and_within_the_page(page: Any) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 700, "height": 990})  # A4 within its margins
+    tables = page.locator("table.sortable")
+    assert tables.count() > 8
+    assert all(tables.nth(i).bounding_box() for i in range(tables.count()))
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("[...document.querySelectorAll('.on-dark')].every(i => i.offsetWidth === 0)")
+    assert page.evaluate("[...document.querySelectorAll('.on-light')].every(i => i.offsetWidth > 0)")
+    right = "[...document.querySelectorAll('table, img')].map(e => e.getBoundingClientRect().right)"
+    assert page.evaluate(f"Math.max(...{right}) <= window.innerWidth")
+    assert page.evaluate("[...document.querySelectorAll('.hint, nav')].every(e => e.offsetHeight === 0)")
 
 
 def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
@@ -106,7 +131,7 @@ def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
         "site_03",
     }
     assert page.locator(".verdict .line").first.bounding_box()["y"] < page.viewport_size["height"] / 2
-    plot = page.locator(".answer img").bounding_box()
+    plot = page.locator(".answer img:visible").bounding_box()
     if page.viewport_size["width"] > 1000:
         assert plot["y"] + plot["height"] <= page.viewport_size["height"]
 

@@ -25,7 +25,16 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.__main__ import main as report_again
 from fedseg.reporting.curves import COLOURS, draw_curves, loss_curves, save_curves, validation_curves
 from fedseg.reporting.folder import COLUMNS, EVENTS, METRICS, RunFolder, file_name, write_atomic
-from fedseg.reporting.overlays import Picture, best_slice, displayed, draw_overlays, pick_cases, reported_scores, window
+from fedseg.reporting.overlays import (
+    Picture,
+    best_slice,
+    displayed,
+    draw_overlays,
+    judge_of,
+    pick_cases,
+    reported_scores,
+    window,
+)
 from fedseg.reporting.progress import Progress, duration
 from fedseg.reporting.reporter import Reporter, validation_values
 from fedseg.reporting.summary import summarise
@@ -438,6 +447,9 @@ def test_worst_median_and_best_by_the_personal_model() -> None:
     shared = table[table["view"] == "global"]
     assert pick_cases(shared, "A") == {"c0": "worst", "c2": "median", "c1": "best"}
     assert pick_cases(shared, "B") == {}
+    assert [judge_of(rows, site) for rows, site in ((table, "A"), (shared, "A"), (shared, "B"))] == [
+        "personal", "global", "",
+    ]  # fmt: skip
     assert reported_scores(table, "A", "c1") == {"global": {"disc": 0.9}, "personal": {"disc": 0.1}}
 
 

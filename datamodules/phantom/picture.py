@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from fedseg.datamodules.cases import Sample
@@ -32,7 +33,7 @@ def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, r
     Solid: the site's annotation. Dotted: the true outline, where the annotators depart from it.
     """
     figure = Figure(
-        figsize=(1.45 * sites + 1.1, 1.45 * len(ROWS) + 0.35),
+        figsize=(1.45 * sites + 1.1, 1.45 * len(ROWS) + 0.65),
         layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01),
     )
     axes = figure.subplots(len(ROWS), sites, squeeze=False)
@@ -50,6 +51,10 @@ def draw_overview(anatomy: Anatomy, sites: int, seed: int = 0, index: int = 1, r
             if row == 0:
                 axis.set_title(f"site {site + 1}", fontsize=9)
         axes[row, 0].set_ylabel(name, fontsize=9)
+    lines = [Line2D([], [], color=c, label=region) for region, c in zip(REGIONS[anatomy], COLOURS, strict=True)]
+    lines.append(Line2D([], [], color="black", label="solid: the site's annotation"))
+    lines.append(Line2D([], [], color="black", linestyle="dotted", label="dotted: the true outline, where it differs"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=9, frameon=False)
     return figure
 
 

@@ -6,6 +6,7 @@ python docs/figures/make_lcfed.py RUN docs/figures/lcfed_disagreement.png
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -40,16 +43,35 @@ def draw(run: Path, target: Path, sites: int = 4) -> None:
     assert isinstance(worker, LCFed), f"{run} is not a run of LC-Fed"
     names = experiment.data.sites[:sites]
     figure, axes = plt.subplots(
-        len(names), len(COLUMNS), figsize=(2 * len(COLUMNS), 2.05 * len(names)), layout="constrained", squeeze=False
+        len(names),
+        len(COLUMNS),
+        figsize=(2 * len(COLUMNS), 2.05 * len(names) + 0.9),
+        layout="constrained",
+        squeeze=False,
     )
+    painted = []
     for row, name in zip(axes, names, strict=True):
         site = experiment.data.site(name)
         message = worker.broadcast(snapshot.server, name, Task("evaluate", snapshot.round, 0))
         worker.receive(message, snapshot.kept[name], site)
-        paint(row, look(worker, next(iter(site.eval_batches("test")))), name)
+        painted.append(paint(row, look(worker, next(iter(site.eval_batches("test")))), name))
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title, fontsize=10)
+    for column, ticks, told in (
+        (1, (0, 0.5, 1), "0: alike, 1: heads differ most"),
+        (5, (-0.5, 0, 0.5), "calibrated minus first"),
+    ):
+        bar = figure.colorbar(painted[-1][column], ax=axes[:, column], location="bottom", shrink=0.8, ticks=ticks)
+        bar.set_label(told, fontsize=8)
+    figure.legend(handles=lines(experiment.data.regions.names), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(target, dpi=110)
+
+
+def lines(regions: Sequence[str]) -> list[Line2D]:
+    """What the outlines mean."""
+    named = [Line2D([], [], color=colour, label=name) for name, colour in zip(regions, COLOURS, strict=False)]
+    styles = {"solid": "answer (first column: annotation)", "dotted": "the site's annotation"}
+    return named + [Line2D([], [], color="black", linestyle=style, label=told) for style, told in styles.items()]
 
 
 @torch.no_grad()
@@ -71,7 +93,7 @@ def look(worker: LCFed, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: tensor[0].float().numpy() for name, tensor in found.items()}
 
 
-def paint(row: np.ndarray, found: dict[str, np.ndarray], name: str) -> None:
+def paint(row: np.ndarray, found: dict[str, np.ndarray], name: str) -> list[AxesImage]:
     """Six panels: truth in lines, answers in lines over the image, maps of the first region."""
     image = found["image"].transpose(1, 2, 0)
     panels = [image, found["distance"][0], found["peaks"][0], image, image, found["change"][0]]
@@ -83,8 +105,9 @@ def paint(row: np.ndarray, found: dict[str, np.ndarray], name: str) -> None:
         {"cmap": "gray", "vmin": 0, "vmax": 1},
         {"cmap": "coolwarm", "vmin": -0.5, "vmax": 0.5},
     ]
+    shown = []
     for axis, panel, shade in zip(row, panels, shades, strict=True):
-        axis.imshow(panel, **shade)
+        shown.append(axis.imshow(panel, **shade))
         axis.set(xticks=[], yticks=[])
     contours(row[0], found["truth"], "solid")
     for axis, answer in ((row[3], "first"), (row[4], "calibrated")):
@@ -94,6 +117,7 @@ def paint(row: np.ndarray, found: dict[str, np.ndarray], name: str) -> None:
     for axis in (row[1], row[2], row[5]):
         contours(axis, found["truth"][:1], "dotted")
     row[0].set_ylabel(name, fontsize=10)
+    return shown
 
 
 def contours(axis: Axes, masks: np.ndarray, style: str) -> None:

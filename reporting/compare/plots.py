@@ -12,6 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedseg.evaluation.statistics import over_seeds
@@ -114,17 +116,23 @@ def scores(analysis: Analysis, theme: Theme) -> Figure | None:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH, (0.5 + 0.27 * len(models)) * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, site in zip(grid, panels, strict=False):
         _score_panel(axes, analysis, table[table["site"] == site], models, theme)
         axes.set_title(site, fontweight="bold" if site == OVERALL else "normal")
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     grid[0].set_ylim(len(models) - 0.5, -0.5)
-    handles, labels = grid[0].get_legend_handles_labels()
+    for axes in grid[len(panels) - columns : len(panels)]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column, also where the last row is not full
     figure.supxlabel(f"test {analysis.options.title} ({analysis.options.unit})", fontsize=9.5)
-    if handles:
-        figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8.5)
+    handles, labels = grid[0].get_legend_handles_labels()
+    kinds = {"personal": ("o", theme.good), "global": ("s", theme.shared)}
+    views = [view for view in kinds if any((model.view == view) for model in models)]
+    marks = [Line2D([], [], marker=kinds[view][0], color=kinds[view][1], markersize=5) for view in views]
+    figure.legend(
+        [*marks, *handles], [*views, *labels], loc="outside upper right", ncols=len(views) + len(labels), fontsize=8.5
+    )
     return figure
 
 
@@ -170,7 +178,8 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     limit = max(1e-9, float(np.nanmax(np.abs(gains.to_numpy()))))
     colours = mpl.colors.LinearSegmentedColormap.from_list("gain", [theme.bad, theme.middle, theme.good])
     told = np.vectorize(lambda value, star: f"{value:+.1f}".replace("-", "−") + (" ✱" if star else ""))
-    _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
+    shown = _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
+    _colour_bar(figure, axes, shown, "better →")
     axes.set_xticks(range(len(order)), [_wrapped(label) for label in order])
     figure.supxlabel(
         f"gain in {analysis.options.title} ({analysis.options.unit}); ✱ significant after Holm", fontsize=8.5
@@ -178,10 +187,10 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     return figure
 
 
-def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: Any, size: float = 9) -> None:
+def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: Any, size: float = 9) -> AxesImage:
     """Coloured cells with words that can be read on them."""
     numbers = values.to_numpy()
-    axes.imshow(numbers, cmap=colours, norm=norm, aspect="auto")
+    shown = axes.imshow(numbers, cmap=colours, norm=norm, aspect="auto")
     for (y, x), value in np.ndenumerate(numbers):
         if np.isfinite(value):
             red, green, blue, _ = colours(norm(value))
@@ -192,6 +201,15 @@ def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: A
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return shown
+
+
+def _colour_bar(figure: Figure, axes: Axes, shown: AxesImage, label: str) -> None:
+    """What the colours of a heat map mean."""
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=14)
+    bar.set_label(label, fontsize=8.5)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.outline.set_visible(False)
 
 
 def _wrapped(label: str) -> str:
@@ -212,7 +230,8 @@ def ranks(analysis: Analysis, theme: Theme) -> Figure | None:
     colours = mpl.colors.LinearSegmentedColormap.from_list("rank", [theme.good, theme.middle, theme.bad])
     span = np.vectorize(lambda m, a, b: f"{m:.1f}" if a == b else f"{m:.1f}\n{a:g}–{b:g}")
     words = span(mean[order], low[order], high[order]).T
-    _heatmap(axes, mean[order].T, words, colours, Normalize(1, len(order)), size=7.5)
+    shown = _heatmap(axes, mean[order].T, words, colours, Normalize(1, len(order)), size=7.5)
+    _colour_bar(figure, axes, shown, "rank, 1 is best")
     axes.set_xticks(range(len(mean)), mean.index, rotation=0 if len(mean) <= 6 else 45)
     return figure
 
@@ -276,7 +295,8 @@ def win_tie_loss(analysis: Analysis, theme: Theme) -> Figure | None:
     axes = figure.subplots()
     colours = mpl.colors.LinearSegmentedColormap.from_list("share", [theme.bad, theme.middle, theme.good])
     table = pd.DataFrame(share, index=counts.index, columns=counts.columns)
-    _heatmap(axes, table, np.vectorize("{:.0%}".format)(share), colours, Normalize(0, 1), size=8.5)
+    shown = _heatmap(axes, table, np.vectorize("{:.0%}".format)(share), colours, Normalize(0, 1), size=8.5)
+    _colour_bar(figure, axes, shown, "share of patients won by the row")
     axes.set_xticks(range(len(counts)), [_wrapped(label) for label in counts.columns], rotation=50, ha="left")
     return figure
 
@@ -341,7 +361,7 @@ def draw_heterogeneity(
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, measure in zip(grid, measures, strict=False):
             own = differences[differences["measure"] == measure]
-            axes.axhline(0, color=theme.faint, linewidth=1)
+            axes.axhline(0, color=theme.faint, linewidth=1)  # no gain
             for site, value in zip(own["site"], own["value"], strict=True):
                 axes.plot(value, gains[site] * options.scale, "o", color=theme.good, markersize=6)
                 axes.annotate(
@@ -352,7 +372,7 @@ def draw_heterogeneity(
             axes.grid()
         for axes in grid[len(measures) :]:
             axes.set_axis_off()
-        figure.supylabel(f"gain in {options.title} ({options.unit})", fontsize=9.5)
+        figure.supylabel(f"gain in {options.title} ({options.unit})\n← global better   personal better →", fontsize=9.5)
         figure.supxlabel("difference of the site from all other sites", fontsize=9.5)
     return figure
 

@@ -51,6 +51,7 @@ PAGE = "report.html"
 LEAST_SITES = 3  # for a correlation
 PARTS = TABLES, PLOTS, CASES = "tables", "plots", "cases"
 CAPTIONS = {
+    "gain": "Gain of the personal model over the global one, by site",
     "scores": "Mean and interval of every model; lines: local and pooled training",
     "personal_gains": "Gain of personal models over their global one",
     "transfer": "Gain over local training; red is negative transfer",
@@ -162,7 +163,7 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
             if figure is not None:
                 figures["heterogeneity"] = figure
     pictures = {name: picture(light[name], dark[name], CAPTIONS.get(name, name)) for name in light}
-    sections = _sections(analysis, extras, rows, pictures)
+    sections = _sections(analysis, extras, rows, pictures, found)
     page = output / PAGE
     write_atomic(page, render(analysis, found, told, pictures.get("gain"), sections))
     answers = verdict_grid(analysis, found)
@@ -175,7 +176,11 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
 
 
 def _sections(
-    analysis: Analysis, extras: Extras, differences: pd.DataFrame | None, pictures: dict[str, Picture]
+    analysis: Analysis,
+    extras: Extras,
+    differences: pd.DataFrame | None,
+    pictures: dict[str, Picture],
+    found: Sequence[Verdict],
 ) -> list[Section]:
     def drawn(*names: str) -> list[Picture]:
         return [pictures[name] for name in names if name in pictures]
@@ -191,7 +196,7 @@ def _sections(
         Section("Ranks", _rank_text(analysis), drawn("critical_difference", "ranks", "win_tie_loss")),
         Section("Cost", pictures=drawn("progress"), grids=[cost_grid(analysis)]),
         _heterogeneity(analysis, extras, differences, drawn("heterogeneity")),
-        _cases(extras, analysis),
+        _cases(extras, analysis, found),
     ]  # fmt: skip
     if not analysis.overview["seen"].all():
         unseen = analysis.unseen
@@ -347,8 +352,10 @@ def telling(differences: pd.DataFrame, gains: Mapping[str, float]) -> pd.DataFra
     return rows.groupby("measure", sort=False).filter(lambda own: own["value"].nunique() > 1)
 
 
-def _cases(extras: Extras, analysis: Analysis) -> Section:
+def _cases(extras: Extras, analysis: Analysis, found: Sequence[Verdict]) -> Section:
     shown = []
+    names = {"personal": "personal", "global": "global"}  # with the methods, which are the same at all sites
+    names |= {one: f"{one} ({model.method})" for verdict in found[:1] for one, model in verdict.models.items()}
     for case in extras.cases:
         kind = "gain" if case.gain > 0 else "loss"
         caption = f"{case.site}, {case.case}: {kind} {amount(case.own_gain, analysis.options)} with seed {case.seed}"
@@ -358,8 +365,8 @@ def _cases(extras: Extras, analysis: Analysis) -> Section:
             (caption, file_picture(case.picture, f"{case.site}, {case.case}: truth, global and personal contours"))
         )
     text = [
-        "At each site the test cases in which its personal model gains most over the global one, and those in "
-        "which it loses most."
+        f"At each site the test cases in which its {names['personal']} model gains most over the {names['global']} "
+        "one, and those in which it loses most, by the difference of their scores."
     ]
     return Section("Cases", text if shown else (), gallery=shown, problem=extras.no_cases)
 
