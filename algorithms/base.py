@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,16 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
+from fedseg.algorithms.stock import StockModule, View
 from fedseg.federation.contract import Average, Batch, Cohort, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import probabilities
 from fedseg.models.select import Selector, everything, named, nothing
 
-View = str
 
-
-class Algorithm(pl.LightningModule):
+class Algorithm(StockModule):
     """Federated averaging of `self.model`, as a template.
 
     `self.model` travels, unless `personal` names its tensors. Anything else a method hangs on itself stays at the
@@ -61,6 +59,7 @@ class Algorithm(pl.LightningModule):
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
     compares_patients: bool = False
     """Whether `loss` compares images of different patients: such a step cannot be made private patient by patient."""
+    _settings: Mapping[str, Any] = {}  # as the constructor was given them
     leaves_out_unknown: bool = True
     """Whether `loss` leaves out the pixels whose label is not known (``batch["known"]``). It is False for a class that
     writes its own `loss` and does not say so: such a method refuses data with ignored labels."""
@@ -78,7 +77,9 @@ class Algorithm(pl.LightningModule):
         for parent in cls.__mro__:
             if "__init__" in vars(parent):
                 check_ranges(vars(parent)["__init__"], settings, "algorithm")
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        made._settings = {key: value for key, value in settings.items() if key not in ("model", "recipe")}
+        return made
 
     def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
         super().__init__()
@@ -93,6 +94,7 @@ class Algorithm(pl.LightningModule):
         if self.personal is not nothing and self.views:
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
+        self.save_hyperparameters(self._settings)
         self.parts = Parts(model, self.personal)
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None

@@ -211,6 +211,8 @@ class LCFed(FedRep):
 
 
 def _stranger(site: str) -> str:
+    if not site:
+        return "LC-Fed's model is made of what the sites of a federation send each other; train it with train.py"
     return (
         f"site {site!r} was not there when LC-Fed started: it has no site code, no head and no calibration, and the "
         "codes cannot grow. Train anew with this site, or use a method with a global model (such as fedavg) there"

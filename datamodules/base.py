@@ -628,6 +628,46 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """Test cases of all seen sites."""
         return self.pooled().eval_batches("test")
 
+    def predict_dataloader(self) -> Iterable[Batch]:
+        """Test cases of all seen sites."""
+        return self.test_dataloader()
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+    def of(self, site: str) -> OneSite:
+        """One site, seen or not, for an ordinary Lightning fit."""
+        self.setup()
+        return OneSite(self.site(site))
+
+
+class OneSite(pl.LightningDataModule):
+    """One site as an ordinary data module: `Trainer.fit`, `validate`, `test` and `predict` see its cases alone.
+
+    Args:
+        site: Its prepared data.
+    """
+
+    def __init__(self, site: SiteData) -> None:
+        super().__init__()
+        self.site = site
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """Batches of the site's training data, in a new order every epoch."""
+        return Epochs(self.site, torch.initial_seed(), self._epoch)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """The site's validation cases."""
+        return self.site.eval_batches("val")
+
+    def test_dataloader(self) -> Iterable[Batch]:
+        """The site's test cases."""
+        return self.site.eval_batches("test")
+
+    def predict_dataloader(self) -> Iterable[Batch]:
+        """The site's test cases."""
+        return self.test_dataloader()
+
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer is not None else 0
 

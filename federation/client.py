@@ -70,12 +70,13 @@ class Compute:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            limit_val_batches=0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
         interruptible = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, train_dataloaders=_Plain(batches))
+            trainer.fit(module, train_dataloaders=_Plain(batches), val_dataloaders=[])
             # module and Trainer refer to each other, so optimiser state would wait for the garbage collector
             trainer.strategy.optimizers = []
         except SystemExit as error:

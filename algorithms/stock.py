@@ -1,0 +1,92 @@
+"""What a stock Lightning Trainer asks of a method, beside training: a forward pass, validating, testing, predicting."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from fedseg.algorithms.recipe import Recipe
+from fedseg.federation.contract import Batch
+from fedseg.models.heads import decide, probabilities
+
+View = str
+
+
+class StockModule(pl.LightningModule):
+    """The steps of `Trainer.validate`, `test` and `predict`, with the model that a site would use.
+
+    That is its personal model where the method has one, else the global one. The scores are a quick look; those that a
+    run reports come case by case from `fedseg.evaluation`.
+    """
+
+    recipe: Recipe
+    views: tuple[View, ...]
+
+    @abstractmethod
+    def network(self, view: View) -> nn.Module:
+        """The network that answers for a view."""
+
+    @abstractmethod
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> the network's input."""
+
+    @abstractmethod
+    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of logits for a batch."""
+
+    @property
+    def own_view(self) -> View:
+        """The view that serves a site best: its personal model, where there is one.
+
+        Raises:
+            ValueError: the method has no model that segments.
+        """
+        if not self.views:
+            raise ValueError(f"{type(self).__name__} pre-trains an encoder; it has no model that segments")
+        return "personal" if "personal" in self.views else self.views[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [0, 1] -> (B, outputs, H, W) logits; of exclusive regions the background is first."""
+        logits: Tensor = self.network(self.own_view)(self.normalize(images))
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val_loss`` and ``val_dice``."""
+        self._score("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test_loss`` and ``test_dice``."""
+        self._score("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(B, R, H, W) probabilities of the regions."""
+        return probabilities(self(batch["image"]), self.recipe.activation)
+
+    def _score(self, stage: str, batch: Batch) -> None:
+        logits = self(batch["image"])
+        self.log(f"{stage}_loss", self.task_loss(logits, batch), batch_size=len(logits))
+        answer = decide(probabilities(logits, self.recipe.activation), self.recipe.activation)
+        defined = dice(answer, batch["mask"], batch.get("known"))
+        if len(defined):
+            self.log(f"{stage}_dice", defined.mean(), batch_size=len(defined))
+
+
+def dice(answer: Tensor, mask: Tensor, known: Any = None) -> Tensor:
+    """Dice of every image and region in which there is anything.
+
+    Args:
+        answer: (B, R, H, W) bool.
+        mask: of the same shape, {0, 1}.
+        known: of the same shape: 0 where the label is not known; None where all are.
+
+    Returns:
+        (N,) in [0, 1]; pairs of which both sides are empty are left out.
+    """
+    weight = torch.ones_like(mask) if known is None else known
+    overlap = (answer * mask * weight).sum(dim=(2, 3))
+    size = ((answer + mask) * weight).sum(dim=(2, 3))
+    return (2 * overlap / size.clamp(min=1))[size > 0]
