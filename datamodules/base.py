@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
+from fedseg.datamodules.attainable import Attainable, attainable_dice, attainable_findings
 from fedseg.datamodules.cache import Store, build_store
 from fedseg.datamodules.cases import SPLITS, Case, Sample, Split
 from fedseg.datamodules.consistency import (
@@ -267,6 +268,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """
         rules = [[str(key), label] for key, label in (self.reading.label_values or {}).items()]  # their order counts
         own = {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1}
+        own |= {"exclusive": self.regions.exclusive}
         return vars(self.reading) | own | {"label_values": rules}
 
     def restrict(self, site: str, channels: int | None = None) -> None:
@@ -311,6 +313,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         stores = [self._store(cases) for cases in by_site.values()]
         occurring = [self._occurrence(site, store, splits[site]) for site, store in zip(by_site, stores, strict=True)]
         for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
+            self.tell(finding)
+        best = [self._attainable(store) for store in stores]
+        for finding in attainable_findings(best, self.expected.annotated, written(self.size), self.size_that_allows):
             self.tell(finding)
         channels = self._common_channels(stores)
         left_out = (self.ignore_labels, self.expected.unannotated)
@@ -361,7 +366,28 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         size = self.size
         while not all(np.isin(fit_planes(mask, size), ids).any() for mask in masks):
             size = (2 * size[0], 2 * size[1])
-        return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+        return written(size)
+
+    def size_that_allows(self, cases: Sequence[Case], region: str, dice: float) -> str:
+        """The data.size, one of its doubles, on which perfect masks of these cases have that Dice on average."""
+        size = self.size
+        while True:
+            size = (2 * size[0], 2 * size[1])
+            found = [self.attainable(self.read(case).labels, size).get(region) for case in cases]
+            if np.mean([one for one in found if one is not None]) >= dice:
+                return written(size)
+
+    def attainable(self, labels: NDArray[np.uint8] | None, size: tuple[int, int]) -> dict[str, float]:
+        """Region to the best Dice that a grid allows, of a mask as stored."""
+        if labels is None:
+            return {}
+        return attainable_dice(labels, fit_planes(labels, size), self.regions, sorted(self.ignore_labels))
+
+    def _attainable(self, store: Store) -> Attainable:
+        found = Attainable(store.cases[0].site)
+        for case, entry in zip(store.cases, store.entries, strict=True):
+            found.add(case, dict(entry.attainable))
+        return found
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
@@ -468,7 +494,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         seen = [finding for part, image in parts for finding in blank_image(part, image)]
         fitted = self.fitted(sample)
         notes = (*sample.notes, *seen, *empty_mask(case, sample.labels))
-        return replace(fitted, notes=notes, prints=prints(case, fitted), plane=sample.plane), ids
+        best: dict[str, float] = {}
+        if sample.labels is not None and fitted.labels is not None:
+            best = attainable_dice(sample.labels, fitted.labels, self.regions, sorted(self.ignore_labels))
+        kept = replace(fitted, notes=notes, prints=prints(case, fitted), plane=sample.plane)
+        return replace(kept, attainable=tuple(best.items())), ids
 
     def fitted(self, sample: Sample) -> Sample:
         """A sample as the network takes it: grey if so asked, at the network's size."""
@@ -686,6 +716,11 @@ class Epochs:
     def __iter__(self) -> Iterator[Batch]:
         seed = derive_seed(self._seed, "epoch", self._epoch())
         return iter(self._site.train_batches(seed, len(self)))
+
+
+def written(size: tuple[int, int]) -> str:
+    """How data.size is written."""
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
 
 
 def _size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from fedseg.datamodules.fingerprints import of_case
 from fedseg.datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 10  # raise when what is stored, or how files are decoded, changes
+FORMAT = 11  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Entry:
         plane: Of a volume's slices; empty where unknown.
         image_print: Digest of the bytes that the image was read from; empty where there is no file.
         mask_print: Likewise of the mask.
+        attainable: Regions and the best Dice that the stored grid allows.
     """
 
     block: int
@@ -56,6 +57,7 @@ class Entry:
     image_print: str = ""
     mask_print: str = ""
     plane: str = ""
+    attainable: tuple[tuple[str, float], ...] = ()
 
 
 class Store:
@@ -164,6 +166,7 @@ def _decode(
                 sample.prints,
                 *of_case(case),
                 sample.plane,
+                sample.attainable,
             )
         )
         if sample.labels is not None:
@@ -255,6 +258,7 @@ def _entry(row: Mapping[str, Any]) -> Entry:
             "notes": tuple(Finding(**note) for note in row["notes"]),
             "colours": tuple((int(label), str(colour)) for label, colour in row["colours"]),
             "prints": tuple((str(image), str(mask)) for image, mask in row["prints"]),
+            "attainable": tuple((str(region), float(dice)) for region, dice in row["attainable"]),
         }
     )
 

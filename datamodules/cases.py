@@ -85,6 +85,7 @@ class Sample:
         colours: Label ids and their colours, of a mask whose palette's indices are the ids; or names.
         prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
         plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
+        attainable: Regions and the best Dice that the network's grid allows; made where samples are kept.
     """
 
     image: Pixels
@@ -94,6 +95,7 @@ class Sample:
     colours: tuple[tuple[int, str], ...] = ()
     prints: tuple[tuple[str, str], ...] = ()
     plane: str = ""
+    attainable: tuple[tuple[str, float], ...] = ()
 
 
 def slice_order(name: str) -> tuple[tuple[str, int], ...]:

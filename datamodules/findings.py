@@ -49,6 +49,7 @@ KINDS: Mapping[str, Severity] = {
     "region not tested": "warning",
     "region not in every split": "warning",
     "region vanishes in some cases": "warning",
+    "grid too coarse": "warning",
     "blank image": "warning",
     "lossy mask": "warning",
     "white is zero": "warning",

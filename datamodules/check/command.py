@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from fedseg.datamodules.base import Assigned, MultiCenterDataModule
+from fedseg.datamodules.attainable import Attainable, attainable_dice, attainable_findings
+from fedseg.datamodules.base import Assigned, MultiCenterDataModule, written
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.duplicates import Fingerprints
 from fedseg.datamodules.check.reading import open_case
@@ -31,11 +32,13 @@ class Checked:
         sites: Numbers per site, sorted by name.
         findings: Everything worth telling.
         sheet: Small pictures of cases.
+        attainable: The best scores that the network's grid allows, by site.
     """
 
     sites: list[SiteStatistics]
     findings: list[Finding]
     sheet: Sheet
+    attainable: list[Attainable]
 
 
 def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
@@ -61,6 +64,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     known = data.known_labels
     serves = {site: data.serving(site, own, planned[site]) if planned[site] else {} for site, own in by_site.items()}
     occurring = {site: Occurrence(site, data.trains(site)) for site in by_site}
+    best = {site: Attainable(site) for site in by_site}
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
         opened = open_case(data, case, findings)
         findings += sites[case.site].add(opened, data.regions, known)
@@ -68,13 +72,16 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
             ids, grid = np.flatnonzero(np.bincount(labels.ravel())), fit_planes(labels, data.size)
             of_case = shown(case, serves[case.site].get(case.case), ids.tolist(), grid, data.regions)
             occurring[case.site].cases.append(of_case)
+            best[case.site].add(case, attainable_dice(labels, grid, data.regions, sorted(data.ignore_labels)))
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
     expected = replace(data.expected, tested=data.expected.tested and all(planned.values()))
     findings += occurrence_findings(list(occurring.values()), expected, data.size_that_keeps)
+    of_sites, size = list(best.values()), written(data.size)
+    findings += attainable_findings(of_sites, expected.annotated, size, data.size_that_allows)
     findings += [*prints.findings(served), *site_findings(measured, data)]
-    return Checked(measured, findings, sheet)
+    return Checked(measured, findings, sheet, of_sites)
 
 
 def _planned(

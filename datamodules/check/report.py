@@ -11,7 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from fedseg.datamodules.attainable import Attainable
 from fedseg.datamodules.cases import SPLITS
+from fedseg.datamodules.check.command import Checked
 from fedseg.datamodules.check.statistics import Distances, SiteStatistics, brightness, moments, percentiles, sizes
 from fedseg.datamodules.findings import COLUMNS, SEVERITIES, Finding, as_rows, causes, counts, few
 from fedseg.datamodules.regions import Regions
@@ -68,9 +70,17 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
 
-def tables(sites: Sequence[SiteStatistics], regions: Regions, findings: Sequence[Finding]) -> list[Table]:
-    """All tables."""
-    found = [_cases(sites, findings), _images(sites), _regions(sites, regions), _intensities(sites)]
+def tables(checked: Checked, regions: Regions, size: str) -> list[Table]:
+    """All tables.
+
+    Args:
+        checked: What was found.
+        regions: Of the run.
+        size: data.size, as it is written.
+    """
+    sites = checked.sites
+    found = [_cases(sites, checked.findings), _images(sites), _regions(sites, regions)]
+    found += [_attainable(checked.attainable, regions, size), _intensities(sites)]
     measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
     return [*found, *(_distances(one) for one in measured if one is not None)]
 
@@ -120,6 +130,18 @@ def _regions(sites: Sequence[SiteStatistics], regions: Regions) -> Table:
             rows.append((site.site, name, *cells, slices, *(tuple(size) or ("-", "-", "-"))))
     columns = ("site", "region", "cases with", "without", "slices with", "size (median)", "smallest", "largest")
     return Table("Regions", columns, rows, "Size: share of the image or volume, over cases that show the region.", 2)
+
+
+def _attainable(sites: Sequence[Attainable], regions: Regions, size: str) -> Table:
+    rows = [
+        (site.site, name, str(len(cases)), f"{site.mean(name):.3f}", f"{site.lowest(name):.3f}")
+        for site in sorted(sites, key=lambda site: site.site)
+        for name in regions.names
+        if (cases := site.cases.get(name))
+    ]
+    note = "Dice of a perfect mask reduced to that grid and brought back: no model can be expected to score more."
+    title = f"Best attainable Dice on the network's grid (data.size={size}), on the images' own grid"
+    return Table(title, ("site", "region", "cases", "mean", "lowest"), rows, note, 2)
 
 
 def _intensities(sites: Sequence[SiteStatistics]) -> Table:
