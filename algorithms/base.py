@@ -278,7 +278,11 @@ class Algorithm(StockModule):
     @torch.no_grad()
     def predict(self, images: Tensor, view: View) -> Tensor:
         """(B, C, H, W) images in [0, 1] -> (B, R, H, W) probabilities of the regions; nothing is changed."""
-        network = self.network(view)
+        return self.answers(self.network(view), images)
+
+    @torch.no_grad()
+    def answers(self, network: nn.Module, images: Tensor) -> Tensor:
+        """What a network of this method makes of images, as `predict` does of a view's."""
         training = network.training
         network.eval()
         logits = network(self.normalize(images))

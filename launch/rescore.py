@@ -17,7 +17,7 @@ from fedseg.launch.scoring import Scorer, score_checkpoints
 from fedseg.reporting.compare.runs import FOLDS
 from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
 from fedseg.reporting.reporter import write_report
-from fedseg.reporting.summary import CHECKPOINTS
+from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 from fedseg.reporting.units import in_common
 
 GRID = "evaluation.grid"
@@ -80,8 +80,11 @@ def last_round_done(folder: RunFolder) -> bool:
 def without_older_definition(scores: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """Both tables without the scores that older versions gave to cases that do not show a region, and how many.
 
-    Where every earlier score is defined, and some are not now, the earlier ones are of such a version.
+    Where every earlier score is defined, and some are not now, the earlier ones are of such a version. Models that an
+    older version did not score at unseen sites (with their own statistics) are left out too.
     """
+    if not (before["view"] == OWN_STATISTICS).any():
+        scores = scores[scores["view"] != OWN_STATISTICS]
     both = scores.merge(before, on=KEYS, suffixes=("", "_before"))
     odd = both[both["value"].isna() & both["value_before"].notna()]
     if odd.empty or before["value"].isna().any():

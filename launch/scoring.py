@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import pandas as pd
 import torch
+from torch import nn
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
 from fedseg.datamodules import Regions, SiteData
-from fedseg.evaluation import QUICK, DivergedError, Grid, evaluate, predict_cases
+from fedseg.evaluation import QUICK, DivergedError, Grid, Predict, evaluate, predict_cases
+from fedseg.federation.client import Images
 from fedseg.federation.contract import RoundRecord, Row, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.reporting.overlays import Picture, judge_of, pick_cases, reported_scores
 from fedseg.reporting.reporter import Reporter
-from fedseg.reporting.summary import ENCODER
+from fedseg.reporting.summary import ENCODER, OWN_STATISTICS
 
 DURING, LAST, BEST = "round", "last", "best"
 ADAPTED = "adapted"
@@ -43,9 +47,12 @@ class Scorer:
         means: dict[str, float] = {}
         for view in views(algorithm, site, task):
             for split in task.splits:
-                rows = self._score(algorithm, site, task, view, split)
+                rows = self._score(partial(predict, algorithm, view), site, task, view, split)
                 self.rows += rows
                 means |= {f"{split}/{view}/{metric}": mean for metric, mean in _means(rows).items()}
+            if not site.seen and (fitted := with_own_statistics(algorithm, view, site)) is not None:
+                answer = partial(_answers, algorithm, fitted)
+                self.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
         if not task.views:
             means |= self._probe(algorithm, site, task)
         return means
@@ -66,12 +73,12 @@ class Scorer:
             found |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
         return found
 
-    def _score(self, algorithm: Algorithm, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
+    def _score(self, answer: Predict, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
         during = task.checkpoint == DURING
         grid: Grid = "network" if during else self.settings.grid
         try:
             scores = evaluate(
-                partial(predict, algorithm, view),
+                answer,
                 site,
                 split,
                 self.regions,
@@ -168,6 +175,26 @@ def predict(algorithm: Algorithm, view: str, images: Any) -> Any:
     return algorithm.predict(images.to(algorithm.device), view)
 
 
+def _answers(algorithm: Algorithm, network: nn.Module, images: Any) -> Any:
+    """Probabilities of a network beside the method's own."""
+    return algorithm.answers(network, images.to(algorithm.device))
+
+
+@torch.no_grad()
+def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.Module | None:
+    """The global network with running statistics of the site's own images, without labels, instead of the federation's.
+
+    The least that a site which took no part can do: what a method adapts for it must be better than this. None for
+    another view, and for networks that normalise without running statistics.
+    """
+    if view != "global" or not with_running_statistics(algorithm.network(view)):
+        return None
+    fitted = deepcopy(algorithm.network(view)).eval()
+    images = (algorithm.normalize(batch.to(algorithm.device)) for batch in Images(site, "test"))
+    fit_statistics(fitted, images)
+    return fitted
+
+
 def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> list[Row]:
     """Score the last model and the best ones on validation and test cases of every site.
 
@@ -184,7 +211,8 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> 
     for name in best_models(federation):
         view, _, site = name.partition("/")
         if last_serves(federation, name):
-            rows += [{**row, "checkpoint": BEST} for row in last if row["view"] == view and site in ("", row["site"])]
+            shown = (view, OWN_STATISTICS) if view == "global" else (view,)
+            rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
             show_best(federation, name)
             rows += scorer.take()

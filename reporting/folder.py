@@ -113,7 +113,8 @@ README = """# The folder of one training run
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
 
 *View*: which model answers: `global` is shared by all sites, `personal` is a site's own, `adapted` was fitted to an
-unseen site's images without labels. *Seen*: the site took part in training; an unseen site only tests. *Checkpoint* in
+unseen site's images without labels; `own-statistics` is the global model with normalisation statistics of an unseen
+site's images, taken without labels. *Seen*: the site took part in training; an unseen site only tests. *Checkpoint* in
 `metrics.csv`: `round` for scores during training (validation); `last` and `best` for the two checkpoints scored at the
 end; `best` is chosen on validation cases, never on test cases.
 

@@ -13,7 +13,9 @@ from fedseg.reporting.units import MIXED, grid_of, in_common, stated, titled
 
 HEADLINE = "dice"
 VIEWS = ("global", "personal")
-UNSEEN_ONLY = ("adapted",)  # views of sites that never took part; shown where there are any
+OWN_STATISTICS = "own-statistics"
+"""View of sites that never took part: the global model with normalisation statistics of their own images."""
+UNSEEN_ONLY = ("adapted", OWN_STATISTICS)  # views of sites that never took part; shown where there are any
 ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
 CHECKPOINTS = ("last", "best")
 WHOLE = "mean"  # the region of a mean over regions

@@ -86,7 +86,7 @@ def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same
     run = across(tmp_path, *settings)
     assert_same_tables(run, here(tmp_path, *settings))
     rows = run.scores()
-    assert set(rows.loc[~rows["seen"], "view"]) == {"global", "adapted"}
+    assert set(rows.loc[~rows["seen"], "view"]) == {"global", "adapted", "own-statistics"}
     assert set(rows["case"]) == {""}
 
 

@@ -408,9 +408,9 @@ def test_a_run_killed_before_its_final_scores_resumes_to_the_same_ones(
 ) -> None:
     whole = execute(settings(tmp_path / "whole", "evaluation.overlays=false"))
     header = whole.sites.header
-    assert header[-2:] == ("adapted last", "adapted best")
+    assert header[-4:] == ("adapted last", "adapted best", "own-statistics last", "own-statistics best")
     outside = next(row for row in whole.sites.rows if row and row[0] == "site_03 (unseen)")
-    assert 0 <= float(outside[-2]) <= 1
+    assert all(0 <= float(cell) <= 1 for cell in outside[-4:])
     assert outside[4] == "no personal model"
 
     score = fedseg.launch.run.score_checkpoints
@@ -436,4 +436,4 @@ def test_a_run_killed_before_its_final_scores_resumes_to_the_same_ones(
     gap, compared = difference(again, one.scores())
     assert gap == 0
     assert compared == len(again)
-    assert {"adapted", "global"} == set(again.query("site == 'site_03'")["view"])
+    assert {"adapted", "global", "own-statistics"} == set(again.query("site == 'site_03'")["view"])

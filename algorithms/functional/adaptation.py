@@ -218,22 +218,29 @@ def use_batch_statistics(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def with_running_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Layers that normalise by statistics of earlier images: batch normalisation, and others that keep some."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._NormBase))
+    return [layer for layer in layers if layer.running_mean is not None]
+
+
 def fit_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Let the running statistics of batch normalisation be the mean of these batches' own (Li et al., 2016: AdaBN).
+    """Let the running statistics of normalisation be the mean of these batches' own (Li et al., 2016: AdaBN).
 
     In place, and for good: predictions do not depend on the other images of a batch afterwards. Without batches, or
-    batch normalisation, nothing changes.
+    running statistics, nothing changes.
 
     Args:
         model: in evaluation mode, in which it stays.
         batches: what the network takes, (B, C, H, W); a single image comes with its mirror image, for a variance.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = with_running_statistics(model)
     momenta = [layer.momentum for layer in layers]
     for place, batch in enumerate(batches if layers else ()):
-        for layer in layers if place == 0 else ():
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain mean over all batches
+        for layer in layers:
+            if place == 0:
+                layer.reset_running_stats()
+            layer.momentum = 1 / (place + 1)  # the plain mean over all batches
             layer.train()
         model(batch if len(batch) > 1 else torch.cat([batch, batch.flip(-1)]))
     for layer, momentum in zip(layers, momenta, strict=True):

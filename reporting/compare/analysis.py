@@ -33,13 +33,14 @@ from fedseg.evaluation.statistics import (
 from fedseg.reporting.compare.gather import Gathered, Method
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import Run
-from fedseg.reporting.summary import CHECKPOINTS
+from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 
 GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
 OVERALL = "mean over sites"
 AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE = "personal against global", "against local training", "against FedAvg"
+AGAINST_OWN_STATISTICS = "against FedAvg with the site's own normalisation statistics"
 """Questions of the tests."""
 Sites = dict[str, pd.DataFrame]  # site -> seeds x (patient, case), NaN where a seed did not test a case
 
@@ -281,13 +282,15 @@ class Analysis:
         """All questions at all sites and over them, one family for Holm's correction.
 
         Each personal model against its global one, each model against local training; of sites that took no part, each
-        model against FedAvg. Columns: question, those of `compare`, p_holm.
+        model against FedAvg, and against FedAvg with the site's own normalisation statistics. Columns: question, those
+        of `compare`, p_holm.
         """
         if self.seen:
             asked = [(m, self.counterpart(m), AGAINST_GLOBAL) for m in self.models if self._personalised(m)]
             asked += [(m, self.peer(m, LOCAL, PERSONAL), AGAINST_LOCAL) for m in self.models if not self.is_baseline(m)]
         else:
             asked = [(m, self.peer(m, REFERENCE, GLOBAL), AGAINST_REFERENCE) for m in self.models]
+            asked += [(m, self.peer(m, REFERENCE, OWN_STATISTICS), AGAINST_OWN_STATISTICS) for m in self.models]
         rows = []
         for model, against, question in asked:
             if against in (None, model):

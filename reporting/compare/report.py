@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from fedseg.reporting.compare.analysis import AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE, OVERALL, Analysis
+from fedseg.reporting.compare.analysis import (
+    AGAINST_GLOBAL,
+    AGAINST_LOCAL,
+    AGAINST_OWN_STATISTICS,
+    AGAINST_REFERENCE,
+    OVERALL,
+    Analysis,
+)
 from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.design import methods_text, patient_grid
 from fedseg.reporting.compare.options import Options
@@ -208,7 +215,14 @@ def _sections(
                 "unseen_against_fedavg",
                 "Every model against FedAvg, sites that took no part",
             ),
+            test_grid(
+                unseen,
+                AGAINST_OWN_STATISTICS,
+                "unseen_against_own_statistics",
+                "Every model against FedAvg with the site's own normalisation statistics",
+            ),
         ]
+        grids = [grid for grid in grids if grid.rows]
         folded = [score_grid(analysis, other, seen=False), replace(cost_grid(unseen), name="unseen_cost")]
         sections.insert(1, Section("Unseen sites", _unseen_text(unseen), grids=grids, folded=folded))
     if not analysis.sites:
@@ -229,15 +243,24 @@ def _unseen_text(unseen: Analysis) -> list[str]:
         f"{count(len(unseen.sites), 'site')}, {units(cases)}.",
         *same_models(unseen),
     ]
-    rows = unseen.answers_to(AGAINST_REFERENCE)
-    if rows.empty:
+    if unseen.tests.empty:
         return [*text, "No other model stands beside FedAvg here, so there is nothing to test."]
-    over = rows[rows["site"] == OVERALL]
-    told = [
-        f"{row['model']} {amount(row['gain'], unseen.options)}, {units(row)}, corrected {probability(row['p_holm'])}"
-        for row in over.to_dict("records")
-    ]
-    return [*text, f"Against FedAvg, mean over sites: {'; '.join(told)}."]
+    opponents = {AGAINST_REFERENCE: "FedAvg", AGAINST_OWN_STATISTICS: "FedAvg with the site's own statistics"}
+    for question, opponent in opponents.items():
+        rows = unseen.answers_to(question)
+        over = rows[rows["site"] == OVERALL]
+        told = [
+            f"{row['model']} {amount(row['gain'], unseen.options)}, {units(row)}, "
+            f"corrected {probability(row['p_holm'])}"
+            for row in over.to_dict("records")
+        ]
+        text += [f"Against {opponent}, mean over sites: {'; '.join(told)}."] if told else []
+    if unseen.answers_to(AGAINST_OWN_STATISTICS).size:
+        text.append(
+            "Own statistics: FedAvg's global model whose normalisation takes its running statistics from the site's "
+            "images, without labels; a method for such sites must be better than this."
+        )
+    return text
 
 
 def reading(options: Options) -> list[str]:
