@@ -24,6 +24,8 @@ CASES = "cases"
 a metric counts others."""
 TESTED = "tested"
 """Likewise, of how many cases there are: those that do not show a region do not count."""
+OVER_SITES = (("mean over sites", "mean"), ("worst site", "worst"))
+FEW_SITES = 12  # with more, tables by region hold means over sites only; summary.csv has every site
 MANY_SITES = 30  # a terminal shows the worst of more sites than this; the files always hold all
 
 BOLD, DIM, RESET = "\033[1m", "\033[2m", "\033[0m"
@@ -170,6 +172,7 @@ class Summary:
         all_sites: The same with every site.
         metrics: All metrics, mean over seen sites; None if only the headline metric was computed.
         regions: In how many test cases each region occurs, by site; None if in all of them.
+        by_region: Sites x (view, checkpoint) for each region, headline metric; None if there is one region only.
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
     """
 
@@ -179,15 +182,18 @@ class Summary:
     metrics: Table | None
     regions: Table | None
     values: dict[str, float]
+    by_region: Table | None = None
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        tables = [self.sites, self.regions, self.metrics]
+        tables = [self.sites, self.by_region, self.regions, self.metrics]
         return "\n".join(table.text(stream) for table in tables if table is not None)
 
     def markdown(self) -> str:
         """The text of summary.md."""
         parts = ["# Result\n", self.all_sites.markdown()]
+        if self.by_region is not None:
+            parts += ["## By region\n", self.by_region.markdown()]
         if self.regions is not None:
             parts += ["## In how many test cases each region occurs\n", self.regions.markdown()]
         if self.metrics is not None:
@@ -213,6 +219,7 @@ def summarise(scores: pd.DataFrame) -> Summary:
         metrics=_metric_table(means[means["split"] == "test"]) if means["metric"].nunique() > 1 else None,
         regions=_region_table(table, [str(name) for name in scores["region"].unique() if name != WHOLE]),
         values=_flat_values(means),
+        by_region=_table_by_region(table[(table["split"] == "test") & (table["metric"] == HEADLINE)]),
     )
 
 
@@ -242,14 +249,13 @@ def _probe_table(shown: pd.DataFrame, limit: int | None) -> Table:
 
 def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
     """Rows: seen sites, mean and worst over them, unseen sites and their mean. Columns: view x checkpoint."""
-    views = (*VIEWS, *(view for view in UNSEEN_ONLY if (shown["view"] == view).any()))
-    columns = [(view, checkpoint) for view in views for checkpoint in CHECKPOINTS]
+    columns = _columns(shown)
     header = (_on_grid(f"test {HEADLINE}", shown), "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     if shown.empty:
         return Table(header, (), "No test scores: the run has not come to its end, or no site has test cases.")
     seen, unseen = shown[shown["seen"]], shown[~shown["seen"]]
     rows, left_out = _block(seen, columns, limit)
-    rows += [(), _over("mean over sites", seen, columns, "mean"), _over("worst site", seen, columns, "worst")]
+    rows += [(), *(_over(title, seen, columns, which) for title, which in OVER_SITES)]
     if len(unseen):
         below, more = _block(unseen, columns, limit)
         rows += [(), *((f"{name} (unseen)", *cells) for name, *cells in below)]
@@ -267,6 +273,31 @@ def _on_grid(title: str, table: pd.DataFrame) -> str:
     """A title that says on which grid its numbers stand."""
     grid = grid_of(table)
     return f"{title}, {grid}" if grid else title
+
+
+def _table_by_region(shown: pd.DataFrame) -> Table | None:
+    """Rows: the sites and the mean over those that took part, region after region; of many sites the means only."""
+    regions = [str(region) for region in shown["region"].unique() if region != WHOLE]
+    if len(regions) < 2:
+        return None
+    columns = _columns(shown)
+    rows: list[tuple[str, ...]] = []
+    for region in regions:
+        own = shown[shown["region"] == region]
+        seen, unseen = own[own["seen"]], own[~own["seen"]]
+        rows += [()] * bool(rows)
+        if own["site"].nunique() <= FEW_SITES:
+            rows += [(f"{region}: {name}", *cells) for name, *cells in _block(seen, columns, None)[0]]
+            rows += [(f"{region}: {name} (unseen)", *cells) for name, *cells in _block(unseen, columns, None)[0]]
+        rows += [_over(f"{region}: {title}", seen, columns, which) for title, which in OVER_SITES if len(seen)]
+    header = (_on_grid(f"test {HEADLINE} by region", shown), "cases", *(" ".join(column) for column in columns))
+    return Table(header, tuple(rows))
+
+
+def _columns(shown: pd.DataFrame) -> list[tuple[str, str]]:
+    """View and checkpoint of every column."""
+    views = (*VIEWS, *(view for view in UNSEEN_ONLY if (shown["view"] == view).any()))
+    return [(view, checkpoint) for view in views for checkpoint in CHECKPOINTS]
 
 
 def _block(

@@ -735,6 +735,25 @@ def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.Captu
     assert compare.main(["metric=dice"]) == 2
 
 
+def test_every_region_has_its_table_by_site_in_the_terminal(planted: Path, tmp_path: Path) -> None:
+    report = write(analysed(planted), tmp_path, lambda _: Extras())
+    text = report.text(io.StringIO())
+    scores = RunFolder(planted / "pooled-0").scores()
+    for region in ("disc", "cup"):
+        (table,) = [one for one in report.regions if f"Dice of {region} by site" in one.header[0]]
+        assert table.header[1:] == ("mean over sites", "site_01", "site_02", "site_03")
+        assert table.header[0] in text
+        (row,) = [row for row in table.rows if row[0] == "pooled global"]
+        per_seed = []
+        for seed in range(3):
+            scores = RunFolder(planted / f"pooled-{seed}").scores()
+            own = scores.query("checkpoint == 'best' and split == 'test' and metric == 'dice' and region == @region")
+            per_seed.append(own.groupby("site")["value"].mean())
+        means = pd.concat(per_seed, axis=1).mean(axis=1) * 100
+        assert row[2:] == tuple(f"{value:.1f}" for value in means)
+        assert row[1] == f"{means.mean():.1f}"
+
+
 def test_the_terminal_is_coloured_the_pipe_is_not(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
 """Cases that do not show a region: in no mean, counted beside every mean, the same ones for every model."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,3 +115,17 @@ def test_scores_of_an_older_definition_are_told_and_not_compared() -> None:
     assert difference(kept, earlier) == (0.0, 8)
     again = without_older_definition(now, now)
     assert (again[2], difference(again[0], again[1])[0]) == (0, 0.0)
+
+
+def test_every_region_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = summarise(table())
+    found = summary.by_region
+    assert found is not None
+    rows = {row[0]: row[1:4] for row in found.rows if row}
+    assert rows["lesion: a"] == ("1 of 3", "0.4000", "0.4000")
+    assert rows["lesion: b"] == ("0 of 1", "undefined", "undefined")
+    assert rows["lesion: mean over sites"] == ("", "0.4000", "0.4000")
+    assert rows["organ: mean over sites"] == ("", "0.6000", "0.6000")
+    assert found.text() in summary.text(io.StringIO())
+    assert "organ: worst site" in summary.markdown()
+    assert summarise(table(regions=("lesion",))).by_region is None

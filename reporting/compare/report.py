@@ -44,6 +44,7 @@ from fedseg.reporting.compare.tables import (
     fairness_grid,
     metric_grid,
     region_grid,
+    region_site_grids,
     run_grid,
     save_tables,
     score_grid,
@@ -126,6 +127,7 @@ class Report:
         unseen: what is said about sites that took no part.
         answers: the verdicts as a table.
         scores: models x sites.
+        regions: the same for each region, where there are several.
     """
 
     page: Path
@@ -134,6 +136,7 @@ class Report:
     unseen: Sequence[str]
     answers: Table
     scores: Table
+    regions: Sequence[Table] = ()
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
@@ -145,7 +148,8 @@ class Report:
         head = [f"{headline(self.verdicts)}.", f"{tally(self.verdicts)}\n"]
         if not self.verdicts:
             head = head[:1]
-        parts = [self.scores.text(stream), *head, *lines, *self.unseen, "", *told, f"\nThe report: {self.page}"]
+        tables = [table.text(stream) for table in (self.scores, *self.regions)]
+        parts = [*tables, *head, *lines, *self.unseen, "", *told, f"\nThe report: {self.page}"]
         return "\n".join(parts)
 
 
@@ -179,7 +183,8 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     save_figures(light, output / PLOTS)
     scores = score_grid(analysis, analysis.options.checkpoint, seen=bool(analysis.sites))
     beside = [] if analysis.overview["seen"].all() else _unseen_text(analysis.unseen)
-    return Report(page, found, told, beside, answers.plain(), scores.plain())
+    by_region = [grid.plain(grid.title) for grid in region_site_grids(analysis, seen=bool(analysis.sites))]
+    return Report(page, found, told, beside, answers.plain(), scores.plain(), by_region)
 
 
 def _sections(
@@ -196,7 +201,8 @@ def _sections(
     other = "last" if checkpoint == "best" else "best"
     sections = [
         Section("Scores", pictures=drawn("scores"), grids=[score_grid(analysis, checkpoint)], folded=[
-            score_grid(analysis, other), metric_grid(analysis), region_grid(analysis)]),
+            score_grid(analysis, other), metric_grid(analysis), region_grid(analysis),
+            *region_site_grids(analysis)]),
         Section("Personal against global", pictures=drawn("personal_gains"), folded=[_personal_grid(analysis)]),
         Section("Fairness and local training", _transfer_text(analysis), drawn("transfer"), [fairness_grid(analysis)],
             folded=[_local_grid(analysis)]),

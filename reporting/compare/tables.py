@@ -13,7 +13,7 @@ import pandas as pd
 from fedseg.evaluation import LOWER_IS_BETTER, METRICS
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.verdicts import Verdict, count, probability
-from fedseg.reporting.folder import write_atomic
+from fedseg.reporting.folder import file_name, write_atomic
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import titled
 
@@ -80,9 +80,13 @@ class Grid:
             )
         )
 
-    def plain(self) -> Table:
-        """For a terminal."""
-        return Table(self.header, tuple(tuple(cell.text for cell in row) for row in self.rows), self.note)
+    def plain(self, title: str = "") -> Table:
+        """For a terminal, with a title above the rows' names if one is given."""
+        return Table(
+            (title or self.header[0], *self.header[1:]),
+            tuple(tuple(cell.text for cell in row) for row in self.rows),
+            self.note,
+        )
 
 
 def number(value: float, scale: float = 1.0, digits: int = 1, *, signed: bool = False) -> Cell:
@@ -285,6 +289,31 @@ def region_grid(analysis: Analysis) -> Grid:
     ]
     title = f"{options.title} by region{options.on_grid}"
     return _means_grid(rows, analysis, "region", "regions", title, lambda _, value: number(value, options.scale))
+
+
+def region_site_grids(analysis: Analysis, *, seen: bool = True) -> list[Grid]:
+    """The metric of each region: models x sites; none where there is one region only."""
+    table, options = analysis.gathered.regions, analysis.options
+    rows = table[(table["checkpoint"] == options.checkpoint) & (table["split"] == "test") & (table["seen"] == seen)]
+    rows = rows[rows["metric"] == options.metric]
+    regions = [str(region) for region in rows["region"].unique()]
+    if len(regions) < 2:
+        return []
+    return [_region_by_site(rows[rows["region"] == region], analysis, region) for region in regions]
+
+
+def _region_by_site(rows: pd.DataFrame, analysis: Analysis, region: str) -> Grid:
+    means = rows.groupby(["method", "view", "site"], observed=True)["value"].mean().unstack()
+    sites, options = sorted(map(str, means.columns)), analysis.options
+    body = []
+    means = means.sort_index()
+    for (method, view), own in zip(means.index, means[sites].to_numpy(), strict=True):
+        over = float(np.nanmean(own)) if np.isfinite(own).any() else float("nan")
+        cells = (number(float(value), options.scale) for value in (over, *own))
+        body.append([Cell(Model(str(method), str(view)).label), *cells])
+    title = f"{options.title} of {region} by site{options.on_grid}"
+    note = f"{options.unit.capitalize()}. Mean over seeds, test cases that show the region."
+    return Grid(f"region_{file_name(region)}", title, ("model", OVERALL, *sites), body, note)
 
 
 def run_grid(analysis: Analysis) -> Grid:
