@@ -14,6 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from fedseg.federation.admission import Admission, Limits, unbounded
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.combine import Combination, RobustMean, Rule
 from fedseg.federation.contract import (
     Accumulator,
     Cohort,
@@ -58,6 +59,11 @@ class Schedule:
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
         server_lr: step of the server along the mean update; running statistics always take the full mean.
+        combine: how updates become one: mean, by weight. Against a few hostile sites: norm_bound brings updates to the
+            median norm at most; median and trimmed_mean work coordinate by coordinate; krum takes the update nearest to
+            its neighbours, multi_krum the mean of all but `hostile`; geometric_median is RFA. Median, trimmed_mean and
+            Krum count sites, not images. Server memory grows with the sites.
+        hostile: how many sites of a round may be hostile, for trimmed_mean and Krum.
         evaluate_every: rounds between two validations.
         checkpoint_every: rounds between two checkpoints; the best model is chosen among the saved rounds.
     """
@@ -71,6 +77,8 @@ class Schedule:
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
     server_lr: FinitePositive = 1.0
+    combine: Rule = "mean"
+    hostile: PositiveInt = 1
     evaluate_every: PositiveInt = 1
     checkpoint_every: PositiveInt = 1
 
@@ -127,6 +135,11 @@ class Federation:
             raise ValueError(f"two transforms of one name remember in one place: {', '.join(self._names)}")
         for transform in self.transforms:
             transform.check(self.algorithm)
+        if self.schedule.combine != "mean" and (why := self._sums_only):
+            raise ValueError(
+                f"federation.combine={self.schedule.combine} compares single updates, which {why} does not allow; take "
+                "federation.combine=mean"
+            )
 
     @property
     def _names(self) -> list[str]:
@@ -145,7 +158,18 @@ class Federation:
     @property
     def _needed(self) -> int:
         """Usable updates that a round needs; the pool is one, whatever is asked of sites."""
-        return 1 if self._pools else max([self.schedule.min_sites, *(transform.least for transform in self.transforms)])
+        least = [self._combination.least, *(transform.least for transform in self.transforms)]
+        return 1 if self._pools else max(self.schedule.min_sites, *least)
+
+    @property
+    def _combination(self) -> Combination:
+        return Combination(self.schedule.combine, self.schedule.hostile)
+
+    @property
+    def _sums_only(self) -> str:
+        """The transform that leaves no single update to look at, or whose account is that of a mean; empty if none."""
+        closed = (t.name for t in self.transforms if t.hides_updates or t.guarantee is not None or t.accumulator())
+        return next(closed, "")
 
     def run(self) -> State:
         """Train until all rounds are done, going on from the checkpoint if there is one.
@@ -375,7 +399,10 @@ class Federation:
         """The mean of a round; how far its updates are apart is noted."""
         if isinstance(mean, SketchedMean):
             self._record.updates.extend(mean.differences(round))
-        return mean.result()
+        result = mean.result()
+        if isinstance(mean, RobustMean):
+            self._record.events.extend(mean.far(result, round))
+        return result
 
     def _consult(
         self, round: int, topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]
@@ -461,9 +488,11 @@ class Federation:
         own = next(filter(None, (transform.accumulator() for transform in self.transforms)), None)
         if own is not None:
             return own
-        if any(transform.hides_updates or transform.guarantee is not None for transform in self.transforms):
+        if self._sums_only:
             return Mean(self.algorithm.per_site, self.algorithm.uniform_groups)
         seed = derive_seed(self.seed, "sketch")
+        if self.schedule.combine != "mean" and not self._pools:
+            return RobustMean(self._combination, self.algorithm.per_site, seed, self.algorithm.uniform_groups)
         return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
     def _task(self, round: int, site: str) -> Task:
@@ -537,6 +566,13 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
         ValueError: naming who needs more.
     """
     asked = schedule.asked(sites)
+    combination = Combination(schedule.combine, schedule.hostile)
+    if asked < combination.least:
+        raise ValueError(
+            f"federation.combine={schedule.combine} with federation.hostile={schedule.hostile} needs "
+            f"{combination.least} sites in a round, {asked} take part (federation.fraction={schedule.fraction} of "
+            f"{sites})"
+        )
     for transform in transforms:
         if asked < transform.least:
             raise ValueError(

@@ -1,0 +1,163 @@
+"""Hostile sites against rules of combination: `python -m benchmarks.hostile [KEY=VALUE ...]`.
+
+Of seven hospitals of the phantom two are hostile. For every attack and rule FedAvg is trained anew; the table holds the
+mean test Dice of the five honest sites, and how many of the hostile ones an event named. About 40 minutes on one core.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from fedseg.configs.compose import compose
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.combine import Rule
+from fedseg.federation.contract import Batch, Row, Task
+from fedseg.federation.seeds import derive_seed
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.scoring import Scorer
+from fedseg.launch.settings import SCHEMA
+
+HOSTILE = 2
+COMMON = ["algorithm=fedavg", "data.n_sites=7", "data.size=48", "data.resolution=96", "data.cases_per_site=24"]
+COMMON += ["federation.rounds=12", "federation.local_steps=8", "federation.evaluate_every=12"]
+COMMON += ["federation.checkpoint_every=12", "trainer.threads=1", "evaluation.metrics=[dice]"]
+COMMON += [f"federation.hostile={HOSTILE}"]
+ON_UPDATES = ("sign_flip", "scaling", "noise", "collusion")
+ON_LABELS = ("label_flip", "constant_mask")
+ATTACKS = ("none", *ON_UPDATES, *ON_LABELS)
+
+
+class Hostile(InProcess):
+    """Some sites send something else than what they learnt.
+
+    Attributes:
+        attack: sign_flip sends the update the wrong way round; scaling ten times of it; noise a Gaussian with its
+            norm; collusion lets all hostile sites send the same Gaussian, with three times the norm.
+        hostile: who.
+    """
+
+    attack = "none"
+    hostile: Sequence[str] = ()
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """As the transport does, with false updates."""
+        for update in super().ask(tasks, messages):
+            if update.site in self.hostile and tasks[update.site].kind == "train" and self.attack in ON_UPDATES:
+                yield replace(update, tensors={**update.tensors, "model": self._false(update, tasks[update.site])})
+            else:
+                yield update
+
+    def _false(self, update: Update, task: Task) -> dict[str, torch.Tensor]:
+        learnt = update["model"]
+        if self.attack in ("sign_flip", "scaling"):
+            factor = -1.0 if self.attack == "sign_flip" else 10.0
+            return {name: factor * tensor for name, tensor in learnt.items()}
+        who = "all" if self.attack == "collusion" else update.site
+        generator = torch.Generator().manual_seed(derive_seed(task.seed, self.attack, task.round, who))
+        noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in learnt.items()}
+        norms = [sum(float(t.square().sum()) for t in ts.values()) ** 0.5 for ts in (learnt, noise)]
+        factor = norms[0] / norms[1] * (3 if self.attack == "collusion" else 1)
+        return {name: factor * tensor for name, tensor in noise.items()}
+
+
+class FalseLabels:
+    """A site whose training masks are inverted, or mark everything.
+
+    Args:
+        site: the site.
+        attack: label_flip or constant_mask.
+    """
+
+    def __init__(self, site: Any, attack: str) -> None:
+        self._site, self._attack = site, attack
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._site, name)
+
+    def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
+        """The site's batches, with other masks."""
+        return FalseBatches(self._site.train_batches(seed, steps), self._attack)
+
+
+class FalseBatches:
+    """Batches with other masks.
+
+    Args:
+        batches: the true ones.
+        attack: label_flip or constant_mask.
+    """
+
+    def __init__(self, batches: Any, attack: str) -> None:
+        self._batches, self._attack = batches, attack
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            mask = batch["mask"]
+            yield {**batch, "mask": 1 - mask if self._attack == "label_flip" else torch.ones_like(mask)}
+
+
+class Listening:
+    """An observer that keeps the names of sites that were far off."""
+
+    def __init__(self) -> None:
+        self.named: set[str] = set()
+
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
+        """Nothing to note."""
+
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
+        """Nothing to note."""
+
+    def round_done(self, record: Any) -> None:
+        """Note the events."""
+        rows: list[Row] = record.events
+        self.named |= {row["site"] for row in rows if row["event"] == "far"}
+
+
+def dice_of_the_honest(attack: str, rule: Rule, more: Sequence[str]) -> tuple[float, int]:
+    """Mean test Dice of the honest sites after the last round, and how many hostile ones were named."""
+    experiment = Experiment(compose([*COMMON, f"federation.combine={rule}", *more], SCHEMA))
+    experiment.data.setup()
+    hostile = experiment.data.sites[-HOSTILE:]
+    sites: dict[str, Any] = dict(experiment.sites())
+    if attack in ON_LABELS:
+        sites |= {name: FalseLabels(sites[name], attack) for name in hostile}
+    scorer = Scorer(experiment)
+    way = Hostile(experiment.algorithm(), sites, experiment.compute, scorer, ())
+    way.attack, way.hostile = attack, hostile
+    observer = Listening()
+    with tempfile.TemporaryDirectory() as folder:
+        federation = experiment.federation_over(way, experiment.data.sites, Checkpoint(Path(folder)), observer)
+        server = federation.run()
+        honest = [site for site in experiment.data.sites if site not in hostile]
+        found = federation.evaluate(server, experiment.schedule.rounds, honest, ("test",))
+    scores = [values["test/global/dice"] for values in found.values()]
+    return sum(scores) / len(scores), len(observer.named & set(hostile))
+
+
+def main(more: Sequence[str]) -> None:
+    """Print the table, a line for each attack."""
+    rules = get_args(Rule)
+    print(f"{'':15}" + "".join(f"{rule:>18}" for rule in rules), flush=True)
+    for attack in ATTACKS:
+        print(f"{attack:15}", end="", flush=True)
+        for rule in rules:
+            dice, named = dice_of_the_honest(attack, rule, more)
+            print(f"{dice:11.3f} ({named} of {HOSTILE})"[:18].rjust(18), end="", flush=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
