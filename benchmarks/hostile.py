@@ -155,7 +155,7 @@ def main(more: Sequence[str]) -> None:
         print(f"{attack:15}", end="", flush=True)
         for rule in rules:
             dice, named = dice_of_the_honest(attack, rule, more)
-            print(f"{dice:11.3f} ({named} of {HOSTILE})"[:18].rjust(18), end="", flush=True)
+            print(f"{dice:.3f} ({named} named)".rjust(18), end="", flush=True)
         print(flush=True)
 
 

@@ -58,6 +58,9 @@ class Schedule:
         dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
+        order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
+            travel from site to site, each going on where the one before it stopped (with one round: once through all
+            sites, as in incremental institutional training).
         server_lr: step of the server along the mean update; running statistics always take the full mean.
         combine: how updates become one: mean, by weight. Against a few hostile sites: norm_bound brings updates to the
             median norm at most; median and trimmed_mean work coordinate by coordinate; krum takes the update nearest to
@@ -76,6 +79,7 @@ class Schedule:
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
+    order: Literal["together", "cyclic"] = "together"
     server_lr: FinitePositive = 1.0
     combine: Rule = "mean"
     hostile: PositiveInt = 1
@@ -84,6 +88,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_ranges(Schedule, vars(self), "federation")
+
+    def turns(self, present: Sequence[str]) -> list[list[str]]:
+        """Sites that train from one model, one group after the other."""
+        return [list(present)] if self.order == "together" else [[site] for site in present]
 
     def asked(self, sites: int) -> int:
         """How many of so many sites are asked in a round.
@@ -135,6 +143,8 @@ class Federation:
             raise ValueError(f"two transforms of one name remember in one place: {', '.join(self._names)}")
         for transform in self.transforms:
             transform.check(self.algorithm)
+        if self.schedule.order == "cyclic":
+            _check_cyclic(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
         if self.schedule.combine != "mean" and (why := self._sums_only):
             raise ValueError(
                 f"federation.combine={self.schedule.combine} compares single updates, which {why} does not allow; take "
@@ -307,7 +317,9 @@ class Federation:
             detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            server = self._train(round, server, present, asked)
+            for together in self.schedule.turns(present):
+                server = self._train(round, server, together, asked)
+            self._check_travelled(round)
         last = round == self.schedule.rounds
         if not last and self._spent(server):
             last = True
@@ -545,14 +557,29 @@ class Federation:
         Raises:
             RoundError: too few, for another reason.
         """
-        if usable >= self._needed:
+        if usable >= (self._needed if self.schedule.order == "together" else 1):
             return True
+        if self.schedule.order == "cyclic":
+            return False  # the model goes on to the next site
         if self._spent(server):
             self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
             return False
+        raise self._too_few(round, usable)
+
+    def _check_travelled(self, round: int) -> None:
+        """Make sure that a model which travels was trained somewhere.
+
+        Raises:
+            RoundError: no site sent a usable update.
+        """
+        if self.schedule.order == "cyclic" and not self._record.rounds:
+            raise self._too_few(round, 0)
+
+    def _too_few(self, round: int, usable: int) -> RoundError:
+        """The error that ends the run; the round is noted first."""
         self.observer.round_done(self._record)
         reasons = "; ".join(f"{e['site']}: {e['detail']}" for e in self._record.events if e["event"] == "refused")
-        raise RoundError(
+        return RoundError(
             f"round {round}: {usable} usable updates, federation.min_sites={self._needed} needed "
             f"({reasons}). "
             "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
@@ -579,6 +606,21 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
                 f"{transform.name} needs {transform.least} sites in a round, {asked} take part "
                 f"(federation.fraction={schedule.fraction} of {sites})"
             )
+
+
+def _check_cyclic(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
+    """Refuse what speaks of the mean of a round: there is one update at a time.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if of_a_mean:
+        raise ValueError(f"federation.order=cyclic shows every site's model to the next; {of_a_mean[0]} protects means")
+    if schedule.combine != "mean":
+        raise ValueError(
+            f"federation.order=cyclic combines nothing, so that federation.combine={schedule.combine} has no meaning; "
+            "take federation.combine=mean"
+        )
 
 
 def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> dict[str, float]:
