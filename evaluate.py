@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from fedseg.reporting.folder import RunFolder
 
 USAGE = """python evaluate.py RUN [evaluation.grid=own] [data.root=DIR] [trainer.accelerator=cpu] [trainer.threads=N]
 
   RUN            the folder of a finished or stopped run, or of one that held sites out in turn: each fold is scored
   evaluation.grid=own|network   the grid to score on; without it that of the run, of older runs the cases' own
+  evaluation.cross_sites=true   also score every site's personal model at all other sites: RUN/cross_sites.csv
   data.root=DIR  where its data lie now, if they were moved
 
 Scores the last and the best saved models on the validation and test cases of every site, prints the summary, writes
@@ -58,7 +61,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
     """One run; returns the exit code."""
-    from fedseg.launch.rescore import adopt, difference, last_round_done, other_grid, rescore, without_older_definition
+    from fedseg.launch.rescore import rescore, rescore_across
+    from fedseg.reporting.crossing import matrix, matrix_table
     from fedseg.reporting.folder import write_atomic
     from fedseg.reporting.summary import summarise
 
@@ -66,6 +70,16 @@ def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
     scores = rescore(folder, overrides)
     write_atomic(folder.path / "rescored.csv", scores.to_csv(index=False))
     print(summarise(scores).text(sys.stdout))
+    code = _compared(folder, scores, before)
+    if rescore_across(folder, overrides):
+        print(f"\n{matrix_table(matrix(folder.cross_sites())).text(sys.stdout)}")
+    return code
+
+
+def _compared(folder: "RunFolder", scores: "DataFrame", before: "DataFrame") -> int:
+    """Say by how much new scores differ from those of the run, or let them take their place; the exit code."""
+    from fedseg.launch.rescore import adopt, difference, last_round_done, other_grid, without_older_definition
+
     if grid := other_grid(scores, before):
         kept = adopt(folder, scores)
         print(

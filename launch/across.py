@@ -16,6 +16,7 @@ from fedseg.federation.engine import RoundError, check_cohort
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.state import State
+from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import check_states, open_checkpoint
 from fedseg.launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
@@ -54,6 +55,7 @@ class Across:
         meter = Meter()
         settings = Experiment(config)
         settings.check()
+        check_crossing(settings)
         if settings.algorithm(in_channels=3).trains_on == "pool":
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
         check_transforms(settings, config.engine)

@@ -10,17 +10,19 @@ import pandas as pd
 
 from fedseg.configs.compose import as_yaml, departing
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.run import saved_config
 from fedseg.launch.scoring import Scorer, score_checkpoints
 from fedseg.reporting.compare.runs import FOLDS
+from fedseg.reporting.crossing import COLUMNS as COLUMNS_ACROSS
 from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
 from fedseg.reporting.reporter import write_report
 from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 from fedseg.reporting.units import in_common
 
-GRID = "evaluation.grid"
+GRID, CROSSING = "evaluation.grid", "evaluation.cross_sites"
 KEYS = [column for column in COLUMNS[METRICS] if column not in ("value", "unit")]
 
 
@@ -34,10 +36,28 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     Raises:
         ReportingError: the folder holds no checkpoint, or the run's data changed or can no longer be read.
     """
-    run = Reopened.read(folder, overrides, [GRID])
+    run = Reopened.read(folder, overrides, [GRID, CROSSING])
     run.prepare_data()
     scorer = Scorer(run.experiment)
     return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server))
+
+
+def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
+    """Score every site's personal model at all other sites, if the run or an override asks for it; whether it did.
+
+    Raises:
+        ConfigError: the run has no personal models, or they lie on other machines.
+    """
+    run = Reopened.read(folder, overrides, [GRID, CROSSING])
+    if not run.experiment.evaluation.cross_sites:
+        return False
+    check_crossing(run.experiment)
+    run.prepare_data()
+    scorer = Scorer(run.experiment)
+    scores = folder.scores()
+    folder.write_cross_sites(cross_scores(run.federation(scorer), run.experiment, scores), COLUMNS_ACROSS)
+    write_report(folder, scores, title=run.experiment.title)
+    return True
 
 
 def folds_of(folder: RunFolder) -> list[RunFolder]:

@@ -20,10 +20,12 @@ from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.engine import Federation
+from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import check_data, check_states, open_checkpoint
 from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
 from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import crossing
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.environment import Meter
 from fedseg.reporting.folder import FINDINGS, RunFolder, flattened
@@ -143,6 +145,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     meter = Meter()
     experiment = Experiment(config)
     experiment.check()
+    check_crossing(experiment)
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
     with folder.beginning():
         checkpoint = open_checkpoint(folder, config)
@@ -165,6 +168,9 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         scorer = Scorer(experiment)
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
         train_and_score(federation, scorer, reporter)
+        if config.evaluation.cross_sites:
+            reporter.progress.say("scoring every site's personal model at all other sites")
+            folder.write_cross_sites(cross_scores(federation, experiment, folder.scores()), crossing.COLUMNS)
         if config.evaluation.overlays:
             regions = experiment.data.regions.names
             for pictures in paint_overlays(federation, experiment, folder.scores()).values():

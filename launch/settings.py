@@ -63,12 +63,15 @@ class Evaluation:
         grid: of the final scoring: each case's own pixels, to which probabilities are brought back, or the network's.
             Validation during training takes the network's.
         overlays: draw the worst, median and best test case of every site.
+        cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
+            map), where all data are in one place; costs sites times sites predictions.
     """
 
     metrics: tuple[str, ...] = FULL
     tolerance: float = 2.0
     grid: Literal["own", "network"] = "own"
     overlays: bool = True
+    cross_sites: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
 RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
+CROSS_SITES = "cross_sites.csv"
 
 TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
 """Names of files that are being written, with the process that writes."""
@@ -107,6 +108,7 @@ README = """# The folder of one training run
 | `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
 | `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
+| `cross_sites.csv` | every site's best model, and the global one, at every site (`evaluation.cross_sites=true`) |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
 | `run-id.txt`, `sites/` | present if Flower carried the run: its name at the sites; what they keep, in a simulation |
@@ -367,6 +369,14 @@ class RunFolder:
     def findings(self) -> list[dict[str, str]]:
         """findings.csv, row by row; empty if there is none."""
         return list(csv.DictReader(complete_lines(self.path / FINDINGS)))
+
+    def write_cross_sites(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
+        """Save how every site's model does at every site (cross_sites.csv)."""
+        write_atomic(self.path / CROSS_SITES, _header(columns) + _lines(rows, columns, CROSS_SITES))
+
+    def cross_sites(self) -> pd.DataFrame:
+        """cross_sites.csv as a table; empty, without columns, if there is none."""
+        return self._read(CROSS_SITES) if (self.path / CROSS_SITES).is_file() else pd.DataFrame()
 
     def write_fingerprints(self, rows: Sequence[Row]) -> None:
         """Save what tells the files of every case from others: site, case, image, mask (fingerprints.csv)."""

@@ -5,14 +5,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
 import pandas as pd
 
+from fedseg.reporting.crossing import draw_matrix, matrix, matrix_table
 from fedseg.reporting.curves import draw_curves, save_curves
 from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
+from fedseg.reporting.letters import legible
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
 from fedseg.reporting.progress import Progress
 from fedseg.reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
@@ -221,6 +224,12 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         title: What the run is, above the plots.
     """
     summary = summarise(scores)
+    crossed = folder.cross_sites()
+    if len(crossed):
+        summary = replace(summary, crossed=matrix_table(matrix(crossed)))
+        with drawing(folder.plots):
+            folder.plots.mkdir(parents=True, exist_ok=True)
+            legible(draw_matrix(matrix(crossed))).savefig(folder.plots / "cross_sites.png", dpi=130)
     folder.write_summary(summary.table, summary.markdown())
     with drawing(folder.plots):
         figure = draw_curves(scores, folder.rounds(), title=title)

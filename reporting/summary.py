@@ -174,6 +174,7 @@ class Summary:
         regions: In how many test cases each region occurs, by site; None if in all of them.
         by_region: Sites x (view, checkpoint) for each region, headline metric; None if there is one region only.
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
+        crossed: Every model at every site; None if that was not asked for.
     """
 
     table: pd.DataFrame
@@ -183,10 +184,11 @@ class Summary:
     regions: Table | None
     values: dict[str, float]
     by_region: Table | None = None
+    crossed: Table | None = None
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        tables = [self.sites, self.by_region, self.regions, self.metrics]
+        tables = [self.sites, self.by_region, self.regions, self.metrics, self.crossed]
         return "\n".join(table.text(stream) for table in tables if table is not None)
 
     def markdown(self) -> str:
@@ -198,6 +200,8 @@ class Summary:
             parts += ["## In how many test cases each region occurs\n", self.regions.markdown()]
         if self.metrics is not None:
             parts += ["## All metrics, mean over the sites that took part\n", self.metrics.markdown()]
+        if self.crossed is not None:
+            parts += ["## Every model at every site\n", self.crossed.markdown()]
         return "\n".join(parts)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from fedseg.reporting.compare.across import across_section
 from fedseg.reporting.compare.analysis import (
     AGAINST_GLOBAL,
     AGAINST_LOCAL,
@@ -211,6 +212,8 @@ def _sections(
         _heterogeneity(analysis, extras, differences, drawn("heterogeneity")),
         _cases(extras, analysis, found),
     ]  # fmt: skip
+    if (across := across_section(analysis)) is not None:
+        sections.insert(2, across)
     if not analysis.overview["seen"].all():
         unseen = analysis.unseen
         grids = [
