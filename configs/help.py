@@ -54,7 +54,9 @@ def lines(settings: Mapping[str, Knob], prefix: str) -> list[str]:
     entries = []
     for name, knob in settings.items():
         default = "(needed)" if knob.default is REQUIRED else f"= {_shown(knob.default)}"
-        entries.append(f"  {prefix}{name} {default}   [{knob.type_name}]")
+        line, kind = f"  {prefix}{name} {default}", f"[{knob.type_name}]"
+        fits = len(line) + len(kind) < WIDTH
+        entries += [f"{line}   {kind}"] if fits else [line, f"      {kind}"]
         entries += textwrap.wrap(
             knob.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
         )

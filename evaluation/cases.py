@@ -17,7 +17,8 @@ from torch import Tensor
 from fedseg.datamodules.cases import Case, Sample, Split
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.transforms import brought_back
-from fedseg.evaluation.metrics import LENGTHS, Mask, Spacing, check_metrics, score_known
+from fedseg.evaluation.calibration import Reliability
+from fedseg.evaluation.metrics import CALIBRATION, LENGTHS, Mask, Spacing, check_metrics, score_known
 from fedseg.models.heads import decide
 
 Predict = Callable[[Tensor], Tensor]
@@ -61,6 +62,7 @@ class CaseMasks:
         truth: (R, D, H, W) bool.
         known: (R, D, H, W) bool, where labels count; None: everywhere.
         spacing: Millimetres per voxel (slice, row, column) of these masks; None when unknown.
+        reliability: Tallies of the probabilities on the same grid, if asked for.
     """
 
     case: Case
@@ -68,6 +70,7 @@ class CaseMasks:
     truth: Mask
     known: Mask | None = None
     spacing: Spacing = None
+    reliability: Reliability | None = None
 
 
 class CaseScore(NamedTuple):
@@ -110,15 +113,21 @@ def evaluate(
     """
     check_metrics(metrics, tolerance)
     scores = []
-    for masks in predict_cases(predict, site, split, regions, grid=grid):
+    of_masks = [metric for metric in metrics if metric not in CALIBRATION]
+    calibrated = len(of_masks) < len(metrics)
+    for masks in predict_cases(predict, site, split, regions, grid=grid, calibrated=calibrated):
         unit = PIXELS if masks.spacing is None else MILLIMETRES
         known = np.ones_like(masks.truth) if masks.known is None else masks.known
         of_regions = zip(regions.names, masks.prediction, masks.truth, known, strict=True)
-        for region, prediction, truth, counts in of_regions:
-            values = score_known(prediction, truth, counts, masks.spacing, metrics, tolerance)
+        for number, (region, prediction, truth, counts) in enumerate(of_regions):
+            values = score_known(prediction, truth, counts, masks.spacing, of_masks, tolerance)
+            if masks.reliability is not None:
+                shown = bool((truth & counts).any())  # as for all others, whether a score counts depends on the truth
+                found = masks.reliability.scores(number)
+                values |= found if shown else dict.fromkeys(found, float("nan"))
             scores += [
-                CaseScore(masks.case.case, region, metric, value, unit if metric in LENGTHS else "")
-                for metric, value in values.items()
+                CaseScore(masks.case.case, region, metric, values[metric], unit if metric in LENGTHS else "")
+                for metric in metrics
             ]
     return scores
 
@@ -131,6 +140,7 @@ def predict_cases(
     *,
     only: Collection[str] | None = None,
     grid: Grid = "network",
+    calibrated: bool = False,
 ) -> Iterator[CaseMasks]:
     """Predict cases one after the other, the slices of a volume gathered.
 
@@ -141,6 +151,7 @@ def predict_cases(
         regions: What the channels of the probabilities are.
         only: Names of the cases to predict (for pictures); None: all of the split.
         grid: Of the masks.
+        calibrated: Tally probabilities too.
 
     Yields:
         One entry per case, in the order of the split.
@@ -161,7 +172,7 @@ def predict_cases(
             parts.append(part)
         if only is None or case.case in only:
             bring = _on_own_grid if grid == "own" else _on_network_grid
-            yield bring(case, parts, site, regions)
+            yield bring(case, parts, site, regions, calibrated)
 
 
 class _Slice(NamedTuple):
@@ -184,29 +195,44 @@ class _Slice(NamedTuple):
     known: Mask | None = None
 
 
-def _on_network_grid(case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions) -> CaseMasks:
-    prediction = torch.stack([decide(part.probabilities[None], regions.activation)[0] for part in parts], dim=1)
-    known = [part.known for part in parts if part.known is not None]
+def _on_network_grid(
+    case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions, calibrated: bool
+) -> CaseMasks:
+    found = [part.known for part in parts if part.known is not None]
+    known = np.stack(found, axis=1) if found else None
     truth = np.stack([part.truth for part in parts], axis=1)
-    return CaseMasks(case, prediction.numpy(), truth, np.stack(known, axis=1) if known else None, site.spacing(case))
+    told = (part.probabilities for part in parts)
+    prediction, reliability = _decided(told, truth, known, regions, calibrated)
+    return CaseMasks(case, prediction, truth, known, site.spacing(case), reliability)
 
 
-def _on_own_grid(case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions) -> CaseMasks:
+def _on_own_grid(
+    case: Case, parts: Sequence[_Slice], site: ScoredSite, regions: Regions, calibrated: bool
+) -> CaseMasks:
     sample = site.at_own_size(case)
     labels = sample.labels
     if labels is None or len(labels) != len(parts):
         raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
     size = (labels.shape[1], labels.shape[2])
     truth = np.stack([regions.encode(torch.from_numpy(plane)).numpy() > 0.5 for plane in labels], axis=1)
-    prediction = np.stack([_decided(part.probabilities, size, regions) for part in parts], axis=1)
-    known = site.known(case, labels)
-    return CaseMasks(case, prediction, truth, None if known is None else known.swapaxes(0, 1), sample.spacing)
+    counts = site.known(case, labels)
+    known = None if counts is None else counts.swapaxes(0, 1)
+    told = (torch.from_numpy(brought_back(part.probabilities[None].float().numpy(), size)[0]) for part in parts)
+    prediction, reliability = _decided(told, truth, known, regions, calibrated)
+    return CaseMasks(case, prediction, truth, known, sample.spacing, reliability)
 
 
-def _decided(probabilities: Tensor, size: tuple[int, int], regions: Regions) -> Mask:
-    """Masks (R, H, W) of one slice from its probabilities (R, h, w)."""
-    brought = torch.from_numpy(brought_back(probabilities[None].float().numpy(), size))
-    return np.asarray(decide(brought, regions.activation)[0].numpy(), bool)
+def _decided(
+    slices: Iterable[Tensor], truth: Mask, known: Mask | None, regions: Regions, calibrated: bool
+) -> tuple[Mask, Reliability | None]:
+    """Masks (R, D, H, W) from the probabilities (R, H, W) of slice after slice, and their tallies if wanted."""
+    tallies = Reliability(len(truth)) if calibrated else None
+    planes = []
+    for number, probabilities in enumerate(slices):
+        planes.append(decide(probabilities[None], regions.activation)[0].numpy())
+        if tallies is not None:
+            tallies.add(probabilities.numpy(), truth[:, number], None if known is None else known[:, number])
+    return np.stack(planes, axis=1), tallies
 
 
 def _slices(

@@ -13,13 +13,18 @@ slice of it). The background is no region and has no score. P is the predicted m
 * assd = mean of both lists together.
 * nsd = share of both lists that is at most the tolerance (surface Dice of Nikolov et al., 2018, counting contour pixels
   alike whatever area they stand for).
+* sensitivity = |P and T| / |T|;  precision = |P and T| / |P|.
+* rvd = | |P| - |T| | / |T|, of areas in 2-D.
+* lesion_f1: see `evaluation.lesions`.
+* ece, brier: of probabilities, not of masks: see `evaluation.calibration`. Over all pixels of a case that count.
 * missed = 1 where T is not empty and P is: a region overlooked; 0 where it was found, be it badly.
 * invented = 1 where T is empty and P is not; 0 where both are empty.
 
 Empty masks. Where T is empty every score but `invented` is undefined, NaN, whatever P is; where T is not empty
 `invented` is. So whether a case counts depends on the data only: every model's means are over the same cases, their
 number stands beside them, agreement on nothing lifts no mean, and what is invented is a rate of its own (MONAI leaves
-such cases out too). Where P alone is empty the others are the worst there is: dice, iou, nsd 0, and for distances
+such cases out too). Where P alone is empty the others are the worst there is: dice, iou, nsd, sensitivity,
+precision, lesion_f1 0, rvd 1 (by its formula), and for distances
 the image's diagonal, the greatest distance that two of its pixels can have (BraTS 2023 scores missed lesions so, with
 374 mm for its volumes): a method cannot improve its distances by predicting nothing in hard cases.
 
@@ -33,11 +38,14 @@ seconds to import for three functions, and other libraries define contours or pe
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
+
+from fedseg.evaluation.lesions import lesion_f1
 
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.float64]
@@ -70,6 +78,7 @@ class Metric:
         return self.worst is None
 
 
+LESIONS = "lesion_f1"
 INVENTED = "invented"
 """The one score of cases that do not show a region."""
 METRICS: dict[str, Metric] = {
@@ -79,19 +88,44 @@ METRICS: dict[str, Metric] = {
     "hd95_pooled": Metric("95 % Hausdorff distance (pooled)", best=0, worst=None),
     "assd": Metric("Average symmetric surface distance", best=0, worst=None),
     "nsd": Metric("Surface Dice", best=1, worst=0),
+    "sensitivity": Metric("Sensitivity", best=1, worst=0),
+    "precision": Metric("Precision", best=1, worst=0),
+    "rvd": Metric("Relative volume difference", best=0, worst=1),
+    "lesion_f1": Metric("Lesion-wise F1", best=1, worst=0),
+    "ece": Metric("Expected calibration error", best=0, worst=1),
+    "brier": Metric("Brier score", best=0, worst=1),
     "missed": Metric("Missed", best=0, worst=1),
     INVENTED: Metric("Invented", best=0, worst=1),
 }
+CALIBRATION = ("ece", "brier")
+"""Metrics of probabilities."""
 QUICK = ("dice", "iou")
-FULL = ("dice", "iou", "hd95", "assd", "nsd", "missed", INVENTED)
+FULL = (
+    *("dice", "iou", "hd95", "assd", "nsd", "sensitivity", "precision", "rvd"),
+    *("missed", INVENTED),
+)
+"""What is computed unless asked otherwise: overlaps cost nothing beside distances. Counting lesions and tallying
+probabilities cost up to as much as distances once more, and speak of some tasks only."""
 LENGTHS = frozenset(name for name, metric in METRICS.items() if metric.is_length) | {"nsd"}
 """Metrics in which lengths count, of nsd its tolerance: their numbers need a unit."""
 LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
-OVERLAPS: dict[str, Callable[[int, int, int], float]] = {  # of |P and T|, |P|, |T|
-    "dice": lambda both, p, t: 2 * both / (p + t),
-    "iou": lambda both, p, t: both / (p + t - both),
-    "missed": lambda both, p, t: 0.0,  # noqa: ARG005  (neither is empty where overlaps are computed)
+
+class Overlap(NamedTuple):
+    """Pixels of two masks, neither of them empty: of both, of the prediction, of the truth."""
+
+    both: int
+    p: int
+    t: int
+
+
+OVERLAPS: dict[str, Callable[[Overlap], float]] = {
+    "dice": lambda of: 2 * of.both / (of.p + of.t),
+    "iou": lambda of: of.both / (of.p + of.t - of.both),
+    "sensitivity": lambda of: of.both / of.t,
+    "precision": lambda of: of.both / of.p,
+    "rvd": lambda of: abs(of.p - of.t) / of.t,
+    "missed": lambda _: 0.0,
 }
 SURFACES: dict[str, Callable[[Distances, Distances, float], float]] = {  # of d(P, T), d(T, P), tolerance
     "hd95": lambda pt, tp, _: max(np.percentile(pt, 95), np.percentile(tp, 95)),
@@ -136,6 +170,8 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
         ValueError: Shapes, types, spacing or names that do not fit.
     """
     check_metrics(names, tolerance)
+    if of_probabilities := [name for name in names if name in CALIBRATION]:
+        raise ValueError(f"{of_probabilities[0]} is of probabilities, not of masks; evaluation.evaluate has them")
     prediction, truth, steps = _prepared(prediction, truth, spacing)
     p, t = int(prediction.sum()), int(truth.sum())
     if not t:
@@ -145,10 +181,12 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
         worst = {name: diagonal if METRICS[name].worst is None else METRICS[name].worst for name in names}
         return {name: float("nan") if name == INVENTED else float(value or 0) for name, value in worst.items()}
     both = int((prediction & truth).sum())
-    values = {name: OVERLAPS[name](both, p, t) for name in names if name in OVERLAPS}
+    values = {name: OVERLAPS[name](Overlap(both, p, t)) for name in names if name in OVERLAPS}
     if any(name in SURFACES for name in names):
         pt, tp = surface_distances(prediction, truth, steps)
         values |= {name: float(SURFACES[name](pt, tp, tolerance)) for name in names if name in SURFACES}
+    if LESIONS in names:
+        values[LESIONS] = lesion_f1(prediction, truth)
     return {name: float("nan") if name == INVENTED else values[name] for name in names}
 
 
@@ -156,6 +194,8 @@ def score_known(
     prediction: Mask, truth: Mask, known: Mask, spacing: Spacing, names: Sequence[str], tolerance: float
 ) -> dict[str, float]:
     """`score` over the pixels whose label is known (all of one shape); NaN where there is none."""
+    if not names:
+        return {}
     if not known.any():
         return dict.fromkeys(names, float("nan"))
     return score(prediction & known, truth & known, spacing, names, tolerance)

@@ -57,8 +57,9 @@ class Evaluation:
     """How models are scored.
 
     Attributes:
-        metrics: of the final scoring: dice, iou, hd95, hd95_pooled, assd, nsd, missed. Validation during training
-            takes dice and iou.
+        metrics: of the final scoring: dice, iou, hd95, assd, nsd, sensitivity, precision, rvd, missed,
+            invented; on request lesion_f1, ece, brier and hd95_pooled too. Validation during training takes dice and
+            iou.
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
         grid: of the final scoring: each case's own pixels, to which probabilities are brought back, or the network's.
             Validation during training takes the network's.

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedseg.evaluation import FULL, LOWER_IS_BETTER, METRICS, QUICK, score
+from fedseg.evaluation.metrics import CALIBRATION
 
 Mask = NDArray[np.bool_]
-ALL = tuple(METRICS)
+ALL = tuple(name for name in METRICS if name not in CALIBRATION)
+SIDED = {"sensitivity", "precision", "rvd"}  # prediction and truth are not alike there
 TOLERANCE = 1.0
 SPACINGS = [None, (1.0, 1.0, 1.0), (3.0, 0.7, 1.6)]
 
@@ -46,13 +48,55 @@ def brute_contour(mask: Mask) -> list[tuple[int, ...]]:
     return found
 
 
+def brute_parts(mask: Mask) -> list[set[tuple[int, ...]]]:
+    """Connected components by flood fill; diagonal neighbours count."""
+    left = {tuple(map(int, pixel)) for pixel in np.argwhere(mask)}
+    parts = []
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            pixel = edge.pop()
+            part.add(pixel)
+            near = {
+                tuple(p + s for p, s in zip(pixel, step, strict=True)) for step in product((-1, 0, 1), repeat=mask.ndim)
+            }
+            edge += near & left
+            left -= near
+        parts.append(part)
+    return parts
+
+
+def brute_lesions(prediction: Mask, truth: Mask) -> float:
+    """F1 under the largest matching of structures, found by augmenting paths."""
+    found, there = brute_parts(prediction), brute_parts(truth)
+    fits = [[len(a & b) >= 0.1 * len(a | b) for b in found] for a in there]
+    owner: dict[int, int] = {}
+
+    def place(row: int, tried: set[int]) -> bool:
+        for column, fit in enumerate(fits[row]):
+            if fit and column not in tried:
+                tried.add(column)
+                if column not in owner or place(owner[column], tried):
+                    owner[column] = row
+                    return True
+        return False
+
+    hits = sum(place(row, set()) for row in range(len(there)))
+    return 2 * hits / (len(there) + len(found))
+
+
 def brute_force(prediction: Mask, truth: Mask, steps: tuple[float, ...]) -> dict[str, float]:
     pixels = [np.array(brute_contour(mask)) * steps for mask in (prediction, truth)]
     table = np.sqrt(((pixels[0][:, None] - pixels[1][None]) ** 2).sum(-1))
     there, back = table.min(axis=1), table.min(axis=0)
     both = np.concatenate([there, back])
     common, joint = int((prediction & truth).sum()), int((prediction | truth).sum())
+    own, true = int(prediction.sum()), int(truth.sum())
     return {
+        "sensitivity": common / true,
+        "precision": common / own,
+        "rvd": max(own - true, true - own) / true,
+        "lesion_f1": brute_lesions(prediction, truth),
         "dice": 2 * common / (int(prediction.sum()) + int(truth.sum())),
         "iou": common / joint,
         "hd95": max(np.quantile(there, 0.95), np.quantile(back, 0.95)),
@@ -134,7 +178,8 @@ def test_a_missed_region_is_the_worst(
     some[0, 1, 1] = True
     values = all_scores(none, some, spacing)
     lengths = dict.fromkeys(("hd95", "hd95_pooled", "assd"), pytest.approx(diagonal))
-    assert values == {"dice": 0, "iou": 0, "nsd": 0, "missed": 1, **lengths}
+    shares = dict.fromkeys(("dice", "iou", "nsd", "sensitivity", "precision", "lesion_f1"), 0)
+    assert values == {**shares, "missed": 1, "rvd": 1, **lengths}
 
 
 # --- references ----------------------------------------------------------------------------------------------------
@@ -186,7 +231,10 @@ shapes = st.sampled_from([(1, 9, 12), (4, 7, 6)])
 def test_prediction_and_truth_may_change_places(a: int, b: int, shape: tuple[int, ...]) -> None:
     first, second = blobs(a, shape, 0.3), blobs(b, shape, 0.3)
     assume(first.any() and second.any())
-    assert all_scores(first, second, (2, 1, 1.5)) == pytest.approx(all_scores(second, first, (2, 1, 1.5)))
+    there, back = all_scores(first, second, (2, 1, 1.5)), all_scores(second, first, (2, 1, 1.5))
+    for name in there.keys() - SIDED:
+        assert there[name] == pytest.approx(back[name])
+    assert (there["sensitivity"], there["precision"]) == pytest.approx((back["precision"], back["sensitivity"]))
 
 
 @given(seeds, seeds, shapes, st.floats(0.1, 10))
@@ -216,6 +264,9 @@ def test_values_lie_between_best_and_worst(a: int, b: int, shape: tuple[int, ...
     values = all_scores(first, second)
     worst = all_scores(np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool))
     for name, value in values.items():
+        if name == "rvd":  # too much has no bound
+            assert value >= 0
+            continue
         low, high = sorted((METRICS[name].best, worst[name]))
         assert low <= value <= high
     if first.any() and second.any():
@@ -237,7 +288,8 @@ def test_a_margin_of_background_changes_nothing_but_the_contour_at_the_border(a:
 def test_names_choose_and_order_the_metrics() -> None:
     assert list(score(line(1), line(2), None, ["assd", "dice"], TOLERANCE)) == ["assd", "dice"]
     assert set(QUICK) < set(FULL) < set(METRICS)
-    assert set(LOWER_IS_BETTER) == {"hd95", "hd95_pooled", "assd", "missed", "invented"}
+    distances = {"hd95", "hd95_pooled", "assd"}
+    assert set(LOWER_IS_BETTER) == {*distances, "missed", "invented", "rvd", "ece", "brier"}
 
 
 def test_inputs_are_left_alone_and_two_dimensions_are_enough() -> None:
@@ -253,6 +305,7 @@ def test_inputs_are_left_alone_and_two_dimensions_are_enough() -> None:
     [
         ({"names": ["dise"]}, "did you mean 'dice'"),
         ({"names": []}, "no metric"),
+        ({"names": ["ece"]}, "of probabilities"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"spacing": (1.0, 0.0, 1.0)}, "spacing"),

@@ -12,7 +12,8 @@ class Options:
     """How runs are compared.
 
     Attributes:
-        metric: that decides: dice, iou, hd95, hd95_pooled, assd, nsd or missed; the runs must have it.
+        metric: that decides: dice, iou, hd95, assd, nsd, sensitivity, precision, rvd, lesion_f1, ece,
+            brier, hd95_pooled or missed; the runs must have it.
         checkpoint: whose test scores are tested: best (chosen on validation) or last; tables show both.
         alpha: level of the tests, in (0, 1); intervals have the confidence 1 - alpha.
         draws: resamples of the bootstrap.
