@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.mixture import alpha_step
-from fedseg.federation.contract import Batch
+from fedseg.federation.contract import PERSONAL_LOSS, Batch
 from fedseg.federation.ranges import FinitePositive, Share
 
 
@@ -37,6 +37,7 @@ class APFL(FedAvg):
     """
 
     views = ("global", "personal")
+    models_per_step = 2
     leaves_out_unknown = True
     alpha: Tensor
 
@@ -73,6 +74,7 @@ class APFL(FedAvg):
         alpha = self.alpha.clone().requires_grad_(adapts and self.mix == "weights")
         with self.trainer.precision_plugin.train_step_context():
             loss = self.mixture_loss(self._batch, alpha, through_shared=adapts)
+        self.note(loss, PERSONAL_LOSS)
         torch.autograd.backward(loss)
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         for parameter in self.model.parameters():

@@ -13,7 +13,7 @@ from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
 from fedseg.algorithms.stock import StockModule, View
-from fedseg.federation.contract import Average, Batch, Cohort, Site, Task
+from fedseg.federation.contract import LOSS, Average, Batch, Cohort, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import probabilities
@@ -57,6 +57,8 @@ class Algorithm(StockModule):
     """Whether `personalise` fits a model that exists only for evaluation at the site."""
     labelled: bool = True
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
+    models_per_step: int = 1
+    """How many models a local step trains: a step of each is counted as cost."""
     compares_patients: bool = False
     """Whether `loss` compares images of different patients: such a step cannot be made private patient by patient."""
     _settings: Mapping[str, Any] = {}  # as the constructor was given them
@@ -101,7 +103,7 @@ class Algorithm(StockModule):
         self._optimizer_state: Tensors = {}
         self._focus: Selector | None = None
         self._reference: Tensors | None = None
-        self._losses: list[Tensor] = []
+        self._losses: dict[str, list[Tensor]] = {}  # of the steps of this turn, by the name they are told under
         self.received = State()
         self.round = 0  # of the training task at hand; 0 elsewhere
         self.trained_here = False  # whether the site that the worker stands for has kept anything from training
@@ -173,7 +175,7 @@ class Algorithm(StockModule):
             self._pristine = self.keep().clone()
         self.received = message
         self._reference = None
-        self._losses = []
+        self._losses = {}
         self._freeze_all_but(everything)
         self.trained_here = bool(kept.tensors)
         stays = kept if self.trained_here else self._pristine
@@ -208,8 +210,7 @@ class Algorithm(StockModule):
                 answer.tensors[group] = subtract(trained, self.received[group])
         if self.recipe.private is not None:
             answer.scalars["rate"] = self.recipe.private.rate(site.patients)
-        if self._losses:
-            answer.scalars["loss"] = float(torch.stack(self._losses).mean())
+        answer.scalars |= {name: float(torch.stack(losses).mean()) for name, losses in self._losses.items()}
         return answer
 
     def keep(self) -> State:
@@ -252,6 +253,10 @@ class Algorithm(StockModule):
         return State({**server.tensors, **others, **moved}, server.scalars)
 
     # ---------------------------------------------------------------- tools for methods
+
+    def note(self, loss: Tensor, name: str = LOSS) -> None:
+        """Report a loss of the step at hand; a step of several models notes each by itself, not their sum."""
+        self._losses.setdefault(name, []).append(loss.detach())
 
     def criterion(self, network: nn.Module, batch: Batch) -> Tensor:
         """The recipe's loss of a network on a batch, over the pixels whose label is known."""
@@ -296,8 +301,10 @@ class Algorithm(StockModule):
         self._freeze_all_but(self.learns(batch_idx))
         if self.recipe.private is not None:
             return self.recipe.private.objective(self.loss, batch, [p for p in self.parameters() if p.requires_grad])
+        told = len(self._losses.get(LOSS, ()))
         loss = self.loss(batch)
-        self._losses.append(loss.detach())
+        if len(self._losses.get(LOSS, ())) == told:
+            self.note(loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.federation.contract import Batch
+from fedseg.federation.contract import PERSONAL_LOSS, Batch
 from fedseg.federation.state import squared_distance
 
 
@@ -25,6 +25,7 @@ class Ditto(FedAvg):
     """
 
     views = ("global", "personal")
+    models_per_step = 2
     leaves_out_unknown = True
 
     def __init__(self, *args: Any, lam: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
@@ -33,9 +34,12 @@ class Ditto(FedAvg):
         self.twin = deepcopy(self.model)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of the global model, plus loss and proximal term of the personal one."""
+        """Loss of the global model, plus loss and proximal term of the personal one; each is told by itself."""
         pull = squared_distance(dict(self.twin.named_parameters()), self.reference)
-        return super().loss(batch) + self.criterion(self.twin, batch) + self.lam / 2 * pull
+        shared, own = super().loss(batch), self.criterion(self.twin, batch)
+        self.note(shared)
+        self.note(own + self.lam / 2 * pull, PERSONAL_LOSS)
+        return shared + own + self.lam / 2 * pull
 
     def network(self, view: str) -> nn.Module:
         """The received model, or the site's own."""

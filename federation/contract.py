@@ -18,6 +18,8 @@ T = TypeVar("T")
 Batch = dict[str, Any]
 Kind = Literal["introduce", "train", "evaluate", "publish", "consult"]
 Row = dict[str, Any]
+LOSS, PERSONAL_LOSS = "loss", "loss_personal"
+"""Scalars of an update: the mean loss of a round's steps, and of the second model where a step trains two."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,10 @@ class ServerHalf(Protocol):
     @property
     def shares(self) -> bool:
         """Whether anything is averaged at all."""
+
+    @property
+    def models_per_step(self) -> int:
+        """How many models a local step trains."""
 
     @property
     def mixes_patients(self) -> str:

@@ -16,6 +16,8 @@ from fedseg.federation.admission import Admission, Limits, unbounded
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import Combination, RobustMean, Rule
 from fedseg.federation.contract import (
+    LOSS,
+    PERSONAL_LOSS,
     Accumulator,
     Cohort,
     Guarantee,
@@ -249,7 +251,8 @@ class Federation:
                 continue
             if "fit_seconds" in update.scalars:
                 row: Row = {"round": round, "site": update.site, "task": "personalise", "examples": update.examples}
-                row |= {"loss": None, "steps": update.scalars.get("steps"), "seconds": update.scalars["fit_seconds"]}
+                row |= {LOSS: None, PERSONAL_LOSS: None, "steps": update.scalars.get("steps")}
+                row |= {"seconds": update.scalars["fit_seconds"]}
                 self._record.rounds.append(row)
             scores[update.site] = update.scalars
             self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars["seconds"])
@@ -532,14 +535,15 @@ class Federation:
             self._record.events.append(_event(round, arrived.site, "refused", refusal))
             return False
         row: Row = {"round": round, "site": update.site, "task": "train", "examples": update.examples}
-        row |= {"loss": update.scalars.get("loss"), "steps": update.scalars["steps"], "seconds": seconds}
+        told = {**update.scalars, "steps": update.scalars["steps"] * self.algorithm.models_per_step}
+        row |= {name: told.get(name) for name in (LOSS, PERSONAL_LOSS, "steps")} | {"seconds": seconds}
         self._record.rounds.append(row)
         self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
         names = "+".join(self._names)
         for group, tensors in arrived.tensors.items():
             left = {"round": round, "site": update.site, "task": "train", **_left(group, tensors)}
             self._record.audit.append({**left, "transforms": names})
-        self.observer.site_done("train", round, update.site, update.scalars, seconds)
+        self.observer.site_done("train", round, update.site, told, seconds)
         return True
 
     def _decoded(self, update: Update) -> tuple[Update, str]:

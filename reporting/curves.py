@@ -15,6 +15,7 @@ from fedseg.reporting.summary import HEADLINE, site_scores
 # Paul Tol's "muted" scheme: nine colours that stay apart for colour-blind readers.
 COLOURS = ("#CC6677", "#88CCEE", "#117733", "#DDCC77", "#AA4499", "#44AA99", "#882255", "#999933", "#332288")
 MEAN_COLOUR, WORST_COLOUR, CROWD_COLOUR = "#000000", "#CC3311", "#8899AA"
+LOSS_TITLES = {"loss": "training", "loss_personal": "training, personal model"}
 FEW_ROUNDS = 12  # up to this many points a line carries markers, so that a single round is visible too
 
 
@@ -33,10 +34,15 @@ def validation_curves(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def loss_curves(rounds: pd.DataFrame) -> pd.DataFrame:
-    """A table round x site of the mean training loss; rounds in which a site did not train are missing."""
-    rows = rounds.dropna(subset=["loss"])
-    return rows.pivot_table(index="round", columns="site", values="loss", aggfunc="mean").sort_index()
+def loss_curves(rounds: pd.DataFrame, name: str = "loss") -> pd.DataFrame:
+    """A table round x site of the mean training loss; rounds in which a site did not train are missing.
+
+    Args:
+        rounds: rounds.csv of a run.
+        name: the column: "loss", or "loss_personal" of the second model where a step trains two.
+    """
+    rows = rounds.dropna(subset=[name])
+    return rows.pivot_table(index="round", columns="site", values=name, aggfunc="mean").sort_index()
 
 
 def draw_curves(scores: pd.DataFrame, rounds: pd.DataFrame, *, title: str = "") -> Figure | None:
@@ -51,20 +57,21 @@ def draw_curves(scores: pd.DataFrame, rounds: pd.DataFrame, *, title: str = "") 
         The figure, or None if nothing was scored or trained yet.
     """
     curves = validation_curves(scores)
-    loss = loss_curves(rounds)
-    panels = len(curves) + (not loss.empty)
+    told = {name: loss_curves(rounds, name) for name in LOSS_TITLES if name in rounds}
+    losses = {name: table for name, table in told.items() if not table.empty}
+    panels = len(curves) + len(losses)
     if panels == 0:
         return None
-    sites = sorted({str(site) for table in [*curves.values(), loss] for site in table.columns})
+    sites = sorted({str(site) for table in [*curves.values(), *losses.values()] for site in table.columns})
     figure = Figure(figsize=(4.6 * panels + 1.6, 4.2), dpi=130, layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis, (view, table) in zip(axes, curves.items(), strict=False):
         _draw_panel(axis, table, sites, worst="min")
         axis.set(title=f"{view} model", ylabel=f"validation {HEADLINE.capitalize()} (network's grid), mean over cases")
         axis.sharey(axes[0])
-    if not loss.empty:
-        _draw_panel(axes[-1], loss, sites, worst="max")
-        axes[-1].set(title="training", ylabel="training loss, mean over steps")
+    for axis, (name, table) in zip(axes[len(curves) :], losses.items(), strict=True):
+        _draw_panel(axis, table, sites, worst="max")
+        axis.set(title=LOSS_TITLES[name], ylabel="training loss, mean over steps")
     _add_legend(figure, axes)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold")

@@ -50,7 +50,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("round", "checkpoint", "site", "seen", "split", "view", "region", "case", "metric", "value"),
         *("unit", "grid"),
     ),
-    ROUNDS: ("round", "site", "task", "loss", "steps", "examples", "seconds"),
+    ROUNDS: ("round", "site", "task", "loss", "steps", "examples", "seconds", "loss_personal"),
     UPDATES: ("round", "site", "norm", "cosine", "cosine_others"),
     TRAFFIC: ("round", "site", "direction", "group", "bytes"),
     EVENTS: ("round", "site", "event", "detail"),
@@ -61,7 +61,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
 NETWORK_GRID = "network"
-YOUNGER: dict[str, dict[str, str]] = {METRICS: {"unit": "", "grid": NETWORK_GRID}}
+YOUNGER: dict[str, dict[str, str | float]] = {
+    METRICS: {"unit": "", "grid": NETWORK_GRID},
+    ROUNDS: {"loss_personal": float("nan")},
+}
 """Columns, at the end of their tables, that folders of earlier versions lack, and what was so in these."""
 NEEDED = {**COLUMNS, SPLITS: SPLIT_COLUMNS, FINGERPRINTS: FINGERPRINT_COLUMNS}
 # Columns that are not text. Everything else is read as text, so that a site "007" or a case "NA" keeps its name.
@@ -71,6 +74,7 @@ TYPES = {
     "labelled": "bool",
     "value": "float64",
     "loss": "float64",
+    "loss_personal": "float64",
     "seconds": "float64",
     "norm": "float64",
     "cosine": "float64",
@@ -99,7 +103,7 @@ README = """# The folder of one training run
 | `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
-| `rounds.csv` | training loss, optimiser steps, examples and seconds per round and site |
+| `rounds.csv` | loss, optimiser steps of all models that a step trains, examples and seconds per round and site |
 | `updates.csv` | how long each site's update was and where it pointed, in every round; absent if updates are hidden |
 | `communication.csv` | bytes down (server to site) and up (site to server) per round, site and group of tensors |
 | `events.csv` | what was unusual: sites that were absent or whose update was refused |
@@ -420,7 +424,7 @@ class RunFolder:
         self._append(METRICS, rows)
 
     def append_rounds(self, rows: Iterable[Row]) -> None:
-        """Append to rounds.csv: round, site, task, loss, steps, examples, seconds (None where there is no number)."""
+        """Append to rounds.csv, with all its columns (None where there is no number)."""
         self._append(ROUNDS, rows)
 
     def append_updates(self, rows: Iterable[Row]) -> None:

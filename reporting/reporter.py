@@ -21,6 +21,9 @@ from fedseg.reporting.progress import Progress
 from fedseg.reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
 from fedseg.reporting.wandb import WandbRun
 
+LOSSES = ("loss", "loss_personal")
+"""Columns of rounds.csv: of the model that is shared or alone, and of the second one where a step trains two."""
+
 
 class RoundRecord(Protocol):
     """What the engine tells at the end of a round; rows have the columns of the tables in `RunFolder`."""
@@ -73,7 +76,7 @@ class Reporter:
         self.wandb = wandb
         self.progress = Progress() if progress is None else progress
         self.title = title
-        self._validation: dict[str, float] = {}  # the last known, as shown in the progress line
+        self._validation: dict[str, float] = {}  # of the round that is under way, for the progress line
         self._round: int | None = None
         self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
@@ -83,6 +86,7 @@ class Reporter:
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
         self._round, self._rounds, self._values, self._audit = round, rounds, {}, []
+        self._validation = {}
         self.progress.round_started(round, rounds, sites)
 
     def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
@@ -128,16 +132,19 @@ class Reporter:
         spent = max((row["epsilon"] for row in record.privacy), default=None)
         if spent is not None:
             self._values["privacy/epsilon"] = spent
-        loss = _mean(row["loss"] for row in record.rounds if row["task"] == "train" and row["loss"] is not None)
+        trained = [row for row in record.rounds if row["task"] == "train"]
+        losses = {name: _mean(row[name] for row in trained if row[name] is not None) for name in LOSSES}
         sizes: dict[str, float] = defaultdict(float)
         for row in record.traffic:
             sizes[f"bytes/{row['direction']}"] += row["bytes"]
-        values = {**self._values, "train/loss": loss, "events": len(record.events), **sizes}
+        told = {f"train/{name}": loss for name, loss in losses.items() if name == LOSSES[0] or not math.isnan(loss)}
+        values = {**self._values, **told, "events": len(record.events), **sizes}
         self.wandb.log_round(record.round, values, last=record.round == self._rounds)
         if record.round != self._round:
             return  # the introduction, before the first round
         self._round, self._values = None, {}
-        shown = {} if math.isnan(loss) else {"loss": loss}
+        names = {name: name.replace("_", " ") for name in LOSSES}
+        shown = {names[name]: loss for name, loss in losses.items() if not math.isnan(loss)}
         shown |= {} if spent is None else {"epsilon": spent}
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
@@ -208,9 +215,10 @@ class Reporter:
         trained = rounds[rounds["task"] == "train"]
         for round in sorted({*trained["round"], *traffic["round"]}):
             own = trained[trained["round"] == round]
-            told = {"train/loss": _mean(own["loss"].dropna()), **values.get(round, {})}
+            names = [name for name in LOSSES if name == LOSSES[0] or own[name].notna().any()]
+            told = {f"train/{name}": _mean(own[name].dropna()) for name in names} | values.get(round, {})
             for row in own.to_dict("records"):
-                told |= {f"{row['site']}/train/{name}": row[name] for name in ("loss", "steps", "seconds")}
+                told |= {f"{row['site']}/train/{name}": row[name] for name in (*names, "steps", "seconds")}
             sizes = traffic[traffic["round"] == round].groupby("direction")["bytes"].sum()
             self.wandb.log_round(int(round), told | {f"bytes/{way}": size for way, size in sizes.items()})
 

@@ -62,7 +62,8 @@ def during(round: int, site: str, value: float, **changes: Any) -> Row:
 
 
 def trained(round: int, site: str, loss: float | None) -> Row:
-    return {"round": round, "site": site, "task": "train", "loss": loss, "steps": 5, "examples": 20, "seconds": 0.5}
+    row = {"round": round, "site": site, "task": "train", "loss": loss, "steps": 5, "examples": 20, "seconds": 0.5}
+    return {**row, "loss_personal": None}
 
 
 def event(round: int, site: str, kind: str, detail: str = "") -> Row:
@@ -226,7 +227,8 @@ import itertools, sys
 from fedseg.reporting.folder import RunFolder
 folder = RunFolder(sys.argv[1])
 for k in itertools.count(1):
-    folder.append_rounds([dict(round=k, site=f"s{i}", task="train", loss=0.5, steps=1, examples=1, seconds=1.0)
+    folder.append_rounds([dict(round=k, site=f"s{i}", task="train", loss=0.5, steps=1, examples=1, seconds=1.0,
+                               loss_personal=0.25)
                           for i in range(500)])
 """
     process = subprocess.Popen([sys.executable, "-c", endless, str(folder.path)], cwd=ROOT)

@@ -153,7 +153,7 @@ def test_rounds_traffic_and_checkpoint_agree(ditto: Finished) -> None:
     assert list(zip(rounds["round"], rounds["site"], strict=True)) == [
         (round, site) for round in (1, 2) for site in ("site_01", "site_02")
     ]
-    assert (rounds["steps"] == 1).all()
+    assert (rounds["steps"] == 2).all()  # one of the shared and one of the own model
     trained = ditto.folder.splits().query("split == 'train' and site == 'site_01'")
     assert (rounds[rounds["site"] == "site_01"]["examples"] == len(trained)).all()
     snapshot = Checkpoint(ditto.folder.checkpoints).load()
