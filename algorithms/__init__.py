@@ -14,6 +14,7 @@ from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
+from fedseg.algorithms.scaffold import Scaffold
 
 __all__ = ["ALGORITHMS", "Algorithm"]
 
@@ -23,6 +24,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavg": FedAvg,
     "finetune": FineTune,
     "fedprox": FedProx,
+    "scaffold": Scaffold,
     "fedbn": FedBN,
     "silobn": SiloBN,
     "fedper": FedPer,

@@ -45,6 +45,8 @@ class Algorithm(StockModule):
     """Shared parameters whose width is the number of sites, which a fresh model does not know."""
     uniform_groups: frozenset[str] = frozenset()
     """Groups in whose mean every update counts the same, as of sites, whatever the updates weigh otherwise."""
+    exact_groups: frozenset[str] = frozenset()
+    """Groups that the next state is computed from: clipped, noised or thinned out they would mean nothing."""
     reads_updates: bool = False
     """Whether `aggregate` compares the updates of a round; such a method excludes secure aggregation."""
     introduces: bool = False

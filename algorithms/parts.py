@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -44,3 +46,11 @@ class Parts:
             }
             for name, tensor in model.state_dict().items()
         ]
+
+
+def zeroed(model: nn.Module) -> nn.Module:
+    """A module like this one whose tensors are 0 and do not learn: a memory of one number for each of the model's."""
+    memory = deepcopy(model).requires_grad_(False)
+    for tensor in memory.state_dict().values():
+        tensor.zero_()
+    return memory

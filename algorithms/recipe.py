@@ -89,6 +89,22 @@ class Training:
         }
         return self.lr * factors[self.schedule]
 
+    def require_sgd(self, method: str, why: str, *, momentum: bool = False) -> None:
+        """Refuse other optimisers.
+
+        Args:
+            method: that needs SGD.
+            why: it does.
+            momentum: whether SGD may have momentum.
+
+        Raises:
+            ValueError: another optimiser, or momentum where there must be none.
+        """
+        if self.optimizer != "sgd":
+            raise ValueError(f"algorithm={method}: {why}, so take training.optimizer=sgd, not {self.optimizer}")
+        if self.momentum and not momentum:
+            raise ValueError(f"algorithm={method}: {why}, so take training.momentum=0, not {self.momentum}")
+
     def build_optimizer(self, parameters: Iterable[nn.Parameter], lr: float | None = None) -> torch.optim.Optimizer:
         """The optimiser over these parameters, in PyTorch's fused form; `lr` instead of the setting."""
         chosen, lr = list(parameters), self.lr if lr is None else lr

@@ -148,6 +148,10 @@ class ServerHalf(Protocol):
         """Groups in whose mean every update counts the same, whatever `weigh` says."""
 
     @property
+    def exact_groups(self) -> frozenset[str]:
+        """Groups that the next state is computed from: clipped, noised or thinned out they would mean nothing."""
+
+    @property
     def reads_updates(self) -> bool:
         """Whether it must see all updates of a round side by side: then `aggregate` is asked, not `advance`."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.privacy.payload import dense, flat, sparse
+from fedseg.privacy.refusals import refuse_inexact
 
 LEFT = "left"
 
@@ -62,6 +63,7 @@ class TopK(Transform):
                 f"compression.top_k sends parts of differences, but the method shows whole tensors in the group "
                 f"{groups} of each site; take compression.cast"
             )
+        refuse_inexact(algorithm, "compression.top_k sends parts of differences")
 
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Add what was left out before, send the largest coordinates, keep the others."""

@@ -23,6 +23,20 @@ def refuse_single(algorithm: ServerHalf, why: str) -> None:
         raise ValueError(f"{why}, but {type(algorithm).__name__} {'; '.join(reasons)}")
 
 
+def refuse_inexact(algorithm: ServerHalf, why: str) -> None:
+    """Refuse a method whose server computes with groups that must arrive as they were sent.
+
+    Args:
+        algorithm: the method.
+        why: what would change them, for the message.
+
+    Raises:
+        ValueError: naming the groups.
+    """
+    if groups := ", ".join(sorted(algorithm.exact_groups)):
+        raise ValueError(f"{why}, but {type(algorithm).__name__} computes with the group {groups} (exact_groups)")
+
+
 def shown_singly(algorithm: ServerHalf) -> list[str]:
     """What the server or peers see of one site alone, or beside the weighted mean, as declared."""
     groups = ", ".join(sorted(algorithm.per_site))

@@ -10,7 +10,7 @@ from fedseg.federation.contract import Cohort, ServerHalf, Transform
 from fedseg.federation.state import State, Update
 from fedseg.privacy.accounting import Account, gaussian_event
 from fedseg.privacy.payload import clipped, generator, public_scalars
-from fedseg.privacy.refusals import refuse_single
+from fedseg.privacy.refusals import refuse_inexact, refuse_single
 from fedseg.privacy.settings import Randomness
 
 
@@ -39,7 +39,9 @@ class SiteLevel(Transform):
 
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse what travels past the noise, and a budget that does not suffice for one round."""
-        refuse_single(algorithm, "privacy.mechanism=site adds noise to a mean")
+        why = "privacy.mechanism=site adds noise to a mean"
+        refuse_single(algorithm, why)
+        refuse_inexact(algorithm, why)
         first = self.account.epsilon({self.event: 1})
         if self.account.exceeded(first):
             raise ValueError(

@@ -12,7 +12,7 @@ from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.privacy.accounting import Account, pure_event
 from fedseg.privacy.payload import dense, flat, generator, public_scalars, sparse
-from fedseg.privacy.refusals import refuse_single
+from fedseg.privacy.refusals import refuse_inexact, refuse_single
 from fedseg.privacy.settings import Randomness
 
 
@@ -58,7 +58,9 @@ class SparseVector(Transform):
 
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse what travels past the noise, and a budget that does not suffice for one round."""
-        refuse_single(algorithm, "privacy.mechanism=sparse protects differences that are averaged")
+        why = "privacy.mechanism=sparse protects differences that are averaged"
+        refuse_single(algorithm, why)
+        refuse_inexact(algorithm, why)
         if self.account.exceeded(self.epsilon_round):
             raise ValueError(
                 f"privacy.epsilon_round={self.epsilon_round} is more than "

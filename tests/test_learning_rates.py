@@ -17,7 +17,7 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import Task
 from fedseg.federation.state import State
 from tests.tiny_run import TINY
-from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
+from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 ROUNDS = 12
 
@@ -63,7 +63,7 @@ def test_rounds_beyond_the_schedule_keep_its_last_rate() -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_follows_it_in_training_tasks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker: Algorithm = build(name, Training(optimizer="sgd", lr=0.02, schedule="cosine"), rounds=ROUNDS)
+    worker: Algorithm = build(name, training_of(name, optimizer="sgd", lr=0.02, schedule="cosine"), rounds=ROUNDS)
     seen: list[set[float]] = []
     configure = worker.configure_optimizers
 

@@ -531,6 +531,7 @@ SINGLY = {
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }
+EXACT = {name: r"computes with the group \w+ \(exact_groups\)" for name, m in ALGORITHMS.items() if m.exact_groups}
 PATIENT = SINGLY | {
     "ditto": r"trains a second model in the same step \(twin\.",
     "apfl": r"trains a second model in the same step \(twin\.",
@@ -538,8 +539,14 @@ PATIENT = SINGLY | {
 
 
 def refusals() -> list[tuple[str, str, str]]:
-    chains = {"site": SINGLY, "sparse": SINGLY, "patient": PATIENT, "encrypted": SINGLY, "masked": SINGLY}
-    chains["top_k"] = dict.fromkeys(("lcfed", "contrastive"), r"compression\.top_k sends parts of differences")
+    chains = {
+        "site": SINGLY | EXACT,
+        "sparse": SINGLY | EXACT,
+        "patient": PATIENT,
+        "encrypted": SINGLY,
+        "masked": SINGLY,
+    }
+    chains["top_k"] = dict.fromkeys(("lcfed", "contrastive", *EXACT), r"compression\.top_k sends parts of differences")
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
 

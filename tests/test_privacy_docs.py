@@ -31,7 +31,8 @@ REASONS = {
     "(adapts)": "adapts",
     "normalises over batches": "statistics",
     "second model": "second model",
-    "sends parts of differences": "per_site",
+    "(exact_groups)": "exact_groups",
+    "shows whole tensors": "per_site",
 }
 
 

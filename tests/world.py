@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from fedseg import configs
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
@@ -142,6 +144,13 @@ def toy_sites(count: int = 3) -> dict[str, ToySite]:
     return {**sites, POOL: ToySite(POOL, count, *union)}
 
 
+def training_of(name: str, **knobs: Any) -> Training:
+    """How a method trains in the tests, as far as its own file of settings does not say otherwise."""
+    own = Path(configs.__file__).parent / "algorithm" / f"{name}.yaml"
+    said = yaml.safe_load(own.read_text(encoding="utf-8")).get("training", {}) if own.is_file() else {}
+    return Training(**{"lr": 1e-2, **said, **knobs})
+
+
 def build(
     name: str,
     training: Training | None = None,
@@ -152,7 +161,7 @@ def build(
     **knobs: Any,
 ) -> Algorithm:
     torch.manual_seed(seed)
-    recipe = Recipe.build(training or Training(lr=1e-2), "sigmoid", in_channels=3, private=private, rounds=rounds)
+    recipe = Recipe.build(training or training_of(name), "sigmoid", in_channels=3, private=private, rounds=rounds)
     network = TinyNet()
     convert_norm(network, norm, groups=2)
     return ALGORITHMS[name](network, recipe, **knobs)

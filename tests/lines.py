@@ -1,0 +1,107 @@
+"""Sites that fit a line, as the reference arrays of methods that are about optimisation have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Batch
+from fedseg.federation.engine import Federation, Schedule
+from fedseg.federation.state import State
+from fedseg.federation.transport import InProcess
+from tests.world import CPU, Quiet
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / f"{name}.npz") as archive:
+        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
+
+
+class Line(nn.Module):
+    """A network whose weights are a line's."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(weights.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w
+
+
+@dataclass
+class LineSite:
+    """One batch, the rows of a matrix and their targets, in every step of a round."""
+
+    name: str
+    index: int
+    rows: Tensor
+    targets: Tensor
+    examples: int = 10
+    rounds_steps: int = 1
+    seen: bool = True
+
+    @property
+    def training_images(self) -> int:
+        return self.examples
+
+    @property
+    def patients(self) -> int:
+        return self.examples
+
+    def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
+        return self.rounds_steps
+
+    def train_batches(self, seed: int, steps: int) -> Sequence[Batch]:
+        return [{"image": self.rows, "mask": self.targets}] * steps
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        yield from self.train_batches(0, 1)
+
+
+def line_recipe(training: Training, rounds: int = 1) -> Recipe:
+    def loss(out: Tensor, target: Tensor, _: Tensor | None = None) -> Tensor:
+        return 0.5 * (out - target).pow(2).mean()
+
+    return Recipe(training, "sigmoid", nn.Identity(), loss, rounds=rounds)
+
+
+def lines(data: dict[str, Tensor], steps: Sequence[int], examples: Sequence[int]) -> dict[str, LineSite]:
+    """Sites of an archive with the matrices ``A`` and the targets ``b``."""
+    return {
+        f"s{i}": LineSite(f"s{i}", i, data["A"][i], data["b"][i], examples[i], steps[i]) for i in range(len(data["A"]))
+    }
+
+
+def federate_lines(
+    name: str,
+    folder: Path,
+    sites: dict[str, LineSite],
+    start: Tensor,
+    training: Training,
+    rounds: int,
+    schedule: dict[str, Any] | None = None,
+    **knobs: Any,
+) -> list[tuple[State, dict[str, State]]]:
+    """The server's state and what the sites keep, after every round of a federation through the real engine."""
+    after = []
+    for round in range(1, rounds + 1):  # each goes on from the checkpoint of the one before it
+
+        def made(rounds: int = round) -> Any:
+            return ALGORITHMS[name](Line(start), line_recipe(training, rounds), **knobs).double()
+
+        way = InProcess(made(), sites, CPU, lambda *_: {"val/global/dice": 0.5})  # type: ignore[arg-type]
+        plan = Schedule(rounds=round, local_steps=None, **(schedule or {}))
+        federation = Federation(made(), way, list(sites), plan, 7, Checkpoint(folder), Quiet())
+        after.append((federation.run(), dict(way.kept())))
+    return after

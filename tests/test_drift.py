@@ -1,0 +1,109 @@
+"""Methods against the drift of local steps: whole rounds against reference arrays, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedseg.algorithms.recipe import Training
+from fedseg.federation.client import Compute, turn
+from fedseg.federation.contract import Task
+from fedseg.federation.state import State
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.settings import Compression, Privacy
+from tests.lines import federate_lines, golden, lines
+from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
+
+SGD = Training(optimizer="sgd", lr=0.05)
+
+
+def plain(lr: float, **knobs: Any) -> Training:
+    return Training(optimizer="sgd", lr=lr, channels_last=False, **knobs)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------ SCAFFOLD
+
+
+def test_scaffolds_rounds_are_the_reference(tmp_path: Path) -> None:
+    data = golden("scaffold_s82")
+    steps = int(data["local_steps"])
+    sites = lines(data, [steps] * 3, [10] * 3)
+    reference = [data[name][1:] for name in ("x", "c", "c_i")]  # the first entries are the start
+    rounds = federate_lines("scaffold", tmp_path, sites, data["x"][0], plain(float(data["lr"])), len(reference[0]))
+    for (server, kept), x, c, own in zip(rounds, *reference, strict=True):
+        close(server["model"]["w"], x)
+        close(server["control"]["w"], c)
+        for site, expected in zip(sites, own, strict=True):
+            close(kept[site]["own"]["control.w"], expected)
+
+
+@pytest.mark.parametrize(("training", "cure"), [
+    (Training(), "training.optimizer=sgd, not adam"),
+    (Training(optimizer="sgd", momentum=0.9), "training.momentum=0, not 0.9"),
+])  # fmt: skip
+def test_scaffold_refuses_steps_that_are_no_plain_gradients(training: Training, cure: str) -> None:
+    with pytest.raises(ValueError, match=f"algorithm=scaffold: a site's gradient is read off .* so take {cure}"):
+        build("scaffold", training)
+    build("scaffold", SGD)
+
+
+@pytest.mark.parametrize(
+    "training", [SGD, Training(optimizer="sgd", lr=0.05, weight_decay=0.1, optimizer_state="keep")]
+)
+def test_a_first_round_of_scaffold_is_fedavgs_bit_for_bit(training: Training, tmp_path: Path) -> None:
+    fedavg = simulate("fedavg", tmp_path / "a", 1, training=training)
+    scaffold = simulate("scaffold", tmp_path / "b", 1, training=training)
+    assert scaffold.server.tensors.pop("control")
+    assert_same(scaffold.server, fedavg.server)
+
+
+@pytest.mark.parametrize("compute", [CPU, Compute("cpu", gradient_clip=0.05), Compute("cpu", "bf16-mixed")])
+def test_a_sites_control_variate_is_the_mean_of_its_gradients(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipped or in mixed precision, in a second round, with a rate that moves."""
+    training = training_of("scaffold", weight_decay=0.1, schedule="poly")
+    worker, site = build("scaffold", training, rounds=3), toy_sites()["s1"]
+    server, kept, seen = worker.init_server({}), State(), []
+    correct = type(worker).__mro__[1].configure_gradient_clipping
+
+    def noted(module: Any, *args: Any, **kwargs: Any) -> None:
+        correct(module, *args, **kwargs)
+        parameters = module.model.named_parameters()
+        seen.append({name: p.grad + 0.1 * p.detach() for name, p in parameters if p.grad is not None})
+
+    monkeypatch.setattr(type(worker).__mro__[1], "configure_gradient_clipping", noted)
+    for round in (1, 2):
+        seen.clear()
+        message = worker.broadcast(server, "s1", Task("train", round, 7))
+        message.tensors["control"] = {name: torch.full_like(t, 0.01) for name, t in server["model"].items()}
+        _, kept = turn(worker, site, Task("train", round, 7, steps=4), message, kept, compute, evaluate)
+        assert len(seen) == 4
+        for name in server["model"]:
+            mean = torch.stack([gradients[name] for gradients in seen]).mean(dim=0)
+            torch.testing.assert_close(kept["own"][f"control.{name}"], mean, rtol=1e-3, atol=1e-4)
+
+
+def test_with_few_sites_the_control_variate_moves_by_their_share(tmp_path: Path) -> None:
+    schedule = {"fraction": 0.67, "work_spread": 0.5}
+    outcome = simulate("scaffold", tmp_path, 3, schedule=schedule, weighting="uniform")
+    for name, c in outcome.server["control"].items():  # it stays the mean of all c_i, those at 0 included
+        own = [kept.get("own")[f"control.{name}"] for kept in outcome.kept.values() if kept.get("own")]
+        torch.testing.assert_close(c, torch.stack(own).sum(dim=0) / 3, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scaffold"])
+def test_what_the_server_computes_with_is_neither_noised_nor_thinned(name: str) -> None:
+    for transform in (build_transforms(Privacy(mechanism="site"), Compression(), 1.0)[0],
+                      build_transforms(Privacy(mechanism="sparse"), Compression(), 1.0)[0],
+                      build_transforms(Privacy(), Compression(top_k=0.1), 1.0)[0]):  # fmt: skip
+        with pytest.raises(ValueError, match=r"computes with the group \w+ \(exact_groups\)"):
+            transform.check(build(name))
