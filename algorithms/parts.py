@@ -7,6 +7,7 @@ from copy import deepcopy
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedseg.federation.state import State
 from fedseg.models.select import Selector
 
 
@@ -54,3 +55,9 @@ def zeroed(model: nn.Module) -> nn.Module:
     for tensor in memory.state_dict().values():
         tensor.zero_()
     return memory
+
+
+def with_zeros(state: State, *groups: str) -> State:
+    """A state and beside it groups of zeros: a memory of one number for each of the shared parameters."""
+    zeros = {group: {name: tensor * 0 for name, tensor in state.get("model").items()} for group in groups}
+    return State({**state.tensors, **zeros}, state.scalars)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.algorithms.parts import zeroed
+from fedseg.algorithms.parts import with_zeros, zeroed
 from fedseg.federation.contract import Cohort, Site, Task
 from fedseg.federation.state import State, Tensors, add
 
@@ -65,9 +65,7 @@ class Scaffold(FedAvg):
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The model, and a control variate of zeros."""
-        state = super().init_server(introductions)
-        state.tensors["control"] = {name: tensor * 0 for name, tensor in state.get("model").items()}
-        return state
+        return with_zeros(super().init_server(introductions), "control")
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model, and for training the control variate."""

@@ -15,7 +15,7 @@ from fedseg.federation.contract import Task
 from fedseg.federation.state import State
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
-from tests.lines import federate_lines, golden, lines
+from tests.lines import ScriptedSite, along, federate_lines, golden, lines
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 SGD = Training(optimizer="sgd", lr=0.05)
@@ -107,3 +107,55 @@ def test_what_the_server_computes_with_is_neither_noised_nor_thinned(name: str) 
                       build_transforms(Privacy(), Compression(top_k=0.1), 1.0)[0]):  # fmt: skip
         with pytest.raises(ValueError, match=r"computes with the group \w+ \(exact_groups\)"):
             transform.check(build(name))
+
+
+# ------------------------------------------------------------------------------------------------------ servers' steps
+
+
+def scripted(data: dict[str, Tensor]) -> dict[str, ScriptedSite]:
+    """Sites whose updates are the archive's."""
+    none, examples = torch.zeros(1, dtype=torch.float64), data["n_samples"].tolist()
+    return {f"s{i}": ScriptedSite(f"s{i}", i, data["client_delta"][:, i], none, n) for i, n in enumerate(examples)}
+
+
+@pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
+def test_adaptive_servers_rounds_are_the_reference(name: str, tmp_path: Path) -> None:
+    data = golden(f"{name}_s81")
+    sites = scripted(data)
+    knobs = {"beta1": float(data["beta1"]), "tau": float(data["tau"]), "server_step": float(data["server_lr"])}
+    if name != "fedadagrad":
+        knobs["beta2"] = float(data["beta2"])
+    count = len(data["client_delta"])
+    rounds = federate_lines(name, tmp_path, sites, data["w"][0], plain(1.0), count, loss=along, **knobs)
+    for (server, _), w, m, v in zip(rounds, data["w"][1:], data["m"], data["v"], strict=True):
+        close(server["model"]["w"], w)
+        close(server["moment/first"]["w"], m)
+        close(server["moment/second"]["w"], v)
+
+
+def test_momentum_at_the_server_is_that_of_sgd_on_the_mean_updates(tmp_path: Path) -> None:
+    data = golden("fedadam_s81")
+    sites, count = scripted(data), len(data["client_delta"])
+    plan = {"server_lr": 0.5}
+    rounds = federate_lines("fedavgm", tmp_path, sites, data["w"][0], plain(1.0), count, plan, along, momentum=0.7)
+    w = data["w"][0].clone().requires_grad_()
+    optimizer = torch.optim.SGD([w], lr=0.5, momentum=0.7)
+    for (server, _), mean in zip(rounds, data["agg_delta"], strict=True):
+        w.grad = -mean
+        optimizer.step()
+        close(server["model"]["w"], w.detach())
+
+
+def test_without_momentum_at_the_server_it_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
+    fedavg = simulate("fedavg", tmp_path / "a")
+    fedavgm = simulate("fedavgm", tmp_path / "b", momentum=0.0)
+    assert fedavgm.server.tensors.pop("moment/first")
+    assert_same(fedavgm.server, fedavg.server)
+
+
+@pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi", "fedavgm"])
+def test_moments_stay_at_the_server_and_running_statistics_take_the_plain_mean(name: str, tmp_path: Path) -> None:
+    outcome = simulate(name, tmp_path / "a", 1)
+    assert {row["group"] for row in outcome.observer.rows("traffic")} == {"model", "buffers"}
+    fedavg = simulate("fedavg", tmp_path / "b", 1)
+    assert all(torch.equal(t, fedavg.server["buffers"][k]) for k, t in outcome.server["buffers"].items())
