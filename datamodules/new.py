@@ -21,7 +21,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import by_modality
-from fedseg.datamodules.readers import VOLUMES, stem_of, suffix_of, write_back
+from fedseg.datamodules.readers import VOLUMES, Reading, stem_of, suffix_of, write_back
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
@@ -156,19 +156,31 @@ class NewImages:
             The file: of a volume one of its format (0 and 1, or probabilities) with its geometry; else a PNG (0 and
             255) for a mask and an (H, W) NPY for probabilities.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        source = Path(self.images[number].case.image)
-        values = array.astype(np.uint8) if array.dtype == np.bool_ else array
-        if suffix_of(source) in VOLUMES:
-            reading = self.data.reading_of(self.images[number].case.site)
-            path = write_back(values, source, reading, folder, name)
-        elif array.dtype == np.bool_:
-            path = folder / f"{name}.png"
-            Image.fromarray(values[0] * np.uint8(255)).save(path)
-        else:
-            path = folder / f"{name}.npy"
-            np.save(path, values[0])
-        return path
+        case = self.images[number].case
+        return write_map(array, case.image, self.data.reading_of(case.site), folder, name)
+
+
+def write_map(array: NDArray[Any], image: str, reading: Reading, folder: Path, name: str) -> Path:
+    """Writes one map in an image's own geometry; see `NewImages.write`.
+
+    Args:
+        array: (D, H, W): bool for a mask, float32 for probabilities.
+        image: The image's file; empty where a data module makes it itself.
+        reading: How it is read.
+        folder: Created when missing.
+        name: Of the file, without type.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = array.astype(np.uint8) if array.dtype == np.bool_ else array
+    if suffix_of(Path(image)) in VOLUMES:
+        return write_back(values, Path(image), reading, folder, name)
+    if array.dtype == np.bool_ and len(values) == 1:
+        path = folder / f"{name}.png"
+        Image.fromarray(values[0] * np.uint8(255)).save(path)
+    else:
+        path = folder / f"{name}.npy"
+        np.save(path, values[0] if len(values) == 1 else values)
+    return path
 
 
 def _files(path: Path, names: Sequence[str], site: str) -> Mapping[str, tuple[Path, ...]]:

@@ -92,6 +92,7 @@ def evaluate(
     metrics: Sequence[str],
     tolerance: float,
     grid: Grid = "network",
+    keep: Callable[[CaseMasks], None] | None = None,
 ) -> list[CaseScore]:
     """Score a model on every case of a split.
 
@@ -103,6 +104,7 @@ def evaluate(
         metrics: Names of `evaluation.metrics.METRICS`, such as `QUICK` or `FULL`.
         tolerance: Of nsd, in millimetres for cases with known spacing, else in pixels.
         grid: Where masks are compared.
+        keep: Is given the masks of every case.
 
     Returns:
         One entry per case, region and metric, in that order; empty if the split has no case.
@@ -116,6 +118,8 @@ def evaluate(
     of_masks = [metric for metric in metrics if metric not in CALIBRATION]
     calibrated = len(of_masks) < len(metrics)
     for masks in predict_cases(predict, site, split, regions, grid=grid, calibrated=calibrated):
+        if keep is not None:
+            keep(masks)
         unit = PIXELS if masks.spacing is None else MILLIMETRES
         known = np.ones_like(masks.truth) if masks.known is None else masks.known
         of_regions = zip(regions.names, masks.prediction, masks.truth, known, strict=True)

@@ -22,6 +22,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.engine import Federation
 from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.restore import check_data, check_states, open_checkpoint
 from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
 from fedseg.launch.settings import SCHEMA
@@ -165,7 +166,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
     with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
-        scorer = Scorer(experiment)
+        scorer = Scorer(experiment, kept_masks(experiment, folder))
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
         train_and_score(federation, scorer, reporter)
         if config.evaluation.cross_sites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -16,12 +16,13 @@ from torch import nn
 from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
 from fedseg.datamodules import Regions, SiteData
-from fedseg.evaluation import QUICK, DivergedError, Grid, Predict, evaluate, predict_cases
+from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
 from fedseg.federation.contract import RoundRecord, Row, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.kept_masks import KeptMasks
 from fedseg.reporting.overlays import Picture, judge_of, pick_cases, reported_scores
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import ENCODER, OWN_STATISTICS
@@ -35,9 +36,11 @@ class Scorer:
 
     Args:
         experiment: metrics and regions.
+        kept: takes the masks of test cases, if they are wanted.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, kept: KeptMasks | None = None) -> None:
+        self.kept = kept
         self.settings = experiment.evaluation
         self.regions = experiment.data.regions
         self.rows: list[Row] = []
@@ -62,6 +65,10 @@ class Scorer:
         rows, self.rows = self.rows, []
         return rows
 
+    def _keep(self, site: SiteData, view: str, split: Any) -> Callable[[CaseMasks], None] | None:
+        """What becomes of the masks of test cases."""
+        return partial(self.kept.write, site.name, view) if self.kept is not None and split == "test" else None
+
     def _probe(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
         """What a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
@@ -85,6 +92,7 @@ class Scorer:
                 metrics=QUICK if during else self.settings.metrics,
                 tolerance=self.settings.tolerance,
                 grid=grid,
+                keep=self._keep(site, view, split) if task.checkpoint in (LAST, BEST) else None,
             )
         except DivergedError as error:
             cure = "lower the learning rate or clip gradients (trainer.gradient_clip)"

@@ -63,6 +63,8 @@ class Evaluation:
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
         grid: of the final scoring: each case's own pixels, to which probabilities are brought back, or the network's.
             Validation during training takes the network's.
+        predictions: keep the masks of every test case in the run's folder, in the case's own geometry; across machines
+            in the folder of its site.
         overlays: draw the worst, median and best test case of every site.
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
             map), where all data are in one place; costs sites times sites predictions.
@@ -71,8 +73,16 @@ class Evaluation:
     metrics: tuple[str, ...] = FULL
     tolerance: float = 2.0
     grid: Literal["own", "network"] = "own"
+    predictions: bool = False
     overlays: bool = True
     cross_sites: bool = False
+
+    def __post_init__(self) -> None:
+        if self.predictions and self.grid != "own":
+            raise ValueError(
+                "evaluation.predictions=true keeps masks in the cases' own geometry, but evaluation.grid=network has "
+                "others; take evaluation.grid=own, or leave evaluation.predictions=false"
+            )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import from_bytes
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.restore import check_fingerprints, check_splits
 from fedseg.launch.run import note_findings, with_sites
@@ -152,7 +153,7 @@ class LaunchedSite:
     def __init__(self, local: Local, question: Question, folder: Path) -> None:
         self.local, self.folder = local, RunFolder(folder)
         self.experiment = _refusing(lambda: self._experiment(question))
-        self.scorer = Scorer(self.experiment)
+        self.scorer = Scorer(self.experiment, kept_masks(self.experiment, self.folder))
         self.pseudonym = Pseudonyms(local.state)
         self._record()
 

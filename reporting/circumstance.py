@@ -16,6 +16,7 @@ CIRCUMSTANCE = (
     "deployment.cores",
     "deployment.gpus",
     "evaluation.overlays",
+    "evaluation.predictions",
 )
 """Beginnings of their keys: where, how fast and under which name a run computes. A resumed run may change them."""
 ENGINE = ("engine", "deployment.")

@@ -114,6 +114,7 @@ README = """# The folder of one training run
 | `plots/` | learning curves |
 | `cross_sites.csv` | every site's best model, and the global one, at every site (`evaluation.cross_sites=true`) |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
+| `predictions/` | if asked for: the best models' masks of test cases, SITE/VIEW/CASE_REGION, as `predict.py` has them |
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
 | `run-id.txt`, `sites/` | present if Flower carried the run: its name at the sites; what they keep, in a simulation |
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
@@ -206,6 +207,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.overlays = self.path / "overlays"
+        self.predictions = self.path / "predictions"
         self.summary_path = self.path / "summary.csv"
         self.wandb_id_path = self.path / "wandb-id.txt"
         self._contents: set[str] | None = None
