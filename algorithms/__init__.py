@@ -8,6 +8,7 @@ from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.feddg import FedDG
+from fedseg.algorithms.fednova import FedNova
 from fedseg.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
@@ -26,6 +27,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "finetune": FineTune,
     "fedprox": FedProx,
     "scaffold": Scaffold,
+    "fednova": FedNova,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.fednova import effective_steps
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.client import Compute, turn
 from fedseg.federation.contract import Task
@@ -100,7 +102,7 @@ def test_with_few_sites_the_control_variate_moves_by_their_share(tmp_path: Path)
         torch.testing.assert_close(c, torch.stack(own).sum(dim=0) / 3, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["scaffold"])
+@pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if method.exact_groups])
 def test_what_the_server_computes_with_is_neither_noised_nor_thinned(name: str) -> None:
     for transform in (build_transforms(Privacy(mechanism="site"), Compression(), 1.0)[0],
                       build_transforms(Privacy(mechanism="sparse"), Compression(), 1.0)[0],
@@ -159,3 +161,80 @@ def test_moments_stay_at_the_server_and_running_statistics_take_the_plain_mean(n
     assert {row["group"] for row in outcome.observer.rows("traffic")} == {"model", "buffers"}
     fedavg = simulate("fedavg", tmp_path / "b", 1)
     assert all(torch.equal(t, fedavg.server["buffers"][k]) for k, t in outcome.server["buffers"].items())
+
+
+# ------------------------------------------------------------------------------------------------------ FedNova
+
+
+@pytest.mark.parametrize("archive", ["fednova_s71", "fednova_s72", "fednova_s73"])
+def test_fednovas_rounds_of_unequal_steps_are_the_reference(archive: str, tmp_path: Path) -> None:
+    """Plain, with momentum and weight decay, and with a pull."""
+    data = golden(archive)
+    sites = lines(data, data["taus"].tolist(), [round(100 * float(share)) for share in data["ratio"]])
+    training = plain(float(data["lr"]), momentum=float(data["momentum"]), weight_decay=float(data["weight_decay"]))
+    start, reference = data["global_w"][0], data["global_w"][1:]
+    rounds = federate_lines("fednova", tmp_path, sites, start, training, len(reference), mu=float(data["mu"]))
+    for (server, _), w, steps in zip(rounds, reference, data["tau_eff"], strict=True):
+        close(server["model"]["w"], w)
+        close(server["pace"]["effective_steps"][0], steps)
+
+
+def test_what_a_round_of_steps_weighs_is_the_references() -> None:
+    for archive in ("fednova_s71", "fednova_s72", "fednova_s73"):
+        data = golden(archive)
+        pull = float(data["lr"] * data["mu"])
+        weights = [effective_steps(steps, float(data["momentum"]), pull) for steps in data["taus"].tolist()]
+        assert weights == pytest.approx(data["a_i"][0].tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova_of_equal_steps_is_fedavg(momentum: float, tmp_path: Path) -> None:
+    training, schedule = Training(optimizer="sgd", lr=0.05, momentum=momentum), {"local_steps": 4}
+    fedavg = simulate("fedavg", tmp_path / "a", training=training, schedule=schedule)
+    fednova = simulate("fednova", tmp_path / "b", training=training, schedule=schedule)
+    assert fednova.server.tensors.pop("pace")
+    if not momentum:  # a division by 4 is exact
+        assert_same(fednova.server, fedavg.server)
+    for name, tensor in fedavg.server["model"].items():
+        torch.testing.assert_close(fednova.server["model"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_fednovas_pull_is_fedproxs_and_is_not_clipped() -> None:
+    def ways(clip: float | None) -> list[Tensor]:
+        found = []
+        for name in ("fedprox", "fednova"):
+            worker = build(name, SGD, mu=2.0)
+            message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
+            task, compute = Task("train", 1, 7, steps=5), Compute("cpu", gradient_clip=clip)
+            update, _ = turn(worker, toy_sites()["s1"], task, message, State(), compute, evaluate)
+            scale = effective_steps(5, pull=SGD.lr * 2.0) if name == "fednova" else 1.0
+            found.append(torch.cat([scale * t.reshape(-1) for t in update["model"].values()]))
+        return found
+
+    torch.testing.assert_close(*ways(None), rtol=1e-4, atol=1e-6)
+    prox, nova = ways(0.1)
+    assert (prox - nova).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize(("training", "mu", "cure"), [
+    (Training(), 0.0, "training.optimizer=sgd, not adam"),
+    (Training(optimizer="sgd", momentum=0.9), 0.1, "training.momentum=0, not 0.9"),
+    (Training(optimizer="sgd", momentum=0.9, optimizer_state="keep"), 0.0, "training.optimizer_state=reset"),
+])  # fmt: skip
+def test_fednova_refuses_steps_of_unknown_weight(training: Training, mu: float, cure: str) -> None:
+    with pytest.raises(ValueError, match=f"algorithm=fednova: .* so take {cure}"):
+        build("fednova", training, mu=mu)
+    build("fednova", Training(optimizer="sgd", momentum=0.9))
+    build("fednova", SGD, mu=0.1)
+
+
+@pytest.mark.parametrize("settings", [Privacy(aggregation="masked"), Privacy(aggregation="encrypted")])
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_the_server_needs_no_more_than_sums(name: str, settings: Privacy, tmp_path: Path) -> None:
+    schedule = {"work_spread": 0.7}
+    open_sums = simulate(name, tmp_path / "a", schedule=schedule)
+    chain = build_transforms(settings, Compression(), 1.0)
+    hidden = simulate(name, tmp_path / "b", schedule=schedule, transforms=chain)
+    for group, tensors in open_sums.server.tensors.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(hidden.server[group][key], tensor, rtol=1e-3, atol=1e-4, check_dtype=False)
