@@ -11,6 +11,7 @@ USAGE = """python train.py [key=value ...]
   python train.py algorithm=fedavg protocol=leave_one_site_out       each site in turn as a site never seen
   python train.py output=DIR resume=true                             go on with a run that was stopped
   python train.py algorithm=ditto algorithm.lam=0.5 --config         show the resolved settings, and stop
+  python train.py --help ditto                                       explain a method, a data set, a section, a setting
 
 Text is taken as it stands (output='study #2'), whole numbers are decimal, null is nothing; lists are [a, b], mappings
 {a: [1], b: [2]}; what the shell would change goes in quotes.
@@ -35,18 +36,29 @@ def go_on(output: str, *, stages: bool = False) -> str:
     return f"python train.py {told} resume=true" if RunFolder(output).holds_run else ""
 
 
+def told(arguments: Sequence[str]) -> str:
+    """The help that is asked for: a screen, or what is named beside it."""
+    names = [argument for argument in arguments if argument not in ("--help", "-h")]
+    if not names:
+        from fedseg.configs.outline import outline
+
+        return outline(USAGE)
+    from fedseg.configs.help import explained, help_text
+    from fedseg.launch.settings import SCHEMA
+
+    return help_text(SCHEMA, USAGE) if names == ["all"] else "\n".join(explained(SCHEMA, name) for name in names)
+
+
 def run(arguments: Sequence[str]) -> None:
     """Train, or show help or settings."""
+    if {"--help", "-h"} & set(arguments):
+        print(told(arguments))
+        return
     from fedseg.configs.compose import departing
-    from fedseg.configs.help import help_text
     from fedseg.launch.folds import execute_folds
     from fedseg.launch.run import Execute, default_folder, execute, traced_settings
-    from fedseg.launch.settings import SCHEMA
     from fedseg.launch.stages import execute_stages
 
-    if {"--help", "-h"} & set(arguments):
-        print(help_text(SCHEMA, USAGE))
-        return
     config, sources = traced_settings([argument for argument in arguments if argument != "--config"])
     if "--config" in arguments:
         from fedseg.configs.compose import as_yaml, told_by

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedseg.configs.compose import FOLDER, Schema, choices
-from fedseg.configs.knobs import REQUIRED, Knob, knobs
+from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices
+from fedseg.configs.knobs import REQUIRED, Knob, knobs, unknown
+from fedseg.configs.parts import is_path
 from fedseg.configs.words import tree
 
 WIDTH = 110
@@ -31,6 +32,54 @@ def help_text(schema: Schema, usage: str) -> str:
     for section, owner in schema.sections.items():
         parts += [heading(f"{section}: {first_line(owner)}"), *lines(knobs(owner), f"{section}.")]
     return "\n".join(parts)
+
+
+def explained(schema: Schema, name: str) -> str:
+    """What one method, data set, network, section or setting is, and its settings.
+
+    Args:
+        schema: who owns which settings.
+        name: as on the command line: ``ditto``, ``algorithm=ditto``, ``training``, ``data.size``.
+
+    Raises:
+        ConfigError: there is nothing of that name.
+    """
+    group, _, choice = name.rpartition("=")
+    for own, owners in schema.groups.items():
+        if group in ("", own) and (choice in choices(own, owners) or is_path(choice)):
+            return _explained_choice(own, choice, owners)
+    if name in schema.sections:
+        owner = schema.sections[name]
+        return "\n".join([heading(f"{name}: {first_line(owner)}"), *lines(knobs(owner), f"{name}.")])
+    settings = _every_setting(schema)
+    if name in settings:
+        return "\n".join(lines({name: settings[name]}, ""))
+    known = [
+        *schema.sections,
+        *settings,
+        *(choice for g, owners in schema.groups.items() for choice in choices(g, owners)),
+    ]
+    raise ConfigError(unknown(name, known))
+
+
+def _explained_choice(group: str, name: str, owners: Mapping[str, Callable[..., Any]]) -> str:
+    path = FOLDER / group / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    only = next(iter(owners)) if len(owners) == 1 else name
+    owner = owners[str((tree(text) or {}).get("name", name if name in owners else only))]
+    said = [f"configs/{group}/{name}.yaml:", *(f"  {line}" for line in text.splitlines()), ""] if text else []
+    told = (inspect.getdoc(owner) or "").partition("\n\nArgs:")[0]
+    return "\n".join([heading(f"{group}={name}"), told, "", *said, *lines(knobs(owner), f"{group}.")])
+
+
+def _every_setting(schema: Schema) -> dict[str, Knob]:
+    found = dict(knobs(schema.top))
+    for section, owner in schema.sections.items():
+        found |= {f"{section}.{name}": knob for name, knob in knobs(owner).items()}
+    for group, owners in schema.groups.items():
+        for owner in owners.values():
+            found |= {f"{group}.{name}": knob for name, knob in knobs(owner).items() if f"{group}.{name}" not in found}
+    return found
 
 
 def _departures(values: Mapping[str, Any], prefix: str = "") -> list[str]:

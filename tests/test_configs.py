@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -425,7 +427,7 @@ def test_every_knob_is_explained() -> None:
 
 
 def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--help"]) == 0
+    assert train.main(["--help", "all"]) == 0
     text = capsys.readouterr().out
     flat = " ".join(text.split())
     for owners in SCHEMA.groups.values():
@@ -443,6 +445,36 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"[{knob.type_name}]" in text
         assert " ".join(knob.description.split()) in flat
     assert max(map(len, text.splitlines())) < 130
+
+
+def test_a_screen_of_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    words = set(re.findall(r"[\w.]+", text))
+    assert {name for _, name in CHOICES if name != "smp"} <= words
+    assert set(SCHEMA.sections) <= words
+    assert len(text.splitlines()) <= 24 + len(ALGORITHMS)
+    assert max(map(len, text.splitlines())) < 130
+
+
+def test_a_screen_of_help_imports_nothing_that_takes_time() -> None:
+    code = (
+        "import sys, train; train.main(['--help']); assert not {'torch', 'pydantic', 'numpy', 'yaml'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent, stdout=subprocess.DEVNULL)
+
+
+def test_help_explains_what_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help", "algorithm=feddg_released", "wandb", "data.size", "tiny"]) == 0
+    text = capsys.readouterr().out
+    assert "FedDG-ELCFS (Liu et al., CVPR 2021)" in text
+    assert "  donor_weight: 1.0" in text  # the preset's file
+    assert "algorithm.contrast_weight = 0.1" in text
+    assert "wandb.mode = " in text
+    assert "data.size = 128" in text
+    assert "  encoder: tu-resnet10t" in text
+    assert train.main(["ditoo", "--help"]) == 2
+    assert "did you mean 'ditto'" in capsys.readouterr().err
 
 
 def test_config_prints_what_would_run_and_stops(

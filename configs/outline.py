@@ -1,0 +1,91 @@
+"""What there is to choose, read from the sources: ``--help`` answers before any library is imported."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+TABLES = {"algorithm": ("algorithms", "ALGORITHMS"), "data": ("datamodules", "DATASETS")}
+SETTINGS = ROOT / "launch" / "settings.py"
+WIDTH = 110
+NAME = 14
+
+
+def outline(usage: str) -> str:
+    """A screen of help: how to call it, methods, and the names of all the rest.
+
+    Args:
+        usage: how to call the command.
+    """
+    methods = owners("algorithm")
+    lines = [usage.partition("\n\nText is taken")[0], "", "methods (algorithm=NAME; --help NAME explains one):"]
+    lines += [
+        f"  {name:<{NAME}}{textwrap.shorten(text, WIDTH - NAME, placeholder=' ...')}" for name, text in methods.items()
+    ]
+    lines += [""]
+    lines += _names("presets of methods", presets("algorithm") - methods.keys())
+    lines += _names("data=NAME", [*owners("data"), *sorted(presets("data") - owners("data").keys())])
+    lines += _names("model=NAME", sorted(presets("model")))
+    lines += _names("sections of settings", sections())
+    lines += [
+        "",
+        "--help NAME explains a method, a data set, a network, a section or a setting; --help all, everything.",
+    ]
+    return "\n".join(lines)
+
+
+def owners(group: str) -> dict[str, str]:
+    """Names of the suite's own methods or data sets, and the first line of what they say of themselves.
+
+    Args:
+        group: algorithm or data.
+    """
+    package, table = TABLES[group]
+    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+    modules = {
+        alias.asname or alias.name: str(node.module)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return {name: _first_line(modules[owner], owner) for name, owner in _dictionary(tree, table).items()}
+
+
+def presets(group: str) -> set[str]:
+    """Names of a group's files."""
+    return {path.stem for path in (FOLDER / group).glob("*.yaml")}
+
+
+def sections() -> list[str]:
+    """Names of the sections that are no choice."""
+    for node in ast.walk(ast.parse(SETTINGS.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "sections" and isinstance(node.value, ast.Dict):
+            return [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
+    raise LookupError(f"{SETTINGS} names no sections")
+
+
+def _dictionary(tree: ast.Module, table: str) -> dict[str, str]:
+    for node in tree.body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)):
+            continue
+        if isinstance(node.target, ast.Name) and node.target.id == table:
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {str(ast.literal_eval(k)): v.id for k, v in pairs if k is not None and isinstance(v, ast.Name)}
+    raise LookupError(f"there is no table {table}")
+
+
+def _first_line(module: str, name: str) -> str:
+    path = ROOT.joinpath(*module.removeprefix("fedseg.").split(".")).with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+    raise LookupError(f"{path} has no class {name}")
+
+
+def _names(title: str, names: Iterable[str]) -> list[str]:
+    told = ", ".join(sorted(names) if isinstance(names, set) else names)
+    return textwrap.wrap(f"{title}: {told}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
