@@ -627,6 +627,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._ready()
         return [dict(row) for row in self._rows]
 
+    def columns(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Site and case to the cells of its row in the manifest, by names in lower case; empty without a manifest."""
+        self._ready()
+        stores = self._shared.slices.stores
+        return {(case.site, case.case): dict(case.columns) for store in stores for case in store.cases}
+
     def fingerprints(self) -> list[dict[str, str]]:
         """One row per case: site, case, and digests of the bytes of its image and its mask.
 

@@ -37,6 +37,7 @@ class Case:
         masks: Where several files make the mask: of each the region that it shows (empty where it holds label ids) and
             its path (empty where it would show nothing); ``mask`` is the first path then.
         slices: For a case made of single 2-D images: those images, in order.
+        columns: Of a manifest: names of its columns and the cells of the case's row.
     """
 
     site: str
@@ -48,6 +49,7 @@ class Case:
     channels: tuple[str, ...] = ()
     masks: tuple[tuple[str, str], ...] = ()
     slices: tuple[Case, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -136,7 +138,14 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
     _check_split(name, ordered, report)
     mask = "" if len(unlabelled) < len(ordered) else None
     split = next((case.split for case in ordered if case.split is not None), None)
-    return Case(first.site, name, first.patient, mask=mask, split=split, slices=ordered)
+    columns = _together([dict(case.columns) for case in ordered])
+    return Case(first.site, name, first.patient, mask=mask, split=split, slices=ordered, columns=columns)
+
+
+def _together(rows: Sequence[dict[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Cells of all rows; several values of a column stand side by side."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return tuple((name, " and ".join(dict.fromkeys(row.get(name, "") for row in rows))) for name in names)
 
 
 def join_shared(cases: Sequence[Case], report: Report = refuse) -> list[Case]:

@@ -206,7 +206,8 @@ class _Row:
         patient = self.cell("patient") or self.cell("group")
         group = self.cell("group") or patient or case
         first, *rest = (str(path) for path in paths)
-        yield Case(self.cell("site"), case, group, first, mask, split, tuple(rest), layers), patient
+        columns = tuple((name, self.cell(name)) for name in self.cells if name)
+        yield Case(self.cell("site"), case, group, first, mask, split, tuple(rest), layers, columns=columns), patient
 
     def _split(self, fault: Callable[[str, str, str], None]) -> Split | None:
         word = self.cell("split").lower()

@@ -22,6 +22,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.engine import Federation
 from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.grouping import group_rows
 from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.restore import check_data, check_states, open_checkpoint
 from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
@@ -155,9 +156,11 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         if checkpoint.round:
             check_data(folder, experiment.data)
             check_states(experiment.algorithm(), checkpoint, experiment.sites())
+        groups = group_rows(experiment)
         folder.write_config(as_yaml(anchored(with_sites(config, experiment.data))))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
     folder.write_splits(experiment.data.splits())
+    folder.write_groups(groups)
     note_findings(folder, experiment.data.findings, part=job_type != "train")
     folder.write_fingerprints(experiment.data.fingerprints())
     folder.write_inputs(inputs(experiment))

@@ -65,6 +65,8 @@ class Evaluation:
             Validation during training takes the network's.
         predictions: keep the masks of every test case in the run's folder, in the case's own geometry; across machines
             in the folder of its site.
+        groups: columns of the manifest, such as [sex,scanner]: tables of the scores by their values, over patients.
+        group_minimum: patients of a group; what fewer would show is not shown.
         overlays: draw the worst, median and best test case of every site.
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
             map), where all data are in one place; costs sites times sites predictions.
@@ -74,10 +76,13 @@ class Evaluation:
     tolerance: float = 2.0
     grid: Literal["own", "network"] = "own"
     predictions: bool = False
+    groups: tuple[str, ...] = ()
+    group_minimum: PositiveInt = 5
     overlays: bool = True
     cross_sites: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(Evaluation, vars(self), "evaluation")
         if self.predictions and self.grid != "own":
             raise ValueError(
                 "evaluation.predictions=true keeps masks in the cases' own geometry, but evaluation.grid=network has "

@@ -27,6 +27,7 @@ from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import from_bytes
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.grouping import group_rows
 from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.restore import check_fingerprints, check_splits
@@ -194,8 +195,10 @@ class LaunchedSite:
             if table.exists():
                 write_atomic(table, "".join(complete_lines(table)))  # a kill may have left a part of a line
             return
+        groups = _refusing(partial(group_rows, self.experiment))
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_splits(rows)
+        self.folder.write_groups(groups)
         note_findings(self.folder, self.experiment.data.findings)
         self.folder.write_fingerprints(prints)
         self.folder.write_environment({"seed": self.experiment.config.seed})

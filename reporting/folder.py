@@ -39,6 +39,7 @@ TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
 RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
+GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
 
 TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
@@ -59,6 +60,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     CONTENTS: ("round", "content", "tensor", "shape", "dtype"),
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
+GROUP_COLUMNS = ("site", "case", "column", "value")
 FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
 NETWORK_GRID = "network"
 YOUNGER: dict[str, dict[str, str | float]] = {
@@ -97,6 +99,7 @@ README = """# The folder of one training run
 | `cost.json` | for each of them, when it ended: wall and CPU seconds, peak memory |
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
 | `findings.csv` | what was noticed in the data when the run began: warnings and notes, each with its cure |
+| `groups.csv`, `group_scores.csv` | if asked for: groups of patients, and their mean scores but for small groups |
 | `fingerprints.csv` | digests of the files of every case: the run goes on, and is scored again, on these bytes only |
 | `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
@@ -367,6 +370,16 @@ class RunFolder:
         """Save the split of every case; all rows have the columns of the first."""
         columns = tuple(rows[0]) if rows else SPLIT_COLUMNS
         write_atomic(self.path / SPLITS, _header(columns) + _lines(rows, columns, SPLITS))
+
+    def write_groups(self, rows: Sequence[Row]) -> None:
+        """Save which case belongs to which group of patients (groups.csv); no file where there are no groups."""
+        if rows:
+            write_atomic(self.path / GROUPS, _header(GROUP_COLUMNS) + _lines(rows, GROUP_COLUMNS, GROUPS))
+
+    def groups(self) -> pd.DataFrame:
+        """groups.csv as a table of words; empty if there is none."""
+        rows = list(csv.DictReader(complete_lines(self.path / GROUPS)))
+        return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
 
     def write_findings(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         """Save what was noticed in the data (findings.csv); ``columns`` are those of every row."""

@@ -14,7 +14,17 @@ import pandas as pd
 
 from fedseg.reporting.crossing import draw_matrix, matrix, matrix_table
 from fedseg.reporting.curves import draw_curves, save_curves
-from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, METRICS, Row, RunFolder, file_name
+from fedseg.reporting.folder import (
+    COLUMNS,
+    DURING_TRAINING,
+    GROUP_SCORES,
+    METRICS,
+    Row,
+    RunFolder,
+    file_name,
+    write_atomic,
+)
+from fedseg.reporting.groups import group_scores, group_tables
 from fedseg.reporting.letters import legible
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
 from fedseg.reporting.progress import Progress
@@ -238,6 +248,12 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         with drawing(folder.plots):
             folder.plots.mkdir(parents=True, exist_ok=True)
             legible(draw_matrix(matrix(crossed))).savefig(folder.plots / "cross_sites.png", dpi=130)
+    groups = folder.groups()
+    if len(groups):
+        least = int(folder.settings()["evaluation.group_minimum"])
+        found = group_scores(scores, groups, folder.splits(), least)
+        write_atomic(folder.path / GROUP_SCORES, found.to_csv(index=False, lineterminator="\n"))
+        summary = replace(summary, groups=tuple(group_tables(found, scores, least)))
     folder.write_summary(summary.table, summary.markdown())
     with drawing(folder.plots):
         figure = draw_curves(scores, folder.rounds(), title=title)

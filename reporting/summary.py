@@ -175,6 +175,7 @@ class Summary:
         by_region: Sites x (view, checkpoint) for each region, headline metric; None if there is one region only.
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
         crossed: Every model at every site; None if that was not asked for.
+        groups: One for each column of `evaluation.groups`.
     """
 
     table: pd.DataFrame
@@ -185,10 +186,11 @@ class Summary:
     values: dict[str, float]
     by_region: Table | None = None
     crossed: Table | None = None
+    groups: tuple[Table, ...] = ()
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        tables = [self.sites, self.by_region, self.regions, self.metrics, self.crossed]
+        tables = [self.sites, self.by_region, self.regions, self.metrics, self.crossed, *self.groups]
         return "\n".join(table.text(stream) for table in tables if table is not None)
 
     def markdown(self) -> str:
@@ -202,6 +204,8 @@ class Summary:
             parts += ["## All metrics, mean over the sites that took part\n", self.metrics.markdown()]
         if self.crossed is not None:
             parts += ["## Every model at every site\n", self.crossed.markdown()]
+        if self.groups:
+            parts += ["## Groups of patients\n", *(table.markdown() for table in self.groups)]
         return "\n".join(parts)
 
 
@@ -242,10 +246,10 @@ def _probe_table(shown: pd.DataFrame, limit: int | None) -> Table:
         own = shown[shown["site"] == site]
         name = str(site) if bool(own["seen"].all()) else f"{site} (unseen)"
         found = dict(zip(own["metric"], own["mean"], strict=True))
-        rows.append((name, *(_number(float(found[m])) if m in found else "not measured" for m in metrics)))
+        rows.append((name, *(shown_number(float(found[m])) if m in found else "not measured" for m in metrics)))
     seen = shown[shown["seen"]]
     averages = (seen.loc[seen["metric"] == metric, "mean"].mean() for metric in metrics)
-    rows += [(), ("mean over sites", *(_number(float(value)) for value in averages))]
+    rows += [(), ("mean over sites", *(shown_number(float(value)) for value in averages))]
     note = "The last round; no labels were used, hence there is no Dice and no best round.\n"
     note += "To go on from this encoder: python train.py pretrained=THIS_FOLDER ..."
     return Table(("probes, test cases", *metrics), tuple(rows), note)
@@ -324,7 +328,7 @@ def _block(
 def _cell(own: pd.DataFrame, block: pd.DataFrame, view: str, checkpoint: str) -> str:
     value = own.loc[(own["view"] == view) & (own["checkpoint"] == checkpoint), "mean"]
     if len(value):
-        return _number(float(value.iloc[0]))
+        return shown_number(float(value.iloc[0]))
     return _absence(block, view)
 
 
@@ -332,7 +336,7 @@ def _over(title: str, block: pd.DataFrame, columns: Sequence[tuple[str, str]], w
     cells = []
     for view, checkpoint in columns:
         values = block.loc[(block["view"] == view) & (block["checkpoint"] == checkpoint), "mean"]
-        cells.append(_number(over_sites(values)[which]) if len(values) else _absence(block, view))
+        cells.append(shown_number(over_sites(values)[which]) if len(values) else _absence(block, view))
     return (title, "", *cells)
 
 
@@ -405,7 +409,8 @@ def _flat_values(means: pd.DataFrame) -> dict[str, float]:
     return values
 
 
-def _number(value: float) -> str:
+def shown_number(value: float) -> str:
+    """A score as tables show it."""
     return "undefined" if np.isnan(value) else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
