@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,21 @@ def compare(places: Sequence[str], options: Options, place: Place, elsewhere: Se
     for one in read:
         if isinstance(one, LeftOut):
             print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
-    gathered = gather(read, default_settings)
-    length = gathered.unit(options.metric) or UNKNOWN
-    analysis = Analysis(gathered, Stated(**vars(options), length=length, grid=gathered.grid))
+    analysis = analysed(read, options)
     output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     _clear(output)
     return write(analysis, output, lambda verdicts: _extras(analysis, verdicts, place, output, elsewhere))
+
+
+def analysed(read: Iterable[Run | LeftOut], options: Options) -> Analysis:
+    """Runs as one comparison, which knows the unit and the grid of their numbers.
+
+    Raises:
+        ReportingError: they cannot be compared.
+    """
+    gathered = gather(read, default_settings)
+    length = gathered.unit(options.metric) or UNKNOWN
+    return Analysis(gathered, Stated(**vars(options), length=length, grid=gathered.grid))
 
 
 def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

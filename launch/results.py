@@ -13,7 +13,8 @@ The first word says where runs are, the second what is made of them:
     patients                patients of every site by split
     scores                  models x sites
     against=MODEL           every model against one: "against='fedavg global'"
-    answer                  the verdicts of compare.py
+    headline, answer        the verdicts of compare.py, in short or in full
+    across                  every site's model at every site, of runs that have it
     figure=NAME:FILE        a plot of compare.py, written to FILE beside the document
 
 and key=value are options of compare.py (checkpoint=last). A sentence of one's own stands on a claim that is checked:
@@ -32,18 +33,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.command import guarded
-from fedseg.launch.compare import default_settings, requested
+from fedseg.launch.compare import analysed, requested
 from fedseg.launch.run import flat
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import CIRCUMSTANCE
+from fedseg.reporting.compare.across import across_text
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.design import common_settings
-from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.page import save_figures
 from fedseg.reporting.compare.plots import LIGHT, draw_all
@@ -54,6 +56,7 @@ from fedseg.reporting.compare.sentences import (
     answer_text,
     check_claim,
     facts_text,
+    headline_text,
     patients_text,
     scores_text,
 )
@@ -68,6 +71,8 @@ TEXTS: dict[str, Callable[[Analysis], str]] = {
     "patients": patients_text,
     "scores": scores_text,
     "answer": answer_text,
+    "headline": headline_text,
+    "across": across_text,
 }
 HELP = """python -m fedseg.launch.results FILE... [at=DIR] [check=true]
 
@@ -88,12 +93,19 @@ class Sources:
 
     at: Path
     _known: dict[tuple[str, Options], Analysis] = field(default_factory=dict)
+    _drawn: dict[int, dict[str, Figure]] = field(default_factory=dict)
+
+    def drawn(self, analysis: Analysis) -> dict[str, Figure]:
+        """Its plots by name, drawn once."""
+        if id(analysis) not in self._drawn:
+            self._drawn[id(analysis)] = draw_all(analysis, verdicts(analysis), LIGHT)
+        return self._drawn[id(analysis)]
 
     def analysis(self, place: str, options: Options) -> Analysis:
         """The comparison of the runs at a place."""
         if (place, options) not in self._known:
             runs = [read_run(path, options.metric) for path in find_runs([str(self.at / place)])]
-            self._known[place, options] = Analysis(gather(runs, default_settings), options)
+            self._known[place, options] = analysed(runs, options)
         return self._known[place, options]
 
 
@@ -152,7 +164,7 @@ def made_from(spec: str, document: Path, sources: Sources, *, figures: bool = Tr
         return against_text(analysis, value)
     if kind == "figure" and ":" in value:
         name, _, file = value.partition(":")
-        return _figure(analysis, name, file, document, write=figures)
+        return _figure(sources, analysis, name, file, document, write=figures)
     known = ", ".join([*TEXTS, "command", "against=MODEL", "figure=NAME:FILE"])
     raise ReportingError(f"{what!r} is nothing that can be made from runs; there are {known}")
 
@@ -190,8 +202,8 @@ def _wrapped(words: Sequence[str], width: int = 110) -> str:
     return " \\\n".join(lines)
 
 
-def _figure(analysis: Analysis, name: str, file: str, document: Path, *, write: bool) -> str:
-    drawn = draw_all(analysis, verdicts(analysis), LIGHT)
+def _figure(sources: Sources, analysis: Analysis, name: str, file: str, document: Path, *, write: bool) -> str:
+    drawn = sources.drawn(analysis)
     if name not in drawn:
         raise ReportingError(f"these runs have no plot {name!r}; there are {', '.join(drawn)}")
     path = document.parent / file

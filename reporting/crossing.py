@@ -21,10 +21,13 @@ def matrix(table: pd.DataFrame) -> pd.DataFrame:
     """Models x sites: mean over test cases of the means over regions; the global model first, own sites in one order.
 
     Args:
-        table: cross_sites.csv.
+        table: cross_sites.csv; with a further column ``patient`` a patient's cases are averaged first.
     """
     rows = table[(table["metric"] == HEADLINE) & table["value"].notna()]
     cases = rows.groupby(["model", "site", "case"], observed=True)["value"].mean()
+    if "patient" in rows:
+        patients = rows.drop_duplicates(["model", "site", "case"]).set_index(["model", "site", "case"])["patient"]
+        cases = cases.groupby(["model", "site", patients.reindex(cases.index)], observed=True).mean()
     means = cases.groupby(["model", "site"], observed=True).mean().unstack("site")
     seen = set(table.loc[table["seen"].astype(bool), "site"])
     sites = sorted(means.columns, key=lambda site: (site not in seen, site))

@@ -16,7 +16,8 @@ from fedseg.launch.across import Across
 from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute, read_settings
-from fedseg.reporting.compare.across import across_section
+from fedseg.reporting import ReportingError
+from fedseg.reporting.compare.across import across_section, across_text
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
@@ -116,6 +117,24 @@ def test_the_matrix_is_a_mean_over_cases_with_the_global_model_first(tmp_path: P
     np.testing.assert_allclose(values.to_numpy(), [[0.6, 0.6], [0.8, 0.5], [0.5, 0.8]])
     np.testing.assert_allclose(off_home(values), (0.8, 0.5))
     assert matrix_table(values).rows[1] == ("a", "0.800*", "0.500")
+
+
+def test_a_patients_cases_count_once(tmp_path: Path) -> None:
+    table = planted(tmp_path).cross_sites()
+    table.loc[(table["model"] == "a") & (table["site"] == "a") & (table["case"] == "c0"), "value"] = 0.2
+    assert matrix(table).loc["a", "a"] == pytest.approx((0.2 + 0.8 + 0.8) / 3)
+    table["patient"] = table["case"].map({"c0": "one", "c1": "other", "c2": "other"})
+    assert matrix(table).loc["a", "a"] == pytest.approx((0.2 + 0.8) / 2)
+
+
+def test_a_document_has_the_matrix_and_says_how_to_get_one(tmp_path: Path) -> None:
+    planted(tmp_path / "ditto-0")
+    runs = [read_run(path, "dice") for path in find_runs([str(tmp_path)])]
+    told = across_text(Analysis(gather(runs), Options()))
+    assert "| a | 80.0 | 50.0 |" in told
+    (tmp_path / "ditto-0" / "cross_sites.csv").unlink()
+    with pytest.raises(ReportingError, match=r"evaluate\.py RUN evaluation\.cross_sites=true"):
+        across_text(Analysis(gather(runs), Options()))
 
 
 def test_the_page_shows_it_where_runs_have_it(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import matplotlib as mpl
 import pandas as pd
 
+from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.page import Picture, Section, picture
 from fedseg.reporting.compare.plots import DARK, LIGHT, Theme
+from fedseg.reporting.compare.runs import with_patients
 from fedseg.reporting.compare.tables import Cell, Grid, number
 from fedseg.reporting.compare.verdicts import count
 from fedseg.reporting.crossing import NOTE, TITLE, draw_matrix, matrix, off_home
@@ -17,7 +19,11 @@ def crossed(analysis: Analysis) -> dict[str, tuple[pd.DataFrame, int]]:
     """Method -> models x sites, mean over the seeds that have it, and how many these are."""
     found = {}
     for label, runs in analysis.gathered.runs.items():
-        tables = [matrix(table) for run in runs if not run.held_out and len(table := run.folder.cross_sites())]
+        tables = [
+            matrix(with_patients(table, run.splits))
+            for run in runs
+            if not run.held_out and len(table := run.folder.cross_sites())
+        ]
         if tables:
             found[label] = pd.concat(tables).groupby(level=0, sort=False).mean()[tables[0].columns], len(tables)
     return found
@@ -28,15 +34,30 @@ def across_section(analysis: Analysis) -> Section | None:
     found = crossed(analysis)
     if not found:
         return None
-    text = [f"{TITLE}. {NOTE} Framed: at home. Where a site's model serves others badly, it has learnt the site."]
-    for label, (values, seeds) in found.items():
-        home, away = off_home(values)
-        text.append(
-            f"{label}, {count(seeds, 'seed')}: personal models have {100 * home:.1f} at home and {100 * away:.1f} at "
-            "the other sites, means over sites that took part."
-        )
+    text = [
+        f"{TITLE}, over patients. {NOTE} Framed: at home. A site's model that serves others badly has learnt the site.",
+        *(_told(label, *told) for label, told in found.items()),
+    ]
     pictures = [_picture(label, values) for label, (values, _) in found.items()]
     return Section("Models at other sites", text, pictures, folded=[_grid(*item) for item in found.items()])
+
+
+def across_text(analysis: Analysis) -> str:
+    """The same as Markdown."""
+    found = crossed(analysis)
+    if not found:
+        raise ReportingError("no run there has cross_sites.csv: python evaluate.py RUN evaluation.cross_sites=true")
+    return "\n".join(
+        f"{_told(label, *told)}\n\n{_grid(label, told).plain().markdown()}" for label, told in found.items()
+    )
+
+
+def _told(label: str, values: pd.DataFrame, seeds: int) -> str:
+    home, away = off_home(values)
+    return (
+        f"{label}, {count(seeds, 'seed')}: personal models have {100 * home:.1f} at home and {100 * away:.1f} at the "
+        "other sites, means over sites that took part."
+    )
 
 
 def _picture(label: str, values: pd.DataFrame) -> Picture:

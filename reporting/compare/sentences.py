@@ -87,6 +87,12 @@ def answer_text(analysis: Analysis) -> str:
     return "\n".join([*lines, *(["", "How to take it:", "", *small] if small else [])]) + "\n"
 
 
+def headline_text(analysis: Analysis) -> str:
+    """The federation's answer, and how many sites have which."""
+    found = verdicts(analysis)
+    return f"**{headline(found)}.** {tally(found)}\n"
+
+
 def against_text(analysis: Analysis, label: str) -> str:
     """Every model against one: mean over sites with its interval, and at which sites it lies above."""
     other = named_model(analysis, label)
