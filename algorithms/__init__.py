@@ -8,6 +8,7 @@ from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.feddg import FedDG
+from fedseg.algorithms.feddyn import FedDyn
 from fedseg.algorithms.fednova import FedNova
 from fedseg.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
@@ -16,6 +17,7 @@ from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
+from fedseg.algorithms.moon import Moon
 from fedseg.algorithms.scaffold import Scaffold
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -28,6 +30,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "scaffold": Scaffold,
     "fednova": FedNova,
+    "feddyn": FedDyn,
+    "moon": Moon,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

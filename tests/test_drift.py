@@ -238,3 +238,53 @@ def test_the_server_needs_no_more_than_sums(name: str, settings: Privacy, tmp_pa
     for group, tensors in open_sums.server.tensors.items():
         for key, tensor in tensors.items():
             torch.testing.assert_close(hidden.server[group][key], tensor, rtol=1e-3, atol=1e-4, check_dtype=False)
+
+
+# ------------------------------------------------------------------------------------------------------ FedDyn
+
+
+def dynamic_rounds(data: dict[str, Tensor], steps: list[int], lr: float, alpha: float, rounds: int) -> list[Tensor]:
+    """The paper's algorithm 1 on lines, written down anew: h, theta and the gradients that sites remember."""
+    theta = torch.zeros_like(data["A"][0, 0])
+    h, count = torch.zeros_like(theta), len(data["A"])
+    remembered, reached = [torch.zeros_like(theta) for _ in range(count)], []
+    for _ in range(rounds):
+        ends = []
+        for i, (a, b) in enumerate(zip(data["A"], data["b"], strict=True)):
+            w = theta.clone()
+            for _ in range(steps[i]):
+                w = w - lr * (a.T @ (a @ w - b) / len(b) - remembered[i] + alpha * (w - theta))
+            remembered[i] = remembered[i] - alpha * (w - theta)
+            ends.append(w)
+        h = h - alpha / count * torch.stack([end - theta for end in ends]).sum(dim=0)
+        theta = torch.stack(ends).mean(dim=0) - h / alpha
+        reached.append(theta)
+    return reached
+
+
+def test_feddyns_rounds_are_the_papers_and_end_at_the_federations_optimum(tmp_path: Path) -> None:
+    data, steps, alpha = golden("scaffold_s82"), [5, 9, 20], 0.3
+    expected = dynamic_rounds(data, steps, 0.1, alpha, 60)
+    start = torch.zeros_like(expected[0])
+    rounds = federate_lines("feddyn", tmp_path, lines(data, steps, [10] * 3), start, plain(0.1), 6, alpha=alpha)
+    for (server, _), theta in zip(rounds, expected, strict=False):
+        close(server["model"]["w"], theta)
+    rows, targets = data["A"].flatten(0, 1), data["b"].flatten()
+    optimum = torch.linalg.lstsq(rows, targets[:, None]).solution[:, 0]
+    torch.testing.assert_close(expected[-1], optimum, rtol=1e-2, atol=1e-2)
+
+
+def test_a_site_that_feddyn_meets_first_takes_fedproxs_steps() -> None:
+    answers = []
+    for name, knobs in (("fedprox", {"mu": 0.4}), ("feddyn", {"alpha": 0.4})):
+        worker = build(name, SGD, **knobs)
+        message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
+        answers.append(
+            turn(worker, toy_sites()["s1"], Task("train", 1, 7, steps=4), message, State(), CPU, evaluate)[0]
+        )
+    assert_same(State(answers[0].tensors), State(answers[1].tensors))
+
+
+def test_feddyn_lets_nothing_travel_beside_the_model(tmp_path: Path) -> None:
+    outcome = simulate("feddyn", tmp_path)
+    assert {row["group"] for row in outcome.observer.rows("traffic")} == {"model", "buffers"}

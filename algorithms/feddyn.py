@@ -1,0 +1,66 @@
+"""FedDyn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.parts import with_zeros, zeroed
+from fedseg.federation.contract import Batch, Cohort, Site
+from fedseg.federation.ranges import FinitePositive
+from fedseg.federation.state import State, add, squared_distance
+
+DRIFT = "drift/mean"  # a group that stays at the server
+
+
+class FedDyn(FedAvg):
+    """FedDyn (Acar et al., ICLR 2021): each site's objective is bent so that its optimum is the federation's.
+
+    A local step descends F(w) - <g_i, w> + alpha / 2 |w - w_received|^2, where g_i <- g_i - alpha (w_i - w_received)
+    after each round, which at a local optimum is the gradient of F there. The server adds to the mean difference the
+    sum of all so far, each times its sites' share of all sites (the paper's -h / alpha). Nothing else travels.
+
+    There is no strength at which it is FedAvg: the server's sum does not depend on alpha. A site's number of steps does
+    not matter as long as it gets near its optimum; with few steps g_i is too small, not wrong in direction.
+
+    Args:
+        alpha: strength of the pull, and of what g_i learns.
+    """
+
+    leaves_out_unknown = True
+    exact_groups = frozenset({"model"})
+
+    def __init__(self, *args: Any, alpha: FinitePositive = 0.01, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = alpha
+        self.slope = zeroed(self.model)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Task loss, less its linear part at the site, and a proximal term."""
+        parameters, slope = dict(self.model.named_parameters()), dict(self.slope.named_parameters())
+        bent = super().loss(batch) + self.alpha / 2 * squared_distance(parameters, self.reference)
+        for name in self.reference:
+            bent = bent - (slope[name] * parameters[name]).sum()
+        return bent
+
+    def send(self, site: Site) -> State:
+        """The difference; what the site remembers of its gradient follows it."""
+        answer = super().send(site)
+        slope = {name: tensor.cpu() for name, tensor in self.slope.named_parameters()}
+        moved = answer.get("model")
+        self._load(self.slope, add({name: slope[name] for name in moved}, moved, -self.alpha))
+        return answer
+
+    def init_server(self, introductions: Mapping[str, State]) -> State:
+        """The model, and no drift so far."""
+        return with_zeros(super().init_server(introductions), DRIFT)
+
+    def advance(self, server: State, mean: State, cohort: Cohort) -> State:
+        """Take the mean difference, and all before it."""
+        share = sum(weight > 0 for weight in cohort.weights.values()) / cohort.population
+        drift = add(server[DRIFT], mean.get("model"), share)
+        tensors = {**mean.tensors, "model": add(mean.get("model"), drift), DRIFT: drift} if drift else mean.tensors
+        return super().advance(server, State(tensors, mean.scalars), cohort)
