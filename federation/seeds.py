@@ -1,9 +1,30 @@
 """Random numbers are derived, never carried: a resumed run then equals an uninterrupted one."""
 
 import hashlib
+import os
+
+import numpy as np
+import torch
 
 
 def derive_seed(*parts: int | str) -> int:
     """A 32-bit seed that depends on every part and on their order."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:4], "little")
+
+
+WORDS, BEFORE = 624, 24
+"""Of the Mersenne Twister, and bytes of PyTorch's state that stand before them (each word fills eight)."""
+
+
+def unforeseeable() -> torch.Generator:
+    """A generator that nobody can foretell.
+
+    `manual_seed` folds every seed to 32 bits, so that whoever tries them all finds the noise; here the system draws the
+    whole state.
+    """
+    source = torch.Generator().manual_seed(0)
+    state = source.get_state()
+    words = np.frombuffer(os.urandom(4 * WORDS), np.uint32).astype(np.uint64)
+    state[BEFORE : BEFORE + 8 * WORDS] = torch.from_numpy(words.view(np.uint8))
+    return source.set_state(state)

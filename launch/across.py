@@ -179,6 +179,8 @@ def check_transforms(experiment: Experiment, engine: str) -> None:
     Raises:
         ConfigError: naming the transform and the engines that serve it.
     """
+    if engine == "flower":
+        experiment.refuse_seeded()
     for transform in experiment.transforms:
         if transform.lives_in == "run":
             raise ConfigError(

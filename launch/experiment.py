@@ -160,6 +160,19 @@ class Experiment:
         """What is promised of what leaves a site."""
         return Privacy(**self._section("privacy"))
 
+    def refuse_seeded(self) -> None:
+        """Refuse noise that the server, which knows the seed, could subtract.
+
+        Raises:
+            ConfigError: naming the setting and the cure.
+        """
+        mechanism = self.privacy.mechanism
+        if mechanism != "none" and self.privacy.randomness == "seeded":
+            raise ConfigError(
+                f"privacy.mechanism={mechanism} with privacy.randomness=seeded protects nobody across machines: the "
+                "server knows the seed and can subtract the noise; take privacy.randomness=secret"
+            )
+
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
         """What happens to updates on their way.

@@ -281,6 +281,7 @@ def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun
         group=group_name(config),
         job_type=job_type,
         tags=config.wandb.tags,
+        images=config.wandb.images,
     )
 
 

@@ -128,6 +128,7 @@ class Wandb:
         group: runs that differ in their seed only; null makes it from data, algorithm and a digest of the settings.
         tags: of the run.
         artifacts: upload the saved models when the run ends.
+        images: upload pictures of test cases, which are pictures of patients where the data are.
     """
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
@@ -137,6 +138,7 @@ class Wandb:
     group: str | None = None
     tags: tuple[str, ...] = ()
     artifacts: bool = False
+    images: bool = False
 
 
 METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)

@@ -161,6 +161,8 @@ class LaunchedSite:
     def _experiment(self, question: Question) -> Experiment:
         config = self.local.applied(load(question.config, SCHEMA, "the run's config"))
         experiment = Experiment(config, channels=question.channels, encoder=_encoder(config, self.folder.path))
+        if not self.local.shows_cases:
+            experiment.refuse_seeded()
         check_metrics(experiment.evaluation.metrics, experiment.evaluation.tolerance)
         experiment.data.restrict(self.local.site, question.channels or None)
         experiment.data.setup()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedseg.federation.seeds import unforeseeable
 from fedseg.federation.state import Tensors, Update
 from fedseg.privacy.settings import Randomness
 
@@ -94,7 +94,7 @@ def dense(update: Update) -> Update:
 
 def generator(seed: int, randomness: Randomness) -> torch.Generator:
     """Random numbers that repeat (a simulation), or that nobody can foretell."""
-    return torch.Generator().manual_seed(seed if randomness == "seeded" else secrets.randbits(63))
+    return torch.Generator().manual_seed(seed) if randomness == "seeded" else unforeseeable()
 
 
 def as_tensor(content: bytes) -> Tensor:

@@ -241,7 +241,7 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         scores: Its metrics.csv.
         title: What the run is, above the plots.
     """
-    summary = summarise(scores)
+    summary = replace(summarise(scores), privacy=said_of_privacy(folder.settings() if folder.holds_run else {}))
     crossed = folder.cross_sites()
     if len(crossed):
         summary = replace(summary, crossed=matrix_table(matrix(crossed)))
@@ -260,6 +260,14 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         if figure is not None:
             save_curves(figure, folder.plots)
     return summary
+
+
+def said_of_privacy(settings: Mapping[str, Any]) -> str:
+    """What table and report say of noise that anybody who knows the run's seed can subtract."""
+    mechanism = settings.get("privacy.mechanism", "none")
+    if mechanism == "none" or settings.get("privacy.randomness") != "seeded":
+        return ""
+    return f"privacy.mechanism={mechanism}, noise seeded: reproducible, protects nobody"
 
 
 @contextmanager

@@ -176,6 +176,7 @@ class Summary:
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
         crossed: Every model at every site; None if that was not asked for.
         groups: One for each column of `evaluation.groups`.
+        privacy: What must be said of the run's promise; empty where nothing must.
     """
 
     table: pd.DataFrame
@@ -187,11 +188,12 @@ class Summary:
     by_region: Table | None = None
     crossed: Table | None = None
     groups: tuple[Table, ...] = ()
+    privacy: str = ""
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
         tables = [self.sites, self.by_region, self.regions, self.metrics, self.crossed, *self.groups]
-        return "\n".join(table.text(stream) for table in tables if table is not None)
+        return "\n".join([*(table.text(stream) for table in tables if table is not None), *self._said])
 
     def markdown(self) -> str:
         """The text of summary.md."""
@@ -206,7 +208,11 @@ class Summary:
             parts += ["## Every model at every site\n", self.crossed.markdown()]
         if self.groups:
             parts += ["## Groups of patients\n", *(table.markdown() for table in self.groups)]
-        return "\n".join(parts)
+        return "\n".join([*parts, *self._said])
+
+    @property
+    def _said(self) -> list[str]:
+        return [f"{self.privacy}\n"] if self.privacy else []
 
 
 def summarise(scores: pd.DataFrame) -> Summary:

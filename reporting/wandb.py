@@ -68,6 +68,7 @@ class WandbRun:
         group: str | None = None,
         job_type: str | None = None,
         tags: Sequence[str] = (),
+        images: bool = False,
     ) -> None:
         """Open the run.
 
@@ -81,10 +82,12 @@ class WandbRun:
             group: Runs that differ in seed or fold share a group.
             job_type: What kind of run it is, e.g. the method.
             tags: Tags.
+            images: Whether pictures of cases may leave this machine.
 
         Raises:
             ReportingError: If W&B cannot be reached or refuses.
         """
+        self.images = images
         self._run: Run | None = None
         self._sent = -1  # the last round that W&B has
         if mode == "disabled":
@@ -169,8 +172,8 @@ class WandbRun:
             self._run.summary.update({key: float(value) for key, value in values.items() if not np.isnan(value)})
 
     def log_pictures(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
-        """Add one image per case with switchable masks of truth and of every view."""
-        if self._run is None or not pictures:
+        """Add one image per case with switchable masks of truth and of every view, if pictures may leave."""
+        if self._run is None or not pictures or not self.images:
             return
         with self._guarded():
             images = [_wandb_image(picture, regions) for picture in pictures]

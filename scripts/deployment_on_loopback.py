@@ -1,7 +1,7 @@
 """Plays docs/deployment.md on this machine: `python -m scripts.deployment_on_loopback FOLDER [SETTING=VALUE ...]`.
 
-Three hospitals with images in folders of their own, a server, TLS, keys; then the same run in one process over all
-images together. Ends with both tables, and fails unless they are the same, and all tensors, too.
+Three hospitals with images in folders of their own, a server, gates, TLS, keys, a signed app; then the same run in one
+process over all images together. Ends with both tables, and fails unless they are the same, and all tensors, too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         draw_site(folder / site / "data", site, number)
         (folder / "together").mkdir(exist_ok=True)
         (folder / "together" / site).symlink_to(folder / site / "data" / site)
-    with Loopback(folder) as loopback:
+    with Loopback(folder, gated=True) as loopback:
         play(loopback, settings)
     print("6. the same in one process", flush=True)
     here = [*settings, f"data.root={folder / 'together'}", f"output={folder / 'in-process'}"]
@@ -61,9 +61,10 @@ def play(loopback: Loopback, settings: Sequence[str]) -> None:
     """The steps of the guide."""
     print("2. certificates of the server", flush=True)
     loopback.certificates()
-    print("3. the server's SuperLink", flush=True)
+    print("3. the server's SuperLink and gate, the signed app", flush=True)
     loopback.start_link()
-    print("4. keys of the sites, their admission, their SuperNodes", flush=True)
+    loopback.sign_app()
+    print("4. certificates and keys of the sites, their admission, their gates and SuperNodes", flush=True)
     for site in SITES:
         loopback.register(site)
         loopback.start_node(site, loopback.folder / site / "data")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from types import TracebackType
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LINK = "lab"
+CONFIGURATIONS = ROOT / "docs" / "deployment"
+SIGNER = "consortium"
+CURVE = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj")
 
 
 def free_port() -> int:
@@ -39,12 +43,18 @@ class Loopback:
     Attributes:
         folder: for everything.
         environment: more variables for all processes.
+        gated: whether gates (nginx) stand between sites and server, and sites run signed apps only, as the guide says;
+            without, sites reach the SuperLink itself, which no deployment should.
     """
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    gated: bool = False
+    gate: int = field(default_factory=free_port)
+    shelf: int = field(default_factory=free_port)
+    local_gates: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Loopback:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,24 +68,46 @@ class Loopback:
 
     # ---------------------------------------------------------------- certificates and keys
 
+    @property
+    def certificates_folder(self) -> Path:
+        """Of the server, for certificates, its gate and the signed app."""
+        return self.folder / "certificates"
+
     def certificates(self) -> None:
         """A certificate authority, and a certificate of the server for its address."""
-        folder = self.folder / "certificates"
+        folder = self.certificates_folder
         folder.mkdir(exist_ok=True)
-        (folder / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
-        curve = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        subject = ["-nodes", "-subj"]
-        authority = ["-x509", "-newkey", *curve, *subject, "/CN=consortium", "-days", "365"]
-        self._openssl("req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
-        self._openssl(
-            "req", "-newkey", *curve, *subject, "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"
-        )
-        signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365", "-extfile", "server.ext"]
-        self._openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.pem")
+        (folder / "server.ext").write_text("subjectAltName=DNS:fl.example.org,DNS:localhost,IP:127.0.0.1\n")
+        (folder / "site.ext").write_text("extendedKeyUsage=clientAuth\n")
+        authority = ["-x509", "-newkey", *CURVE, "/CN=consortium", "-days", "365"]
+        _openssl(folder, "req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
+        new = ["-newkey", *CURVE, "/CN=fl.example.org", "-keyout", "server.key"]
+        _openssl(folder, "req", *new, "-out", "server.csr")
+        self._signed("server", "server.ext")
 
-    def _openssl(self, *arguments: str) -> None:
-        command = ["openssl", *arguments]
-        subprocess.run(command, cwd=self.folder / "certificates", check=True, capture_output=True)
+    def _signed(self, name: str, extension: str) -> None:
+        authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365"]
+        request = ["-req", "-in", f"{name}.csr", *authority, "-extfile", extension]
+        _openssl(self.certificates_folder, "x509", *request, "-out", f"{name}.pem")
+
+    def site_certificate(self, site: str) -> Path:
+        """What a site needs for its gate: its certificate, signed by the server's people, and one for its own machine.
+
+        Returns:
+            The folder.
+        """
+        own = self.folder / site / "gate"
+        if own.exists():
+            return own
+        own.mkdir(parents=True)
+        _openssl(own, "req", "-newkey", *CURVE, f"/CN={site}", "-keyout", "site.key", "-out", "site.csr")
+        shutil.copy(own / "site.csr", self.certificates_folder / f"{site}.csr")
+        self._signed(site, "site.ext")
+        shutil.copy(self.certificates_folder / f"{site}.pem", own / "site.pem")
+        shutil.copy(self.certificates_folder / "ca.crt", own / "ca.crt")
+        here = ["-x509", "-newkey", *CURVE, "/CN=gate", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "365"]
+        _openssl(own, "req", *here, "-keyout", "local.key", "-out", "local.crt")
+        return own
 
     def key(self, site: str) -> Path:
         """The private key of a site; the public one beside it goes to the server."""
@@ -94,8 +126,8 @@ class Loopback:
         return f"127.0.0.1:{self.port}"
 
     def start_link(self) -> None:
-        """Start the SuperLink, and let `flwr` know it."""
-        certificates = self.folder / "certificates"
+        """Start the SuperLink, and let `flwr` know it; before it the gate, which alone is open to others."""
+        certificates = self.certificates_folder
         home = self.folder / "server" / "flower"
         home.mkdir(parents=True, exist_ok=True)
         entry = f'address = "{self.address}"\nroot-certificates = "{certificates / "ca.crt"}"\n'
@@ -104,8 +136,55 @@ class Loopback:
         tls += ["--ssl-ca-certfile", f"{certificates / 'ca.crt'}"]
         options = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
         options += ["--database", str(home / "link.db")]
-        self._start("link", "flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *tls, *options)
+        shelf = {"FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{self.shelf}"} if self.gated else {}
+        command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *tls, *options]
+        self._start("link", *command, environment=shelf)
         self._wait_for(self.port)
+        if self.gated and "gate" not in self.processes:
+            (certificates / "refused.conf").touch()
+            places = {"0.0.0.0:9092": f"127.0.0.1:{self.gate}", "127.0.0.1:9091": self.address}
+            places["127.0.0.1:9090"] = f"127.0.0.1:{self.shelf}"
+            self.start_gate("gate", certificates, "server-gate.conf", places)
+            self._wait_for(self.gate)
+
+    def start_gate(self, name: str, folder: Path, configuration: str, places: Mapping[str, str]) -> None:
+        """Start nginx with a configuration of the guide.
+
+        Args:
+            name: of the process.
+            folder: of its certificates.
+            configuration: file in docs/deployment.
+            places: what takes the place of the guide's addresses.
+        """
+        text = (CONFIGURATIONS / configuration).read_text(encoding="utf-8")
+        for theirs, ours in places.items():
+            text = text.replace(theirs, ours)
+        path = folder / configuration
+        path.write_text(text)
+        owner = "user root; " if os.geteuid() == 0 else ""  # so that it reads folders that only we can
+        self._start(name, "nginx", "-p", str(folder), "-c", str(path), "-g", f"{owner}daemon off;")
+
+    def sign_app(self) -> None:
+        """Pack the code and sign it, as the consortium's reviewer does."""
+        from scripts.signed_app import build, sign
+
+        build(self.certificates_folder / "apps", f"http://127.0.0.1:{self.shelf}")
+        sign(self.certificates_folder / "apps", SIGNER, self._signer())
+
+    def _signer(self) -> Path:
+        path = self.folder / "reviewer" / "key"
+        if not path.exists():
+            path.parent.mkdir(parents=True)
+            make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+            subprocess.run(make, check=True, capture_output=True)
+        return path
+
+    @property
+    def app(self) -> str:
+        """What `flwr run` runs: the signed app, or this repository as it lies."""
+        from scripts.signed_app import PACK, name_of
+
+        return name_of(self.certificates_folder / "apps" / PACK) if self.gated else "."
 
     def register(self, site: str) -> None:
         """Admit a site's public key."""
@@ -133,7 +212,7 @@ class Loopback:
         name = f"run-{len(list(self.folder.glob('run-*.log'))) + 1}"
         settings = self.folder / f"{name}.toml"
         settings.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n")
-        self._start(name, "flwr", "run", ".", LINK, "--stream", "-c", str(settings))
+        self._start(name, "flwr", "run", self.app, LINK, "--stream", "-c", str(settings))
         return name
 
     def finish(self, name: str, seconds: float = 600.0) -> str:
@@ -170,10 +249,26 @@ class Loopback:
         config = {"site": site, "state": str(self.folder / site / "state")}
         config |= {"data-root": str(data)} if data else {}
         node = " ".join(f"{key}='{value}'" for key, value in config.items())
-        options = ["--superlink", self.address, "--root-certificates", f"{self.folder / 'certificates' / 'ca.crt'}"]
+        options = ["--superlink", *self._way_to_the_server(site)]
         options += ["--auth-supernode-private-key", str(self.key(site)), "--node-config", node]
         options += ["--host", "127.0.0.1", "--port", str(free_port())]
         self._start(site, "flower-supernode", *options, environment=environment)
+
+    def _way_to_the_server(self, site: str) -> list[str]:
+        if not self.gated:
+            return [self.address, "--root-certificates", str(self.certificates_folder / "ca.crt")]
+        own = self.site_certificate(site)
+        name = f"{site}-gate"
+        if name not in self.processes:
+            self.local_gates[site] = free_port()
+            here = f"127.0.0.1:{self.local_gates[site]}"
+            places = {"127.0.0.1:9093": here, "fl.example.org:9092": f"127.0.0.1:{self.gate}"}
+            self.start_gate(name, own, "site-gate.conf", places)
+            self._wait_for(self.local_gates[site])
+        trusted = own / "trusted.yaml"
+        trusted.write_text(f"{SIGNER}: {self._signer().with_suffix('.pub').read_text()}")
+        address = f"127.0.0.1:{self.local_gates[site]}"
+        return [address, "--root-certificates", str(own / "local.crt"), "--trusted-entities", str(trusted)]
 
     # ---------------------------------------------------------------- processes
 
@@ -198,7 +293,7 @@ class Loopback:
     def _start(self, name: str, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         home = name if (self.folder / name / "key").exists() else "server"
         with (self.folder / f"{name}.log").open("ab") as log:
-            command = [str(BIN / program), *arguments]
+            command = [program if program == "nginx" else str(BIN / program), *arguments]
             env = {**self._env(home), **(environment or {})}
             self.processes[name] = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
@@ -216,6 +311,10 @@ class Loopback:
                 return
             time.sleep(0.1)
         raise TimeoutError(f"the SuperLink does not listen\n{self.log('link')[-4000:]}")
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @contextlib.contextmanager

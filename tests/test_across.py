@@ -177,6 +177,9 @@ def test_masks_need_one_process_for_each_site(engine: str, refused: bool) -> Non
         (["federation.min_sites=4", "deployment.patience=0"], "4 are needed"),
         (["deployment.sites=[site_01,site_09]", "deployment.patience=0"], "not site_09"),
         (["deployment.timeout=0"], "deployment.timeout=0"),
+        (["privacy.mechanism=site"], "protects nobody across machines: .* take privacy.randomness=secret"),
+        (["algorithm=fedavg", "privacy.mechanism=patient", "model.norm=group"], "take privacy.randomness=secret"),
+        (["privacy.mechanism=sparse", "privacy.aggregation=plain"], "take privacy.randomness=secret"),
         (["privacy.aggregation=encrypted"], "encrypted needs all sites in one process"),
         (["privacy.aggregation=masked", "algorithm=feddg"], "before round 1 .introduces."),
         (["privacy.aggregation=masked", "data.unseen=[site_02]"], "masked needs 3 sites in a round, 2 take part"),
@@ -186,6 +189,18 @@ def test_what_cannot_run_across_sites_says_why_at_once(settings: list[str], told
     with pytest.raises((ConfigError, RoundError), match=told.replace("[", r"\[")):
         across(tmp_path, *settings)
     assert not (tmp_path / "across" / "config.yaml").exists()
+
+
+def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("algorithm=fedavg", "privacy.mechanism=site", "federation.rounds=1")
+    grid = grid_of(tmp_path / "sites")
+    run = across(tmp_path / "secret", *settings, "privacy.randomness=secret", grid=grid)
+    assert "protects nobody" not in (run.path / "summary.md").read_text()
+    monkeypatch.setattr("fedseg.launch.across.check_transforms", lambda *_: None)
+    with pytest.raises(RoundError, match=r"privacy\.randomness=secret"):
+        across(tmp_path / "seeded", *settings, grid=grid)
 
 
 def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
@@ -291,7 +306,7 @@ def test_a_site_with_other_libraries_than_the_server_is_named() -> None:
 def test_the_guide_uses_the_options_that_its_script_uses() -> None:
     options = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "deployment.md").read_text()))
     played = (ROOT / "scripts" / "loopback.py").read_text()
-    assert {option for option in options if option not in played} == {"--trusted-entities"}
+    assert {option for option in options if option not in played} == set()
 
 
 # ---------------------------------------------------------------- the worker that stays

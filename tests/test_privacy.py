@@ -17,6 +17,7 @@ from opacus.accountants.analysis import rdp
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.federation.contract import Cohort, Guarantee, Transform
+from fedseg.federation.seeds import unforeseeable
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.privacy.accounting import Account, gaussian_event, pure_event
 from fedseg.privacy.build import build_transforms
@@ -598,3 +599,17 @@ def test_senseless_settings_are_refused_by_name(knob: str, value: float) -> None
         Privacy(mechanism="sparse", accountant="prv")
     with pytest.raises(ValueError, match=r"compression\.top_k=0"):
         Compression(top_k=0.0)
+
+
+def test_secret_numbers_do_not_follow_from_a_seed_of_32_bits() -> None:
+    """PyTorch folds a seed to 32 bits, which can be tried; the whole state is drawn instead."""
+    five, folded = (torch.Generator().manual_seed(seed) for seed in (5, 5 + 2**32))
+    assert torch.equal(torch.randn(9, generator=five), torch.randn(9, generator=folded))
+    here, there = unforeseeable(), unforeseeable()
+    words = here.get_state()[24 : 24 + 8 * 624].reshape(624, 8)
+    assert not words[:, 4:].any(), "words of 32 bits in eight bytes"
+    assert len({bytes(word.tolist()) for word in words}) > 620
+    assert not torch.equal(torch.randn(5, generator=here), torch.randn(5, generator=there))
+    numbers = torch.randn(200_000, generator=here)
+    assert abs(float(numbers.mean())) < 0.02
+    assert float(numbers.std()) == pytest.approx(1.0, abs=0.02)

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fedseg.launch.settings import Wandb
 from fedseg.reporting import ReportingError
 from fedseg.reporting.__main__ import main as report_again
 from fedseg.reporting.curves import COLOURS, draw_curves, loss_curves, save_curves, validation_curves
@@ -36,7 +37,7 @@ from fedseg.reporting.overlays import (
     window,
 )
 from fedseg.reporting.progress import Progress, duration
-from fedseg.reporting.reporter import Reporter, validation_values
+from fedseg.reporting.reporter import Reporter, said_of_privacy, validation_values
 from fedseg.reporting.summary import summarise
 from fedseg.reporting.wandb import (
     Place,
@@ -771,7 +772,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def offline_session(folder: RunFolder, first: int, exit_code: int) -> None:
     config = {"algorithm": "ditto", "federation": {"rounds": 4}}
-    run = WandbRun("offline", folder, config, project="p", name="n", group="g", job_type="ditto", tags=["t"])
+    told: dict[str, Any] = {"project": "p", "name": "n", "group": "g", "job_type": "ditto", "tags": ["t"]}
+    run = WandbRun("offline", folder, config, **told, images=True)
     for round in (first, first + 1):
         run.log_round(round, {"val/global/dice": round / 10, "nothing": float("nan")})
     run.log_pictures([picture()], ("disc", "cup"))
@@ -859,3 +861,22 @@ def test_online_without_an_account_names_the_cure(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ReportingError, match=r"wandb login.*wandb\.mode=offline"):
         WandbRun("online", folder, {})
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_pictures_leave_only_when_that_was_said(images: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    run = WandbRun("disabled", RunFolder(tmp_path), {}, images=images)
+    monkeypatch.setattr(run, "_run", object())
+    monkeypatch.setattr(run, "_log_last", lambda values: sent.extend(values))
+    run.log_pictures([picture()], ("disc", "cup"))
+    assert sent == (["A/overlays"] if images else [])
+    assert Wandb().images is False
+
+
+@pytest.mark.parametrize("mechanism", ["site", "patient", "sparse", "none"])
+@pytest.mark.parametrize("randomness", ["seeded", "secret"])
+def test_the_table_says_that_seeded_noise_protects_nobody(mechanism: str, randomness: str) -> None:
+    said = said_of_privacy({"privacy.mechanism": mechanism, "privacy.randomness": randomness})
+    assert ("seeded: reproducible, protects nobody" in said) == (mechanism != "none" and randomness == "seeded")
+    assert said_of_privacy({}) == ""

@@ -205,7 +205,9 @@ def assert_arrived(run: Run, folder: RunFolder) -> None:
 
 def test_an_agent_runs_a_sweep_and_a_refused_combination_does_not_end_it(shell: Shell, server: WandbServer) -> None:
     settings = {**SMALL, "algorithm": "ditto", "seed": 0, "training.lr": {"values": [-1, 0.001]}}
-    path = shell.sweep({**settings, "algorithm.lam": 0.25, "wandb.artifacts": True, "data.regions": "None"})
+    path = shell.sweep(
+        {**settings, "algorithm.lam": 0.25, "wandb.artifacts": True, "wandb.images": True, "data.regions": "None"}
+    )
     assert path.startswith(f"{ENTITY}/trial/")
     assert shell.agent(path, 2).wait(300) == 0, shell.printed()
     bad, good = server.runs.values()

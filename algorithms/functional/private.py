@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fedseg.federation.seeds import unforeseeable
+
 Batch = dict[str, Any]
 
 
@@ -57,7 +59,7 @@ class PrivateStep:
             factor = min(1.0, self.clip / max(float(norm), 1e-12)) if torch.isfinite(norm) else 0.0
             if factor:
                 torch._foreach_add_(total, gradient, alpha=factor)
-        source = torch.Generator().manual_seed(secrets.randbits(63)) if self.randomness == "secret" else None
+        source = unforeseeable() if self.randomness == "secret" else None
         private = [self._noised(g, source) / self.patients for g in total]
         return torch.stack([(p * g).sum() for p, g in zip(learning, private, strict=True)]).sum()
 

@@ -27,7 +27,7 @@ TOLD = {
     ErrorCode.MESSAGE_UNAVAILABLE: "the message did not reach it completely",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its answer did not arrive completely",
     ErrorCode.NODE_UNAVAILABLE: "its SuperNode is not connected any more",
-    ErrorCode.INVALID_FAB: "its SuperNode does not trust the app",
+    ErrorCode.INVALID_FAB: "its SuperNode does not trust the app: sign it, see docs/deployment.md",
     ErrorCode.CLIENT_APP_CRASHED: "its app was killed",
 }
 
