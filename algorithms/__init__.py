@@ -7,6 +7,7 @@ from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
+from fedseg.algorithms.fedce import FedCE
 from fedseg.algorithms.feddg import FedDG
 from fedseg.algorithms.feddyn import FedDyn
 from fedseg.algorithms.fednova import FedNova
@@ -32,6 +33,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fednova": FedNova,
     "feddyn": FedDyn,
     "moon": Moon,
+    "fedce": FedCE,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

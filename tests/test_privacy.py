@@ -529,6 +529,7 @@ SINGLY = {
     "local": "shares nothing",
     "feddg": r"tells the server of a site's data before round 1 \(introduces\)",
     "lcfed": r"shows the group head of each site singly \(per_site\)",
+    "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }

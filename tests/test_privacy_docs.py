@@ -29,6 +29,7 @@ REASONS = {
     "(introduces)": "introduces",
     "(per_site)": "per_site",
     "(adapts)": "adapts",
+    "(reads_updates)": "reads_updates",
     "normalises over batches": "statistics",
     "second model": "second model",
     "(exact_groups)": "exact_groups",
