@@ -368,6 +368,7 @@ def draw_heterogeneity(
                     site, (value, gains[site] * options.scale), (4, 4), textcoords="offset points", fontsize=7.5
                 )
             axes.set_title(measure)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.margins(0.2)
             axes.grid()
         for axes in grid[len(measures) :]:
