@@ -54,8 +54,13 @@ def run(arguments: Sequence[str]) -> int:
     for fold in folds:
         print(f"\n{fold.path.name} was held out")
         codes.append(score_again(fold, arguments[1:]))
-    _, summary = gather_folds(folder, folds)
-    print(f"\nall folds\n{summary.text(sys.stdout)}")
+    if folder.summary_path.is_file():
+        _, summary = gather_folds(folder, folds)
+        print(f"\nall folds\n{summary.text(sys.stdout)}")
+    else:
+        print(
+            f"\nnot all folds are done, and none are gathered; go on: python train.py output={folder.path} resume=true"
+        )
     return max(codes)
 
 

@@ -67,7 +67,7 @@ def draw_curves(scores: pd.DataFrame, rounds: pd.DataFrame, *, title: str = "") 
     axes: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis, (view, table) in zip(axes, curves.items(), strict=False):
         _draw_panel(axis, table, sites, worst="min")
-        axis.set(title=f"{view} model", ylabel=f"validation {HEADLINE.capitalize()} (network's grid), mean over cases")
+        axis.set(title=f"{view} model", ylabel=f"validation {HEADLINE.capitalize()}, network's grid")
         axis.sharey(axes[0])
     for axis, (name, table) in zip(axes[len(curves) :], losses.items(), strict=True):
         _draw_panel(axis, table, sites, worst="max")

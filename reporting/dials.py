@@ -23,9 +23,10 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.gather import DIAL_KEYS, own_settings
 from fedseg.reporting.compare.runs import find_runs
 from fedseg.reporting.curves import COLOURS
-from fedseg.reporting.folder import RunFolder, write_atomic
+from fedseg.reporting.folder import NETWORK_GRID, RunFolder, write_atomic
 from fedseg.reporting.letters import legible
 from fedseg.reporting.summary import HEADLINE, Table, site_scores
+from fedseg.reporting.units import grid_of
 
 DIALS = {
     "appearance": "device",
@@ -79,7 +80,7 @@ def gains(runs: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
         runs: folders of runs, finished or not.
 
     Returns:
-        Columns method, dial, level, seed, site, global, personal, gain; and what was left out, and why.
+        Columns method, dial, level, seed, site, global, personal, gain, grid; and what was left out, and why.
 
     Raises:
         ReportingError: no run can be used, or runs differ in more than method, seed and dials.
@@ -101,8 +102,20 @@ def gains(runs: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
     if not tables:
         raise ReportingError("none of these runs can be used:\n" + "\n".join(left_out))
     _check_alike(points)
-    columns = [*POINT, "seed", "site", "global", "personal", "gain"]
-    return pd.concat(tables, ignore_index=True)[columns], left_out
+    columns = [*POINT, "seed", "site", "global", "personal", "gain", "grid"]
+    found = pd.concat(tables, ignore_index=True)[columns]
+    _check_grid(found, points)
+    return found, left_out
+
+
+def _check_grid(found: pd.DataFrame, points: Sequence[Point]) -> None:
+    """Gains on two grids are not drawn as one."""
+    if found["grid"].nunique() > 1:
+        other = next(point.folder for point in points if point.folder.scores()["grid"].eq(NETWORK_GRID).all())
+        raise ReportingError(
+            f"these runs are scored on different grids ({', '.join(sorted(found['grid'].unique()))}); score the saved "
+            f"models of such as {other.path} again: python evaluate.py {other.path} evaluation.grid=own"
+        )
 
 
 def _origin() -> dict[str, float]:
@@ -119,7 +132,8 @@ def _scores(point: Point) -> pd.DataFrame | None:
     if not {"global", "personal"} <= set(table.columns):
         return None
     gain = table["personal"] - table["global"]
-    return table[["site", "global", "personal"]].assign(gain=gain, method=point.method, seed=point.seed)
+    of_run = table[["site", "global", "personal"]].assign(gain=gain, method=point.method, seed=point.seed)
+    return of_run.assign(grid=grid_of(final))
 
 
 def _check_alike(points: Sequence[Point]) -> None:
@@ -155,7 +169,8 @@ def summary_table(table: pd.DataFrame) -> Table:
         rows.append((str(method), str(dial), f"{level:g}", str(group["seed"].nunique()), *means, *signed))
     order = {dial: place for place, dial in enumerate(DIALS)}
     rows.sort(key=lambda row: (row[0], order[row[1]], float(row[2])))
-    note = "test Dice of the best models; gain: personal minus global; least and most: of a site, mean over seeds"
+    grid = ", ".join(table["grid"].unique())
+    note = f"test Dice of the best models, {grid}; gain: personal minus global; least, most: of a site, mean over seeds"
     return Table(header, tuple(rows), note)
 
 
@@ -176,7 +191,7 @@ def draw_gains(table: pd.DataFrame) -> Figure:
         axis.set(title=f"{dial}\n({DIALS[dial]})", xlabel="dial: 0 alike, 1 strongly different")
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("personal minus global\n(test Dice)")
+    axes[0].set_ylabel(f"personal minus global\n(test Dice, {', '.join(table['grid'].unique())})")
     if len(methods) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     runs = table.groupby(POINT)["seed"].nunique()

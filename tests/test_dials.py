@@ -13,6 +13,7 @@ from PIL import Image
 
 from fedseg.configs.compose import FOLDER, compose
 from fedseg.launch.settings import SCHEMA
+from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.runs import find_runs
 from fedseg.reporting.dials import DIALS, draw_gains, gains, main, summary_table
 from fedseg.reporting.folder import RunFolder
@@ -81,7 +82,7 @@ def test_the_command_writes_table_and_plot(sweep: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr()
     assert "annotation" in told.out
     assert "\033" not in told.out
-    assert pd.read_csv(sweep / "dials.csv").shape[1] == 8
+    assert pd.read_csv(sweep / "dials.csv").shape[1] == 9
     assert len(np.unique(np.asarray(Image.open(sweep / "dials.png").convert("L")))) > 5
     assert (sweep / "dials.svg").read_text().startswith("<?xml")
 
@@ -131,3 +132,12 @@ def test_the_sweep_turns_one_dial_at_a_time() -> None:
             turned[dial].append(level)
         assert (config.data.n_sites, config.data.size, config.algorithm.name) == (4, 64, "finetune")
     assert all(levels == [0.25, 0.5, 1] for levels in turned.values())
+
+
+def test_runs_on_two_grids_are_refused_with_the_cure(sweep: Path) -> None:
+    path = sweep / "none-0" / "metrics.csv"
+    path.write_text(path.read_text().replace(",own\n", ",network\n"))
+    with pytest.raises(
+        ReportingError, match=r"network's grid, own grid.*python evaluate.py .*none-0 evaluation.grid=own"
+    ):
+        gains(find_runs([str(sweep)]))

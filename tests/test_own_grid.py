@@ -203,7 +203,7 @@ def test_a_run_may_keep_to_the_network_s_grid(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_folds_are_scored_again_each_by_its_own_models(tmp_path: Path) -> None:
+def test_folds_are_scored_again_each_by_its_own_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat_sites(tmp_path / "data")
     shutil.copytree(tmp_path / "data" / "a", tmp_path / "data" / "c")
     words = [*SMALL, "algorithm=fedavg", f"data.root={tmp_path / 'data'}", f"output={tmp_path / 'run'}"]
@@ -216,3 +216,12 @@ def test_folds_are_scored_again_each_by_its_own_models(tmp_path: Path) -> None:
     assert set(scores["grid"]) == {"own"}
     assert set(scores["site"]) == {"a", "b", "c"}
     assert set(pd.read_csv(folder.path / "summary.csv")["grid"]) == {"own"}
+    folder.summary_path.unlink()  # as of a run whose last fold was stopped
+    capsys.readouterr()
+    assert evaluate.main([str(folder.path)]) == 0
+    assert f"not all folds are done, and none are gathered; go on: python train.py output={folder.path}" in (
+        capsys.readouterr().out
+    )
+    assert not folder.summary_path.exists()
+    assert train.main([f"output={folder.path}", "resume=true"]) == 0
+    assert folder.summary_path.is_file()
