@@ -34,11 +34,11 @@ class Ditto(FedAvg):
         self.twin = deepcopy(self.model)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of the global model, plus loss and proximal term of the personal one; each is told by itself."""
+        """Loss of the global model, plus loss and proximal term of the personal one; each loss is told by itself."""
         pull = squared_distance(dict(self.twin.named_parameters()), self.reference)
         shared, own = super().loss(batch), self.criterion(self.twin, batch)
         self.note(shared)
-        self.note(own + self.lam / 2 * pull, PERSONAL_LOSS)
+        self.note(own, PERSONAL_LOSS)
         return shared + own + self.lam / 2 * pull
 
     def network(self, view: str) -> nn.Module:
