@@ -5,6 +5,7 @@ from fedseg.algorithms.apfl import APFL
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
+from fedseg.algorithms.fedala import FedALA
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.fedce import FedCE
@@ -46,6 +47,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "lgfedavg": LGFedAvg,
     "ditto": Ditto,
     "apfl": APFL,
+    "fedala": FedALA,
     "feddg": FedDG,
     "iopfl": IOPFL,
     "lcfed": LCFed,

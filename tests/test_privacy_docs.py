@@ -32,6 +32,7 @@ REASONS = {
     "(reads_updates)": "reads_updates",
     "normalises over batches": "statistics",
     "second model": "second model",
+    "(merge)": "merge",
     "(exact_groups)": "exact_groups",
     "shows whole tensors": "per_site",
 }
