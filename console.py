@@ -1,4 +1,4 @@
-"""What every command needs of its terminal: printing never stops the work. Imports nothing of ours."""
+"""What every command needs around it: printing never stops the work, files are its owner's. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+GROUP = "FEDSEG_GROUP_READABLE"
+
+
+@contextmanager
+def own_files() -> Iterator[None]:
+    """While this is open, new files and folders are their owner's only; FEDSEG_GROUP_READABLE=1 lets the group read."""
+    before = os.umask(0o027 if os.environ.get(GROUP) == "1" else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

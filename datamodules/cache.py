@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -223,13 +224,20 @@ def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels:
             np.save(draft / f"images{number}.npy", block)
         np.save(draft / "labels.npy", labels)
         (draft / "index.json").write_text(json.dumps([asdict(entry) for entry in entries]), encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp lets the owner only; a cache may be shared
+        draft.chmod(0o777 & ~_umask())  # mkdtemp lets the owner only; a cache may be shared where that was said
         draft.rename(home)
     except OSError as error:
         if not home.is_dir():  # else another process was faster, and wrote the same
             raise _unwritable(home, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What the process takes away; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _unwritable(home: Path, error: OSError) -> DataError:

@@ -32,6 +32,9 @@ PLAIN = frozenset(
 )
 """Types of tensors that a group without a counterpart at the server may hold."""
 RANK = 8
+LONGEST_SITE = 100
+FORMULA = ("=", "+", "-", "@")
+"""What makes a spreadsheet compute a cell."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ class Admission:
                 return reason
             if not isinstance(value, float | int) or not math.isfinite(value):
                 return f"its number {quoted(name)} is not finite"
+            least, most = bounds(name)
+            if not least <= value <= most:
+                return f"its number {quoted(name)} is {value:g}, none between {least:g} and {most:g}"
         return ""
 
     def _groups(self, update: Update) -> str:
@@ -129,6 +135,25 @@ class Admission:
         if len(name) > self.limits.name or not name.isprintable():
             return f"its name {quoted(name)} is too long or holds control characters"
         return ""
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Least and largest value of a number that a site tells, by the last part of its name."""
+    last = name.rpartition("/")[2]
+    if last in ("dice", "iou", "nsd"):
+        return 0.0, 1.0
+    if last in ("seconds", "fit_seconds", "steps"):
+        return 0.0, 1e9
+    return -1e12, 1e12
+
+
+def nameless(site: str) -> str:
+    """Why a text that a site gives cannot be its name; empty if it can."""
+    if not 1 <= len(site) <= LONGEST_SITE or not site.isprintable():
+        return f"it must be printable and have 1 to {LONGEST_SITE} characters"
+    if site.startswith((".", "~", *FORMULA)) or any(part in site for part in ("/", "\\", "${", "<", ">")):
+        return "it must not hold / \\ < > or ${, nor begin with . ~ = + - @"
+    return ""
 
 
 def unbounded(answer: Update, limits: Limits | None = None) -> str:

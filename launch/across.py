@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from fedseg.configs.compose import ConfigError, as_yaml, departing
+from fedseg.federation.admission import FORMULA, bounds
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.engine import RoundError, check_cohort
 from fedseg.federation.flower.records import Facts, Question
@@ -222,5 +224,8 @@ def _in_order(sites: Mapping[str, Facts]) -> list[str]:
 
 def _is_score(row: Mapping[str, Any]) -> bool:
     words = ("checkpoint", "site", "split", "view", "region", "case", "metric", "unit", "grid")
-    plain = all(isinstance(row[word], str) and re.fullmatch(r"[^\x00-\x1f]{0,200}", row[word]) for word in words)
-    return plain and isinstance(row["round"], int) and isinstance(row["value"], int | float | None)
+    plain = all(isinstance(row[word], str) and len(row[word]) <= 200 and row[word].isprintable() for word in words)
+    if not plain or any(row[word].startswith(FORMULA) for word in words) or not isinstance(row["round"], int):
+        return False
+    value, (least, most) = row["value"], bounds(row["metric"])
+    return value is None or (isinstance(value, int | float) and (math.isnan(value) or least <= value <= most))

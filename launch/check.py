@@ -13,7 +13,7 @@ from tempfile import TemporaryFile, mkdtemp
 
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.knobs import knobs
-from fedseg.console import steady_output
+from fedseg.console import own_files, steady_output
 from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.base import written
 from fedseg.datamodules.check.command import Checked, check
@@ -46,7 +46,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    with steady_output():
+    with steady_output(), own_files():
         return _run(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from fedseg.console import steady_output
+from fedseg.console import own_files, steady_output
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
@@ -38,7 +38,7 @@ def guarded(
         return MISTAKE
     with suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, _interrupt)
-    with steady_output():
+    with steady_output(), own_files():
         try:
             return command(sys.argv[1:] if arguments is None else arguments) or 0
         except BaseException as error:

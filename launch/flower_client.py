@@ -12,6 +12,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedseg.console import own_files
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.worker import ask, code_of
 
@@ -30,5 +31,6 @@ def answer(message: Message, context: Context) -> Message:
     state = Path(node["state"]).expanduser()
     arguments = [f"{key}={value}" for key, value in sorted(node.items())]
     command = [sys.executable, "-m", "fedseg.launch.site_worker", str(os.getppid()), *arguments]
-    found = ask(state, command, code_of(str(HERE), *arguments), Envelope.from_records(message.content), cwd=HERE)
+    with own_files():
+        found = ask(state, command, code_of(str(HERE), *arguments), Envelope.from_records(message.content), cwd=HERE)
     return Message(found.to_records(), reply_to=message)

@@ -221,7 +221,15 @@ class LaunchedSite:
         site = data.site(self.local.site)
         regions = {name: list(ids) for name, ids in data.regions.labels.items()}
         settings = {"regions": json.dumps(regions), "exclusive": str(data.regions.exclusive), "size": str(data.size)}
-        return Facts(self.local.site, site.seen, data.image_channels, site.examples, settings, library_versions())
+        return Facts(
+            self.local.site,
+            site.seen,
+            data.image_channels,
+            site.examples,
+            settings,
+            library_versions(),
+            images=site.training_images,
+        )
 
     def rows(self, task: Task) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""

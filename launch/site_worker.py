@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedseg.console import steady_output
+from fedseg.console import own_files, steady_output
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.worker import code_of, serve
 from fedseg.launch.site import Local, Opener
@@ -22,5 +22,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with steady_output():
+    with steady_output(), own_files():
         main(sys.argv[1:])

@@ -296,7 +296,7 @@ class Loopback:
             command = [program if program == "nginx" else str(BIN / program), *arguments]
             env = {**self._env(home), **(environment or {})}
             self.processes[name] = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True, umask=0o077
             )
 
     def _env(self, home: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from fedseg.federation.state import State, Update, from_bytes, to_bytes
 Cell = bool | int | float | str
 NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}
 """Numbers that the answer to a task must hold."""
+MOST_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Facts:
         examples: labelled training images.
         settings: what must be the same at every site, as text: regions, size, classes.
         versions: of the libraries that numbers depend on.
+        images: training images, labelled or not.
     """
 
     site: str
@@ -63,6 +65,12 @@ class Facts:
     examples: int
     settings: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+
+    @property
+    def most(self) -> int:
+        """The most training images that an update of this site may be made of; some transforms tell 1 for any."""
+        return max(self.examples, self.images, 1)
 
 
 @dataclass(frozen=True)
@@ -108,18 +116,25 @@ def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
     return content, from_bytes(envelope.data) if envelope.data else State()
 
 
-def checked_update(answer: Answer, state: State, site: str, task: Task) -> Update:
+def checked_update(answer: Answer, state: State, facts: Facts, task: Task) -> Update:
     """The update that an answer carries; what its tensors may be is for `federation.admission`, once they are decoded.
 
     Raises:
         ValueError: another site's name, or numbers that are missing or no numbers.
     """
+    site = facts.site
     if answer.site != site:
         raise ValueError("it carries another site's name")
     if answer.refusal:
         return Update(site=site, examples=0, refusal=answer.refusal[:500])
     if answer.examples < 0:
         raise ValueError("it tells a negative number of images")
+    if answer.examples > facts.most:
+        raise ValueError(f"it tells {answer.examples} training images, its greeting told {facts.most}")
+    if len(answer.rows) > MOST_ROWS:
+        raise ValueError(f"it shows {len(answer.rows)} rows of scores, at most {MOST_ROWS} are let in")
+    if task.kind == "train" and task.steps is not None and state.scalars.get("steps", 0.0) > task.steps:
+        raise ValueError(f"it tells {state.scalars['steps']:g} steps, {task.steps} were asked for")
     for name, value in state.scalars.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name[:60]!r} is not a number")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
+from fedseg.federation.admission import nameless, quoted
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
@@ -119,6 +120,10 @@ class FlowerTransport:
             answer, _ = unpack(envelope, Answer)
         except ValueError as error:
             raise NotConnectedError(f"a node (id {node}) cannot take part: {error}") from error
+        if reason := nameless(answer.site):
+            raise NotConnectedError(
+                f"a node (id {node}) calls itself {quoted(answer.site)}, which is no name: {reason}"
+            )
         if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
             raise NotConnectedError(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
         if answer.site in self._nodes:
@@ -180,7 +185,7 @@ class FlowerTransport:
             return Update(site=site, examples=0, refusal=found)
         try:
             answer, state = unpack(found, Answer)
-            update = checked_update(answer, state, site, task)
+            update = checked_update(answer, state, self.sites[site], task)
         except ValueError as error:
             return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
         if not update.refusal:
