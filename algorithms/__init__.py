@@ -15,6 +15,7 @@ from fedseg.algorithms.fednova import FedNova
 from fedseg.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
+from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
@@ -34,6 +35,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fednova": FedNova,
     "feddyn": FedDyn,
     "moon": Moon,
+    "fedsam": FedSAM,
     "fedce": FedCE,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,

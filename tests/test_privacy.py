@@ -536,6 +536,7 @@ SINGLY = {
 EXACT = {name: r"computes with the group \w+ \(exact_groups\)" for name, m in ALGORITHMS.items() if m.exact_groups}
 PATIENT = SINGLY | {
     "ditto": r"trains a second model in the same step \(twin\.",
+    "fedsam": r"its step takes a second gradient, of patients unclipped \(perturbation\)",
     "fedala": r"its start is fitted to patients' images without noise \(merge\)",
     "apfl": r"trains a second model in the same step \(twin\.",
 }
