@@ -40,6 +40,8 @@ from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudony
 from fedseg.reporting.summary import as_means
 
 T = TypeVar("T")
+FILED = ("round", "checkpoint", "split", "view")
+"""What tells the scores of one turn apart from those of another."""
 LOCAL = (
     "data.root",
     "data.manifest",
@@ -152,6 +154,7 @@ class LaunchedSite:
     """
 
     def __init__(self, local: Local, question: Question, folder: Path) -> None:
+        self._filed: set[tuple[Any, ...]] | None = None  # whose scores the site's table holds
         self.local, self.folder = local, RunFolder(folder)
         self.experiment = _refusing(lambda: self._experiment(question))
         self.scorer = Scorer(self.experiment, kept_masks(self.experiment, self.folder))
@@ -255,10 +258,13 @@ class LaunchedSite:
 
     def _file(self, rows: Sequence[Row]) -> None:
         """Append scores; those of a turn that is asked again are there already, and are the same."""
-        keys = ["round", "checkpoint", "split", "view"]
-        before = self.folder.scores()
-        known = set(before[keys].itertuples(index=False, name=None))
-        self.folder.append_scores(row for row in rows if tuple(row[key] for key in keys) not in known)
+        filed = self._read_filed() if self._filed is None else self._filed
+        self._filed = None  # read again after an append that fails
+        self.folder.append_scores(row for row in rows if tuple(row[key] for key in FILED) not in filed)
+        self._filed = filed | {tuple(row[key] for key in FILED) for row in rows}
+
+    def _read_filed(self) -> set[tuple[Any, ...]]:
+        return set(self.folder.scores()[[*FILED]].itertuples(index=False, name=None))
 
 
 class Pseudonyms:

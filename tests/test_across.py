@@ -29,7 +29,7 @@ from fedseg.launch import flower_server
 from fedseg.launch.across import check_transforms, other_versions
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.site import Local, Opener
+from fedseg.launch.site import LaunchedSite, Local, Opener
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
@@ -201,6 +201,23 @@ def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
     monkeypatch.setattr("fedseg.launch.across.check_transforms", lambda *_: None)
     with pytest.raises(RoundError, match=r"privacy\.randomness=secret"):
         across(tmp_path / "seeded", *settings, grid=grid)
+
+
+def test_a_site_reads_its_scores_once_and_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = LaunchedSite._read_filed, []
+
+    def counted(site: LaunchedSite) -> Any:
+        reads.append(site.local.site)
+        return read(site)
+
+    monkeypatch.setattr(LaunchedSite, "_read_filed", counted)
+    run = across(tmp_path, "algorithm=fedavg", "federation.rounds=3", grid=grid_of(tmp_path / "sites"))
+    assert set(reads) == set(SITES)
+    assert len(reads) <= 2 * len(SITES), "the site is opened for the greeting and for the run, not for every round"
+    name = (run.path / "run-id.txt").read_text().strip()
+    own = RunFolder(tmp_path / "sites" / "site_01" / name).scores()
+    assert {1, 2, 3} <= set(own["round"])
+    assert not own.duplicated().any()
 
 
 def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
