@@ -218,7 +218,7 @@ def test_mappings_are_replaced_not_merged(tmp_path: Path) -> None:
         (["model=unnet"], "unknown model 'unnet'; did you mean 'unet'?"),
         (
             ["algorithm=ditto", "algorithm.mu=1"],
-            "algorithm.mu is a setting of algorithm=fedprox, not of algorithm=ditto",
+            "algorithm.mu is a setting of algorithm=fedprox, fednova, moon, not of algorithm=ditto",
         ),
         (["data.root=x"], "data.root is a setting of data=folder, "),
         (["wandb=offline"], "wandb=offline names no setting; write wandb.KEY=VALUE, such as wandb.mode=..."),
