@@ -85,7 +85,8 @@ def tables(folder: Path) -> dict[str, list[str]]:
     for path in sorted({*folder.glob("*.csv"), *folder.glob("*.md"), folder / "inputs.json"}):
         lines = path.read_text(encoding="utf-8").splitlines()
         if path.name == "rounds.csv":
-            lines = [line.rpartition(",")[0] for line in lines]  # seconds
+            place = lines[0].split(",").index("seconds")
+            lines = [",".join(cells[:place] + cells[place + 1 :]) for cells in (line.split(",") for line in lines)]
         found[path.name] = lines
     return found
 
