@@ -189,6 +189,8 @@ def _as_argument(value: Any) -> str:
     plain = (
         OmegaConf.to_yaml(OmegaConf.create([value]), resolve=False)[2:].strip() if isinstance(value, dict) else value
     )
+    if isinstance(plain, list):
+        return f"'[{','.join(map(str, plain))}]'"
     text = "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain).replace(" ", "")
     return shlex.quote(text)
 

@@ -241,8 +241,9 @@ def _sentence(
         voting = row["better"] + row["worse"]
         return (
             f"{subject}: too few patients to tell personal and global model apart: {units(row)}. With "
-            f"{count(voting, 'patient')} that differ and {count(row['family'], 'test')}, corrected p cannot be below "
-            f"{row['smallest_p_holm']:.2g}.{_shown(evidence)}"
+            f"{count(voting, 'patient')} that {'differs' if voting == 1 else 'differ'} and "
+            f"{count(row['family'], 'test')}, corrected p cannot be below {row['smallest_p_holm']:.2g}."
+            f"{_shown(evidence)}"
         )
     least = row["detectable"] * options.scale
     could = f" These patients could have shown a difference of {least:.1f} (80% power)." if np.isfinite(least) else ""
