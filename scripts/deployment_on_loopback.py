@@ -71,7 +71,7 @@ def play(loopback: Loopback, settings: Sequence[str]) -> None:
     print("5. the run", flush=True)
     named = f"deployment.sites=[{','.join(SITES)}]"
     told = loopback.run(*settings, named, "data.root=unused", f"output={loopback.folder / 'across'}")
-    print(told[told.rfind("test dice") :], flush=True)
+    print(told[told.rfind("test dice, ") :], flush=True)
 
 
 def draw_site(root: Path, site: str, number: int, cases: int = 10) -> None:
