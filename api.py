@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import nn
 
+from fedseg.configs.words import written
 from fedseg.launch.compare import compare as compare_places
 from fedseg.launch.compare import requested
 from fedseg.launch.experiment import Experiment
@@ -186,15 +187,4 @@ class Run:
 
 
 def _words(settings: Sequence[str], more: Mapping[str, Any]) -> list[str]:
-    return [*settings, *(f"{key}={_word(value)}" for key, value in more.items())]
-
-
-def _word(value: Any) -> str:
-    """A value as the command line writes it."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_word(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_word(item)}' for key, item in value.items())}}}"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+    return [*settings, *(f"{key}={written(value)}" for key, value in more.items())]

@@ -115,7 +115,7 @@ def unfit(text: str) -> str:
 
 def shown(value: Any) -> str:
     """As a user writes it, cut where it is long."""
-    text = _written(value)
+    text = written(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
@@ -282,7 +282,7 @@ def _list(value: Any, kind: Any) -> list[Any]:
         found.extend(meant(entry, kind) for entry in value)
     except MisreadError as refusal:
         right = [*value[: len(found)], Word(refusal.right), *value[len(found) + 1 :]]
-        raise MisreadError(refusal.word, _written(right) if refusal.right else "", refusal.why) from None
+        raise MisreadError(refusal.word, written(right) if refusal.right else "", refusal.why) from None
     return found
 
 
@@ -295,7 +295,7 @@ def _single(word: Word, kind: Any) -> list[Any]:
             entries = [meant(Word(part.strip(), "plain"), kind) for part in word.split(",")]
         except MisreadError:
             raise MisreadError(word) from None
-        raise MisreadError(word, _written(entries))
+        raise MisreadError(word, written(entries))
     return [str(word)]
 
 
@@ -312,7 +312,7 @@ def _mapping(value: Any, kind: Any, of: Any) -> dict[Any, Any]:
             good = Word(refusal.right)
             pair = {good: entry} if refusal.word is key else {key: good}
             right = {k: v for other in value for k, v in (pair if other is key else {other: value[other]}).items()}
-            raise MisreadError(refusal.word, _written(right) if refusal.right else "") from None
+            raise MisreadError(refusal.word, written(right) if refusal.right else "") from None
         if str(name) in map(str, found):
             raise MisreadError(key, why=f"{name} is there twice")
         found[name] = content
@@ -405,11 +405,12 @@ def _words(value: Any) -> Iterator[Word]:
             yield from _words(entry)
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """As a user writes it."""
     if isinstance(value, Word) and value.kind == "quoted":
         return "'" + value.replace("'", "''") + "'"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_written(key)}: {_written(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{written(key)}: {written(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ", ".join(map(written, value)) + "]"
     return CONSTANTS.get(str(value), str(value)) if value is None or isinstance(value, bool) else str(value)

@@ -1,6 +1,5 @@
 """Sites and their cases: folders, volumes and the public layouts behind one data module."""
 
-import fedseg.datamodules.installed  # noqa: F401 (imported for its effect, before any library: it says which one is missing)
 from fedseg import one_copy
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample

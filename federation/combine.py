@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedseg.federation.contract import Row
 from fedseg.federation.sketch import SketchedMean
-from fedseg.federation.state import State, Tensors, Update
+from fedseg.federation.state import State, Tensors, Update, squared_distance
 
 Rule = Literal["mean", "norm_bound", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"]
 FAR = 3.0
@@ -92,7 +92,8 @@ class RobustMean(SketchedMean):
             round: of the run.
         """
         groups = self._measured()
-        away = [_norm({g: _minus(update[g], combined[g]) for g in groups}) for update, _ in self._updates]
+        squares = (sum(float(squared_distance(u[g], combined[g])) for g in groups) for u in self._all)
+        away = [math.sqrt(square) for square in squares]
         usual = float(torch.tensor(away).median()) if away else 0.0
         return [
             {
@@ -197,11 +198,3 @@ def _weighted(tensors: Sequence[Tensor], shares: Tensor) -> Tensor:
     stacked = torch.stack(list(tensors))
     mean: Tensor = torch.tensordot(shares, stacked.double(), dims=1)
     return mean.to(stacked.dtype)
-
-
-def _minus(a: Tensors, b: Tensors) -> Tensors:
-    return {name: tensor.double() - b[name].double() for name, tensor in a.items()}
-
-
-def _norm(groups: dict[str, Tensors]) -> float:
-    return math.sqrt(sum(float(t.square().sum()) for tensors in groups.values() for t in tensors.values()))

@@ -19,6 +19,24 @@ if _CHECKOUT:
     __path__.insert(0, str(_ROOT))
 
 
+NEEDED = ("numpy", "torch", "pytorch_lightning", "albumentations", "omegaconf", "pydantic", "yaml", "tqdm", "nibabel")
+
+
+def missing(library: str) -> str:
+    """What to do about a library that this Python lacks."""
+    return (
+        f"{library} is not installed in {sys.executable}; activate the environment of the installation, or install: "
+        f"pip install -e {_ROOT}"
+    )
+
+
+if sys.argv[:1] == ["-m"]:  # Python imports a command's package first: what is missing is one line, not a trace
+    for _library in NEEDED:
+        if find_spec(_library) is None:
+            print(f"error: {missing(_library)}", file=sys.stderr)
+            sys.exit(2)
+
+
 class _SameModule(MetaPathFinder, Loader):
     """Finds `models.select` as `fedseg.models.select`, where `models` is known to be ours."""
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from fedseg import missing
 from fedseg.console import own_files, steady_output
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -72,10 +73,7 @@ def not_installed(error: BaseException) -> str:
     library = error.name.partition(".")[0]
     if (ROOT / library).exists() or (ROOT / f"{library}.py").exists():
         return ""  # a part of this suite: no matter of the installation
-    return (
-        f"{library} is not installed in {sys.executable}; activate the environment of the installation, or install: "
-        f"pip install -e {ROOT}"
-    )
+    return missing(library)
 
 
 def mistakes() -> tuple[type[Exception], ...]:

@@ -31,12 +31,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from fedseg.configs.compose import ConfigError, compose
+from fedseg.configs.words import written
 from fedseg.launch.command import guarded
 from fedseg.launch.compare import analysed, requested
 from fedseg.launch.run import flat
@@ -177,22 +176,12 @@ def command_text(analysis: Analysis) -> str:
     usual = flat(compose([*presets, *root], SCHEMA))
     own = (*CIRCUMSTANCE, "seed", "algorithm.", "data.name", "data.preset", "model.preset", "model.name")
     departures = [
-        f"{key}={_as_argument(value)}"
+        f"{key}={shlex.quote(written(value))}"
         for key, value in settings.items()
         if key in usual and not key.startswith(own) and value != usual[key]
     ]
     words = ["python train.py algorithm=METHOD seed=SEED", *presets, *root, *departures]
     return f"```sh\n{_wrapped(words)}\n```\n"
-
-
-def _as_argument(value: Any) -> str:
-    plain = (
-        OmegaConf.to_yaml(OmegaConf.create([value]), resolve=False)[2:].strip() if isinstance(value, dict) else value
-    )
-    if isinstance(plain, list):
-        return f"'[{','.join(map(str, plain))}]'"
-    text = "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain).replace(" ", "")
-    return shlex.quote(text)
 
 
 def _wrapped(words: Sequence[str], width: int = 110) -> str:

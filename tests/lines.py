@@ -101,7 +101,7 @@ def lines(data: dict[str, Tensor], steps: Sequence[int], examples: Sequence[int]
 def federate_lines(
     name: str,
     folder: Path,
-    sites: Mapping[str, LineSite],
+    sites: Mapping[str, Any],
     start: Tensor,
     training: Training,
     rounds: int,
@@ -117,7 +117,7 @@ def federate_lines(
             recipe = Recipe(training, "sigmoid", nn.Identity(), loss, rounds=rounds)
             return ALGORITHMS[name](Line(start), recipe, **knobs).double()
 
-        way = InProcess(made(), sites, CPU, lambda *_: {"val/global/dice": 0.5})  # type: ignore[arg-type]
+        way = InProcess(made(), sites, CPU, lambda *_: {"val/global/dice": 0.5})
         plan = Schedule(rounds=round, local_steps=None, **(schedule or {}))
         federation = Federation(made(), way, list(sites), plan, 7, Checkpoint(folder), Quiet())
         after.append((federation.run(), dict(way.kept())))

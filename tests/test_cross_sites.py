@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from fedseg.configs.compose import ConfigError
 from fedseg.launch.across import Across
 from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.run import execute, read_settings
+from fedseg.launch.run import execute
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.across import across_section, across_text
 from fedseg.reporting.compare.analysis import Analysis
@@ -25,15 +26,9 @@ from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.crossing import COLUMNS, matrix, matrix_table, off_home
 from fedseg.reporting.folder import RunFolder
 from tests.run_folders import write_run
+from tests.tiny_run import phantom_run
 
-
-def settings(folder: Path, *more: str) -> Any:
-    return read_settings([
-        "data=phantom", "data.n_sites=4", "data.cases_per_site=8", "data.amount=0", "data.size=32",
-        "data.resolution=32", "data.unseen=[site_04]", "model=tiny", "federation.rounds=2",
-        "federation.local_steps=1", "trainer.accelerator=cpu", "trainer.threads=1", "evaluation.metrics=[dice]",
-        "evaluation.overlays=false", f"output={folder}", *more,
-    ])  # fmt: skip
+settings = partial(phantom_run, sites=4)
 
 
 @pytest.mark.parametrize("algorithm", ["fedbn", "ditto", "finetune", "lcfed", "local"])

@@ -151,6 +151,7 @@ def test_a_site_without_validation_images_is_refused_with_a_cure() -> None:
         def eval_batches(self, split: str) -> list[Any]:
             return []
 
+    bare: Any = Bare()
     with pytest.raises(ValueError, match="site 'bare' has no validation images, on which algorithm=fedce"):
-        build("fedce").check_site(Bare())  # type: ignore[arg-type]
-    build("fedce").check_site(toy_sites()["s0"])  # type: ignore[arg-type]
+        build("fedce").check_site(bare)
+    build("fedce").check_site(toy_sites()["s0"])

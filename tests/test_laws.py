@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,8 +76,8 @@ class ForgetfulServer:
 
 @every_method
 def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str, plain: Plain, tmp_path: Path) -> None:
-    def forget(federation: object) -> None:
-        federation.algorithm = ForgetfulServer(name)  # type: ignore[attr-defined]
+    def forget(federation: Any) -> None:
+        federation.algorithm = ForgetfulServer(name)
 
     assert_same_outcome(plain(name), simulate(name, tmp_path, before=forget))
 

@@ -10,7 +10,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from fedseg.algorithms import ALGORITHMS, Algorithm
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.fedprox import FedProx
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.algorithms.stock import dice
 from fedseg.datamodules import MultiCenterDataModule
@@ -92,8 +93,8 @@ def test_settings_are_hyper_parameters_and_a_checkpoint_opens_with_them(
     stock.save_checkpoint(tmp_path / "own.ckpt")
     recipe = Recipe.build(Training(lr=1e-2), "sigmoid", in_channels=3)
     again = type(module).load_from_checkpoint(tmp_path / "own.ckpt", model=TinyNet(), recipe=recipe)
-    assert isinstance(again, Algorithm)
-    assert again.mu == 0.3  # type: ignore[attr-defined]
+    assert isinstance(again, FedProx)
+    assert again.mu == 0.3
     images = torch.rand(1, 3, 12, 12)
     torch.testing.assert_close(again.predict(images, "global"), module.predict(images, "global"))
 

@@ -22,6 +22,7 @@ from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update, squared_distance
 from fedseg.federation.transport import InProcess
 from fedseg.models import create_model
+from tests.lines import Line, LineSite, squares
 from tests.world import CPU, POOL, assert_same, build, evaluate, simulate, toy_sites
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -114,31 +115,8 @@ def test_personal_override_of_nothing_and_everything_reach_both_ends(tmp_path: P
 # ------------------------------------------------------------------------------------------------------ proximal terms
 
 
-class Line(nn.Module):
-    """A network of five weights."""
-
-    def __init__(self, weights: Tensor) -> None:
-        super().__init__()
-        self.w = nn.Parameter(weights.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w
-
-
-class LineSite:
-    """One batch: the rows of a matrix and their targets."""
-
-    name, index, seen, examples = "line", 0, True, 10
-
-    def __init__(self, rows: Tensor, targets: Tensor) -> None:
-        self.batch = {"image": rows, "mask": targets}
-
-    def train_batches(self, seed: int, steps: int) -> Sequence[Batch]:
-        return [self.batch] * steps
-
-
 def line_recipe(training: Training) -> Recipe:
-    return Recipe(training, "sigmoid", nn.Identity(), lambda out, target, _=None: 0.5 * (out - target).pow(2).mean())
+    return Recipe(training, "sigmoid", nn.Identity(), squares)
 
 
 @pytest.mark.parametrize("name", ["ditto", "fedprox"])
@@ -148,7 +126,7 @@ def test_the_proximal_steps_equal_the_golden_ones(name: str) -> None:
     start = golden["personal_init"] if name == "ditto" else golden["global_w"]
     knobs = {"lam" if name == "ditto" else "mu": float(golden["mu"])}
     worker = ALGORITHMS[name](Line(start), line_recipe(training), **knobs)
-    site: Any = LineSite(golden["A"], golden["b"])
+    site: Any = LineSite("line", 0, golden["A"], golden["b"])
     message, reached = State({"model": {"w": golden["global_w"]}}), []
     for steps in range(1, 7):
         update, kept = turn(worker, site, Task("train", 1, 0, steps=steps), message, State(), CPU, evaluate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
 from fedseg.launch.rescore import difference, rescore, without_older_definition
-from fedseg.launch.run import execute, read_settings
+from fedseg.launch.run import execute
 from fedseg.reporting.compare.analysis import AGAINST_OWN_STATISTICS, AGAINST_REFERENCE, OVERALL, Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
@@ -22,15 +23,9 @@ from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import OWN_STATISTICS
 from tests.run_folders import write_run
+from tests.tiny_run import phantom_run
 
-
-def settings(folder: Path, *more: str) -> Any:
-    return read_settings([
-        "data=phantom", "data.n_sites=3", "data.cases_per_site=8", "data.amount=0", "data.size=32",
-        "data.resolution=32", "data.unseen=[site_03]", "model=tiny", "federation.rounds=2",
-        "federation.local_steps=1", "trainer.accelerator=cpu", "trainer.threads=1", "evaluation.metrics=[dice]",
-        "evaluation.overlays=false", f"output={folder}", *more,
-    ])  # fmt: skip
+settings = partial(phantom_run, sites=3)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
