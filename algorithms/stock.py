@@ -38,6 +38,10 @@ class StockModule(pl.LightningModule):
     def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of logits for a batch."""
 
+    @abstractmethod
+    def predict(self, images: Tensor, view: View) -> Tensor:
+        """Images in [0, 1] -> probabilities of the regions by a view."""
+
     @property
     def own_view(self) -> View:
         """The view that serves a site best: its personal model, where there is one.
@@ -64,7 +68,7 @@ class StockModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B, R, H, W) probabilities of the regions."""
-        return probabilities(self(batch["image"]), self.recipe.activation)
+        return self.predict(batch["image"], self.own_view)
 
     def _score(self, stage: str, batch: Batch) -> None:
         logits = self(batch["image"])

@@ -28,7 +28,7 @@ from fedseg.reporting.folder import RunFolder
 from tests.run_folders import write_run
 from tests.tiny_run import phantom_run
 
-settings = partial(phantom_run, sites=4)
+settings = partial(phantom_run, 4)
 
 
 @pytest.mark.parametrize("algorithm", ["fedbn", "ditto", "finetune", "lcfed", "local"])

@@ -25,7 +25,7 @@ from fedseg.reporting.summary import OWN_STATISTICS
 from tests.run_folders import write_run
 from tests.tiny_run import phantom_run
 
-settings = partial(phantom_run, sites=3)
+settings = partial(phantom_run, 3)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])

@@ -24,7 +24,7 @@ TINY = (
 )
 
 
-def phantom_run(folder: Path, sites: int, *more: str) -> DictConfig:
+def phantom_run(sites: int, folder: Path, *more: str) -> DictConfig:
     """So many sites of the phantom, the last of which takes no part; two rounds of one step."""
     return read_settings([
         "data=phantom", f"data.n_sites={sites}", "data.cases_per_site=8", "data.amount=0", "data.size=32",
