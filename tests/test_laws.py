@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedseg.algorithms import ALGORITHMS
-from fedseg.federation.client import Images, turn
+from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import Task
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
@@ -228,6 +228,37 @@ def test_ignorance_the_same_labels_matter_where_they_are_not_ignored(name: str, 
     servers = [[t for ts in o.server.tensors.values() for t in ts.values()] for o in (once, again)]
     same = all(torch.equal(a, b) for pair in (states, servers) for a, b in zip(*pair, strict=True))
     assert same == (not build(name).labelled)
+
+
+def with_compute(**choices: Any) -> Callable[[Any], None]:
+    def change(federation: Any) -> None:
+        federation.transport.compute = Compute("cpu", **choices)
+
+    return change
+
+
+@every_method
+def test_clipping_bounds_gradients_and_nothing_else(name: str, plain: Plain, tmp_path: Path) -> None:
+    """A bound that no gradient meets changes no bit; one that all meet is felt, and nothing breaks."""
+    loose = simulate(name, tmp_path / "loose", before=with_compute(gradient_clip=1e9))
+    assert_same_outcome(plain(name), loose)
+    tight = simulate(name, tmp_path / "tight", before=with_compute(gradient_clip=1e-3))
+    assert not tight.server.non_finite()
+    assert numbers(tight) != numbers(loose)
+
+
+@every_method
+def test_mixed_precision_is_felt_and_breaks_nothing(name: str, plain: Plain, tmp_path: Path) -> None:
+    mixed = simulate(name, tmp_path, before=with_compute(precision="bf16-mixed"))
+    assert not mixed.server.non_finite()
+    assert not any(state.non_finite() for state in mixed.kept.values())
+    assert numbers(mixed) != numbers(plain(name))
+
+
+def numbers(outcome: Outcome) -> list[float]:
+    """What was learnt, at the server and at the sites, in sums."""
+    states = [outcome.server, *outcome.kept.values()]
+    return [float(t.double().sum()) for state in states for ts in state.tensors.values() for t in ts.values()]
 
 
 @every_method
