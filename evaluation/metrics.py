@@ -61,11 +61,13 @@ class Metric:
         best: Value of perfect agreement.
         worst: Value when only the prediction is empty (of invented: when only the truth is); None: the image's
             diagonal.
+        bounded: Whether no value is beyond the worst one.
     """
 
     title: str
     best: float
     worst: float | None
+    bounded: bool = True
 
     @property
     def higher_is_better(self) -> bool:
@@ -76,6 +78,11 @@ class Metric:
     def is_length(self) -> bool:
         """Whether values are millimetres or pixels."""
         return self.worst is None
+
+    @property
+    def span(self) -> float:
+        """The greatest difference that two values can have; infinite where nothing bounds them."""
+        return float("inf") if self.worst is None or not self.bounded else abs(self.best - self.worst)
 
 
 LESIONS = "lesion_f1"
@@ -90,7 +97,7 @@ METRICS: dict[str, Metric] = {
     "nsd": Metric("Surface Dice", best=1, worst=0),
     "sensitivity": Metric("Sensitivity", best=1, worst=0),
     "precision": Metric("Precision", best=1, worst=0),
-    "rvd": Metric("Relative volume difference", best=0, worst=1),
+    "rvd": Metric("Relative volume difference", best=0, worst=1, bounded=False),
     "lesion_f1": Metric("Lesion-wise F1", best=1, worst=0),
     "ece": Metric("Expected calibration error", best=0, worst=1),
     "brier": Metric("Brier score", best=0, worst=1),

@@ -20,6 +20,7 @@ from scipy import stats
 Scores = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 FLIPS = 9999  # random changes of signs, where patients are too many for all of them
+LEAST_PATIENTS = 3  # of an interval: t reaches 12.7 errors with two, and the ends of a bootstrap are the two themselves
 DECIMALS = 12  # differences closer than this are equal: averages over seeds leave rounding errors
 
 
@@ -36,8 +37,10 @@ class Bootstrap:
     """Means with intervals.
 
     Attributes:
-        sites: of every site: seeds, patients and their cases were drawn again; a single patient has no interval.
+        sites: of every site: seeds, patients and their cases were drawn again.
         overall: of the mean over sites: sites were drawn again, too.
+
+    Fewer patients than `LEAST_PATIENTS` have no interval: its ends are NaN.
     """
 
     sites: dict[str, Interval]
@@ -124,14 +127,15 @@ def bootstrap(
     means = {site: site_mean(by_patient(values, whose[site])) for site, values in scores.items()}
     columns = np.stack(list(drawn.values()), axis=1)
     site_weights = generator.multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=draws)
-    overall = _weighted(columns, site_weights)
-    alone = np.full(draws, np.nan)
+    patients_of = {site: len(over_seeds(by_patient(values, whose[site]))) for site, values in scores.items()}
     return Bootstrap(
-        {
-            site: _interval(means[site], values if whose[site].max(initial=0) else alone, confidence)
-            for site, values in drawn.items()
-        },
-        _interval(float(np.nanmean(list(means.values()))), overall, confidence),
+        {site: _interval(means[site], drawn[site], confidence, patients_of[site]) for site in scores},
+        _interval(
+            float(np.nanmean(list(means.values()))),
+            _weighted(columns, site_weights),
+            confidence,
+            sum(patients_of.values()),
+        ),
     )
 
 
@@ -189,9 +193,9 @@ def _weighted(values: Scores, weights: NDArray[np.int64]) -> Scores:
     return means
 
 
-def _interval(mean: float, drawn: Scores, confidence: float) -> Interval:
+def _interval(mean: float, drawn: Scores, confidence: float, patients: int) -> Interval:
     known = drawn[np.isfinite(drawn)]
-    if not len(known):
+    if patients < LEAST_PATIENTS or not len(known):
         return Interval(mean, float("nan"), float("nan"))
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high))
@@ -226,7 +230,9 @@ class PairedTest:
     freedom: float
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """The gain, more and less what its error allows; NaN where that cannot be told."""
+        """The gain, more and less what its error allows; NaN where that cannot be told, or patients are too few."""
+        if self.patients < LEAST_PATIENTS:
+            return float("nan"), float("nan")
         reach = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
         return self.gain - reach, self.gain + reach
 

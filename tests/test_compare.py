@@ -24,6 +24,7 @@ from fedseg.reporting.compare.gather import Gathered, Method, gather
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.report import Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
+from fedseg.reporting.compare.sentences import answer_text
 from fedseg.reporting.compare.tables import Cell, Grid
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
@@ -374,6 +375,37 @@ def test_too_few_patients_say_which_p_they_could_give(tmp_path: Path) -> None:
     assert told in small.text
     assert large.answer == "personal"
     assert large.provisional
+
+
+def test_an_interval_is_within_what_gains_can_be_and_two_patients_have_none(tmp_path: Path) -> None:
+    """Of four patients who gain and lose much, t alone would tell of gains beyond 100 points of Dice."""
+    sites = {"few": 5, "wild": 10, "many": 40}
+    write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", ""): -0.3}, noise=0.6)
+    write_run(tmp_path / "local", "local", sites=sites, noise=0.6)
+    analysis = analysed(tmp_path)
+    report = write(analysis, tmp_path / "report", lambda _: Extras())
+    shown, page = report.text(io.StringIO()), report.page.read_text()
+    for name in ("answers", "tests", "scores"):
+        table = pd.read_csv(tmp_path / f"report/tables/{name}.csv").set_index("site")
+        assert set(table.loc["few", "no_interval"]) == {"no interval: 2 patients"}
+        assert table.loc["few", ["low", "high"]].isna().all(axis=None)
+        rest = table.drop(index="few")
+        assert rest["no_interval"].isna().all()
+        assert rest[["low", "high"]].abs().max(axis=None) <= 1
+        assert name == "scores" or rest.loc["wild", ["low", "high"]].abs().max(axis=None) == 1
+    for text in (shown, page, answer_text(analysis)):
+        assert "(no interval: 2 patients)" in text
+        assert max(abs(float(end)) for end in re.findall(r"interval [+−]([\d.]+) to", text)) <= 100
+    for name in ("answers", "scores_best", "against_local"):
+        assert "no interval: 2 patients" in (tmp_path / f"report/tables/{name}.tex").read_text()
+    assert not re.search(r"\bnan\b", shown + answer_text(analysis))
+
+
+def test_a_distance_has_no_greatest_gain(tmp_path: Path) -> None:
+    sites = {"site_01": 10, "site_02": 10}
+    write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", ""): -0.3}, noise=0.6)
+    rows = verdicts(analysed(tmp_path, Options(draws=200, metric="hd95")))
+    assert max(abs(row.test["low"]) for row in rows) > 10
 
 
 SURE: Mapping[str, Any] = {"p_holm": 0.01, "smallest_p_holm": 0.001, "detectable": 0.03, "family": 3}

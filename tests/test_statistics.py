@@ -230,7 +230,21 @@ def test_cases_that_a_seed_did_not_test_are_left_out() -> None:
     scores = np.array([[1.0, 1.0, NAN, NAN], [NAN, NAN, 3.0, 3.0]])
     found = bootstrap({"a": scores}, draws=500, confidence=0.95)
     assert found.sites["a"] == (2.0, 1.0, 3.0)
-    assert bootstrap({"a": scores[:1]}, draws=500, confidence=0.95).overall == (1.0, 1.0, 1.0)
+    assert bootstrap({"a": scores, "b": scores}, draws=500, confidence=0.95).overall == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("patients", [1, 2, 3])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_fewer_than_three_patients_have_no_interval_whatever_their_images_and_seeds(patients: int, seeds: int) -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(size=(seeds, 4 * patients))
+    whose = np.repeat(np.arange(patients), 4)
+    alone = bootstrap({"a": scores}, draws=100, confidence=0.95, patients={"a": whose})
+    apart = bootstrap({"a": scores, "b": scores}, draws=100, confidence=0.95, patients={"a": whose, "b": whose})
+    ends = paired({"a": by_patient(scores, whose)}).interval(0.95)
+    assert np.isfinite(alone.sites["a"].mean)
+    assert np.isfinite([*alone.sites["a"][1:], *alone.overall[1:], *ends]).all() == (patients >= 3)
+    assert np.isfinite(apart.overall[1:]).all() == (2 * patients >= 3)
 
 
 def test_bootstrap_refuses_unequal_seeds() -> None:

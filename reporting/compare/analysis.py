@@ -16,6 +16,7 @@ from fedseg.evaluation.heterogeneity import update_differences
 from fedseg.evaluation.statistics import (
     DECIMALS,
     Bootstrap,
+    Interval,
     PairedTest,
     Ranking,
     block_ranks,
@@ -240,8 +241,9 @@ class Analysis:
         parts += [(site, found.sites[site], per_seed[i], [values]) for i, (site, values) in enumerate(sites.items())]
         for site, interval, by_seed, tables in parts:
             spread = float(np.nanstd(by_seed, ddof=1)) if np.isfinite(by_seed).sum() > 1 else float("nan")
-            row = {"site": site, **interval._asdict(), "seed_spread": spread}
-            yield {**common, **row, "seeds": int(np.isfinite(by_seed).sum()), **counted(tables)}
+            row = {"site": site, **interval._asdict(), "seed_spread": spread, **counted(tables)}
+            told = no_interval(interval.low, row["patients"])
+            yield {**common, **row, "seeds": int(np.isfinite(by_seed).sum()), "no_interval": told}
 
     def resample(self, sites: Mapping[str, pd.DataFrame]) -> Bootstrap:
         """Means with intervals."""
@@ -307,8 +309,8 @@ class Analysis:
     def compare(self, model: Model, against: Model | None, site: str) -> dict[str, Any] | None:
         """One test at one site, or of the mean over sites (`OVERALL`); None where nothing is shared.
 
-        The names of both models, site, seeds, patients, cases, the ends of the gain's interval and the fields of
-        `PairedTest`.
+        The names of both models, site, seeds, patients, cases, the ends of the gain's interval (or why there is none)
+        and the fields of `PairedTest`.
         """
         if against is None:
             return None
@@ -332,16 +334,23 @@ class Analysis:
         for site, (tables, interval) in parts.items():
             arrays = {name: of_patients(table).to_numpy() for name, table in tables.items()}
             test: PairedTest = paired(arrays)
-            ends = (interval, (test.gain, *test.interval(self.options.confidence)))
+            low, high = self._ends(interval, test)
             seeds = sum(
                 any(np.isfinite(a[i]).any() for a in arrays.values()) for i in range(len(next(iter(arrays.values()))))
             )
             rows[site] = {
                 "model": model.label, "against": against.label, "site": site, "seeds": seeds,
                 **counted(list(tables.values())), **test.__dict__,
-                "low": min(low for _, low, _ in ends), "high": max(high for _, _, high in ends),
+                "low": low, "high": high, "no_interval": no_interval(low, test.patients),
             }  # fmt: skip
         return rows
+
+    def _ends(self, drawn: Interval, test: PairedTest) -> tuple[float, float]:
+        """Of a gain's interval: the outer ones of the bootstrap's and of t, as far as gains can go."""
+        low, high = test.interval(self.options.confidence)
+        outer = np.fmin(drawn.low, low), np.fmax(drawn.high, high)
+        low, high = (float(end) for end in np.clip(outer, -self.options.span, self.options.span))
+        return low, high
 
     def _personalised(self, model: Model) -> bool:
         return model.view == PERSONAL and not self.is_baseline(model)
@@ -544,6 +553,11 @@ def counted(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
     held = list(tables)
     patients = sum(len(table.columns.get_level_values("patient").unique()) for table in held)
     return {"patients": patients, "cases": sum(table.shape[1] for table in held)}
+
+
+def no_interval(end: float, patients: int) -> str:
+    """What stands in an interval's place where patients are too few for one; else nothing."""
+    return "" if np.isfinite(end) else f"no interval: {patients} patient{'' if patients == 1 else 's'}"
 
 
 def _same_seeds(sites: Sites) -> Sites:

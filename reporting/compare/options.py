@@ -65,6 +65,11 @@ class Options:
         return 1.0 if METRICS[self.metric].is_length else 100.0
 
     @property
+    def span(self) -> float:
+        """The greatest difference that two scores can have; infinite where nothing bounds them."""
+        return METRICS[self.metric].span
+
+    @property
     def points(self) -> str:
         """What a margin is told in."""
         return UNKNOWN if METRICS[self.metric].is_length else "points"

@@ -95,7 +95,7 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
         low, mean, high = (verdict.test[key] * scale for key in ("low", "gain", "high"))
         axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
         axes.plot(mean, row, "o", color=colour, markersize=8, markeredgecolor=theme.ink, markeredgewidth=0.8)
-    labels = [v.site for v in shown]
+    labels = ["\n".join(filter(None, (v.site, v.test["no_interval"]))) for v in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.get_yticklabels()[0].set_fontweight("bold")
@@ -118,8 +118,10 @@ def scores(analysis: Analysis, theme: Theme) -> Figure | None:
     figure = Figure(figsize=(WIDTH, (0.5 + 0.27 * len(models)) * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, site in zip(grid, panels, strict=False):
-        _score_panel(axes, analysis, table[table["site"] == site], models, theme)
-        axes.set_title(site, fontweight="bold" if site == OVERALL else "normal")
+        own = table[table["site"] == site]
+        _score_panel(axes, analysis, own, models, theme)
+        title = "\n".join(filter(None, (site, *sorted(set(own["no_interval"])))))
+        axes.set_title(title, fontweight="bold" if site == OVERALL else "normal")
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     grid[0].set_ylim(len(models) - 0.5, -0.5)

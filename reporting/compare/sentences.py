@@ -13,7 +13,7 @@ from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.design import patient_grid, runs_of, split_sentence
 from fedseg.reporting.compare.page import badge, facts, headline, notes, small_print, tally
-from fedseg.reporting.compare.verdicts import amount, count, units, verdicts
+from fedseg.reporting.compare.verdicts import amount, count, gain_with_interval, units, verdicts
 from fedseg.reporting.summary import Table
 
 CLAIM = re.compile(r"(?P<model>.+?) above (?P<other>.+?) (?:at (?P<n>\d+) of (?P<m>\d+) sites|(?P<mean>on average))")
@@ -104,7 +104,8 @@ def against_text(analysis: Analysis, label: str) -> str:
         row = analysis.compare(model, other, OVERALL)
         assert row is not None  # it has gains at sites
         above += row["gain"] > 0
-        lines.append(f"- {model.label}: {_interval(row, analysis)} over sites; {_where(gains, analysis)}.")
+        told = gain_with_interval(row, analysis.options)
+        lines.append(f"- {model.label}: {told} over sites; {_where(gains, analysis)}.")
     first = f"{above} of {count(len(lines), 'model')} lie above {other.label} on average over sites:"
     return "\n".join([first, "", *lines]) + "\n"
 
@@ -113,13 +114,6 @@ def site_gains(analysis: Analysis, model: Model, other: Model) -> dict[str, floa
     """Site -> gain of one model over another, where both were tested."""
     found = {site: analysis.compare(model, other, site) for site in analysis.sites}
     return {site: float(row["gain"]) for site, row in found.items() if row is not None}
-
-
-def _interval(row: Mapping[str, Any], analysis: Analysis) -> str:
-    if not np.isfinite([row["low"], row["high"]]).all():
-        return amount(row["gain"], analysis.options)
-    low, high = (f"{row[end] * analysis.options.scale:+.1f}".replace("-", "−") for end in ("low", "high"))
-    return f"{amount(row['gain'], analysis.options)} ({analysis.options.confidence:.0%} interval {low} to {high})"
 
 
 def _where(gains: Mapping[str, float], analysis: Analysis) -> str:

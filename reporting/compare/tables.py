@@ -12,7 +12,8 @@ import pandas as pd
 
 from fedseg.evaluation import LOWER_IS_BETTER, METRICS
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
-from fedseg.reporting.compare.verdicts import Verdict, count, probability
+from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.verdicts import Verdict, count, interval, probability
 from fedseg.reporting.folder import file_name, write_atomic
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import titled
@@ -113,7 +114,7 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
         for site in sites:
             row = found.get((model, site))
             bold = best[site] if model in whole else float("nan")
-            cells.append(Cell(ABSENT, float("nan")) if row is None else _scored(row, scale, bold))
+            cells.append(Cell(ABSENT, float("nan")) if row is None else _scored(row, analysis.options, bold))
         overall = found[model, OVERALL]
         rows.append([*cells, number(overall["seed_spread"], scale), Cell(str(overall["seeds"]), overall["seeds"])])
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
@@ -130,13 +131,11 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
     return Grid(name, title, ("model", *sites, "seed spread", "seeds"), rows, note, muted)
 
 
-def _scored(row: Mapping[Hashable, Any], scale: float, best: float) -> Cell:
-    cell = number(row["mean"], scale)
-    parts = []
-    if np.isfinite(row["low"]):
-        parts.append(f"{number(row['low'], scale).text} to {number(row['high'], scale).text}")
+def _scored(row: Mapping[Hashable, Any], options: Options, best: float) -> Cell:
+    cell = number(row["mean"], options.scale)
+    parts = [interval(row, options, signed=False)]
     if np.isfinite(row["seed_spread"]) and row["site"] != OVERALL:
-        parts.append(f"± {number(row['seed_spread'], scale).text}")
+        parts.append(f"± {number(row['seed_spread'], options.scale).text}")
     return Cell(cell.text, cell.key, ", ".join(parts), "best" if row["mean"] == best else "")
 
 
@@ -152,10 +151,10 @@ def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
     for row in analysis.answers_to(question).to_dict("records"):
         scale = analysis.options.scale
         gain = number(row["gain"], scale, signed=True)
-        interval = f"{number(row['low'], scale, signed=True).text} to {number(row['high'], scale, signed=True).text}"
+        sure = "best" if row["p_holm"] <= analysis.options.alpha else ""
         rows.append([
             Cell(row["site"]), Cell(row["model"]), Cell(row["against"]),
-            Cell(gain.text, gain.key, interval, "best" if row["p_holm"] <= analysis.options.alpha else ""),
+            Cell(gain.text, gain.key, interval(row, analysis.options), sure),
             Cell(f"{row['better']} of {row['patients']}", row["better"] / row["patients"], count(row["cases"], "case")),
             _p(row["p"]), _p(row["p_holm"]),
         ])  # fmt: skip
@@ -180,23 +179,28 @@ def verdict_grid(analysis: Analysis, verdicts: Sequence[Verdict]) -> Grid:
     for verdict in verdicts:
         answer = Cell(verdict.answer, detail="provisional" if verdict.provisional else "")
         for (one, other), test in verdict.tests.items():
-            interval = " to ".join(number(test[end], scale, signed=True).text for end in ("low", "high"))
             gain = number(test["gain"], scale, signed=True)
             rows.append([
                 Cell(verdict.site), answer, Cell(f"{one} over {other}", detail=f"{test['model']}, {test['against']}"),
-                Cell(gain.text, gain.key, interval, "best" if test["p_holm"] <= analysis.options.alpha else ""),
+                Cell(gain.text, gain.key, interval(test, analysis.options),
+                     "best" if test["p_holm"] <= analysis.options.alpha else ""),
                 Cell(f"{test['better']} of {test['patients']}", test["better"] / test["patients"],
                      count(test["cases"], "case")),
-                _p(test["p"]), _p(test["p_holm"]), number(test["detectable"], scale),
+                _p(test["p"]), _p(test["p_holm"]), _could_show(test["detectable"], analysis.options),
             ])  # fmt: skip
         if not verdict.tests:
             rows.append([Cell(verdict.site), answer, *([Cell(ABSENT)] * 6)])
     note = (
         "Families for Holm: the tests over sites, and those at the sites. Could show: the smallest true difference "
-        "that these patients and seeds find with 80 % power at the first step of Holm."
+        "that these patients and seeds find with 80 % power at the first step of Holm; none: not even the "
+        "greatest that the metric allows."
     )
     header = ("site", "answer", "test", "gain", "patients better", "p", "p (Holm)", "could show")
     return Grid("answers", "Personal, global or alone", header, rows, note)
+
+
+def _could_show(least: float, options: Options) -> Cell:
+    return Cell("none", np.inf) if least > options.span else number(least, options.scale)
 
 
 def fairness_grid(analysis: Analysis) -> Grid:

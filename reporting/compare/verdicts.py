@@ -183,6 +183,19 @@ def amount(gain: float, options: Options) -> str:
     return f"{shown} {words}" if options.higher_is_better else f"{shown} {words} (+ is better)"
 
 
+def interval(row: Mapping[Any, Any], options: Options, *, signed: bool = True) -> str:
+    """The ends of an interval: "+1.0 to +7.2"; or why there is none: "no interval: 2 patients"."""
+    form = "+.1f" if signed else ".1f"
+    ends = (f"{row[end] * options.scale:{form}}".replace("-", "−") for end in ("low", "high"))
+    return str(row["no_interval"]) or " to ".join(ends)
+
+
+def gain_with_interval(row: Mapping[str, Any], options: Options) -> str:
+    """A gain, and its interval or why there is none: "+4.1 Dice (95% interval +1.0 to +7.2)"."""
+    name = "" if row["no_interval"] else f"{options.confidence:.0%} interval "
+    return f"{amount(row['gain'], options)} ({name}{interval(row, options)})"
+
+
 def probability(p: float) -> str:
     """P = 0.012, p = 0.0004, p < 0.0001."""
     if p < 1e-4:
@@ -204,17 +217,8 @@ def _detail(pair: Pair, models: Mapping[Candidate, Model], row: Mapping[str, Any
     """One test: "personal over global (ditto, fedavg): +4.1 Dice (95% interval +1.0 to +7.2), 9 of 12 ..."."""
     names = ", ".join(dict.fromkeys(models[one].method for one in pair))
     better = f"{row['better']} of {count(row['patients'], 'patient')} better"
-    return (
-        f"{pair[0]} over {pair[1]} ({names}): {_size(row, options)}, {better}, corrected {probability(row['p_holm'])}"
-    )
-
-
-def _size(test: Mapping[str, Any], options: Options) -> str:
-    """A gain and its interval, where there is one."""
-    if not np.isfinite([test["low"], test["high"]]).all():
-        return amount(test["gain"], options)
-    low, high = (f"{test[end] * options.scale:+.1f}".replace("-", "−") for end in ("low", "high"))
-    return f"{amount(test['gain'], options)} ({options.confidence:.0%} interval {low} to {high})"
+    gain = gain_with_interval(row, options)
+    return f"{pair[0]} over {pair[1]} ({names}): {gain}, {better}, corrected {probability(row['p_holm'])}"
 
 
 def _sentence(
@@ -245,9 +249,17 @@ def _sentence(
             f"{count(row['family'], 'test')}, corrected p cannot be below {row['smallest_p_holm']:.2g}."
             f"{_shown(evidence)}"
         )
-    least = row["detectable"] * options.scale
-    could = f" These patients could have shown a difference of {least:.1f} (80% power)." if np.isfinite(least) else ""
-    return f"{subject}: no model is shown to be the one to use{_of(tests)}.{_shown(evidence)}{could}"
+    told = f"{subject}: no model is shown to be the one to use{_of(tests)}.{_shown(evidence)}"
+    return f"{told}{_could_show(row['detectable'], options)}"
+
+
+def _could_show(least: float, options: Options) -> str:
+    """Which difference the patients could have shown: one beyond the metric's range means none."""
+    if np.isnan(least):
+        return ""
+    if least > options.span:
+        return " These patients could not have shown any difference with 80% power."
+    return f" These patients could have shown a difference of {least * options.scale:.1f} (80% power)."
 
 
 def _use(answer: Candidate, models: Mapping[Candidate, Model]) -> str:
