@@ -17,6 +17,7 @@ from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.finetune import FedBABU, FineTune
+from fedseg.algorithms.harmofl import HarmoFL
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "feddyn": FedDyn,
     "moon": Moon,
     "fedsam": FedSAM,
+    "harmofl": HarmoFL,
     "fedce": FedCE,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,

@@ -67,6 +67,8 @@ class Algorithm(StockModule):
     leaves_out_unknown: bool = True
     """Whether `loss` leaves out the pixels whose label is not known (``batch["known"]``). It is False for a class that
     writes its own `loss` and does not say so: such a method refuses data with ignored labels."""
+    styles_images: bool = False
+    """Whether it gives images styles of its own, which harmonising them would take away again."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
@@ -270,10 +272,15 @@ class Algorithm(StockModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images in [0, 1] -> the network's input, in the chosen memory layout."""
-        normalized: Tensor = self.recipe.normalize.to(images.device)(images)
+        normalized: Tensor = self.preparation.to(images.device)(images)
         if self.recipe.training.channels_last:
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         return normalized
+
+    @property
+    def preparation(self) -> nn.Module:
+        """What happens to images in [0, 1] before the network, as a module without entries in `state_dict()`."""
+        return self.recipe.normalize
 
     @property
     def reference(self) -> Tensors:

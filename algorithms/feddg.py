@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
@@ -17,7 +17,7 @@ from fedseg.algorithms.functional.contrast import Denominator, Group, boundary_c
 from fedseg.algorithms.functional.episode import Episode, episode
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
 from fedseg.federation.contract import Batch, Cohort, Site, Task
-from fedseg.federation.ranges import PositiveShare, Share
+from fedseg.federation.ranges import HalfShare, PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.dice import soft_dice_loss
 from fedseg.models.heads import probabilities
@@ -71,6 +71,7 @@ class FedDG(FedAvg):
     """
 
     introduces = True
+    styles_images = True
     leaves_out_unknown = True
     compares_patients = True
 
@@ -78,7 +79,7 @@ class FedDG(FedAvg):
         self,
         *args: Any,
         half_width: NonNegativeInt = 1,
-        window: Annotated[float, Field(ge=0, le=0.5)] | None = None,
+        window: HalfShare | None = None,
         bank_share: PositiveShare = 1.0,
         donor_weight: Share | None = None,
         styles: PositiveInt | None = 1,

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+HalfShare = Annotated[float, Field(ge=0, le=0.5)]
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
 FinitePositive = Annotated[float, Field(gt=0, lt=math.inf)]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from fedseg.algorithms.harmonised import Harmonised
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules.new import stacks
 from fedseg.evaluation import METRICS
@@ -81,6 +82,7 @@ class Card:
             "height": data.size[0],
             "width": data.size[1],
             "normalisation": str(config.training.normalize),
+            "harmonised": isinstance(self.models.method, Harmonised),
             "network": OmegaConf.to_container(config.model),
             "encoder": encoder_origin(config),
             "training_sites": self._sites(),
@@ -211,10 +213,11 @@ def encoder_origin(config: DictConfig) -> str:
 
 def _interface(facts: dict[str, Any]) -> dict[str, str]:
     size, regions = f"{facts['height']}, {facts['width']}", facts["regions"]
+    styled = "images take the style that the sites agreed on, then " if facts["harmonised"] else ""
     kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
     return {
         "images": f"(B, {facts['channels']}, {size}) float32 in [0, 1]",
-        "normalisation": f"{facts['normalisation']}, inside of the program",
+        "normalisation": f"{styled}{facts['normalisation']}, inside of the program",
         "answer": f"(B, {len(regions)}, {size}) probabilities of {', '.join(regions)} ({facts['activation']}, {kind})",
         "size": "the program is made for this height and width; the number of images in a batch is free",
     }

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 class Deployed(nn.Module):
-    """Normalisation, network and activation in one: (B, C, H, W) images in [0, 1] -> (B, R, H, W) probabilities.
+    """All from images to answers in one module: (B, C, H, W) in [0, 1] -> (B, R, H, W) probabilities.
 
     Args:
         algorithm: a worker that has received; it is moved to the CPU.
@@ -37,7 +37,7 @@ class Deployed(nn.Module):
     def __init__(self, algorithm: Algorithm, view: str) -> None:
         super().__init__()
         algorithm.cpu()
-        self.normalize = algorithm.recipe.normalize
+        self.normalize = algorithm.preparation
         self.network = algorithm.standalone(view)
         self.activation: Activation = algorithm.recipe.activation
         self.requires_grad_(False).eval()

@@ -528,6 +528,7 @@ SINGLY = {
     "pooled": "pooled training holds all data in one place",
     "local": "shares nothing",
     "feddg": r"tells the server of a site's data before round 1 \(introduces\)",
+    "harmofl": r"tells the server of a site's data before round 1 \(introduces\)",
     "lcfed": r"shows the group head of each site singly \(per_site\)",
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",

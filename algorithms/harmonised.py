@@ -1,0 +1,88 @@
+"""Images in one style at all sites: what a method becomes when their data are harmonised."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.functional.styles import Style
+from fedseg.federation.contract import Site, Task
+from fedseg.federation.state import State, Tensors
+
+STYLE, TARGET = "style", "style/target"
+"""The group that a site tells once, and that of the mean in every message."""
+
+
+class Harmonised(Algorithm):
+    """A method whose images all get one style, before they are normalised, in training, scoring and use alike.
+
+    Before round 1 every site tells the style of its training images; the target is the mean over the sites, and comes
+    with every message. Masks are untouched. Augmented images are harmonised, too, so that what an augmentation changes
+    of the style is taken away again. Without a message, as in a stock Trainer, images stay as they are.
+    """
+
+    introduces = True
+    _towards: Sequence[nn.Module] = ()  # the target of this turn, in a list: it is no part of the method's state
+
+    @property
+    @abstractmethod
+    def style(self) -> Style:
+        """What is told, and given to images."""
+
+    def introduce(self, site: Site) -> State:
+        """What the method tells, and the style of the training images."""
+        told = super().introduce(site)
+        style = self.style.told(batch["image"] for batch in site.plain_batches())
+        return State({**told.tensors, STYLE: style}, told.scalars) if style else told
+
+    def init_server(self, introductions: Mapping[str, State]) -> State:
+        """The method's state, and the mean of the styles.
+
+        Raises:
+            ValueError: sites tell styles of different shapes.
+        """
+        server = super().init_server(introductions)
+        styles = {site: told[STYLE] for site, told in introductions.items() if STYLE in told.tensors}
+        return State({**server.tensors, TARGET: mean_style(styles)}, server.scalars) if styles else server
+
+    def broadcast(self, server: State, site: str, task: Task) -> State:
+        """The method's message, and the target."""
+        message = super().broadcast(server, site, task)
+        target = {TARGET: server[TARGET]} if TARGET in server.tensors else {}
+        return State({**message.tensors, **target}, message.scalars)
+
+    def receive(self, message: State, kept: State, site: Site) -> None:
+        """Load what came; images get the style of the target."""
+        super().receive(message, kept, site)
+        target = message.get(TARGET)
+        self._towards = [self.style.towards(target)] if target else []
+
+    @property
+    def preparation(self) -> nn.Module:
+        """Give images the target's style, then normalise them."""
+        return nn.Sequential(*self._towards, super().preparation)
+
+
+def mean_style(styles: Mapping[str, Tensors]) -> Tensors:
+    """The mean over sites, in which every site counts the same.
+
+    Args:
+        styles: site -> what it told.
+
+    Raises:
+        ValueError: a site told something of another name or shape than the first one.
+    """
+    (first, model), *_ = styles.items()
+    expected = {name: tuple(t.shape) for name, t in model.items()}
+    for site, told in styles.items():
+        found = {name: tuple(t.shape) for name, t in told.items()}
+        if found != expected:
+            raise ValueError(
+                f"site {site!r} tells a style of {found}, site {first!r} one of {expected}; give all sites one "
+                "data.size and the same channels"
+            )
+    return {name: torch.stack([told[name] for told in styles.values()]).mean(dim=0) for name in expected}
