@@ -66,9 +66,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
     """One run; returns the exit code."""
+    from fedseg.common.files import write_atomic
     from fedseg.launch.rescore import rescore, rescore_across
     from fedseg.reporting.crossing import matrix, matrix_table
-    from fedseg.reporting.folder import write_atomic
     from fedseg.reporting.summary import summarise
 
     before = folder.scores()

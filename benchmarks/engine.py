@@ -137,7 +137,7 @@ def plain_loop(experiment: Any, rounds: int, steps: int, watch: Watch) -> Iterat
     """FedAvg as one would write it by hand; yields the mean loss of each round."""
     import torch
 
-    from fedseg.federation.seeds import derive_seed
+    from fedseg.common.seeds import derive_seed
 
     method = experiment.algorithm()
     network, recipe, seed = method.model, method.recipe, experiment.config.seed

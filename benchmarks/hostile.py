@@ -16,11 +16,11 @@ from typing import Any, get_args
 
 import torch
 
+from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import Rule
 from fedseg.federation.contract import Batch, Row, Task
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment

@@ -8,18 +8,17 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from fedseg.common.names import similar
 from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
 WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
-NEAR = 0.7  # of names: a slip or two
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -133,13 +132,13 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
     options = sorted(known)
     section, _, leaf = name.rpartition(".")
     inside = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == section}
-    near = get_close_matches(leaf.lower(), inside, 1, NEAR)
+    close = similar(leaf, inside, 1)
     namesakes = [o for o in options if o.rpartition(".")[2] == leaf]
     elsewhere = [
         o for o in options if not section or o.rpartition(".")[0] != section
     ]  # a shared section is no nearness
-    whole = get_close_matches(name, elsewhere, 1, NEAR)
-    hint = next(iter([*(inside[n] for n in near), *namesakes, *whole]), "")
+    whole = similar(name, elsewhere, 1)
+    hint = next(iter([*(inside[n] for n in close), *namesakes, *whole]), "")
     return f"unknown {kind} {name!r}; " + (
         f"did you mean {hint!r}?" if hint else f"known: {', '.join(list(inside.values()) or options)}"
     )

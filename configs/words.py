@@ -12,10 +12,11 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import yaml
+
+from fedseg.common.names import near
 
 NULLS = ("null", "Null", "NULL", "~", "", "None")  # None: as Python, and so `wandb agent`, writes it
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -246,8 +247,7 @@ def _choice(value: Any, choices: Sequence[Any]) -> str:
         if lowered in words:
             raise MisreadError(value, next((name for name in names if name in choices), ""))
     begun = [choice for choice in choices if lowered and str(choice).startswith(lowered)]
-    near = get_close_matches(lowered, [str(choice) for choice in choices], 1, 0.7)
-    raise MisreadError(value, begun[0] if len(begun) == 1 else next(iter(near), ""))
+    raise MisreadError(value, begun[0] if len(begun) == 1 else near(lowered, map(str, choices)))
 
 
 def _one_of(value: Any, members: Sequence[Any]) -> Any:

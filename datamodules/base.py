@@ -14,6 +14,8 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
+from fedseg.common.names import nearest
+from fedseg.common.seeds import data_seed
 from fedseg.datamodules.attainable import Attainable, attainable_dice, attainable_findings
 from fedseg.datamodules.cache import Store, build_store
 from fedseg.datamodules.cases import SPLITS, Case, Sample, Split
@@ -27,7 +29,7 @@ from fedseg.datamodules.consistency import (
     segments_differ,
 )
 from fedseg.datamodules.duplicates import Copies, prints
-from fedseg.datamodules.errors import DataError, nearest
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, Report, refuse
 from fedseg.datamodules.grid import fit_planes
 from fedseg.datamodules.listed import listed
@@ -35,7 +37,7 @@ from fedseg.datamodules.occurrence import Expected, Occurrence, Vanishing, occur
 from fedseg.datamodules.per_site import PerSite
 from fedseg.datamodules.readers import Axis, Intensity, MaskGeometry, Reading, Transparency, read_case, unknown_labels
 from fedseg.datamodules.regions import Regions
-from fedseg.datamodules.sampling import Batch, Loaders, Sampling, derive_seed
+from fedseg.datamodules.sampling import Batch, Loaders, Sampling
 from fedseg.datamodules.site import Shared, SiteData, SliceSet
 from fedseg.datamodules.splits import assign, budget, check_fractions, too_few
 from fedseg.datamodules.transforms import load_augmentation, resize, to_grey
@@ -720,7 +722,7 @@ class Epochs:
         return self._site.steps()
 
     def __iter__(self) -> Iterator[Batch]:
-        seed = derive_seed(self._seed, "epoch", self._epoch())
+        seed = data_seed(self._seed, "epoch", self._epoch())
         return iter(self._site.train_batches(seed, len(self)))
 
 

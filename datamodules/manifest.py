@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedseg.common.names import nearest
 from fedseg.datamodules.cases import SPLITS, Case, Split
-from fedseg.datamodules.errors import nearest
 from fedseg.datamodules.findings import Finding, Report, few, refuse
 from fedseg.datamodules.pairing import BETWEEN, Masks, MissingMasks, layers_of, missing_cure
 from fedseg.datamodules.per_site import READING

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fedseg.datamodules.errors import DataError, nearest
+from fedseg.common.names import nearest
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.pairing import MissingMasks
 from fedseg.datamodules.readers import Reading
 

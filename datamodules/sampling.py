@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fedseg.common.seeds import data_seed
 from fedseg.datamodules.errors import DataError
 
 Batch = dict[str, Any]
@@ -23,12 +23,6 @@ Sampling = Literal["shuffle", "replacement"]
 SHARED_MEMORY = Path("/dev/shm")
 AHEAD = 2  # batches that a worker prepares before they are asked for
 LONGEST_BATCH = 900.0  # seconds; a worker that takes longer stands still
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) from anything that names a random stream, the same on every machine and run."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Pick(NamedTuple):
@@ -93,9 +87,9 @@ def training_plans(
         masks: Whether to hand out masks.
         views: Views per image.
     """
-    order = draw(len(items), steps * batch_size, mode, derive_seed(seed, "order"))
+    order = draw(len(items), steps * batch_size, mode, data_seed(seed, "order"))
     picks = [
-        Pick(store, case, number, derive_seed(seed, position))
+        Pick(store, case, number, data_seed(seed, position))
         for position, (store, case, number) in enumerate(items[order].tolist())
     ]
     starts = range(0, len(picks), batch_size)
@@ -114,13 +108,13 @@ def patient_plans(
         rate: In (0, 1].
         seed: Of the patients and of every slice's augmentation.
     """
-    random = np.random.default_rng(derive_seed(seed, "patients"))
+    random = np.random.default_rng(data_seed(seed, "patients"))
     count = int(patients.max(initial=-1)) + 1
     plans = []
     for step in range(steps):
         rows = np.flatnonzero((random.random(count) < rate)[patients])
         picks = tuple(
-            Pick(store, case, number, derive_seed(seed, step, row))
+            Pick(store, case, number, data_seed(seed, step, row))
             for row, (store, case, number) in zip(rows.tolist(), items[rows].tolist(), strict=True)
         )
         plans.append(Plan(picks, augment=True, patients=tuple(patients[rows].tolist())))

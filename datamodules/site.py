@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedseg.common.names import did_you_mean
 from fedseg.datamodules.cache import Store
 from fedseg.datamodules.cases import SPLITS, Case, Pixels, Sample, Split
-from fedseg.datamodules.errors import DataError, did_you_mean
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import few
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans

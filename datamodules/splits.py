@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import floor
 
+from fedseg.common.seeds import data_seed
 from fedseg.datamodules.cases import SPLITS, Case, Split
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding
-from fedseg.datamodules.sampling import derive_seed
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -92,7 +92,7 @@ def budget(patients: Iterable[str], site: str, count: int | None, seed: int) -> 
 
 def ranked(patients: Iterable[str], site: str, seed: int, purpose: str = "split") -> list[str]:
     """Patients in a random order in which a patient's rank against another depends on nothing else."""
-    return sorted(patients, key=lambda patient: (derive_seed(seed, purpose, site, patient), patient))
+    return sorted(patients, key=lambda patient: (data_seed(seed, purpose, site, patient), patient))
 
 
 def _share_out(patients: Sequence[str], fractions: Sequence[float]) -> dict[str, Split]:

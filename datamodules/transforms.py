@@ -16,8 +16,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from fedseg.common.names import did_you_mean, nearest
 from fedseg.datamodules.cases import Pixels, Sample
-from fedseg.datamodules.errors import DataError, did_you_mean, nearest
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.grid import fit_planes
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before the import: it would ask the network for a newer version

@@ -37,7 +37,6 @@ seconds to import for three functions, and other libraries define contours or pe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +44,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
 
+from fedseg.common.names import nearest
 from fedseg.evaluation.lesions import lesion_f1
 
 Mask = NDArray[np.bool_]
@@ -153,9 +153,7 @@ def check_metrics(names: Sequence[str], tolerance: float) -> None:
         raise ValueError(f"evaluation.metrics names no metric; known: {', '.join(METRICS)}")
     for name in names:
         if name not in METRICS:
-            near = get_close_matches(name.lower(), METRICS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"evaluation.metrics: unknown metric {name!r}; {hint}Known: {', '.join(METRICS)}")
+            raise ValueError(f"evaluation.metrics: unknown metric {name!r}; {nearest(name, METRICS)}")
     if not 0 <= tolerance < np.inf:
         raise ValueError(f"evaluation.tolerance={tolerance}: the tolerance of nsd is a length of at least 0")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
 
+from fedseg.common.files import PART, write_atomic
 from fedseg.federation.state import State, from_bytes, to_bytes
 
 STATE_FILE = re.compile(r"(server|site-[^/\\]*)-(\d{5,})\.safetensors")
 """Names that this module gives, and the parts of files that a killed process leaves: nothing else is swept away."""
-PART = re.compile(r"\.[^/\\]+\.part")
 INDEX = "index.json"
 EMPTY: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}, "checksums": {}}
 CURE = "restore the folder from a copy, or start the run anew with another output="
@@ -199,47 +198,6 @@ class Checkpoint:
 def checksum(data: bytes) -> str:
     """What tells bytes from others."""
     return blake2b(data, digest_size=16).hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by these bytes; the old file or the new one is there, whatever happens at whatever instant.
-
-    A kill, a loss of power and a full disk may happen.
-
-    Raises:
-        OSError: the disk is full, or will not be written to; it names the file.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sweep_parts(folder: Path) -> None:
-    """Remove what `write_atomic` left of files whose process was killed."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if PART.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable; only POSIX systems open folders."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read_index(path: Path, states: Sequence[str]) -> dict[str, Any]:

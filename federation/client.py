@@ -15,9 +15,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.contract import Batch, ClientHalf, Site, Task
 from fedseg.federation.ranges import check_ranges
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update
 
 Evaluate = Callable[[Any, Any, Task], dict[str, float]]

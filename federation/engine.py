@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.admission import Admission, Limits, unbounded
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import Combination, RobustMean, Rule
@@ -32,7 +33,6 @@ from fedseg.federation.contract import (
     Transport,
 )
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import Mean, State, Tensors, Update
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories

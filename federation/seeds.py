@@ -1,17 +1,9 @@
-"""Random numbers are derived, never carried: a resumed run then equals an uninterrupted one."""
+"""Random numbers that nobody can foretell; all others are derived (`common.seeds`)."""
 
-import hashlib
 import os
 
 import numpy as np
 import torch
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed that depends on every part and on their order."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:4], "little")
-
 
 WORDS, BEFORE = 624, 24
 """Of the Mersenne Twister, and bytes of PyTorch's state that stand before them (each word fills eight)."""

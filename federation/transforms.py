@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import Compute, Evaluate, turn
 from fedseg.federation.contract import ClientHalf, Site, Task, Transform
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update
 
 PREFIX = "transform/"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.federation.admission import FORMULA, bounds
 from fedseg.federation.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from fedseg.launch.restore import check_states, open_checkpoint
 from fedseg.launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
 from fedseg.launch.scoring import Notes
 from fedseg.reporting.environment import Meter, library_versions
-from fedseg.reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder, write_atomic
+from fedseg.reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 

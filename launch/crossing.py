@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.evaluation import QUICK, evaluate
 from fedseg.federation.client import seed_everything
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.engine import Federation
-from fedseg.federation.seeds import derive_seed
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.scoring import BEST, all_sites, predict
 from fedseg.reporting.crossing import COLUMNS, SHARED

@@ -16,6 +16,7 @@ from torch import nn
 from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import MultiCenterDataModule, SiteData
 from fedseg.evaluation import check_metrics
@@ -24,7 +25,6 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute, Evaluate
 from fedseg.federation.contract import Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.transport import InProcess
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation

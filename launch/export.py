@@ -14,13 +14,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedseg.algorithms import Algorithm
+from fedseg.common.files import write_atomic
 from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import Chosen, SavedModels
 from fedseg.models import Activation, probabilities
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import RunFolder, file_name, write_atomic
+from fedseg.reporting.folder import RunFolder, file_name
 
 TOLERANCE = 1e-4
 """Largest difference in probability that may lie between a model and its exported form."""

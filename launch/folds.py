@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import open_checkpoint
@@ -22,7 +23,7 @@ from fedseg.launch.run import (
     open_wandb,
     saved_config,
 )
-from fedseg.reporting.folder import METRICS, RunFolder, file_name, write_atomic
+from fedseg.reporting.folder import METRICS, RunFolder, file_name
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import Summary, summarise
 from fedseg.reporting.wandb import beside_the_agent, remember_agent

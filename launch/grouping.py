@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedseg.common.names import nearest
 from fedseg.configs.compose import ConfigError
-from fedseg.datamodules.errors import nearest
 from fedseg.federation.contract import Row
 from fedseg.launch.experiment import Experiment
 

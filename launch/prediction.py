@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.algorithms import Algorithm
+from fedseg.common.files import write_atomic
 from fedseg.datamodules.findings import few
 from fedseg.datamodules.new import NewImage, NewImages
 from fedseg.launch.draft import draft
@@ -21,7 +22,7 @@ from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import NEW, Chosen, SavedModels
 from fedseg.models import decide
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import RunFolder, file_name, write_atomic
+from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import Picture, draw_prediction, save_overlays
 
 SIZES = "sizes.csv"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import as_yaml, departing
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.launch.crossing import check_crossing, cross_scores
@@ -17,7 +18,7 @@ from fedseg.launch.run import saved_config
 from fedseg.launch.scoring import Scorer, score_checkpoints
 from fedseg.reporting.compare.runs import FOLDS
 from fedseg.reporting.crossing import COLUMNS as COLUMNS_ACROSS
-from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder, write_atomic
+from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder
 from fedseg.reporting.reporter import write_report
 from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 from fedseg.reporting.units import in_common

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.words import written
 from fedseg.launch.command import guarded
@@ -60,7 +61,6 @@ from fedseg.reporting.compare.sentences import (
     scores_text,
 )
 from fedseg.reporting.compare.verdicts import verdicts
-from fedseg.reporting.folder import write_atomic
 
 BLOCK = re.compile(r"<!-- from runs: (?P<spec>.*?) -->\n(?P<old>.*?)<!-- end -->", re.DOTALL)
 OPENING = "<!-- from runs:"

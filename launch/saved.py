@@ -9,11 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from fedseg.algorithms import Algorithm
-from fedseg.datamodules.errors import nearest
+from fedseg.common.names import nearest
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Best
 from fedseg.federation.client import seed_everything
 from fedseg.federation.contract import Batch, Task
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.restore import read_kept, read_server

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from omegaconf import DictConfig
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
 from fedseg.configs.parts import is_path
 from fedseg.datamodules.errors import DataError
@@ -36,7 +37,7 @@ from fedseg.launch.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
-from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym, write_atomic
+from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym
 from fedseg.reporting.summary import as_means
 
 T = TypeVar("T")

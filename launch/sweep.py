@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.sweeps import Combination, Sweep
 from fedseg.federation.checkpoint import CheckpointError
@@ -28,7 +29,7 @@ from fedseg.launch.settings import SCHEMA
 from fedseg.launch.stages import changes, is_used
 from fedseg.launch.stages import plan as plan_stages
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, write_atomic
+from fedseg.reporting.folder import METRICS, RunFolder, complete_lines
 from fedseg.reporting.progress import duration
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import Table, summarise

@@ -1,13 +1,13 @@
 """Networks of segmentation-models-pytorch by name."""
 
 import inspect
-from difflib import get_close_matches
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
 from torch import nn
 
+from fedseg.common.names import similar
 from fedseg.models.freeze import freeze
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.weights import load_encoder
@@ -96,7 +96,7 @@ def create_model(
 def _known(name: str, names: list[str], setting: str) -> str:
     if name in names:
         return name
-    near = get_close_matches(name.lower(), names, n=3)
+    near = similar(name, names)
     raise ValueError(
         f"model.{setting}={name}: unknown; " + (f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names)}")
     )

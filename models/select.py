@@ -6,14 +6,15 @@ mobilenet_v2. A selector that matches nothing raises, since a method told to kee
 another method; `nothing` is the one way to say so on purpose.
 """
 
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from itertools import chain
 
 from timm.layers import FrozenBatchNormAct2d, RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.ops import FrozenBatchNorm2d  # type: ignore[import-untyped]
+
+from fedseg.common.names import did_you_mean, nearest
 
 Selector = Callable[[nn.Module], frozenset[str]]
 
@@ -111,10 +112,8 @@ def named(text: str) -> Selector:
         return part(*(path.strip() for path in paths.split(",")))
     if word in NAMED and not colon:
         return NAMED[word]
-    hint = _did_you_mean(word, [*NAMED, "part:PATH"])
-    raise ValueError(
-        f"algorithm.personal: unknown selector '{text}'{hint} Known: {', '.join(NAMED)}, part:PATH,PATH, joined by '+'"
-    )
+    known = nearest(word, [*NAMED, "part:PATH,PATH"])
+    raise ValueError(f"algorithm.personal: unknown selector '{text}'; {known}, joined by '+'")
 
 
 def require_parts(model: nn.Module, who: str, *names: str) -> None:
@@ -143,7 +142,8 @@ def _norm_tensors(model: nn.Module, *, parameters: bool) -> frozenset[str]:
 def _below(model: nn.Module, path: str) -> frozenset[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
-        raise ValueError(f"the network has no part '{path}'{_did_you_mean(path, modules)} It has {_parts(model)}")
+        meant = did_you_mean(path, modules)
+        raise ValueError(f"the network has no part '{path}'; {meant and f'{meant} '}it has {_parts(model)}")
     return _matched(model, (key for key in model.state_dict() if key.startswith(f"{path}.")), f"part:{path}")
 
 
@@ -152,11 +152,6 @@ def _matched(model: nn.Module, keys: object, name: str, cure: str = "") -> froze
     if not selected:
         raise ValueError(f"selector '{name}' matches no tensor of {type(model).__name__} ({cure or _parts(model)})")
     return selected
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else "."
 
 
 def _parts(model: nn.Module) -> str:

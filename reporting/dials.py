@@ -18,12 +18,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedseg.common.files import write_atomic
 from fedseg.console import steady_output
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.gather import DIAL_KEYS, own_settings
 from fedseg.reporting.compare.runs import find_runs
 from fedseg.reporting.curves import COLOURS
-from fedseg.reporting.folder import NETWORK_GRID, RunFolder, write_atomic
+from fedseg.reporting.folder import NETWORK_GRID, RunFolder
 from fedseg.reporting.letters import legible
 from fedseg.reporting.summary import HEADLINE, Table, site_scores
 from fedseg.reporting.units import grid_of

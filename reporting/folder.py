@@ -19,6 +19,7 @@ from typing import IO, Any
 import pandas as pd
 import yaml
 
+from fedseg.common.files import PART, naming, write_atomic
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import Meter, describe_process, extend_environment
 
@@ -42,7 +43,6 @@ FINDINGS = "findings.csv"
 GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
 
-TEMPORARY = re.compile(r"\.[^/\\]+\.\d+\.tmp")
 """Names of files that are being written, with the process that writes."""
 
 DURING_TRAINING = "round"
@@ -152,30 +152,6 @@ def patient_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a reader, or a kill at any instant, finds the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _naming(error, path) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _naming(error: OSError, path: Path) -> OSError:
-    """The same error with the file, which a full disk does not tell."""
-    return OSError(error.errno, error.strerror or str(error), str(path))
-
-
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Sections taken apart: dotted key -> value; a mapping that is a value (regions) stays one."""
     rows: dict[str, Any] = {}
@@ -251,7 +227,7 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove what `write_atomic` left of files whose process was killed."""
         for path in self.path.iterdir():
-            if TEMPORARY.fullmatch(path.name):
+            if PART.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -301,7 +277,7 @@ class RunFolder:
         """What stands in the folder, but for what a process leaves that was killed before its first write was done."""
         if not self.path.exists():
             return []
-        files = [path for path in self.path.iterdir() if not TEMPORARY.fullmatch(path.name)]
+        files = [path for path in self.path.iterdir() if not PART.fullmatch(path.name)]
         ours = {self.checkpoints} if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()) else set()
         return sorted(p.name for p in files if p not in {*ours, self.wandb_id_path, self.path / ".lock"})
 
@@ -595,7 +571,7 @@ class RunFolder:
                     payload = payload[stream.write(payload) :]
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise _naming(error, path) from error
+            raise naming(error, path) from error
 
     def _read(self, name: str) -> pd.DataFrame:
         path = self.path / name
@@ -691,13 +667,3 @@ def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
         return stream.read() == b"\n"
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename durable; only POSIX systems open folders."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -12,18 +12,10 @@ from typing import Any, Protocol, TextIO
 
 import pandas as pd
 
+from fedseg.common.files import write_atomic
 from fedseg.reporting.crossing import draw_matrix, matrix, matrix_table
 from fedseg.reporting.curves import draw_curves, save_curves
-from fedseg.reporting.folder import (
-    COLUMNS,
-    DURING_TRAINING,
-    GROUP_SCORES,
-    METRICS,
-    Row,
-    RunFolder,
-    file_name,
-    write_atomic,
-)
+from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, GROUP_SCORES, METRICS, Row, RunFolder, file_name
 from fedseg.reporting.groups import group_scores, group_tables
 from fedseg.reporting.letters import legible
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays

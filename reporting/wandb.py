@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedseg.common.files import write_atomic
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import METRICS, SPLITS, RunFolder, write_atomic
+from fedseg.reporting.folder import METRICS, SPLITS, RunFolder
 from fedseg.reporting.overlays import Picture, best_slice, displayed
 
 if TYPE_CHECKING:

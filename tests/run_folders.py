@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
 from fedseg.datamodules.findings import COLUMNS as FINDING_COLUMNS
 from fedseg.evaluation import LENGTHS
-from fedseg.federation.seeds import derive_seed
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import COLUMNS, METRICS, ROUNDS, SPLITS, TRAFFIC, RunFolder
 

@@ -21,12 +21,13 @@ import torch
 from matplotlib.figure import Figure
 
 import train
+from fedseg.common.files import write_atomic
+from fedseg.common.files import write_atomic as write_state
 from fedseg.console import Steady, steady_output
 from fedseg.datamodules import DataError
-from fedseg.federation.checkpoint import write_atomic as write_state
 from fedseg.launch.command import guarded
 from fedseg.reporting import ReportingError, letters
-from fedseg.reporting.folder import RunFolder, write_atomic
+from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.letters import legible
 from fedseg.reporting.wandb import WandbRun
 from tests.data_files import folder, make_sites

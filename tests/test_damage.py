@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedseg.federation import checkpoint as module
-from fedseg.federation.checkpoint import Checkpoint, CheckpointError, Snapshot, write_atomic
+from fedseg.common import files
+from fedseg.common.files import write_atomic
+from fedseg.federation.checkpoint import Checkpoint, CheckpointError, Snapshot
 from fedseg.federation.state import State
-from fedseg.reporting import folder as tables
 from fedseg.reporting.folder import RunFolder
 from tests.world import assert_same
 
@@ -161,10 +161,10 @@ def test_an_index_that_is_lost_is_no_new_start_but_a_kill_before_the_first_one_i
 # ------------------------------------------------------------------------------------------------------ single files
 
 
-@pytest.mark.parametrize("writer", [write_atomic, lambda path, data: tables.write_atomic(path, data.decode())])
+@pytest.mark.parametrize("content", ["new", b"new"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError()])
 def test_a_write_that_fails_leaves_the_old_file_alone_and_names_it(
-    writer: Any, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str | bytes, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -174,19 +174,24 @@ def test_a_write_that_fails_leaves_the_old_file_alone_and_names_it(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(type(error)) as raised:
-        writer(path, b"new")
+        write_atomic(path, content)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
     assert not isinstance(error, OSError) or raised.value.filename == str(path)
 
 
-@pytest.mark.parametrize("writer", [write_atomic, lambda path, data: tables.write_atomic(path, data.decode())])
-def test_a_rename_is_made_durable(writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    for place in (module, tables):
-        monkeypatch.setattr(place, "_sync_directory", synced.append)
-    writer(tmp_path / "file", b"new")
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    write_atomic(tmp_path / "file", b"new")
     assert synced == [tmp_path]
+
+
+def test_what_a_killed_write_leaves_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.csv.123.part", ".a.csv.123.tmp", ".a.part", "a.csv", ".hidden"):
+        (tmp_path / name).touch()
+    files.sweep_parts(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"a.csv", ".hidden"}
 
 
 def test_a_full_disk_is_told_with_the_table_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

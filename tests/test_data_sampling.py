@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.common.seeds import data_seed
 from fedseg.datamodules import FolderDataModule, SiteData
-from fedseg.datamodules.sampling import derive_seed, draw
+from fedseg.datamodules.sampling import draw
 from tests.data_files import folder, make_sites
 
 
@@ -46,10 +47,10 @@ def test_a_short_draw_begins_a_long_one(mode: str) -> None:
 
 
 def test_seeds_depend_on_every_part_and_its_place() -> None:
-    seeds = {derive_seed(1, 2), derive_seed(2, 1), derive_seed("1", 2), derive_seed(12), derive_seed(1, 2, 0)}
+    seeds = {data_seed(1, 2), data_seed(2, 1), data_seed("1", 2), data_seed(12), data_seed(1, 2, 0)}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(7, "a") == 8084930300841125593  # the same on every machine
+    assert data_seed(7, "a") == 8084930300841125593  # the same on every machine
 
 
 def test_batches_are_full_counted_and_typed(root: Path) -> None:

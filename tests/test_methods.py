@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import Batch, Task
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update, squared_distance
 from fedseg.federation.transport import InProcess
 from fedseg.models import create_model

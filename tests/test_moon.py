@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from fedseg.algorithms.moon import model_contrast
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import Task
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State
 from tests.lines import golden
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites

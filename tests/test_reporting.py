@@ -21,11 +21,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fedseg.common.files import write_atomic
 from fedseg.launch.settings import Wandb
 from fedseg.reporting import ReportingError
 from fedseg.reporting.__main__ import main as report_again
 from fedseg.reporting.curves import COLOURS, draw_curves, loss_curves, save_curves, validation_curves
-from fedseg.reporting.folder import COLUMNS, EVENTS, METRICS, RunFolder, file_name, write_atomic
+from fedseg.reporting.folder import COLUMNS, EVENTS, METRICS, RunFolder, file_name
 from fedseg.reporting.overlays import (
     Picture,
     best_slice,

@@ -17,11 +17,11 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Batch, Task
 from fedseg.federation.engine import POOL, Federation, Schedule
-from fedseg.federation.seeds import derive_seed
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.models.norm import Norm, convert_norm

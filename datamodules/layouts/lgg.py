@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fedseg.common.names import nearest
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample, stack_slices
-from fedseg.datamodules.errors import DataError, nearest
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
 from fedseg.datamodules.readers import stem_of
 

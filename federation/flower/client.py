@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fedseg.federation.checkpoint import CheckpointError, write_atomic
+from fedseg.common.files import write_atomic
+from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import STAGES, Kept

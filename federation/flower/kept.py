@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from fedseg.federation.checkpoint import CheckpointError, checksum, sweep_parts, write_atomic
+from fedseg.common.files import sweep_parts, write_atomic
+from fedseg.federation.checkpoint import CheckpointError, checksum
 from fedseg.federation.contract import Task
 from fedseg.federation.state import State, from_bytes, to_bytes
 

@@ -184,7 +184,7 @@ def _start(folder: Path, command: Sequence[str], code: str, cwd: Path) -> Connec
 
 
 def _note(path: Path, door: Door) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(asdict(door), file)
     temporary.replace(path)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from fedseg.common.files import write_atomic
 from fedseg.reporting.compare.across import across_section
 from fedseg.reporting.compare.analysis import (
     AGAINST_GLOBAL,
@@ -53,7 +54,6 @@ from fedseg.reporting.compare.tables import (
     verdict_grid,
 )
 from fedseg.reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
-from fedseg.reporting.folder import write_atomic
 from fedseg.reporting.summary import Table
 
 PAGE = "report.html"

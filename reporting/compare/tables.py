@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedseg.common.files import write_atomic
 from fedseg.evaluation import LOWER_IS_BETTER, METRICS
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.verdicts import Verdict, count, interval, probability
-from fedseg.reporting.folder import file_name, write_atomic
+from fedseg.reporting.folder import file_name
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import titled
 
