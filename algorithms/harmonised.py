@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fedseg.algorithms.base import Algorithm
-from fedseg.algorithms.functional.styles import Style
+from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
+from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import Site, Task
 from fedseg.federation.state import State, Tensors
 
@@ -65,6 +66,43 @@ class Harmonised(Algorithm):
     def preparation(self) -> nn.Module:
         """Give images the target's style, then normalise them."""
         return nn.Sequential(*self._towards, super().preparation)
+
+
+class InStyle(Harmonised):
+    """A method whose images are harmonised as `training.harmonise` says."""
+
+    @property
+    def style(self) -> Style:
+        """The one that the setting names."""
+        training = self.recipe.training
+        styles: dict[str, Style] = {
+            "histogram": Histogram(),
+            "fda": Amplitude(training.harmonise_window),
+            "zscore": Moments(),
+        }
+        return styles[training.harmonise]
+
+
+def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
+    """The method, or what it becomes when its data are harmonised.
+
+    Raises:
+        ValueError: that would be undone, or undo what the method does.
+    """
+    kind = training.harmonise
+    if kind == "none":
+        return method
+    if method.styles_images:
+        raise ValueError(
+            f"training.harmonise={kind} would take away the styles that {method.__name__} gives to images; take "
+            "training.harmonise=none"
+        )
+    if kind == training.normalize == "zscore":
+        raise ValueError(
+            "training.harmonise=zscore says nothing that training.normalize=zscore does not take away again; take "
+            "training.harmonise=none, or training.normalize=imagenet"
+        )
+    return type(method.__name__, (InStyle, method), {"__doc__": method.__doc__, "__module__": method.__module__})
 
 
 def mean_style(styles: Mapping[str, Tensors]) -> Tensors:

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from fedseg.algorithms.functional.private import PrivateStep
-from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, ProperShare, check_ranges
 from fedseg.models.losses import Loss, build_loss
 from fedseg.models.normalize import build_normalizer
 
@@ -30,6 +30,10 @@ class Training:
             exclusive ones; auto takes dice_bce or dice_ce. smooth_dice counts absent regions, too, and the background
             of exclusive ones, smoothed by 1e-5.
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
+        harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
+            histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
+            deviation. What sites tell is a mean over their images, the target the mean over sites.
+        harmonise_window: L of harmonise=fda: frequencies up to floor(L * min(height, width)).
         optimizer: of the local steps; amsgrad is Adam with the largest second moment so far (Reddi et al., ICLR 2018).
         lr: learning rate.
         schedule: of the learning rate over rounds, within which it stays: constant; cosine to 0; poly, to 0 as
@@ -48,6 +52,8 @@ class Training:
 
     loss: Literal["auto", "dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce"] = "auto"
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
+    harmonise: Literal["none", "histogram", "fda", "zscore"] = "none"
+    harmonise_window: HalfShare = 0.05
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adam"
     lr: FinitePositive = 1e-3
     schedule: Literal["constant", "cosine", "poly", "step"] = "constant"

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +15,7 @@ from torch import nn
 
 from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
@@ -233,8 +234,8 @@ class Experiment:
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
-        built: Algorithm = METHODS[settings.pop("name")](model, recipe, **settings)
-        return built
+        method = harmonised(cast(type[Algorithm], METHODS[settings.pop("name")]), training)
+        return method(model, recipe, **settings)
 
     def sites(self) -> dict[str, SiteData]:
         """All sites by name, and the pool of the seen ones.

@@ -38,12 +38,14 @@ OF_SITES = {"personal-site_01", "personal-site_02"}
 METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "fedavg": ({"global"}, ("data.exclusive=true", "data.regions={rim: [1], cup: [2]}")),
     "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore",)),
-    "apfl": ({"global"} | OF_SITES, ()),
+    "apfl": ({"global"} | OF_SITES, ("training.harmonise=histogram",)),
     "lcfed": (OF_SITES, ()),
-    "local": (OF_SITES, ()),
-    "pooled": ({"global"}, ()),
+    "local": (OF_SITES, ("training.harmonise=zscore",)),
+    "pooled": ({"global"}, ("training.harmonise=fda",)),
+    "harmofl": ({"global"}, ()),
     "iopfl": ({"global"} | OF_SITES, ("algorithm.adapt_passes=1",)),
 }
+HARMONISED = ("apfl", "local", "pooled", "harmofl")
 
 
 def call(*arguments: Any) -> int:
@@ -141,7 +143,8 @@ def test_the_card_says_what_the_run_says(exported: tuple[str, RunFolder, Path]) 
             alone = method == "local" and where != site
             assert (f"| {where} | {count} | {count} |" in card) == (not alone)
         assert ("saw its own site's cases only" in card) == (method == "local")
-        assert f"- normalisation: {'zscore' if method == 'ditto' else 'imagenet'}, inside" in card
+        styled = "images take the style that the sites agreed on, then " if method in HARMONISED else ""
+        assert f"- normalisation: {styled}{'zscore' if method == 'ditto' else 'imagenet'}, inside" in card
         assert "- images: (B, 3, 32, 32) float32 in [0, 1]" in card
         assert ", seed 0" in card
         assert "Data set `phantom`." in card

@@ -16,6 +16,7 @@ from fedseg import configs
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint
@@ -161,10 +162,11 @@ def build(
     **knobs: Any,
 ) -> Algorithm:
     torch.manual_seed(seed)
-    recipe = Recipe.build(training or training_of(name), "sigmoid", in_channels=3, private=private, rounds=rounds)
+    training = training or training_of(name)
+    recipe = Recipe.build(training, "sigmoid", in_channels=3, private=private, rounds=rounds)
     network = TinyNet()
     convert_norm(network, norm, groups=2)
-    return ALGORITHMS[name](network, recipe, **knobs)
+    return harmonised(ALGORITHMS[name], training)(network, recipe, **knobs)
 
 
 def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> dict[str, float]:

@@ -7,7 +7,7 @@ images, and over sites means of those. A module has no entries in `state_dict()`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,3 +85,98 @@ class _Amplitudes(nn.Module):
         spectrum[..., rows, :columns] = torch.polar(self.target.to(phases).expand_as(phases), phases)
         restyled: Tensor = torch.fft.irfft2(spectrum, s=images.shape[-2:], norm="forward")
         return restyled
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Quantiles of grey values, as histogram matching needs them; their mean over images has a mean's shape.
+
+    A mean of quantiles is the barycentre of the histograms in the Wasserstein metric. Equal values stay equal, and the
+    order of values stays.
+
+    Attributes:
+        levels: how many quantiles, from the smallest value to the largest.
+    """
+
+    levels: int = 256
+
+    def told(self, batches: Iterable[Tensor]) -> Tensors:
+        """Quantiles of every channel, mean over images."""
+        return _mean_of(batches, lambda images: {"quantiles": self._quantiles(images)})
+
+    def towards(self, target: Tensors) -> nn.Module:
+        """Match histograms."""
+        return _Quantiles(target["quantiles"])
+
+    def _quantiles(self, images: Tensor) -> Tensor:
+        ordered = images.flatten(2).sort(dim=-1).values
+        places = torch.linspace(0, ordered.shape[-1] - 1, self.levels, dtype=torch.float64)
+        return _between(ordered, places.to(ordered).expand(*ordered.shape[:2], -1))
+
+
+class _Quantiles(nn.Module):
+    target: Tensor
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("target", target, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.flatten(2).contiguous()
+        ordered = values.sort(dim=-1).values
+        below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+        rank = (below + upto - 1).to(values.dtype) / (2 * max(values.shape[-1] - 1, 1))
+        target = self.target.to(values).expand(images.shape[0], -1, -1)  # not `len`: a traced program takes any number
+        return _between(target, rank * (target.shape[-1] - 1)).view_as(images)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of every channel (Reinhard et al., 2001, without its change of colour space)."""
+
+    def told(self, batches: Iterable[Tensor]) -> Tensors:
+        """Both, mean over images."""
+
+        def moments(images: Tensor) -> Tensors:
+            std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True, correction=0)
+            return {"mean": mean, "std": std}
+
+        return _mean_of(batches, moments)
+
+    def towards(self, target: Tensors) -> nn.Module:
+        """Shift and scale."""
+        return _Moments(target)
+
+
+class _Moments(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, target: Tensors) -> None:
+        super().__init__()
+        self.register_buffer("mean", target["mean"], persistent=False)
+        self.register_buffer("std", target["std"], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True, correction=0)
+        return (images - mean) / std.clamp_min(FLAT) * self.std + self.mean
+
+
+def _mean_of(batches: Iterable[Tensor], measure: Callable[[Tensor], Tensors]) -> Tensors:
+    """The mean over all images of what is measured of each, in double precision while it is added up."""
+    sums: Tensors = {}
+    seen = 0
+    for images in batches:
+        seen += len(images)
+        for name, values in measure(images).items():
+            total = values.double().sum(dim=0)
+            sums[name] = sums[name] + total if name in sums else total
+    return {name: (total / seen).float() for name, total in sums.items()}
+
+
+def _between(values: Tensor, places: Tensor) -> Tensor:
+    """Values at fractional places of the last axis, linearly between neighbours."""
+    lower = places.floor().clamp(max=values.shape[-1] - 1)
+    upper = (lower + 1).clamp(max=values.shape[-1] - 1)
+    share = places - lower
+    return torch.lerp(values.gather(-1, lower.long()), values.gather(-1, upper.long()), share)

@@ -1,0 +1,141 @@
+"""Images in one style: what it does to images, and to whichever method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
+from fedseg.algorithms.recipe import Training
+from fedseg.federation.state import State
+from fedseg.privacy.build import build_transforms
+from fedseg.privacy.settings import Compression, Privacy
+from tests.world import Forgetful, assert_same, assert_same_outcome, build, simulate, toy_sites
+
+STYLES: dict[str, Style] = {"histogram": Histogram(), "fda": Amplitude(0.05), "zscore": Moments()}
+every_style = pytest.mark.parametrize("kind", STYLES)
+
+
+def pictures(count: int = 5, shift: float = 0.0, size: int = 24, seed: int = 0) -> Tensor:
+    """Smooth, noisy, and with ties."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 2, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    images = (0.4 * smooth + 0.1 * torch.rand(count, 2, size, size, generator=generator) + shift).clamp(0, 1)
+    return (images * 255).round() / 255
+
+
+@every_style
+def test_an_images_own_style_changes_nothing(kind: str) -> None:
+    style, images = STYLES[kind], pictures(1)
+    atol = 3 / 255 if kind == "histogram" else 1e-5  # 256 levels of a quantile function
+    torch.testing.assert_close(style.towards(style.told([images]))(images), images, rtol=0, atol=atol)
+
+
+@every_style
+def test_images_end_in_the_targets_style_and_twice_is_once(kind: str) -> None:
+    style, images = STYLES[kind], pictures(4)
+    target = style.told([pictures(3, 0.3, seed=1)])
+    module = style.towards(target)
+    once = module(images)
+    for name, reached in style.told([once]).items():
+        torch.testing.assert_close(reached, target[name], rtol=2e-2, atol=5e-3)
+    torch.testing.assert_close(module(once), once, rtol=0, atol=1e-2)
+    assert (once - images).abs().max() > 0.05
+
+
+@every_style
+def test_images_are_harmonised_one_by_one_and_batches_make_no_difference(kind: str) -> None:
+    style, images = STYLES[kind], pictures(5)
+    module = style.towards(style.told([pictures(3, 0.3, seed=1)]))
+    torch.testing.assert_close(module(images), torch.cat([module(image[None]) for image in images]))
+    for name, told in style.told(images.split(2)).items():
+        torch.testing.assert_close(told, style.told([images])[name])
+    assert style.told([]) == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=16), st.integers(0, 100))
+def test_matching_histograms_keeps_the_order_and_ties_of_values(values: list[float], seed: int) -> None:
+    images = torch.tensor(values)[None, None, None]
+    target = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    matched = Histogram().towards(Histogram().told([target]))(images).flatten()
+    for a, b in zip(images.flatten()[:, None], matched[:, None], strict=True):
+        assert bool((matched[images.flatten() == a] == b).all())
+        assert bool((matched[images.flatten() > a] >= b).all())
+    assert target.min() - 1e-6 <= matched.min()
+    assert matched.max() <= target.max() + 1e-6
+
+
+@every_style
+def test_constant_images_stay_constant_and_finite(kind: str) -> None:
+    style = STYLES[kind]
+    done = style.towards(style.told([pictures(3, seed=1)]))(torch.full((1, 2, 24, 24), 0.25))
+    if kind != "fda":  # an image without any structure takes the amplitude of structure, at phase 0
+        assert done.std(dim=(2, 3)).max() < 1e-6
+    assert torch.isfinite(done).all()
+
+
+@pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if not method.styles_images])
+def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Path) -> None:
+    """It is felt; nothing but the target is added; a worker rebuilt for every turn learns the same."""
+    training = replace(build(name).recipe.training, harmonise="zscore")
+    outcome = simulate(name, tmp_path / "a", 1, training=training)
+    assert not outcome.server.non_finite()
+    assert_same_outcome(outcome, simulate(name, tmp_path / "b", 1, training=training, transport=Forgetful))
+    plain = simulate(name, tmp_path / "c", 1)
+    assert outcome.server.tensors.keys() - plain.server.tensors.keys() == {"style/target"}
+    assert {row["group"] for row in outcome.observer.rows("audit")} - {
+        row["group"] for row in plain.observer.rows("audit")
+    } == {"style"}
+    worker, there = build(name, training), {**toy_sites()}["s1"]
+    before = worker.normalize(there.images)
+    worker.receive(State({"style/target": outcome.server["style/target"]}), State(), there)
+    assert (worker.normalize(there.images) - before).abs().max() > 1e-3
+
+
+@every_style
+def test_a_resumed_run_is_harmonised_as_it_began(kind: str, tmp_path: Path) -> None:
+    training = Training(lr=1e-2, harmonise=kind)  # type: ignore[arg-type]
+    whole = simulate("fedavg", tmp_path / "a", 3, training=training)
+    simulate("fedavg", tmp_path / "b", 1, training=training)
+    assert_same(simulate("fedavg", tmp_path / "b", 3, training=training).server, whole.server)
+
+
+def test_sites_that_differ_in_brightness_and_contrast_alone_become_alike() -> None:
+    images = pictures(4)
+    for kind, style in STYLES.items():
+        bright = (0.5 * images + 0.3).clamp(0, 1)
+        target = style.told([images])
+        module = style.towards(target)
+        apart = (module(bright) - module(images)).abs().mean()
+        assert apart < (0.2 if kind == "fda" else 0.05) * (bright - images).abs().mean()
+
+
+@pytest.mark.parametrize(("name", "normalize", "harmonise", "cure"), [
+    ("feddg", "imagenet", "fda", r"take training\.harmonise=none"),
+    ("harmofl", "imagenet", "histogram", r"take training\.harmonise=none"),
+    ("fedavg", "zscore", "zscore", r"take training\.harmonise=none, or training\.normalize=imagenet"),
+])  # fmt: skip
+def test_what_would_be_undone_is_refused(name: str, normalize: str, harmonise: str, cure: str) -> None:
+    training = Training(normalize=normalize, harmonise=harmonise)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=cure):
+        build(name, training)
+    build(name, replace(training, harmonise="none"))
+    if name == "fedavg":
+        build(name, replace(training, normalize="imagenet"))
+
+
+@pytest.mark.parametrize("promise", [Privacy(aggregation="masked"), Privacy(mechanism="site")])
+def test_promises_that_what_sites_tell_would_break_are_refused(promise: Privacy) -> None:
+    (transform,) = build_transforms(promise, Compression(), 1.0)
+    transform.check(build("fedavg"))
+    with pytest.raises(ValueError, match=r"\(introduces\)"):
+        transform.check(build("fedavg", Training(harmonise="fda")))
