@@ -22,6 +22,7 @@ from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
 from fedseg.algorithms.moon import Moon
+from fedseg.algorithms.prrfl import PRRFL
 from fedseg.algorithms.scaffold import Scaffold
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -52,6 +53,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ditto": Ditto,
     "apfl": APFL,
     "fedala": FedALA,
+    "prrfl": PRRFL,
     "feddg": FedDG,
     "iopfl": IOPFL,
     "lcfed": LCFed,

@@ -49,6 +49,8 @@ class Algorithm(StockModule):
     """Groups that the next state is computed from: clipped, noised or thinned out they would mean nothing."""
     reads_updates: bool = False
     """Whether `aggregate` compares the updates of a round; such a method excludes secure aggregation."""
+    answers_singly: bool = False
+    """Whether `broadcast` answers every site with a model of its own instead of the mean."""
     introduces: bool = False
     """Whether `introduce` tells the server something of the site's data, which peers or the server then see singly."""
     trains_on: Literal["sites", "pool"] = "sites"

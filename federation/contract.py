@@ -156,6 +156,10 @@ class ServerHalf(Protocol):
         """Whether it must see all updates of a round side by side: then `aggregate` is asked, not `advance`."""
 
     @property
+    def answers_singly(self) -> bool:
+        """Whether every site is answered with a model of its own instead of the mean."""
+
+    @property
     def adapts(self) -> bool:
         """Whether sites publish models after training, which sites that never took part adapt without labels."""
 

@@ -147,6 +147,8 @@ class Federation:
             transform.check(self.algorithm)
         if self.schedule.order == "cyclic":
             _check_cyclic(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
+        if self.algorithm.answers_singly:
+            _check_answers(self.schedule)
         if self.schedule.combine != "mean" and (why := self._sums_only):
             raise ValueError(
                 f"federation.combine={self.schedule.combine} compares single updates, which {why} does not allow; take "
@@ -625,6 +627,21 @@ def _check_cyclic(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
             f"federation.order=cyclic combines nothing, so that federation.combine={schedule.combine} has no meaning; "
             "take federation.combine=mean"
         )
+
+
+def _check_answers(schedule: Schedule) -> None:
+    """Refuse settings of the mean, for a method that answers every site with a model of its own.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    usual = Schedule()
+    for name in ("order", "combine", "server_lr"):
+        if getattr(schedule, name) != getattr(usual, name):
+            raise ValueError(
+                f"federation.{name}={getattr(schedule, name)} has no effect on a method that answers every site with a "
+                f"model of its own (answers_singly); take federation.{name}={getattr(usual, name)}"
+            )
 
 
 def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> dict[str, float]:

@@ -531,6 +531,7 @@ SINGLY = {
     "harmofl": r"tells the server of a site's data before round 1 \(introduces\)",
     "lcfed": r"shows the group head of each site singly \(per_site\)",
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
+    "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }

@@ -1,0 +1,152 @@
+"""PRR-FL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, share_low_frequencies
+from fedseg.algorithms.stock import dice
+from fedseg.federation.contract import PERSONAL_LOSS, Average, Batch, Site, Task
+from fedseg.federation.ranges import Share
+from fedseg.federation.state import State, Tensors, Update, add
+from fedseg.models.heads import decide
+from fedseg.models.select import normalisation
+
+DEPUTY, ROUNDS = "deputy", "rounds"
+
+
+class PRRFL(FedAvg):
+    """PRR-FL (Chen et al., MICCAI 2021): a site's own model stays; a deputy travels, and they teach each other.
+
+    The server answers every site with a deputy of its own: weights of layers take the mean amplitude of all deputies at
+    low frequencies and keep their own beyond, and their phases; all other tensors are averaged; normalisation stays.
+    Whoever is ahead in Dice on the training images teaches: at first the own model alone (recover), then both
+    (exchange), then the deputy alone (sublimate); with less than two epochs in a round always both. The paper's models
+    classify and are scored by F1; its program averages uniformly (algorithm.weighting=uniform) over just four sites.
+
+    Args:
+        transfer: weight of the divergence from the teacher; 0 makes the own model a local one.
+        recover: alpha 1 of the paper, a share of the own model's score.
+        sublimate: alpha 2.
+        window: share of the spectrum that is averaged at first.
+        last_window: share at the end.
+        window_rounds: rounds over which it grows; thereafter it stays.
+    """
+
+    personal = staticmethod(normalisation)
+    views = ("personal",)
+    unseen_views = ()
+    models_per_step = 2
+    leaves_out_unknown = True
+    reads_updates = True
+    answers_singly = True
+
+    def __init__(
+        self,
+        *args: Any,
+        transfer: NonNegativeFloat = 1.0,
+        recover: Share = 0.7,
+        sublimate: Share = 0.9,
+        window: Share = 0.7,
+        last_window: Share = 0.95,
+        window_rounds: PositiveInt = 50,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.transfer, self.thresholds = transfer, (recover, sublimate)
+        self.window, self.last_window, self.window_rounds = window, last_window, window_rounds
+        self.twin = deepcopy(self.model)
+        self._stage = Stage.NEW
+        self._site: Site | None = None
+        self._epoch = 0  # steps of one; 0 where a round has less than two
+
+    # ---------------------------------------------------------------- client half
+
+    def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
+        """Those of the local fit; how many make an epoch."""
+        epoch = site.steps()
+        self._site, self._epoch = site, epoch if steps >= 2 * epoch else 0
+        self._stage = Stage.NEW if self._epoch else Stage.EXCHANGE
+        return super().batches(site, seed, steps)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """A step of both models; before an epoch, who teaches."""
+        if self._epoch and batch_idx % self._epoch == 0:
+            deputy, own = (self.training_dice(network) for network in (self.model, self.twin))
+            self._stage = next_stage(self._stage, deputy, own, *self.thresholds)
+        return super().training_step(batch, batch_idx)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Task loss of both models, and the divergence of those that learn from the other one."""
+        images = self.normalize(batch["image"])
+        deputy, own = self.model(images), self.twin(images)
+        activation = self.recipe.activation
+        losses = [self.task_loss(logits, batch) for logits in (deputy, own)]
+        self.note(losses[0])
+        self.note(losses[1], PERSONAL_LOSS)
+        if self.transfer and self._stage != Stage.SUBLIMATE:
+            losses.append(self.transfer * divergence(deputy, own, activation))
+        if self.transfer and self._stage != Stage.RECOVER:
+            losses.append(self.transfer * divergence(own, deputy, activation))
+        return torch.stack(losses).sum()
+
+    def training_dice(self, network: nn.Module) -> float:
+        """Mean Dice of a network on the site's training images."""
+        scores = []
+        for batch in self._site.eval_batches("train") if self._site else ():
+            found = self.answers(network, batch["image"].to(self.device))
+            scores.append(dice(decide(found, self.recipe.activation).cpu(), batch["mask"], batch.get("known")))
+        defined = torch.cat(scores)
+        return float(defined.mean()) if len(defined) else 0.0
+
+    def network(self, view: str) -> nn.Module:
+        """The own model."""
+        return self.twin
+
+    # ---------------------------------------------------------------- server half
+
+    def broadcast(self, server: State, site: str, task: Task) -> State:
+        """The site's deputy; to one that has not trained yet, the mean of all."""
+        message = super().broadcast(server, site, task)
+        deputy = server.get(f"{DEPUTY}/{site}")
+        return State({**message.tensors, "model": deputy}, message.scalars) if deputy else message
+
+    def ratio(self, done: float) -> float:
+        """The window's share of the spectrum, after so many rounds."""
+        return self.window + min(done / self.window_rounds, 1.0) * (self.last_window - self.window)
+
+    def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
+        """A deputy for every site that trained, and the mean for those that come later."""
+        weights = self.weigh(server, updates)
+        after = super().advance(server, *average(weights))
+        trained = {
+            update.site: add(server.get(f"{DEPUTY}/{update.site}") or server["model"], update["model"])
+            for update, weight in zip(updates, weights, strict=True)
+            if weight
+        }
+        shares = [weight / sum(weights) for weight in weights if weight]
+        done = server.scalars.get(ROUNDS, 0.0)
+        deputies = answers(trained, shares, self.ratio(done))
+        return State({**after.tensors, **deputies}, {**after.scalars, ROUNDS: done + 1})
+
+
+def answers(trained: Mapping[str, Tensors], shares: Sequence[float], ratio: float) -> dict[str, Tensors]:
+    """The next deputy of every site, as groups of the server's state; see `share_low_frequencies`."""
+    made: dict[str, Tensors] = {f"{DEPUTY}/{site}": {} for site in trained}
+    for name in next(iter(trained.values())):
+        tensors = [one[name] for one in trained.values()]
+        if tensors[0].ndim > 1:
+            given = share_low_frequencies(tensors, shares, ratio)
+        else:
+            mean = torch.stack([share * tensor for share, tensor in zip(shares, tensors, strict=True)]).sum(dim=0)
+            given = [mean.clone() for _ in tensors]
+        for deputy, tensor in zip(made.values(), given, strict=True):
+            deputy[name] = tensor
+    return made
