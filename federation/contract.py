@@ -20,6 +20,8 @@ Kind = Literal["introduce", "train", "evaluate", "publish", "consult"]
 Row = dict[str, Any]
 LOSS, PERSONAL_LOSS = "loss", "loss_personal"
 """Scalars of an update: the mean loss of a round's steps, and of the second model where a step trains two."""
+VISITING = "visiting"
+"""Topic of tasks by which a site's personal model is scored at others: it is given away, or came along to be scored."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Task:
         adapt: whether an evaluation first lets the method adapt what was published, to the images of a site that never
             took part.
         views: views to evaluate; empty for all that the method has.
-        topic: what a transform's server side asks its site side in a consultation: ``transform/stage``.
+        topic: what a transform's server side asks its site side in a consultation: ``transform/stage``; elsewhere
+            `VISITING`, or empty.
     """
 
     kind: Kind
@@ -337,6 +340,8 @@ class Transform:
     """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
     least: int = 1
     """Fewest updates that a mean may be made of."""
+    least_here: int = 1
+    """At a site: fewest sites of a sum that it lets its update into; its terms may ask for more."""
     lives_in: Literal["state", "site", "run"] = "state"
     """Where its site side remembers: in what the site keeps; in the one process that serves the site while a round
     lasts; or in the one process of the whole run."""

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import Compute, Evaluate, turn
-from fedseg.federation.contract import ClientHalf, Site, Task, Transform
+from fedseg.federation.contract import VISITING, ClientHalf, Site, Task, Transform
 from fedseg.federation.state import State, Update
 
 PREFIX = "transform/"
 EPSILON, SPENT = "epsilon", "spent"
+VISITOR = f"{VISITING}/"
+"""Before the groups of another site's personal model."""
+MODELS = ("model", "own")
+"""Groups of what a site keeps that a personal model is made of; the rest is optimisers, banks and memories."""
 TRAIN = "train"
 """The stage of a consultation that comes along with the training task."""
 
@@ -35,6 +39,8 @@ def answer(
     """
     if task.kind == "consult":
         return _consulted(site, task, message, transforms), kept
+    if task.topic == VISITING:
+        return _visited(worker, site, task, message, kept, compute, evaluate), kept
     if not transforms:
         return turn(worker, site, task, message, kept, compute, evaluate)
     memories = {transform.name: remembered(kept, transform.name) for transform in transforms}
@@ -102,6 +108,19 @@ def _consulted(site: Site, task: Task, message: State, transforms: Sequence[Tran
     except ValueError as error:
         return _refused(site, str(error), {})
     return Update(tensors=said.tensors, scalars=said.scalars, site=site.name, examples=0)
+
+
+def _visited(
+    worker: ClientHalf, site: Site, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate
+) -> Update:
+    """Give this site's personal model away, or score the one that came from another site."""
+    if task.kind == "publish":
+        own = {group: kept.tensors[group] for group in MODELS if group in kept.tensors}
+        return Update(tensors=own, site=site.name, examples=0)
+    came = {group: ts for group, ts in message.tensors.items() if group.startswith(VISITOR)}
+    others = {group.removeprefix(VISITOR): ts for group, ts in came.items()}
+    plain = {group: ts for group, ts in message.tensors.items() if group not in came}
+    return turn(worker, site, task, State(plain, message.scalars), State(others), compute, evaluate)[0]
 
 
 def _prepared(site: Site, message: State, transforms: Sequence[Transform]) -> str:

@@ -22,8 +22,9 @@ from fedseg.federation.state import State
 from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import check_states, open_checkpoint
-from fedseg.launch.run import anchored, default_folder, finish, inputs, open_wandb, train_and_score
+from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_wandb, train_and_score
 from fedseg.launch.scoring import Notes
+from fedseg.launch.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
 from fedseg.reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder
 from fedseg.reporting.reporter import Reporter
@@ -75,6 +76,7 @@ class Across:
             # whoever is there at the start must be there again when the run is resumed
             folder.write_config(as_yaml(departing(anchored(config), {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
+        folder.write_terms(listed({site: transport.sites[site].terms for site in sites}))
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
         folder.truncate(checkpoint.round if checkpoint.round else -1)
@@ -85,6 +87,7 @@ class Across:
             scores = Shown(transport)
             federation = experiment.federation_over(transport, seen, checkpoint, Notes(reporter, scores))
             train_and_score(federation, scores, reporter)
+            cross(federation, scores, reporter, config)
             return finish(reporter, config, meter)
 
     def sites(self, config: DictConfig) -> list[str]:
@@ -184,6 +187,11 @@ def check_transforms(experiment: Experiment, engine: str) -> None:
     """
     if engine == "flower":
         experiment.refuse_seeded()
+        if experiment.deployment.terms is not None:
+            raise ConfigError(
+                "deployment.terms is for runs in one place; across machines each site names its own terms in its "
+                "node-config (terms='...'): leave deployment.terms=null"
+            )
     for transform in experiment.transforms:
         if transform.lives_in == "run":
             raise ConfigError(

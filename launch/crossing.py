@@ -1,42 +1,34 @@
 """Every site's personal model at every other site: `evaluation.cross_sites=true`.
 
-It needs personal models and images in one place. Sites on machines of their own keep both, and none of them has agreed
-to hand its model to the others: such a run is refused before it starts.
+A model travels to the sites where it is scored, through the server. Across machines every site says in its terms
+whether its model may, and whether others' may be scored on its images; one that does not agree refuses the run before
+it begins.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import pandas as pd
 
-from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
-from fedseg.evaluation import QUICK, evaluate
-from fedseg.federation.client import seed_everything
-from fedseg.federation.contract import Row, Task
-from fedseg.federation.engine import Federation
+from fedseg.evaluation import QUICK
+from fedseg.federation.admission import unbounded
+from fedseg.federation.contract import VISITING, Row, Task
+from fedseg.federation.engine import ONCE, Federation
+from fedseg.federation.state import State, Update
+from fedseg.federation.transforms import VISITOR
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scoring import BEST, all_sites, predict
+from fedseg.launch.scoring import BEST, Scores, all_sites
 from fedseg.reporting.crossing import COLUMNS, SHARED
+from fedseg.reporting.summary import WHOLE
 
 
 def check_crossing(experiment: Experiment) -> None:
     """Refuse what cannot be had.
 
     Raises:
-        ConfigError: sites keep their models and images to themselves, or the method has no personal models.
+        ConfigError: the method has no personal models.
     """
-    if not experiment.evaluation.cross_sites:
-        return
-    if experiment.config.engine != "in-process":
-        raise ConfigError(
-            f"evaluation.cross_sites=true shows every site's personal model the images of all others; with "
-            f"engine={experiment.config.engine} both stay at their sites, and no site has consented to hand its model "
-            "over: leave evaluation.cross_sites=false, or train with engine=in-process where all data are in one place"
-        )
-    if "personal" not in experiment.algorithm(in_channels=3).views:
+    if experiment.evaluation.cross_sites and "personal" not in experiment.algorithm(in_channels=3).views:
         raise ConfigError(
             f"evaluation.cross_sites=true compares sites' personal models, and "
             f"algorithm={experiment.config.algorithm.preset} has none: take a method with personal models, or leave "
@@ -44,60 +36,68 @@ def check_crossing(experiment: Experiment) -> None:
         )
 
 
-def cross_scores(federation: Federation, experiment: Experiment, scores: pd.DataFrame) -> list[Row]:
-    """Rows of cross_sites.csv: the best models at the test cases of every site, also of those that took no part.
+def cross_scores(federation: Federation, scorer: Scores, scores: pd.DataFrame) -> tuple[list[Row], list[Row]]:
+    """The best models at the test cases of every site, also of those that took no part.
 
     Args:
-        federation: at its end; its data are here.
-        experiment: its settings.
+        federation: at its end.
+        scorer: where scores arrive.
         scores: the run's metrics.csv, which tells how models do at home, and the global one everywhere.
+
+    Returns:
+        Rows of cross_sites.csv, and events of sites that gave no model or no scores.
     """
-    rows = _known(scores)
-    worker: Any = experiment.algorithm()
+    rows, events = _known(scores), []
     for source in federation.sites:
-        if not _receives(worker, federation, experiment, source):
-            continue
-        for target in all_sites(federation):
-            if target != source:
-                rows += _scored(worker, experiment, source, target)
-    return rows
+        answers = _visits(federation, source)
+        events += [_event(federation, update) for update in answers if update.refusal]
+        found = _means_once(pd.DataFrame(scorer.take(), columns=list(scores.columns)))
+        rows += _rows(found[found["metric"].isin(QUICK)].assign(model=source))
+    return rows, events
 
 
 def _known(scores: pd.DataFrame) -> list[Row]:
     """What the run's table tells already."""
     final = scores[(scores["checkpoint"] == BEST) & (scores["split"] == "test") & scores["metric"].isin(QUICK)]
+    final = _means_once(final)
     shared = final[final["view"] == SHARED].assign(model=SHARED)
     own = final[final["view"] == "personal"]
-    table = pd.concat([shared, own.assign(model=own["site"])])[list(COLUMNS)]
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return _rows(pd.concat([shared, own.assign(model=own["site"])]))
 
 
-def _receives(worker: Any, federation: Federation, experiment: Experiment, source: str) -> bool:
-    """Make the worker the best personal model of a site; False where the site never trained."""
-    checkpoint = federation.checkpoint
+def _means_once(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores without the means by region that a site tells beside its mean."""
+    return scores[(scores["case"] != "") | (scores["region"] == WHOLE)]
+
+
+def _rows(table: pd.DataFrame) -> list[Row]:
+    return [{str(name): value for name, value in row.items()} for row in table[list(COLUMNS)].to_dict("records")]
+
+
+def _visits(federation: Federation, source: str) -> list[Update]:
+    """Let the best personal model of a site be scored at all others; the answers, the source's own first."""
+    checkpoint, transport = federation.checkpoint, federation.transport
     best = checkpoint.chosen(f"personal/{source}")
-    kept = checkpoint.read(best.kept) if best.kept else None
-    if kept is None:
-        return False
-    task = Task("evaluate", best.round, federation.seed, splits=("test",), checkpoint=BEST)
-    message = federation.algorithm.broadcast(checkpoint.read(best.server), source, task)
-    seed_everything(derive_seed(federation.seed, "evaluate", best.round, source))
-    worker.receive(message, kept, experiment.data.site(source))
-    worker.to(experiment.compute.device)
-    return bool(worker.trained_here)
-
-
-def _scored(worker: Any, experiment: Experiment, source: str, target: str) -> list[Row]:
-    site, settings = experiment.data.site(target), experiment.evaluation
-    found = evaluate(
-        partial(predict, worker, "personal"),
-        site,
-        "test",
-        experiment.data.regions,
-        metrics=QUICK,
-        tolerance=settings.tolerance,
-        grid=settings.grid,
+    transport.restore({source: checkpoint.read(best.kept)} if best.kept else {}, {source: best.round})
+    give = Task("publish", best.round, federation.seed, checkpoint=BEST, topic=VISITING)
+    (given,) = transport.ask({source: give}, {source: State()})
+    given.refusal = given.refusal or unbounded(given, ONCE)
+    if given.refusal or not given.tensors:  # it never trained
+        return [given]
+    show = Task(
+        "evaluate", best.round, federation.seed, splits=("test",), checkpoint=BEST, views=("personal",), topic=VISITING
     )
-    common = {"model": source, "site": target, "seen": site.seen}
-    names = ("case", "region", "metric", "value")
-    return [{**common, **{name: getattr(score, name) for name in names}} for score in found]
+    message = federation.algorithm.broadcast(checkpoint.read(best.server), source, show)
+    groups = {**message.tensors, **{f"{VISITOR}{group}": ts for group, ts in given.tensors.items()}}
+    others = [site for site in all_sites(federation) if site != source]
+    messages = dict.fromkeys(others, State(groups, message.scalars))
+    return [given, *transport.ask(dict.fromkeys(others, show), messages)]
+
+
+def _event(federation: Federation, update: Update) -> Row:
+    return {
+        "round": federation.checkpoint.round + 1,
+        "site": update.site,
+        "event": "refused",
+        "detail": f"cross_sites: {update.refusal}",
+    }

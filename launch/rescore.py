@@ -56,7 +56,9 @@ def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
     run.prepare_data()
     scorer = Scorer(run.experiment)
     scores = folder.scores()
-    folder.write_cross_sites(cross_scores(run.federation(scorer), run.experiment, scores), COLUMNS_ACROSS)
+    rows, events = cross_scores(run.federation(scorer), scorer, scores)
+    folder.write_cross_sites(rows, COLUMNS_ACROSS)
+    folder.append_events(events)
     write_report(folder, scores, title=run.experiment.title)
     return True
 

@@ -27,6 +27,7 @@ from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.restore import check_data, check_states, open_checkpoint
 from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
 from fedseg.launch.settings import SCHEMA
+from fedseg.launch.terms import agreed_terms, listed
 from fedseg.reporting import crossing
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.environment import Meter
@@ -49,7 +50,15 @@ COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # na
 LONGEST_NAME = 60
 PER_SITE = "data.per_site"
 MAY_CHANGE = ("federation.rounds", "data.manifest", *CIRCUMSTANCE)  # that data are the same is seen by their content
-PATHS = ("output", "pretrained", "data.root", "data.manifest", "data.cache_dir", "model.encoder_weights")
+PATHS = (
+    "output",
+    "pretrained",
+    "deployment.terms",
+    "data.root",
+    "data.manifest",
+    "data.cache_dir",
+    "model.encoder_weights",
+)
 """Settings that name a file or a folder."""
 
 
@@ -153,12 +162,14 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         checkpoint = open_checkpoint(folder, config)
         experiment.data.setup()
         experiment.check_sites()
+        terms = agreed_terms(experiment)
         if checkpoint.round:
             check_data(folder, experiment.data)
             check_states(experiment.algorithm(), checkpoint, experiment.sites())
         groups = group_rows(experiment)
         folder.write_config(as_yaml(anchored(with_sites(config, experiment.data))))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})
+    folder.write_terms(listed(terms))
     folder.write_splits(experiment.data.splits())
     folder.write_groups(groups)
     note_findings(folder, experiment.data.findings, part=job_type != "train")
@@ -172,9 +183,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         scorer = Scorer(experiment, kept_masks(experiment, folder))
         federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
         train_and_score(federation, scorer, reporter)
-        if config.evaluation.cross_sites:
-            reporter.progress.say("scoring every site's personal model at all other sites")
-            folder.write_cross_sites(cross_scores(federation, experiment, folder.scores()), crossing.COLUMNS)
+        cross(federation, scorer, reporter, config)
         if config.evaluation.overlays:
             regions = experiment.data.regions.names
             for pictures in paint_overlays(federation, experiment, folder.scores()).values():
@@ -212,6 +221,15 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
     reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
+
+
+def cross(federation: Federation, scorer: Scores, reporter: Reporter, config: DictConfig) -> None:
+    """Score every site's personal model at all other sites, if that is asked for."""
+    if config.evaluation.cross_sites:
+        reporter.progress.say("scoring every site's personal model at all other sites")
+        rows, events = cross_scores(federation, scorer, reporter.folder.scores())
+        reporter.folder.write_cross_sites(rows, crossing.COLUMNS)
+        reporter.notice(events)
 
 
 def with_sites(config: DictConfig, data: MultiCenterDataModule) -> DictConfig:

@@ -18,7 +18,7 @@ from fedseg.algorithms.functional.adaptation import fit_statistics, with_running
 from fedseg.datamodules import Regions, SiteData
 from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
-from fedseg.federation.contract import RoundRecord, Row, Task
+from fedseg.federation.contract import VISITING, RoundRecord, Row, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
@@ -82,6 +82,7 @@ class Scorer:
 
     def _score(self, answer: Predict, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
         during = task.checkpoint == DURING
+        quick = during or task.topic == VISITING
         grid: Grid = "network" if during else self.settings.grid
         try:
             scores = evaluate(
@@ -89,10 +90,10 @@ class Scorer:
                 site,
                 split,
                 self.regions,
-                metrics=QUICK if during else self.settings.metrics,
+                metrics=QUICK if quick else self.settings.metrics,
                 tolerance=self.settings.tolerance,
                 grid=grid,
-                keep=self._keep(site, view, split) if task.checkpoint in (LAST, BEST) else None,
+                keep=None if quick else self._keep(site, view, split),
             )
         except DivergedError as error:
             cure = "lower the learning rate or clip gradients (trainer.gradient_clip)"
@@ -171,6 +172,8 @@ class Notes:
 
 def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
     """The views of the task that exist at a site; one that never trained has no personal model."""
+    if task.topic == VISITING:  # another site's model, wherever it is
+        return task.views if algorithm.trained_here else ()
     there = algorithm.views if site.seen else algorithm.unseen_views
     fitted = algorithm.trained_here or (task.personalise and algorithm.personalises)
     if site.seen and not (site.examples and fitted):

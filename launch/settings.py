@@ -69,7 +69,7 @@ class Evaluation:
         group_minimum: patients of a group; what fewer would show is not shown.
         overlays: draw the worst, median and best test case of every site.
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
-            map), where all data are in one place; costs sites times sites predictions.
+            map); costs sites times sites predictions; across machines only if all sites' terms agree.
     """
 
     metrics: tuple[str, ...] = FULL
@@ -102,6 +102,8 @@ class Deployment:
             case's scores under a name that only the site can resolve, and that tells which cases are of one patient.
         cores: of the simulation: CPU cores of one site's turn.
         gpus: of the simulation: GPUs of one site's turn, such as 0.25.
+        terms: where all data are in one place: a folder with SITE.yaml, the terms of each site that has some; across
+            machines each site names its own in its node-config.
     """
 
     sites: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ class Deployment:
     case_scores: Literal["means", "pseudonyms"] = "means"
     cores: PositiveInt = 1
     gpus: NonNegativeFloat = 0.0
+    terms: str | None = None
 
     def __post_init__(self) -> None:
         check_ranges(Deployment, vars(self), "deployment")

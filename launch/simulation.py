@@ -18,10 +18,12 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from fedseg.configs.compose import ConfigError, departing
+from fedseg.federation.terms import Terms
 from fedseg.launch.across import Across, check_transforms, run_id
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import default_folder
 from fedseg.launch.site import Local, Opener
+from fedseg.launch.terms import check_folder, terms_of
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.summary import Summary
 
@@ -34,13 +36,22 @@ SITES = "sites"
 
 @dataclass(frozen=True)
 class Simulated(Local):
-    """A site on this machine: it has no settings of its own, and nothing to hide from the server."""
+    """A site on this machine: it has no settings of its own, and nothing to hide from the server.
+
+    Attributes:
+        terms_folder: holds SITE.yaml with its terms, if it has some.
+    """
 
     shows_cases: bool = True
+    terms_folder: str | None = None
 
     def applied(self, config: DictConfig) -> DictConfig:
         """The run's settings as they are."""
         return config
+
+    def terms(self) -> Terms:
+        """Those that its file states."""
+        return terms_of(self.terms_folder, self.site)
 
 
 def execute_in_simulation(config: DictConfig, job_type: str = "train") -> Summary:
@@ -62,6 +73,7 @@ def execute_in_simulation(config: DictConfig, job_type: str = "train") -> Summar
     experiment.check()
     check_transforms(experiment, "flower-simulation")
     names = tuple(sorted({case.site for case in experiment.data.cases()}))
+    check_folder(config.deployment.terms, names)
     chosen = _with_output(config, names)
     summary = _simulate(chosen, experiment, names, job_type)
     _gather_splits(RunFolder(chosen.output), names)
@@ -77,7 +89,7 @@ def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str], 
     from flwr.simulation import run_simulation
 
     client, server = ClientApp(), ServerApp()
-    handle = partial(answer, tuple(names), str(Path(config.output).absolute() / SITES))
+    handle = partial(answer, tuple(names), str(Path(config.output).absolute() / SITES), config.deployment.terms)
     for register in (client.train(), client.evaluate(), client.query()):
         register(handle)
     outcome: list[Summary | BaseException] = []
@@ -99,23 +111,23 @@ def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str], 
     return found
 
 
-def answer(names: Sequence[str], folder: str, message: Message, context: Context) -> Message:
+def answer(names: Sequence[str], folder: str, terms: str | None, message: Message, context: Context) -> Message:
     """One site's answer, in a process of the simulation."""
     from flwr.app import Message
 
     from fedseg.federation.flower.envelope import Envelope
 
     site = names[int(context.node_config["partition-id"])]
-    found = _client(site, folder).answer(Envelope.from_records(message.content))
+    found = _client(site, folder, terms).answer(Envelope.from_records(message.content))
     return Message(found.to_records(), reply_to=message)
 
 
 @lru_cache(maxsize=4)
-def _client(site: str, folder: str) -> Any:
+def _client(site: str, folder: str, terms: str | None) -> Any:
     """The sites that this process served last stay open."""
     from fedseg.federation.flower.client import SiteClient
 
-    local = Simulated(site, Path(folder) / file_name(site))
+    local = Simulated(site, Path(folder) / file_name(site), terms_folder=terms)
     return SiteClient(site, local.state, Opener(local))
 
 

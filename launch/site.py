@@ -22,10 +22,11 @@ from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, loa
 from fedseg.configs.parts import is_path
 from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import VISITING, Row, Task
 from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import from_bytes
+from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.grouping import group_rows
@@ -35,6 +36,7 @@ from fedseg.launch.restore import check_fingerprints, check_splits
 from fedseg.launch.run import note_findings, with_sites
 from fedseg.launch.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
+from fedseg.launch.terms import check_terms, read_terms
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym
@@ -65,6 +67,7 @@ class Local:
         data_root: folder of its data; empty where the data set needs none.
         settings: further settings of its own, such as "trainer.threads=4 data.cache=memory".
         parts: methods, data sets and networks from outside the suite (`package.module:Name`) that a run may use there.
+        terms_file: the site's own terms; none where it has none.
         shows_cases: whether the server may see single cases by name; only where server and site are one machine.
     """
 
@@ -73,6 +76,7 @@ class Local:
     data_root: str = ""
     settings: str = ""
     parts: tuple[str, ...] = ()
+    terms_file: Path | None = None
     shows_cases: bool = False
 
     @classmethod
@@ -82,7 +86,7 @@ class Local:
         Raises:
             ConfigError: a key is missing or unknown.
         """
-        known = {"site", "state", "data-root", "settings", "parts"}
+        known = {"site", "state", "data-root", "settings", "parts", "terms"}
         if odd := sorted(set(node) - known - {"partition-id", "num-partitions"}):
             raise ConfigError(f"node-config: unknown key {odd[0]!r}; known: {', '.join(sorted(known))}")
         for key in ("site", "state"):
@@ -90,7 +94,16 @@ class Local:
                 raise ConfigError(f"node-config: {key!r} is needed, such as --node-config \"site='B' state='/srv/b'\"")
         root, more = str(node.get("data-root", "")), str(node.get("settings", ""))
         parts = tuple(shlex.split(str(node.get("parts", ""))))
-        return cls(str(node["site"]), Path(str(node["state"])).expanduser(), root, more, parts)
+        terms = Path(str(node["terms"])).expanduser() if "terms" in node else None
+        return cls(str(node["site"]), Path(str(node["state"])).expanduser(), root, more, parts, terms)
+
+    def terms(self) -> Terms:
+        """Its own terms, as they are now.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        return Terms() if self.terms_file is None else read_terms(self.terms_file)
 
     def applied(self, config: DictConfig) -> DictConfig:
         """The run's settings, with those that are the site's own.
@@ -129,15 +142,16 @@ class Opener:
 
     def __init__(self, local: Local) -> None:
         self.local = local
-        self._for: tuple[str, str, int] | None = None
+        self._for: tuple[str, str, int, Terms] | None = None
         self._open: LaunchedSite | None = None
 
     def __call__(self, question: Question, folder: Path) -> OpenSite:
         """See `federation.flower.client.SiteClient`."""
-        key = (question.run, question.config, question.channels)
-        if self._open is None or key != self._for:
+        terms = self.local.terms()
+        key = (question.run, question.config, question.channels, terms)
+        if self._open is None or key != self._for or question.kind == "hello":  # a greeting looks at everything anew
             self._for = None  # first, since opening may fail
-            self._open = LaunchedSite(self.local, question, folder)
+            self._open = LaunchedSite(self.local, question, folder, terms)
             self._for = key
         return self._open
 
@@ -149,12 +163,14 @@ class LaunchedSite:
         local: what the site says for itself.
         question: the first one of the run.
         folder: the site's record of this run.
+        terms: the site's own.
 
     Raises:
         RefusedError: the run cannot take place here.
     """
 
-    def __init__(self, local: Local, question: Question, folder: Path) -> None:
+    def __init__(self, local: Local, question: Question, folder: Path, terms: Terms) -> None:
+        self.terms = terms
         self._filed: set[tuple[Any, ...]] | None = None  # whose scores the site's table holds
         self.local, self.folder = local, RunFolder(folder)
         self.experiment = _refusing(lambda: self._experiment(question))
@@ -167,6 +183,9 @@ class LaunchedSite:
         experiment = Experiment(config, channels=question.channels, encoder=_encoder(config, self.folder.path))
         if not self.local.shows_cases:
             experiment.refuse_seeded()
+        check_terms(experiment, self.local.site, self.terms)
+        for transform in experiment.transforms:
+            transform.least_here = self.terms.least_sites
         check_metrics(experiment.evaluation.metrics, experiment.evaluation.tolerance)
         experiment.data.restrict(self.local.site, question.channels or None)
         experiment.data.setup()
@@ -233,6 +252,7 @@ class LaunchedSite:
             settings,
             library_versions(),
             images=site.training_images,
+            terms=self.terms,
         )
 
     def rows(self, task: Task) -> Sequence[Row]:
@@ -240,7 +260,8 @@ class LaunchedSite:
         rows = self.scorer.take()
         if not rows:
             return []
-        self._file(rows)
+        if task.topic != VISITING:  # the site's table is of its own models
+            self._file(rows)
         if self.local.shows_cases:
             return rows
         if self.experiment.deployment.case_scores == "means":

@@ -74,8 +74,14 @@ class Masked(Transform):
             raise ValueError(f"it has no keys of this round for {stage[:20]!r}; was it restarted?")
         return stages[stage](site, message)
 
+    def _enough(self, sites: int) -> None:
+        if sites < self.least_here:
+            raise ValueError(f"its terms (least_sites: {self.least_here}) let it into no sum of {sites} sites")
+
     def _keys(self, site: str, message: State) -> State:
         from fedseg.privacy.masks import Party
+
+        self._enough(int(message.scalars.get("sites", 0)))
 
         self._sealed.pop(site, None)
         party = self._parties[site] = Party(site, threshold(int(message.scalars.get("sites", 0))))
@@ -93,12 +99,14 @@ class Masked(Transform):
         return State({SEALED: {peer: as_tensor(letter) for peer, letter in sealed.items()}})
 
     def _train(self, site: str, message: State) -> State:
+        self._enough(1 + len(message.get(SEALED)))
         self._sealed[site] = {peer: as_bytes(letter) for peer, letter in message.get(SEALED).items()}
         return State()
 
     def _reveal(self, site: str, message: State) -> State:
         answered = [name for name, there in message.scalars.items() if there]
         dropped = [name for name, there in message.scalars.items() if not there]
+        self._enough(len(answered))
         return State(
             {SHARES: {name: as_tensor(s) for name, s in self._parties[site].reveal(answered, dropped).items()}}
         )

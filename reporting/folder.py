@@ -42,6 +42,7 @@ RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
 GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
+TERMS = "terms.yaml"
 
 """Names of files that are being written, with the process that writes."""
 
@@ -115,6 +116,7 @@ README = """# The folder of one training run
 | `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
 | `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
+| `terms.yaml` | every site's own terms, in which it took part |
 | `cross_sites.csv` | every site's best model, and the global one, at every site (`evaluation.cross_sites=true`) |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `predictions/` | if asked for: the best models' masks of test cases, SITE/VIEW/CASE_REGION, as `predict.py` has them |
@@ -364,6 +366,10 @@ class RunFolder:
     def findings(self) -> list[dict[str, str]]:
         """findings.csv, row by row; empty if there is none."""
         return list(csv.DictReader(complete_lines(self.path / FINDINGS)))
+
+    def write_terms(self, terms: Mapping[str, Mapping[str, Any]]) -> None:
+        """Save every site's terms (terms.yaml)."""
+        write_atomic(self.path / TERMS, yaml.safe_dump(dict(terms), sort_keys=False, allow_unicode=True))
 
     def write_cross_sites(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         """Save how every site's model does at every site (cross_sites.csv)."""

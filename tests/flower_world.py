@@ -20,6 +20,7 @@ from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport
 from fedseg.federation.state import State
+from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
 from tests.world import CPU, Outcome, Quiet, ToySite, build, evaluate, toy_sites
 
@@ -71,6 +72,7 @@ class ToyOpen:
     def __init__(self, way: InProcess, site: ToySite) -> None:
         self.transport = way
         self.site = site
+        self.terms = Terms()
 
     def facts(self) -> Facts:
         return Facts(self.site.name, self.site.seen, 3, self.site.examples)

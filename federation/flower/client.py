@@ -17,6 +17,7 @@ from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import STAGES, Kept
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, unpack
 from fedseg.federation.state import State, to_bytes
+from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -33,6 +34,10 @@ class OpenSite(Protocol):
     @property
     def transport(self) -> InProcess:
         """The worker and what it trains on."""
+
+    @property
+    def terms(self) -> Terms:
+        """What the site agrees to."""
 
     def facts(self) -> Facts:
         """What the site tells of itself."""
@@ -82,6 +87,8 @@ class SiteClient:
     def _turn(
         self, opened: OpenSite, kept: Kept, question: Question, task: Task, message: State
     ) -> tuple[Answer, State]:
+        if term := opened.terms.forbids(task):
+            raise RefusedError(f"its terms forbid this, whatever the run's settings say ({term})")
         before = kept.before(task, question.base)
         opened.transport.restore({self.site: before})
         (update,) = opened.transport.ask({self.site: task}, {self.site: message})

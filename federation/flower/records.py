@@ -11,11 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
+from fedseg.federation.terms import Terms
 
 Cell = bool | int | float | str
 NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}
 """Numbers that the answer to a task must hold."""
 MOST_ROWS = 200_000
+MOST_ENTRIES, MOST_SETTING, MOST_VERSION = 64, 65_536, 200
+"""Of what a greeting tells: entries of a table, characters of a setting (regions may be many), and of other words."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Facts:
         settings: what must be the same at every site, as text: regions, size, classes.
         versions: of the libraries that numbers depend on.
         images: training images, labelled or not.
+        terms: its own.
     """
 
     site: str
@@ -66,6 +70,7 @@ class Facts:
     settings: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     images: int = 0
+    terms: Terms = field(default_factory=Terms)
 
     @property
     def most(self) -> int:
@@ -114,6 +119,19 @@ def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
         where = ", ".join(".".join(str(part) for part in e["loc"]) or "text" for e in error.errors()[:3])
         raise ValueError(f"the {kind.__name__.lower()} cannot be read ({where})") from error
     return content, from_bytes(envelope.data) if envelope.data else State()
+
+
+def oversized(facts: Facts) -> str:
+    """What of a greeting is too large to be kept, logged and listed; empty if nothing is."""
+    for told, longest in (("settings", MOST_SETTING), ("versions", MOST_VERSION)):
+        table: dict[str, str] = getattr(facts, told)
+        if len(table) > MOST_ENTRIES or any(len(key) > MOST_VERSION or len(v) > longest for key, v in table.items()):
+            return f"its {told} are more than {MOST_ENTRIES}, or longer than {longest} characters"
+    for term in ("methods", "views"):
+        names: tuple[str, ...] = getattr(facts.terms, term)
+        if len(names) > MOST_ENTRIES or any(len(name) > MOST_VERSION for name in names):
+            return f"the {term} of its terms are more than {MOST_ENTRIES}, or longer than {MOST_VERSION} characters"
+    return ""
 
 
 def checked_update(answer: Answer, state: State, facts: Facts, task: Task) -> Update:

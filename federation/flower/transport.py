@@ -15,7 +15,16 @@ from flwr.common.constant import ErrorCode
 from fedseg.federation.admission import nameless, quoted
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.envelope import Envelope
-from fedseg.federation.flower.records import Answer, Cell, Facts, Question, checked_update, pack, unpack
+from fedseg.federation.flower.records import (
+    Answer,
+    Cell,
+    Facts,
+    Question,
+    checked_update,
+    oversized,
+    pack,
+    unpack,
+)
 from fedseg.federation.state import State, Update
 
 if TYPE_CHECKING:
@@ -72,6 +81,7 @@ class FlowerTransport:
     rows: list[dict[str, Cell | None]] = field(default_factory=list)
     start: State = field(default_factory=State)
     _nodes: dict[str, int] = field(default_factory=dict)
+    _strangers: set[int] = field(default_factory=set)
     _closed: bool = False
     _base: dict[str, int] = field(default_factory=dict)
 
@@ -90,7 +100,7 @@ class FlowerTransport:
         """
         deadline = time.monotonic() + patience
         while True:
-            self._greet(patience)
+            self._greet(patience, names)
             missing = set(names) - set(self.sites)
             if not missing and len(self.sites) >= max(least, 1):
                 break
@@ -99,39 +109,54 @@ class FlowerTransport:
                 wanted = f"not {', '.join(sorted(missing))}" if missing else f"{least} are needed"
                 raise NotConnectedError(f"after {patience:g} s these sites are connected: {there}; {wanted}")
             time.sleep(self.poll)
-        if names:
-            self.sites = {name: facts for name, facts in self.sites.items() if name in names}
         self._closed = True
 
-    def _greet(self, patience: float) -> None:
-        """Ask nodes that are new what they are; a site imports and reads everything before its first answer."""
+    def _greet(self, patience: float, names: Collection[str] = ()) -> None:
+        """Ask nodes that are new what they are; a site imports and reads everything before its first answer.
+
+        Raises:
+            NotConnectedError: naming every node that cannot take part, but for sites that nobody asked for.
+        """
         connected = set(self.grid.get_node_ids())
         self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
-        new = sorted(connected - set(self._nodes.values()))
+        new = sorted(connected - set(self._nodes.values()) - self._strangers)
         hello = pack(replace(self.question, kind="hello", task=None), self.start)
         posts = {node: ("query", lambda: hello) for node in new}
-        for node, envelope in self._exchange(posts, max(patience, self.timeout)):
-            self._welcome(node, envelope)
+        arrived = self._exchange(posts, max(patience, self.timeout))
+        if refused := [why for node, envelope in arrived if (why := self._welcome(node, envelope, names))]:
+            raise NotConnectedError("; ".join(refused))
 
-    def _welcome(self, node: int, envelope: Envelope | str) -> None:
+    def _welcome(self, node: int, envelope: Envelope | str, names: Collection[str]) -> str:
+        """Take a node in under the name that it gives; else why it cannot take part."""
         if isinstance(envelope, str):
-            raise NotConnectedError(f"a node (id {node}) cannot take part: {envelope}")
+            return f"a node (id {node}) cannot take part: {envelope}"
         try:
             answer, _ = unpack(envelope, Answer)
         except ValueError as error:
-            raise NotConnectedError(f"a node (id {node}) cannot take part: {error}") from error
+            return f"a node (id {node}) cannot take part: {error}"
         if reason := nameless(answer.site):
-            raise NotConnectedError(
-                f"a node (id {node}) calls itself {quoted(answer.site)}, which is no name: {reason}"
-            )
-        if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
-            raise NotConnectedError(f"site {answer.site!r} cannot take part: {answer.refusal or 'no facts came'}")
-        if answer.site in self._nodes:
-            raise NotConnectedError(f"two connected nodes call themselves {answer.site!r}; a site needs its own name")
-        if not self._closed:
-            self.sites[answer.site] = answer.facts
+            return f"a node (id {node}) calls itself {quoted(answer.site)}, which is no name: {reason}"
+        if names and answer.site not in names:
+            self._strangers.add(node)
+            return ""
+        if reason := self._unfit(answer):
+            return reason
+        facts = answer.facts
+        if facts is not None and not self._closed:
+            self.sites[answer.site] = facts
         if answer.site in self.sites:
             self._nodes[answer.site] = node
+        return ""
+
+    def _unfit(self, answer: Answer) -> str:
+        """Why the greeting of a site lets it take no part; empty if it may."""
+        if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
+            return f"site {answer.site!r} cannot take part: {answer.refusal[:2000] or 'no facts came'}"
+        if reason := oversized(answer.facts):
+            return f"site {answer.site!r} cannot take part: {reason}"
+        if answer.site in self._nodes:
+            return f"two connected nodes call themselves {answer.site!r}; a site needs its own name"
+        return ""
 
     # ---------------------------------------------------------------- the contract's transport
 

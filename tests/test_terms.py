@@ -1,0 +1,368 @@
+"""A site's own terms: read from its file, held against what a run asks for, and kept whatever a server does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from flwr.app import Message
+
+from fedseg.configs.compose import ConfigError, as_yaml, compose
+from fedseg.federation.contract import VISITING, Task
+from fedseg.federation.engine import RoundError, Schedule
+from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
+from fedseg.federation.state import State
+from fedseg.federation.terms import Terms
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import execute
+from fedseg.launch.settings import SCHEMA
+from fedseg.launch.site import Local, Opener
+from fedseg.launch.terms import check_terms, read_terms, sites_behind_a_mean
+from fedseg.privacy.masked import Masked
+from fedseg.reporting.crossing import matrix
+from fedseg.reporting.folder import RunFolder
+from tests.test_across import SITES, SMALL, across, grid_of
+from tests.tiny_run import phantom_run
+
+MASKED = ("algorithm=fedavg", "privacy.aggregation=masked")
+PRIVATE = ["algorithm=fedavg", "privacy.mechanism=patient", "model.norm=group"]
+CONSENT = {"model_scored_elsewhere": True, "scores_others": True}
+
+
+def written(path: Path, terms: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(terms)))
+    return path
+
+
+def grid_with(folder: Path, terms: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Sites, some of which have terms."""
+    grid = grid_of(folder)
+    for number, site in enumerate(SITES):
+        if site in terms:
+            grid.apps[number + 1] = grid_of(
+                folder, [site], terms_file=written(folder / f"{site}.yaml", terms[site])
+            ).apps[1]
+    return grid
+
+
+# -------------------------------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("least_site: 3", "unknown key 'least_site'; did you mean 'least_sites'"),
+        ("masked: yes please", "masked=yes please should be"),
+        ("least_sites: 0", "least_sites=0"),
+        ("least_sites: three", "least_sites=three should be"),
+        ("max_epsilon: -1", "max_epsilon=-1"),
+        ("max_delta: 1", "max_delta=1"),
+        ("views: [global, persnal]", "write views=.*personal"),
+        ("masked: true\nmasked: false", "masked"),
+        ("- least_sites", "write lines such as 'least_sites: 3'"),
+        ("methods: [${oc.env:HOME}]", "cannot be read|refers to something"),
+        ("a: &x 1", "cannot be read"),
+        ("\x00", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_so_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "terms.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        read_terms(path)
+    assert str(path) in str(error.value)
+
+
+def test_terms_are_read_as_they_were_written(tmp_path: Path) -> None:
+    told = {"least_sites": 3, "masked": True, "max_epsilon": 8.0, "methods": ["fedavg", "ditto"], "case_scores": False}
+    read = read_terms(written(tmp_path / "terms.yaml", told))
+    assert read == Terms(3, True, 8.0, methods=("fedavg", "ditto"), case_scores=False)
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_terms(tmp_path / "empty.yaml") == Terms()
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
+        read_terms(tmp_path / "none.yaml")
+    own = Local.read({"site": "A", "state": str(tmp_path), "terms": str(tmp_path / "terms.yaml")})
+    assert own.terms() == read
+
+
+# ---------------------------------------------------------------------------------------- against a run's settings
+
+PERSONAL = "algorithm=ditto"
+AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
+    ({"least_sites": 3}, [], "take federation.min_sites=3", ["federation.min_sites=3"]),
+    (
+        {"least_sites": 2},
+        ["federation.min_sites=3", "federation.combine=krum"],
+        "take federation.order=together federation.combine=mean federation.min_sites=3",
+        ["federation.combine=mean"],
+    ),
+    ({"masked": True}, ["algorithm=fedavg"], "take privacy.aggregation=masked", ["privacy.aggregation=masked"]),
+    (
+        {"max_epsilon": 4},
+        ["algorithm=fedavg", "privacy.mechanism=site", "privacy.max_epsilon=3", "model.norm=group"],
+        "take privacy.mechanism=patient (or sparse) and privacy.max_epsilon=4, or less",
+        ["privacy.mechanism=patient"],
+    ),
+    (
+        {"max_epsilon": 4},
+        PRIVATE,
+        "privacy.max_epsilon=4, or less",
+        ["privacy.max_epsilon=4"],
+    ),
+    (
+        {"max_epsilon": 4},
+        [
+            *[
+                "algorithm=fedavg",
+                "privacy.mechanism=patient",
+                "model.norm=group",
+                "privacy.max_epsilon=4",
+                "privacy.delta=0.1",
+            ]
+        ],
+        "take privacy.delta=1e-05",
+        ["privacy.delta=1e-05"],
+    ),
+    ({"methods": ["fedavg"]}, [PERSONAL], "take algorithm=fedavg", ["algorithm=fedavg"]),
+    ({"views": ["global"]}, [PERSONAL], "take a method that makes no personal models", ["algorithm=fedavg"]),
+    (
+        {"publishes_model": False},
+        ["algorithm=iopfl", "data.unseen=[site_02]"],
+        "take data.unseen=[]",
+        ["data.unseen=[]"],
+    ),
+    (
+        {"scores_others": True},
+        [PERSONAL, "evaluation.cross_sites=true"],
+        "model_scored_elsewhere false: take evaluation.cross_sites=false",
+        ["evaluation.cross_sites=false"],
+    ),
+    (
+        {"model_scored_elsewhere": True},
+        [PERSONAL, "evaluation.cross_sites=true"],
+        "scores_others false: take evaluation.cross_sites=false",
+        ["evaluation.cross_sites=false"],
+    ),
+    (
+        {**CONSENT, "masked": True},
+        ["algorithm=finetune", "privacy.aggregation=masked", "evaluation.cross_sites=true"],
+        "its personal model would travel bare: take evaluation.cross_sites=false",
+        ["evaluation.cross_sites=false"],
+    ),
+    (
+        {"case_scores": False},
+        ["deployment.case_scores=pseudonyms"],
+        "take deployment.case_scores=means",
+        ["deployment.case_scores=means"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("terms", "settings", "cure", "cured"), AGAINST)
+def test_a_run_against_a_term_is_refused_with_a_cure_that_works(
+    terms: dict[str, Any], settings: list[str], cure: str, cured: list[str], tmp_path: Path
+) -> None:
+    own = read_terms(written(tmp_path / "terms.yaml", terms))
+
+    def check(*more: str) -> None:
+        check_terms(Experiment(compose([*SMALL, *settings, *more], SCHEMA)), "site_01", own)
+
+    with pytest.raises(ConfigError, match="site 'site_01' has terms against this run") as error:
+        check()
+    assert cure in str(error.value)
+    check(*cured)
+
+
+def test_every_term_has_a_case_above() -> None:
+    named = {key for terms, *_ in AGAINST for key in terms} | {"max_delta"}
+    assert named == {field.name for field in fields(Terms)}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "behind"),
+    [
+        ({"min_sites": 5}, 5),
+        ({"min_sites": 5, "combine": "krum"}, 1),
+        ({"min_sites": 5, "combine": "multi_krum"}, 4),
+        ({"min_sites": 5, "combine": "trimmed_mean", "hostile": 2}, 1),
+        ({"min_sites": 5, "order": "cyclic"}, 1),
+    ],
+)
+def test_how_many_sites_are_behind_a_mean(knobs: dict[str, Any], behind: int) -> None:
+    assert sites_behind_a_mean(Schedule(**knobs)) == behind
+
+
+# -------------------------------------------------------------------------------------------------- across machines
+
+
+def test_all_sites_that_refuse_are_named_and_one_that_is_left_out_stops_nobody(tmp_path: Path) -> None:
+    grid = grid_with(tmp_path, {"site_01": {"methods": ["fedavg"]}, "site_03": {"least_sites": 2}})
+    with pytest.raises(RoundError, match="'site_01' has terms against this run: methods fedavg") as error:
+        across(tmp_path / "one", "algorithm=fedprox", "federation.rounds=1", grid=grid)
+    assert "site 'site_03' has terms against this run: least_sites 2, and these let in 1" in str(error.value)
+    run = across(
+        tmp_path / "two",
+        *("algorithm=fedprox", "federation.rounds=1", "federation.min_sites=2", "deployment.sites=[site_02,site_03]"),
+        grid=grid,
+    )
+    listed = yaml.safe_load((run.path / "terms.yaml").read_text())
+    assert listed.keys() == {"site_02", "site_03"}
+    assert listed["site_03"]["least_sites"] == 2
+
+
+def test_terms_hold_from_the_next_message_on_and_a_broken_file_stays_at_the_site(tmp_path: Path) -> None:
+    grid = grid_with(tmp_path, {"site_01": {}})
+    settings = ("algorithm=fedavg", "federation.rounds=1")
+    across(tmp_path / "one", *settings, grid=grid)
+    written(tmp_path / "site_01.yaml", {"masked": True})
+    with pytest.raises(RoundError, match=r"take privacy\.aggregation=masked"):
+        across(tmp_path / "two", *settings, grid=grid)
+    written(tmp_path / "site_01.yaml", {"maskd": True})
+    with pytest.raises(RoundError, match=r"an error \(ConfigError\); the site's log tells it"):
+        across(tmp_path / "three", *settings, grid=grid)
+    assert "did you mean 'masked'" in (tmp_path / "site_01" / "site.log").read_text()
+
+
+FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
+    ({"publishes_model": False}, Task("publish", 1, 0)),
+    ({}, Task("publish", 1, 0, checkpoint="best", topic=VISITING)),
+    ({"model_scored_elsewhere": True}, Task("evaluate", 1, 0, splits=("test",), checkpoint="best", topic=VISITING)),
+    ({"views": ["global"]}, Task("evaluate", 1, 0, splits=("test",), views=("personal",))),
+]
+
+
+@pytest.mark.parametrize(("terms", "task"), FORBIDDEN)
+def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], task: Task, tmp_path: Path) -> None:
+    """It asks without having asked for leave: the site looks at the task itself."""
+    grid = grid_with(tmp_path, {"site_01": terms})
+    run = across(tmp_path, "algorithm=fedavg", "federation.rounds=1", grid=grid)
+    question = last_question(grid, 1)
+    answer, state = asked(grid, 1, replace(question, task=task))
+    assert "its terms forbid this" in answer.refusal
+    assert not state.tensors
+    assert run.path.exists()
+
+
+LYING: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"masked": True}, ["privacy.aggregation=masked"], []),
+    ({"methods": ["fedavg"]}, [], ["algorithm=finetune"]),
+    ({"case_scores": False}, [], ["deployment.case_scores=pseudonyms"]),
+    ({"least_sites": 3}, ["federation.min_sites=3"], ["federation.min_sites=2"]),
+]
+
+
+@pytest.mark.parametrize(("terms", "promised", "asked_for"), LYING)
+def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
+    terms: dict[str, Any], promised: list[str], asked_for: list[str], tmp_path: Path
+) -> None:
+    """The settings of the greeting pass; those of a later message do not."""
+    grid = grid_with(tmp_path, {"site_01": terms})
+    base = ["algorithm=fedavg", "federation.rounds=1"]
+    across(tmp_path, *base, *promised, grid=grid)
+    lie = as_yaml(compose([*SMALL, *base, *asked_for], SCHEMA))
+    question = replace(last_question(grid, 1, kind="train"), config=lie)
+    answer, state = asked(grid, 1, question)
+    assert "site 'site_01' has terms against this run" in answer.refusal
+    assert not state.tensors
+
+
+@pytest.mark.parametrize(("stage", "message"), [
+    ("keys", State(scalars={"sites": 3.0})),
+    ("train", State({"sealed": {"b": torch.zeros(1), "c": torch.zeros(1)}})),
+    ("reveal", State(scalars={"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.0})),
+])  # fmt: skip
+def test_a_site_masks_for_no_sum_that_is_smaller_than_its_terms_say(stage: str, message: State) -> None:
+    """Whatever the server announced before: federation.min_sites is only its word."""
+    masked = Masked()
+    masked.least_here = 4
+    if stage != "keys":
+        masked.consulted("a", "keys", State(scalars={"sites": 4.0}))
+    with pytest.raises(ValueError, match=r"its terms \(least_sites: 4\) let it into no sum of 3 sites"):
+        masked.consulted("a", stage, message)
+
+
+def test_terms_reach_the_masks_of_a_site(tmp_path: Path) -> None:
+    terms = {"least_sites": 3, "masked": True}
+    question = Question("hello", "0" * 32, as_yaml(compose([*SMALL, *MASKED, "federation.min_sites=3"], SCHEMA)))
+    own = Local("site_01", tmp_path, terms_file=written(tmp_path / "terms.yaml", terms))
+    opened: Any = Opener(own)(question, tmp_path / "run")
+    assert [t.least_here for t in opened.transport.transforms] == [3]
+
+
+def last_question(grid: Any, node: int, kind: str = "") -> Question:
+    found = [m for m in grid.sent if m.metadata.dst_node_id == node]
+    read = [unpack(Envelope.from_records(message.content), Question)[0] for message in found]
+    return [q for q in read if q.task is not None and kind in ("", q.task.kind)][-1]
+
+
+def asked(grid: Any, node: int, question: Question) -> Any:
+    (number,) = grid.push_messages([Message(pack(question).to_records(), node, "query")])
+    (reply,) = grid.pull_messages([number])
+    return unpack(Envelope.from_records(reply.content), Answer)
+
+
+# ---------------------------------------------------------------------------------------- every model everywhere
+
+
+def test_with_the_consent_of_all_the_matrix_is_the_one_of_a_run_in_one_place(tmp_path: Path) -> None:
+    settings = ("algorithm=ditto", "data.unseen=[site_03]", "evaluation.cross_sites=true", "evaluation.metrics=[dice]")
+    run = across(tmp_path, *settings, grid=grid_with(tmp_path, dict.fromkeys(SITES, CONSENT)))
+    here = execute(compose([*SMALL, *settings, f"output={tmp_path / 'here'}"], SCHEMA))
+    there, wanted = matrix(run.cross_sites()), matrix(RunFolder(tmp_path / "here").cross_sites())
+    pd.testing.assert_frame_equal(there, wanted, rtol=1e-9)
+    assert there.notna().all(axis=None)
+    assert "## Every model at every site" in (run.path / "summary.md").read_text()
+    assert here.crossed is not None
+
+
+def test_without_consent_the_matrix_is_refused_and_the_sites_are_named(tmp_path: Path) -> None:
+    settings = ("algorithm=ditto", "evaluation.cross_sites=true")
+    grid = grid_with(tmp_path, {"site_02": CONSENT})
+    with pytest.raises(RoundError) as error:
+        across(tmp_path, *settings, grid=grid)
+    told = str(error.value)
+    assert "site 'site_01' has terms against this run: model_scored_elsewhere false" in told
+    assert "site 'site_03' has terms" in told
+    assert "site 'site_02' has terms" not in told
+
+
+# -------------------------------------------------------------------------------------------------- in one place
+
+
+def test_in_one_place_terms_are_those_of_a_folder(tmp_path: Path) -> None:
+    written(tmp_path / "terms" / "site_02.yaml", {"methods": ["fedavg"]})
+    run = ("algorithm=ditto", f"deployment.terms={tmp_path / 'terms'}")
+    with pytest.raises(ConfigError, match="site 'site_02' has terms against this run: methods fedavg"):
+        execute(phantom_run(3, tmp_path / "run", *run))
+    assert not (tmp_path / "run").exists()
+    execute(phantom_run(3, tmp_path / "run", "algorithm=fedavg", run[1], "federation.rounds=1"))
+    listed = yaml.safe_load((tmp_path / "run" / "terms.yaml").read_text())
+    assert listed["site_02"]["methods"] == ["fedavg"]
+    written(tmp_path / "terms" / "site_9.yaml", {})
+    with pytest.raises(ConfigError, match=r"unknown file 'site_9.yaml'; did you mean 'site_0"):
+        execute(phantom_run(3, tmp_path / "other", "algorithm=fedavg", run[1]))
+    with pytest.raises(ConfigError, match=r"should be a folder with site_01\.yaml"):
+        execute(phantom_run(3, tmp_path / "other", f"deployment.terms={tmp_path / 'none'}"))
+    with pytest.raises(ConfigError, match=r"leave deployment.terms=null"):
+        across(tmp_path / "far", run[1])
+
+
+# -------------------------------------------------------------------------------------------------- greetings
+
+
+@pytest.mark.parametrize("told", ["settings", "versions"])
+def test_a_greeting_is_bounded(told: str) -> None:
+    facts: Any = {"site": "A", "seen": True, "channels": 3, "examples": 2}
+    many, long, key = {f"k{n}": "" for n in range(MOST_ENTRIES + 1)}, {"k": "x" * 70_000}, {"x" * 300: ""}
+    for table in (many, long, key):
+        assert told in oversized(Facts(**facts, **{told: table}))
+    assert not oversized(Facts(**facts, **{told: {"k": "v"}}, terms=Terms(methods=("fedavg",))))
+    assert "methods" in oversized(Facts(**facts, terms=Terms(methods=("x",) * 65)))
