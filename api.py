@@ -181,9 +181,12 @@ class Run:
         """
         return predict_folder(Wish(self.path, Path(images), Path(out), site, **more))
 
-    def export(self, out: Path | str, sites: Sequence[str] = (), terms: str | None = None) -> list[Exported]:
+    def export(
+        self, out: Path | str, sites: Sequence[str] = (), terms: str | None = None, images: Path | str | None = None
+    ) -> list[Exported]:
         """Models for use elsewhere, with their cards, as ``python export.py``."""
-        return export_models(self.path, Path(out), sites=sites, terms=terms)
+        given = None if images is None else Path(images)
+        return export_models(self.path, Path(out), sites=sites, images=given, terms=terms)
 
 
 def _words(settings: Sequence[str], more: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
         help="of the sites' own models only this one's, beside the global one; can be repeated",
     )
     made.add_argument(
+        "--images",
+        type=Path,
+        help="of a place that took no part, a folder or one image: also the global model with their normalisation "
+        "statistics, estimated without labels",
+    )
+    made.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="best models on validation (default), or last"
     )
     made.add_argument("--terms", help="under which terms the models may be used, for their cards")
@@ -45,10 +51,16 @@ def run(arguments: Sequence[str]) -> None:
     from fedseg.launch.export import export_models
 
     found = export_models(
-        options.run, options.out, sites=options.site, checkpoint=options.checkpoint, terms=options.terms
+        options.run,
+        options.out,
+        sites=options.site,
+        images=options.images,
+        checkpoint=options.checkpoint,
+        terms=options.terms,
     )
     for model in found:
         whose = f"site {model.site}'s own model" if model.site else "the global model"
+        whose += f" with the statistics of {options.images}" if model.view == "own-statistics" else ""
         print(f"{options.out / model.name}.{{safetensors,pt,md}}: {whose}, round {model.round}")
     print(f"exported programs answer as the models do: probabilities differ by {max(m.gap for m in found):.1g} at most")
 

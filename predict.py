@@ -8,6 +8,7 @@ from pathlib import Path
 EPILOG = """examples:
   python predict.py runs/ditto --site hospital_b --images new/            hospital_b's own model
   python predict.py runs/ditto --images new/                              the global model
+  python predict.py runs/fedavg --images new/ --view own-statistics       the same with these images' statistics
   python predict.py runs/iopfl --images new/ --view adapted               fitted to these images without labels
   python predict.py runs/ditto --site hospital_b --view global --images scan.nii.gz --probabilities
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--site", help="the site that the images come from; without it a site that took no part")
     made.add_argument(
         "--view",
-        choices=("personal", "global", "adapted"),
+        choices=("personal", "global", "adapted", "own-statistics"),
         help="which model; without it the site's own where there is one, else the global one",
     )
     made.add_argument(

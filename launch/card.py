@@ -41,11 +41,12 @@ class Card:
 
     Attributes:
         models: of the run.
-        view: global or personal.
+        view: global, personal or own-statistics.
         site: whose it is; None for the global one.
         checkpoint: which saved model.
         name: of its files.
         terms: under which it may be used; None if nobody said.
+        images: so many of another place gave it their normalisation statistics; 0 where it keeps those of training.
     """
 
     models: SavedModels
@@ -54,6 +55,7 @@ class Card:
     checkpoint: Chosen
     name: str
     terms: str | None
+    images: int = 0
 
     def facts(self) -> dict[str, Any]:
         """What a program can read, also stored in the safetensors file."""
@@ -83,6 +85,7 @@ class Card:
             "width": data.size[1],
             "normalisation": str(config.training.normalize),
             "harmonised": isinstance(self.models.method, Harmonised),
+            "running_statistics": f"of {self.images} image(s) of another place" if self.images else "of training",
             "network": OmegaConf.to_container(config.model),
             "encoder": encoder_origin(config),
             "training_sites": self._sites(),
@@ -93,6 +96,7 @@ class Card:
         """The card to read."""
         facts = self.facts()
         whose = f"own model of site {self.site}" if self.site else "global model"
+        whose += f" with running statistics {facts['running_statistics']}" if self.images else ""
         parts = [
             f"# {self.name}: {whose}",
             _listed(
@@ -168,12 +172,15 @@ class Card:
         ]
         if self.site is not None:
             rows = rows[rows["site"] == self.site]
+        if rows.empty and self.images:
+            return "None: the run scored no such model; it does so at sites that are held out (data.unseen)."
         if rows.empty:
             return "None: the run was stopped before it scored these models."
         metrics = [name for name in METRICS if (rows["metric"] == name).any()]
         tables = [_score_table(rows[rows["region"] == region], region, metrics) for region in rows["region"].unique()]
         unseen = sorted(set(rows.loc[~rows["seen"], "site"]))
         note = f"\n\nTook no part in training: {', '.join(unseen)}." if unseen else ""
+        note += " Each was scored with the running statistics of its own images." if self.images else ""
         grid = EXPLAINED.get(in_common(rows["grid"]), "")
         return f"Means over cases; definitions in the suite's docs/metrics.md. {grid}\n\n" + "\n\n".join(tables) + note
 

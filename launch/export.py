@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
+from fedseg.datamodules.new import NewImages
 from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import Chosen, SavedModels
+from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import Activation, probabilities
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
+from fedseg.reporting.summary import OWN_STATISTICS
 
 TOLERANCE = 1e-4
 """Largest difference in probability that may lie between a model and its exported form."""
@@ -39,7 +41,7 @@ class Deployed(nn.Module):
         super().__init__()
         algorithm.cpu()
         self.normalize = algorithm.preparation
-        self.network = algorithm.standalone(view)
+        self.network = algorithm.standalone(network_view(view))
         self.activation: Activation = algorithm.recipe.activation
         self.requires_grad_(False).eval()
 
@@ -54,7 +56,7 @@ class Exported:
 
     Attributes:
         name: of its files, without type.
-        view: global or personal.
+        view: global, personal or own-statistics.
         site: whose it is; None for the global one.
         round: after which it was saved.
         gap: largest difference in probability between the program and the model.
@@ -68,7 +70,13 @@ class Exported:
 
 
 def export_models(
-    run: Path, out: Path, *, sites: Sequence[str] = (), checkpoint: Chosen = "best", terms: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    sites: Sequence[str] = (),
+    images: Path | None = None,
+    checkpoint: Chosen = "best",
+    terms: str | None = None,
 ) -> list[Exported]:
     """Write the global model and every site's own: NAME.safetensors, NAME.pt (TorchScript) and NAME.md (its card).
 
@@ -79,16 +87,22 @@ def export_models(
         run: the run's folder.
         out: created, whole or not at all; must not hold anything.
         sites: of the sites' own models only theirs, beside the global one; none for all.
+        images: of a place that took no part, a folder or one: also write the global model with their statistics.
         checkpoint: the best saved models by validation Dice, or the last ones.
         terms: under which the models may be used, for the cards; None says that nobody stated them.
 
     Raises:
         ReportingError: no such run or site, no model to export, or a program that does not answer as its model does.
+        DataError: an image that cannot be read, or that the network does not take.
     """
     models = SavedModels(Reopened.read(RunFolder(run)))
-    wanted = _wanted(models, sites)
+    wanted: list[tuple[str, str | None, NewImages | None]] = [(*model, None) for model in _wanted(models, sites)]
+    if images is not None:
+        view = models.choose(None, OWN_STATISTICS)
+        given = NewImages(models.run.experiment.data, images, models.channels, NEW)
+        wanted.append((view, None, given))
     with draft(out) as folder:
-        return [_export(models, view, site, folder, checkpoint, terms) for view, site in wanted]
+        return [_export(models, view, site, folder, checkpoint, terms, given) for view, site, given in wanted]
 
 
 def _wanted(models: SavedModels, sites: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -107,13 +121,19 @@ def _wanted(models: SavedModels, sites: Sequence[str]) -> list[tuple[str, str | 
 
 
 def _export(
-    models: SavedModels, view: str, site: str | None, out: Path, checkpoint: Chosen, terms: str | None
+    models: SavedModels,
+    view: str,
+    site: str | None,
+    out: Path,
+    checkpoint: Chosen,
+    terms: str | None,
+    images: NewImages | None,
 ) -> Exported:
-    name = "global" if site is None else f"personal-{file_name(site)}"
-    deployed = Deployed(models.load(view, site, checkpoint), view)
+    name = view if site is None else f"personal-{file_name(site)}"
+    deployed = Deployed(models.load(view, site, checkpoint, images), view)
     size = models.run.experiment.data.size
     program, gap = traced(deployed, models.channels, size, name)
-    card = Card(models, view, site, checkpoint, name, terms)
+    card = Card(models, view, site, checkpoint, name, terms, len(images.images) if images is not None else 0)
     program.save(str(out / f"{name}.pt"))
     tensors = {key: t.detach().clone().contiguous() for key, t in deployed.network.state_dict().items()}
     facts = {key: _text(value) for key, value in card.facts().items()}

@@ -19,7 +19,7 @@ from fedseg.datamodules.findings import few
 from fedseg.datamodules.new import NewImage, NewImages
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import NEW, Chosen, SavedModels
+from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import decide
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
@@ -155,8 +155,9 @@ def predict_images(worker: Algorithm, view: str, images: NewImages) -> Iterator[
     Raises:
         ReportingError: a model whose probabilities are not finite.
     """
+    of_method = network_view(view)
     for number, image in enumerate(images.images):
-        batches = (worker.predict(batch.to(worker.device), view).cpu() for batch in images.batches(number))
+        batches = (worker.predict(batch.to(worker.device), of_method).cpu() for batch in images.batches(number))
         found = torch.cat(list(batches))
         if not found.isfinite().all():
             raise ReportingError(

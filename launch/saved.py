@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.functional.adaptation import with_running_statistics
 from fedseg.common.names import nearest
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Best
@@ -17,13 +18,21 @@ from fedseg.federation.contract import Batch, Task
 from fedseg.federation.state import State
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.restore import read_kept, read_server
-from fedseg.launch.scoring import ADAPTED, LAST
+from fedseg.launch.scoring import ADAPTED, LAST, take_statistics
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.summary import OWN_STATISTICS
 
 NEW = "new images"
 """In place of a site's name for images from elsewhere."""
 Chosen = Literal["best", "last"]
+FITTED = (ADAPTED, OWN_STATISTICS)
+"""Views that are made for given images, without labels."""
+
+
+def network_view(view: str) -> str:
+    """The method's view whose network answers; `own-statistics` is the global one after `SavedModels.load`."""
+    return "global" if view == OWN_STATISTICS else view
 
 
 @dataclass
@@ -103,10 +112,15 @@ class SavedModels:
             ReportingError: no such site.
         """
         if site is None or site in self.unseen:
-            return self.method.unseen_views
+            there = self.method.unseen_views
+            return (*there, OWN_STATISTICS) if "global" in there and self._has_statistics() else there
         if site not in self.seen:
             raise ReportingError(f"{self.title}: no site {site!r}; {nearest(site, [*self.seen, *self.unseen])}")
         return tuple(view for view in self.method.views if view != "personal" or self._has_own(site))
+
+    def _has_statistics(self) -> bool:
+        """Whether the network normalises by running statistics, which a place may estimate anew."""
+        return bool(with_running_statistics(self.method.network("global")))
 
     def _has_own(self, site: str) -> bool:
         """Whether a site has a personal model: one that never took part in a round has none."""
@@ -126,8 +140,20 @@ class SavedModels:
         wanted = view or next(name for name in own if name in there)
         if wanted not in there:
             whose = f"site {site!r}" if site else "a site that took no part (name one of the run's with --site)"
-            raise ReportingError(f"{self.title}: no {wanted} model for {whose}; there is: {', '.join(there)}")
+            told = self._no_statistics(site) if wanted == OWN_STATISTICS and "global" in there else ""
+            raise ReportingError(
+                f"{self.title}: {told or f'no {wanted} model for {whose}'}; there is: {', '.join(there)}"
+            )
         return wanted
+
+    def _no_statistics(self, site: str | None) -> str:
+        """Why statistics of images cannot take the place of the federation's, and what to do."""
+        if site in self.seen:
+            return f"site {site!r} took part: own statistics are for images from elsewhere, which need no --site"
+        return (
+            "its network keeps no running statistics that images could give anew; take the global model "
+            "(predict.py --view global, export.py without --images)"
+        )
 
     def round(self, view: str, site: str | None, chosen: Chosen) -> int:
         """After which round the model was saved."""
@@ -142,7 +168,7 @@ class SavedModels:
             view: what `choose` returned.
             site: whose images; None for a place that took no part.
             chosen: the best saved model by validation Dice, or the last one.
-            images: (B, C, h, w) in [0, 1], read again in every pass; needed by the view "adapted".
+            images: (B, C, h, w) in [0, 1], read again in every pass; needed by the views in `FITTED`.
 
         Raises:
             ReportingError: the view needs images.
@@ -152,17 +178,19 @@ class SavedModels:
         server = read_server(self.method, self.run.checkpoint, saved.server)
         kept = self._kept(name, chosen) if view == "personal" else State()
         round, seed = saved.round, self.run.experiment.config.seed
-        message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(view,)))
+        message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(network_view(view),)))
         worker = self.run.experiment.algorithm(self.channels)
+        if view in FITTED and images is None:
+            raise ReportingError(f"the {view} model is made from the images that it is for; there are none")
         if view == ADAPTED:
-            if images is None:
-                raise ReportingError("the adapted model is made from the images that it is for; there are none")
             message = State({**message.tensors, **self._published(worker, chosen).tensors}, message.scalars)
         seed_everything(derive_seed(seed, "evaluate", round, name))
         worker.receive(message, kept, NamedSite(name, seen=name in self.seen))
         worker.to(self.run.experiment.compute.device)
         if view == ADAPTED and images is not None:
             worker.adapt(images)
+        if view == OWN_STATISTICS and images is not None:
+            take_statistics(worker, worker.network(network_view(view)).eval(), images)
         return worker
 
     def _saved(self, view: str, site: str | None, chosen: Chosen) -> Best:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
@@ -191,7 +191,6 @@ def _answers(algorithm: Algorithm, network: nn.Module, images: Any) -> Any:
     return algorithm.answers(network, images.to(algorithm.device))
 
 
-@torch.no_grad()
 def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.Module | None:
     """The global network with running statistics of the site's own images, without labels, instead of the federation's.
 
@@ -201,9 +200,14 @@ def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.M
     if view != "global" or not with_running_statistics(algorithm.network(view)):
         return None
     fitted = deepcopy(algorithm.network(view)).eval()
-    images = (algorithm.normalize(batch.to(algorithm.device)) for batch in Images(site, "test"))
-    fit_statistics(fitted, images)
+    take_statistics(algorithm, fitted, Images(site, "test"))
     return fitted
+
+
+@torch.no_grad()
+def take_statistics(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Let a worker's network, in place, normalise by the running statistics of images, (B, C, h, w) in [0, 1]."""
+    fit_statistics(network, (algorithm.normalize(batch.to(algorithm.device)) for batch in images))
 
 
 def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> list[Row]:

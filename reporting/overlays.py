@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from fedseg.reporting.letters import legible
-from fedseg.reporting.summary import HEADLINE, case_scores
+from fedseg.reporting.summary import HEADLINE, OWN_STATISTICS, case_scores
 
 TRUTH = "truth"
 ROLES = ("worst", "median", "best")
@@ -24,6 +24,7 @@ STYLES: Mapping[str, tuple[str, str, float]] = {
     "global": ("#3FA9F5", "--", 2.2),
     "personal": ("#FFD800", "-", 1.5),
     "adapted": ("#FFD800", "-", 1.5),  # of unseen sites, which have no personal model
+    OWN_STATISTICS: ("#FFD800", "-", 1.5),  # likewise
 }
 SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show pixels, not anatomy
 MOST_COLUMNS = 4
@@ -297,7 +298,7 @@ def _name_regions(axis: Axes, masks: NDArray[np.bool_], regions: Sequence[str]) 
 
 def _score_lines(picture: Picture, regions: Sequence[str]) -> str:
     """Dice per region and view as an aligned block of text."""
-    views = [view for view in STYLES if view in picture.scores]
+    views = [view for view in STYLES if view in picture.scores and view in picture.predictions]
     if not views:
         return ""
     width = max(len(name) for name in ("Dice", *regions))

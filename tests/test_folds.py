@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import compare
 import train
+from fedseg.reporting.summary import OWN_STATISTICS
 
 TINY = (
     "algorithm=fedavg", "protocol=leave_one_site_out", "data.n_sites=3", "data.cases_per_site=8", "data.amount=0",
@@ -20,6 +22,12 @@ def test_every_site_is_held_out_once_and_folds_resume(tmp_path: Path, capsys: py
     assert train.main([*TINY, f"output={output}"]) == 0
     gathered = pd.read_csv(output / "metrics.csv")
     assert not gathered["seen"].any()
+    counts = gathered.groupby(["site", "checkpoint", "view"]).size().unstack()
+    assert (counts["global"] == counts[OWN_STATISTICS]).all()
+    assert compare.main([str(output), "output=" + str(tmp_path / "report"), "draws=100"]) == 0
+    told = capsys.readouterr().out
+    assert f"fedavg {OWN_STATISTICS}" in told
+    assert "Against FedAvg, mean over sites: fedavg own-statistics" in told
     assert set(gathered["site"]) == {"site_01", "site_02", "site_03"}
     for site, rows in gathered[gathered["checkpoint"] == "last"].groupby("site"):
         splits = pd.read_csv(output / str(site) / "splits.csv")

@@ -7,12 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
+import export
+import predict
 from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
+from fedseg.launch.reopen import Reopened
 from fedseg.launch.rescore import difference, rescore, without_older_definition
 from fedseg.launch.run import execute
 from fedseg.reporting.compare.analysis import AGAINST_OWN_STATISTICS, AGAINST_REFERENCE, OVERALL, Analysis
@@ -22,6 +28,7 @@ from fedseg.reporting.compare.report import _unseen_text
 from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import OWN_STATISTICS
+from tests.data_files import save
 from tests.run_folders import write_run
 from tests.tiny_run import phantom_run
 
@@ -72,6 +79,101 @@ def test_the_global_model_itself_stays_as_it_is(tmp_path: Path, monkeypatch: pyt
     execute(settings(tmp_path / "without", "algorithm=fedavg"))
     one, two = (RunFolder(tmp_path / name).scores() for name in ("with", "without"))
     pd.testing.assert_frame_equal(one[one["view"] != OWN_STATISTICS].reset_index(drop=True), two)
+
+
+# --- used elsewhere ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ditto(tmp_path_factory: pytest.TempPathFactory) -> Reopened:
+    folder = tmp_path_factory.mktemp("ditto")
+    execute(settings(folder, "algorithm=ditto"))
+    run = Reopened.read(RunFolder(folder))
+    run.prepare_data()
+    return run
+
+
+def stored(run: Reopened, site: str, folder: Path) -> list[str]:
+    """The test images of a site as files."""
+    splits = run.folder.splits()
+    cases = list(splits[(splits["site"] == site) & (splits["split"] == "test")]["case"])
+    for case in cases:
+        save(folder / f"{case}.png", run.experiment.data.site(site).image(case)[0])
+    return cases
+
+
+def masks_of(out: Path, case: str) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(out / f"masks/{case}_{region}.png")) > 0 for region in ("disc", "cup")])
+
+
+@pytest.mark.parametrize("options", [[], ["--site", "site_03"]], ids=["a new place", "the site that was held out"])
+def test_its_masks_are_those_that_the_run_scored(options: list[str], ditto: Reopened, tmp_path: Path) -> None:
+    cases = stored(ditto, "site_03", tmp_path / "new")
+    asked = [str(ditto.folder.path), "--images", str(tmp_path / "new"), "--view", OWN_STATISTICS]
+    assert predict.main([*asked, *options, "--out", str(tmp_path / "out")]) == 0
+    rows = ditto.folder.scores().query("checkpoint == 'best' and metric == 'dice'")
+    told = rows[rows["view"] == OWN_STATISTICS].set_index(["case", "region"])["value"]
+    site = ditto.experiment.data.site("site_03")
+    for case in cases:
+        truth = ditto.experiment.data.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool)[0]
+        for region, mask, true in zip(("disc", "cup"), masks_of(tmp_path / "out", case), truth, strict=True):
+            dice = 2 * (mask & true).sum() / (mask.sum() + true.sum())
+            assert dice == pytest.approx(told[case, region])
+
+
+def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statistics_only(
+    ditto: Reopened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, out = stored(ditto, "site_03", tmp_path / "new"), tmp_path / "out"
+    new = str(tmp_path / "new")
+    assert export.main([str(ditto.folder.path), "--out", str(out), "--images", new, "--site", "site_01"]) == 0
+    assert f"own-statistics.{{safetensors,pt,md}}: the global model with the statistics of {new}" in (
+        capsys.readouterr().out
+    )
+    asked = ["--images", new, "--view", OWN_STATISTICS, "--probabilities", "--out", str(tmp_path / "masks")]
+    assert predict.main([str(ditto.folder.path), *asked]) == 0
+    program = torch.jit.load(out / "own-statistics.pt")
+    for case in cases:
+        image = torch.tensor(np.asarray(Image.open(tmp_path / f"new/{case}.png")) / 255, dtype=torch.float32)
+        answers = program(image.permute(2, 0, 1)[None])[0].numpy()
+        for region, answer in zip(("disc", "cup"), answers, strict=True):
+            predicted = np.load(tmp_path / f"masks/probabilities/{case}_{region}.npy")
+            np.testing.assert_allclose(answer, predicted, atol=1e-4)
+    own, shared = (load_file(out / f"{name}.safetensors") for name in (OWN_STATISTICS, "global"))
+    assert {key for key in own if not torch.equal(own[key], shared[key])} == {
+        key for key in own if "running_" in key or "num_batches" in key
+    }
+    card = (out / "own-statistics.md").read_text()
+    assert f"global model with running statistics of {len(cases)} image(s) of another place" in card
+    assert "Each was scored with the running statistics of its own images." in card
+    assert "another place" not in (out / "global.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "norm", "options", "message"),
+    [
+        (predict, "batch", ["--view", OWN_STATISTICS, "--site", "site_01"], "took part: own statistics are for images"),
+        (predict, "group", ["--view", OWN_STATISTICS], "keeps no running statistics that images could give anew"),
+        (export, "group", [], "keeps no running statistics that images could give anew"),
+        (export, "batch", ["--images", "nothing"], "nothing does not exist; give a folder of images"),
+    ],
+)
+def test_where_it_cannot_be_made_that_is_said_with_what_can_be_done(
+    command: Any, norm: str, options: list[str], message: str, ditto: Reopened, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = ditto.folder.path
+    if norm != "batch":
+        run = tmp_path / "run"
+        execute(settings(run, "algorithm=fedavg", f"model.norm={norm}"))
+    images = stored(ditto, "site_03", tmp_path / "new") and ["--images", str(tmp_path / "new")]
+    asked = [str(run), "--out", str(tmp_path / "out"), *images, *options]
+    capsys.readouterr()
+    assert command.main(asked) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    cured = [word for word in asked if word not in (*options, *(images if command is export else []))]
+    assert command.main([*cured, *(["--view", "global"] if command is predict else [])]) == 0
 
 
 def planted(folder: Path, gain: float) -> Analysis:
