@@ -14,7 +14,8 @@ from fedseg.evaluation import INVENTED
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.compare.runs import ACROSS, LeftOut, Run
-from fedseg.reporting.folder import NETWORK_GRID, RunFolder
+from fedseg.reporting.folder import GROUPS, NETWORK_GRID, RunFolder
+from fedseg.reporting.groups import NOT_STATED
 from fedseg.reporting.units import GRIDS, MIXED, in_common
 
 # What may differ between runs of one method.
@@ -84,6 +85,17 @@ class Gathered:
         return in_common(run.units.get(metric, "") for runs in self.runs.values() for run in runs)
 
     @property
+    def everyone(self) -> list[Run]:
+        """All runs."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def group_minimum(self) -> int:
+        """Groups of fewer patients are not shown: the strictest minimum of the runs that know groups."""
+        minima = (int(run.settings["evaluation.group_minimum"]) for run in self.everyone if len(run.groups))
+        return max(minima, default=0)
+
+    @property
     def unknown(self) -> list[str]:
         """Sites whose patients are unknown in some run."""
         return sorted({site for runs in self.runs.values() for run in runs for site in run.unknown})
@@ -117,6 +129,7 @@ def gather(found: Iterable[Run | LeftOut], defaults: Defaults | None = None) -> 
         raise ReportingError(f"no run is left to compare\n{told}")
     runs, younger = (runs, []) if defaults is None else with_younger_settings(runs, defaults)
     check_comparable(runs)
+    known_groups(runs)  # refused now, where two runs disagree
     grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         grouped[run.settings["algorithm.name"], signature(own_settings(run.settings))].append(run)
@@ -135,6 +148,29 @@ def gather(found: Iterable[Run | LeftOut], defaults: Defaults | None = None) -> 
         left_out,
         [*younger, *_notes(methods, by_label)],
     )
+
+
+def known_groups(runs: Sequence[Run]) -> pd.DataFrame:
+    """Site, case, column and value (`evaluation.groups`): what all runs know together.
+
+    Raises:
+        ReportingError: two of them put one case into different groups.
+    """
+    place = ["site", "case", "column"]
+    every = pd.concat(
+        [pd.DataFrame(columns=[*place, "value", "run"]), *(run.groups.assign(run=str(run.path)) for run in runs)]
+    )
+    every["column"] = every["column"].str.lower()
+    told = every.drop_duplicates([*place, "value"])
+    differing = told[told.duplicated(place, keep=False)].sort_values(place, kind="stable")
+    if len(differing):
+        one, other = differing.iloc[:2].to_dict("records")
+        raise ReportingError(
+            f"site {one['site']}, case {one['case']}: {one['column']} is {one['value']!r} in {one['run']}/{GROUPS}, "
+            f"but {other['value']!r} in {other['run']}/{GROUPS}: the manifest changed between these runs. Remove "
+            f"{GROUPS} of those that were wrong; all runs are then grouped as the others say"
+        )
+    return told[[*place, "value"]].replace({"value": {"": NOT_STATED}})
 
 
 def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list[Run], list[str]]:

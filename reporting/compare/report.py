@@ -22,6 +22,7 @@ from fedseg.reporting.compare.analysis import (
     OVERALL,
     Analysis,
 )
+from fedseg.reporting.compare.by_group import group_grids, group_means
 from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.design import methods_text, patient_grid
 from fedseg.reporting.compare.options import Options
@@ -129,6 +130,7 @@ class Report:
         answers: the verdicts as a table.
         scores: models x sites.
         regions: the same for each region, where there are several.
+        groups: models x groups of patients, where the runs know some.
     """
 
     page: Path
@@ -138,6 +140,7 @@ class Report:
     answers: Table
     scores: Table
     regions: Sequence[Table] = ()
+    groups: Sequence[Table] = ()
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
@@ -149,7 +152,7 @@ class Report:
         head = [f"{headline(self.verdicts)}.", f"{tally(self.verdicts)}\n"]
         if not self.verdicts:
             head = head[:1]
-        tables = [table.text(stream) for table in (self.scores, *self.regions)]
+        tables = [table.text(stream) for table in (self.scores, *self.regions, *self.groups)]
         parts = [*tables, *head, *lines, *self.unseen, "", *told, f"\nThe report: {self.page}"]
         return "\n".join(parts)
 
@@ -180,12 +183,20 @@ def write(analysis: Analysis, output: Path, measure: Callable[[Sequence[Verdict]
     write_atomic(page, render(analysis, found, told, pictures.get("gain"), sections))
     answers = verdict_grid(analysis, found)
     grids = [answers, *(grid for s in sections for grid in (*s.grids, *s.folded))]
-    save_tables(grids, analysis, found, extras.differences, output / TABLES)
+    beside = {"heterogeneity": extras.differences, **_group_tables(analysis)}
+    save_tables(grids, analysis, found, beside, output / TABLES)
     save_figures(light, output / PLOTS)
     scores = score_grid(analysis, analysis.options.checkpoint, seen=bool(analysis.sites))
-    beside = [] if analysis.overview["seen"].all() else _unseen_text(analysis.unseen)
+    unseen = [] if analysis.overview["seen"].all() else _unseen_text(analysis.unseen)
     by_region = [grid.plain(grid.title) for grid in region_site_grids(analysis, seen=bool(analysis.sites))]
-    return Report(page, found, told, beside, answers.plain(), scores.plain(), by_region)
+    together, _ = group_grids(analysis if analysis.sites else analysis.unseen)
+    by_group = [grid.plain(grid.title) for grid in together]
+    return Report(page, found, told, unseen, answers.plain(), scores.plain(), by_region, by_group)
+
+
+def _group_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    tables = {"groups": group_means(analysis), "unseen_groups": group_means(analysis.unseen)}
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 def _sections(
@@ -214,6 +225,9 @@ def _sections(
     ]  # fmt: skip
     if (across := across_section(analysis)) is not None:
         sections.insert(2, across)
+    together, by_site = group_grids(analysis)
+    if together:
+        sections.insert(1, Section("Groups of patients", grids=together, folded=by_site))
     if not analysis.overview["seen"].all():
         unseen = analysis.unseen
         grids = [
@@ -231,8 +245,10 @@ def _sections(
                 "Every model against FedAvg with the site's own normalisation statistics",
             ),
         ]
-        grids = [grid for grid in grids if grid.rows]
-        folded = [score_grid(analysis, other, seen=False), replace(cost_grid(unseen), name="unseen_cost")]
+        together, by_site = group_grids(unseen)
+        grids = [*(grid for grid in grids if grid.rows), *together]
+        costs = replace(cost_grid(unseen), name="unseen_cost")
+        folded = [score_grid(analysis, other, seen=False), costs, *by_site]
         sections.insert(1, Section("Unseen sites", _unseen_text(unseen), grids=grids, folded=folded))
     if not analysis.sites:
         sections = [section for section in sections if section.title == "Unseen sites"]

@@ -57,6 +57,7 @@ class Run:
         traffic: (round, down, up): bytes of all sites.
         splits: (site, case, patient, split, seen); of all folds where sites were held out in turn; of a run across
             machines, what its scores tell: training cases are missing.
+        groups: (site, case, column, value): groups of patients, where they were asked for (`evaluation.groups`).
         unknown: sites whose patients are unknown, so that each case counts as one.
         cost: name -> what all processes of the run used together; NaN for what its folder does not tell.
         defined: site, case and region of test scores of the metric that are numbers.
@@ -73,6 +74,7 @@ class Run:
     rounds: pd.DataFrame
     traffic: pd.DataFrame
     splits: pd.DataFrame
+    groups: pd.DataFrame
     unknown: frozenset[str]
     cost: dict[str, float]
     defined: frozenset[tuple[str, str, str]]
@@ -187,6 +189,7 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         rounds=_sums(pd.concat([part.rounds() for part in _parts(folder, settings)])),
         traffic=_bytes(pd.concat([part.traffic() for part in _parts(folder, settings)])),
         splits=splits,
+        groups=pd.concat([part.groups() for part in _parts(folder, settings)]).drop_duplicates(ignore_index=True),
         unknown=_unknown(folder, settings, splits),
         cost=_cost(folder),
         defined=_places(final, metric, known=True),

@@ -356,7 +356,7 @@ def save_tables(
     grids: Sequence[Grid],
     analysis: Analysis,
     verdicts: Sequence[Verdict],
-    differences: pd.DataFrame | None,
+    beside: Mapping[str, pd.DataFrame | None],
     folder: Path,
 ) -> None:
     """CSV with all digits, and LaTeX of what the page shows."""
@@ -365,7 +365,7 @@ def save_tables(
         "scores": analysis.overview, "tests": analysis.tests, "fairness": analysis.fairness, "cost": analysis.cost,
         **_unseen_tables(analysis.unseen),
         "ranks": analysis.rank_table.reset_index(), "wins": analysis.wins.rename_axis("model").reset_index(),
-        "ranking": ranking_table(analysis), "curves": analysis.curves, "heterogeneity": differences,
+        "ranking": ranking_table(analysis), "curves": analysis.curves, **beside,
         "metrics": analysis.gathered.cases.groupby(CASE_MEANS, observed=True)["value"].mean().reset_index(),
         "regions": analysis.gathered.regions.groupby(REGION_MEANS, observed=True)["value"].mean().reset_index(),
     }  # fmt: skip
