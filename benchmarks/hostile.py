@@ -1,8 +1,7 @@
-"""Hostile sites against rules of combination: `python -m benchmarks.hostile [KEY=VALUE ...]`.
+"""Hostile sites against rules of combination: `python -m benchmarks.hostile FIGURE.png [KEY=VALUE ...]`.
 
 Of seven hospitals of the phantom two are hostile. For every attack and rule FedAvg is trained anew; the table holds the
-mean test Dice of the five honest sites, and how many of the hostile ones an event named. 49 trainings of about
-45 CPU seconds each.
+mean test Dice of the five honest sites, and how many of the hostile ones an event named; the figure one honest case.
 """
 
 from __future__ import annotations
@@ -11,10 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
@@ -24,8 +26,9 @@ from fedseg.federation.contract import Batch, Row, Task
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scoring import Scorer
+from fedseg.launch.scoring import Painter, Scorer
 from fedseg.launch.settings import SCHEMA
+from fedseg.reporting.overlays import Picture, displayed, draw_contours, window
 
 HOSTILE = 2
 COMMON = ["algorithm=fedavg", "data.n_sites=7", "data.size=48", "data.resolution=96", "data.cases_per_site=24"]
@@ -127,8 +130,22 @@ class Listening:
         self.named |= {row["site"] for row in rows if row["event"] == "far"}
 
 
-def dice_of_the_honest(attack: str, rule: Rule, more: Sequence[str]) -> tuple[float, int]:
-    """Mean test Dice of the honest sites after the last round, and how many hostile ones were named."""
+class Outcome(NamedTuple):
+    """What one training came to.
+
+    Attributes:
+        dice: mean test Dice of the honest sites after the last round.
+        named: how many hostile sites an event named.
+        picture: the first test case of the first honest site.
+    """
+
+    dice: float
+    named: int
+    picture: Picture
+
+
+def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
+    """Train under an attack, and look at the honest sites."""
     experiment = Experiment(compose([*COMMON, f"federation.combine={rule}", *more], SCHEMA))
     experiment.data.setup()
     hostile = experiment.data.sites[-HOSTILE:]
@@ -144,21 +161,58 @@ def dice_of_the_honest(attack: str, rule: Rule, more: Sequence[str]) -> tuple[fl
         server = federation.run()
         honest = [site for site in experiment.data.sites if site not in hostile]
         found = federation.evaluate(server, experiment.schedule.rounds, honest, ("test",))
+        site = sites[honest[0]]
+        case = site.cases("test")[0].case
+        way.evaluate = painter = Painter(experiment.data.regions, {site.name: [case]})
+        federation.evaluate(server, experiment.schedule.rounds, honest[:1], ("test",))
     scores = [values["test/global/dice"] for values in found.values()]
-    return sum(scores) / len(scores), len(observer.named & set(hostile))
+    picture = painter.picture(site, case, pd.DataFrame(scorer.take()), checkpoint="last")
+    return Outcome(sum(scores) / len(scores), len(observer.named & set(hostile)), picture)
 
 
-def main(more: Sequence[str]) -> None:
-    """Print the table, a line for each attack."""
+def draw(outcomes: Mapping[tuple[str, str], Outcome], path: Path) -> None:
+    """One honest case under every attack (rows) and rule (columns); frames are red where most of the Dice is lost."""
     rules = get_args(Rule)
-    print(f"{'':15}" + "".join(f"{rule:>18}" for rule in rules), flush=True)
+    figure = Figure(figsize=(1.55 * len(rules), 1.75 * len(ATTACKS) + 0.5), layout="constrained")
+    axes = figure.subplots(len(ATTACKS), len(rules), squeeze=False)
+    unharmed, _, reference = outcomes["none", "mean"]
+    for (row, attack), (column, rule) in product(enumerate(ATTACKS), enumerate(rules)):
+        outcome, axis = outcomes[attack, rule], axes[row][column]
+        picture = outcome.picture
+        axis.imshow(displayed(picture.image, 0), cmap="gray", vmin=0, vmax=1)
+        left, top, side = window(reference, 0)
+        draw_contours(axis, picture, ("lesion",), 0)
+        axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+        lost = outcome.dice < unharmed / 2
+        for edge in axis.spines.values():
+            edge.set(color="#D62728" if lost else "#BBBBBB", linewidth=3 if lost else 1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{rule}\n{100 * outcome.dice:.0f}" if row == 0 else f"{100 * outcome.dice:.0f}", fontsize=9)
+        if column == 0:
+            axis.set_ylabel(attack, fontsize=9)
+    figure.suptitle(
+        "Mean test Dice of five honest sites, two of seven being hostile; white: truth, dashed blue: the global model",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the table, a line for each attack, and draw the figure."""
+    path, more = Path(words[0]), words[1:]
+    rules = get_args(Rule)
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    print("| attack | " + " | ".join(f"`{rule}`" for rule in rules) + " |\n|---|" + "---:|" * len(rules), flush=True)
     for attack in ATTACKS:
-        print(f"{attack:15}", end="", flush=True)
+        print(f"| {attack} |", end="", flush=True)
         for rule in rules:
-            dice, named = dice_of_the_honest(attack, rule, more)
-            print(f"{dice:.3f} ({named} named)".rjust(18), end="", flush=True)
+            outcomes[attack, rule] = outcome = trained(attack, rule, more)
+            print(f" {100 * outcome.dice:.1f} ({outcome.named}) |", end="", flush=True)
         print(flush=True)
+    draw(outcomes, path)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or "=" in sys.argv[1]:
+        sys.exit(f"the first word names the figure\n\n{__doc__}")
     main(sys.argv[1:])

@@ -189,7 +189,7 @@ def draw_prediction(picture: Picture, regions: Sequence[str], aspect: float) -> 
             displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect
         )
         axis.set_axis_off()
-    _draw_contours(axes[1], picture, regions, index)
+    draw_contours(axes[1], picture, regions, index)
     axes[1].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
     title = f"{_place(picture, index)}\n{', '.join(regions)}"
     figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
@@ -244,7 +244,7 @@ def _draw_framed(
     told = _score_lines(picture, regions) if picture.predictions else "no model for this site"
     title = "\n".join(filter(None, (heading, told)))
     axis.set_title(title, fontsize=9, family="monospace", loc="left", parse_math=False)
-    _draw_contours(axis, picture, regions, index)
+    draw_contours(axis, picture, regions, index)
     axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
 
 
@@ -265,7 +265,8 @@ def save_overlays(figure: Figure, path: Path) -> None:
     legible(figure).savefig(path, bbox_inches="tight", pad_inches=0.08)
 
 
-def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
+def draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
+    """The contours of all masks of one slice, and the names of regions where there are several."""
     height, width = picture.image.shape[1:3]
     for view, masks in picture.masks.items():
         colour, line, thickness = STYLES[view]
