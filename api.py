@@ -18,7 +18,7 @@ from fedseg.launch.compare import compare as compare_places
 from fedseg.launch.compare import requested
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.export import Deployed, Exported, export_models
-from fedseg.launch.prediction import Wish, predict_folder
+from fedseg.launch.prediction import PredictionRequest, predict_folder
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.run import default_folder, execute, read_settings
 from fedseg.launch.saved import Chosen, SavedModels
@@ -174,12 +174,12 @@ class Run:
             images: a folder of images, or one image.
             out: created; must not hold anything.
             site: where they come from; None: a place that took no part.
-            more: fields of `fedseg.launch.prediction.Wish`, such as ``probabilities=True``.
+            more: fields of `fedseg.launch.prediction.PredictionRequest`, such as ``probabilities=True``.
 
         Returns:
             A row for each image and region: pixels, and millimetres where they are known.
         """
-        return predict_folder(Wish(self.path, Path(images), Path(out), site, **more))
+        return predict_folder(PredictionRequest(self.path, Path(images), Path(out), site, **more))
 
     def export(
         self, out: Path | str, sites: Sequence[str] = (), terms: str | None = None, images: Path | str | None = None

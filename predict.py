@@ -57,9 +57,9 @@ def run(arguments: Sequence[str]) -> None:
     """Predict, and say what was written."""
     options = parser().parse_intermixed_args(arguments)
 
-    from fedseg.launch.prediction import SIZES, Wish, predict_folder
+    from fedseg.launch.prediction import SIZES, PredictionRequest, predict_folder
 
-    predict_folder(Wish(**vars(options)))
+    predict_folder(PredictionRequest(**vars(options)))
     written = ["masks/", *(["probabilities/"] * options.probabilities), *(["overlays/"] * options.overlay), SIZES]
     print(f"{options.out}: {', '.join(written)}")
 

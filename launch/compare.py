@@ -39,7 +39,7 @@ metric definitions) are refused; unfinished ones are left out. docs/comparison.m
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where the report goes, and what it takes.
 
     Attributes:
@@ -54,7 +54,7 @@ class Place:
     cases: int = 2
 
 
-def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list[str]]:
+def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Destination, list[str]]:
     """The command line read: where runs are, how to compare them, where to write, where data lie and how to compute.
 
     Raises:
@@ -65,9 +65,9 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list
     elsewhere = [argument for argument in told if argument.partition("=")[0] in ELSEWHERE]
     told = [_to_python(argument) for argument in told if argument not in elsewhere]
     values = parsed(told, Schema({}, {}, Options))
-    known = {name: owner for owner in (Options, Place) for name in knobs(owner)}
+    known = {name: owner for owner in (Options, Destination) for name in knobs(owner)}
     settings, errors = [], []
-    for owner in (Options, Place):
+    for owner in (Options, Destination):
         own = {key: value for key, value in values.items() if known.get(key, Options) is owner}
         valid, problems = validated(owner, own, "", known.keys() - knobs(owner))
         settings.append(valid)
@@ -77,7 +77,7 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Place, list
     if not places:
         raise ConfigError("no run is named: python compare.py RUN... (see compare.py --help)")
     try:
-        return places, Options(**settings[0]), Place(**settings[1]), elsewhere
+        return places, Options(**settings[0]), Destination(**settings[1]), elsewhere
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -89,12 +89,12 @@ def _to_python(argument: str) -> str:
 
 def help_text() -> str:
     """Usage and every knob."""
-    every: dict[str, Knob] = {**knobs(Options), **knobs(Place)}
+    every: dict[str, Knob] = {**knobs(Options), **knobs(Destination)}
     lines = [f"  {name.removesuffix('_')}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
     return "\n".join([USAGE, *lines])
 
 
-def compare(places: Sequence[str], options: Options, place: Place, elsewhere: Sequence[str] = ()) -> Report:
+def compare(places: Sequence[str], options: Options, place: Destination, elsewhere: Sequence[str] = ()) -> Report:
     """Gather runs, compare them, write the report.
 
     Args:
@@ -143,7 +143,7 @@ def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def destination(places: Sequence[str], place: Place) -> Path:
+def destination(places: Sequence[str], place: Destination) -> Path:
     """The report's folder.
 
     Raises:
@@ -170,7 +170,7 @@ def _clear(output: Path) -> None:
 
 
 def _extras(
-    analysis: Analysis, verdicts: Sequence[Verdict], place: Place, output: Path, elsewhere: Sequence[str]
+    analysis: Analysis, verdicts: Sequence[Verdict], place: Destination, output: Path, elsewhere: Sequence[str]
 ) -> Extras:
     if not place.pictures:
         return without_images(analysis, "pictures=false.")
@@ -189,4 +189,4 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-__all__ = ["Place", "Run", "compare", "help_text", "requested"]
+__all__ = ["Destination", "Run", "compare", "help_text", "requested"]

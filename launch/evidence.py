@@ -22,7 +22,7 @@ from fedseg.launch.reopen import settings
 from fedseg.launch.restore import check_data
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import GLOBAL, Analysis, Model
-from fedseg.reporting.compare.report import Case, Extras
+from fedseg.reporting.compare.report import Extras, ShownCase
 from fedseg.reporting.compare.runs import Run
 from fedseg.reporting.compare.verdicts import Verdict
 
@@ -69,7 +69,7 @@ def _by_images(run: Run, elsewhere: Sequence[str]) -> pd.DataFrame:
 
 def _cases(
     analysis: Analysis, verdicts: Sequence[Verdict], count: int, out: Path, elsewhere: Sequence[str]
-) -> tuple[list[Case], str]:
+) -> tuple[list[ShownCase], str]:
     """Pictures of the models that validation chose, each with a seed that tested the case."""
     wanted: dict[tuple[Model, Model, int], dict[str, list[Extreme]]] = {}
     for verdict in verdicts:
@@ -77,7 +77,7 @@ def _cases(
             for one in extremes(analysis, verdict.personal, verdict.shared, verdict.site, count):
                 group = wanted.setdefault((verdict.personal, verdict.shared, one.seed), {})
                 group.setdefault(verdict.site, []).append(one)
-    found: list[Case] = []
+    found: list[ShownCase] = []
     problems = []
     for (personal, shared, seed), sites in wanted.items():
         runs = {name: run.folder for name, run in _runs_of(analysis, personal, shared, seed).items()}
@@ -88,7 +88,7 @@ def _cases(
             problems.append(f"No cases of {', '.join(choices)} with seed {seed}: {error}")
             continue
         for site, chosen in sites.items():
-            found += [Case(site, drawn[site, one.case], *one) for one in chosen]
+            found += [ShownCase(site, drawn[site, one.case], *one) for one in chosen]
     return sorted(found, key=lambda case: (case.site, -case.gain)), " ".join(problems)
 
 

@@ -14,7 +14,7 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
 
-Place = tuple[str, str]
+CaseKey = tuple[str, str]
 """Site and case."""
 
 
@@ -25,7 +25,7 @@ def draw_cases(
     *,
     checkpoint: Chosen = "best",
     elsewhere: Sequence[str] = (),
-) -> dict[Place, Path]:
+) -> dict[CaseKey, Path]:
     """Draw test cases with the contours of the truth and of what every run's models predict.
 
     The runs' data is read again, one run at a time, and saved models predict anew.
@@ -47,7 +47,7 @@ def draw_cases(
     """
     if not runs:
         raise ReportingError("no run is named whose cases could be drawn")
-    found: dict[Place, dict[str, Picture]] = {(site, case): {} for site, cases in choices.items() for case in cases}
+    found: dict[CaseKey, dict[str, Picture]] = {(site, case): {} for site, cases in choices.items() for case in cases}
     regions: Sequence[str] = ()
     for name, folder in runs.items():
         run = Reopened.read(folder, elsewhere)
@@ -65,7 +65,7 @@ def draw_cases(
 
 def predict_choices(
     run: Reopened, choices: Mapping[str, Sequence[str]], checkpoint: Chosen = "best"
-) -> dict[Place, Picture]:
+) -> dict[CaseKey, Picture]:
     """Predict test cases of a run, whose data is prepared, with its best or its last models.
 
     Raises:
@@ -96,7 +96,7 @@ def _names(run: Reopened) -> tuple[str, ...]:
     return (*run.experiment.data.sites, *run.experiment.data.unseen_sites)
 
 
-def _check_alike(place: Place, pictures: Mapping[str, Picture]) -> None:
+def _check_alike(place: CaseKey, pictures: Mapping[str, Picture]) -> None:
     (first, expected), *others = pictures.items()
     for name, picture in others:
         if not np.array_equal(picture.masks[TRUTH], expected.masks[TRUTH]):

@@ -30,7 +30,7 @@ COLUMNS = ("image", "region", "pixels", "area_mm2", "volume_mm3")
 
 
 @dataclass(frozen=True)
-class Wish:
+class PredictionRequest:
     """What is to be predicted.
 
     Attributes:
@@ -73,7 +73,7 @@ class Predicted:
     masks: NDArray[np.bool_]
 
 
-def predict_folder(wish: Wish) -> pd.DataFrame:
+def predict_folder(request: PredictionRequest) -> pd.DataFrame:
     """Predict all images, and write what was wished for.
 
     All images are read before the first one is predicted, so that a bad one ends it before the work; the folder is
@@ -86,30 +86,30 @@ def predict_folder(wish: Wish) -> pd.DataFrame:
         ReportingError: there is no such run, site or model, or the output folder holds something.
         DataError: an image that cannot be read, or that the network does not take.
     """
-    models = SavedModels(Reopened.read(RunFolder(wish.run), wish.settings))
-    view = models.choose(wish.site, wish.view)
-    with draft(wish.out) as folder:
-        return _predict_into(folder, wish, models, view)
+    models = SavedModels(Reopened.read(RunFolder(request.run), request.settings))
+    view = models.choose(request.site, request.view)
+    with draft(request.out) as folder:
+        return _predict_into(folder, request, models, view)
 
 
-def _predict_into(folder: Path, wish: Wish, models: SavedModels, view: str) -> pd.DataFrame:
+def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels, view: str) -> pd.DataFrame:
     data = models.run.experiment.data
     regions = data.regions.names
-    images = NewImages(data, wish.images, models.channels, wish.site or NEW)
+    images = NewImages(data, request.images, models.channels, request.site or NEW)
     _check_names(images, regions)
     _warn_of_values(images, models.values)
-    worker = models.load(view, wish.site, wish.checkpoint, images)
-    place = f"site {wish.site}" if wish.site else "images from elsewhere"
+    worker = models.load(view, request.site, request.checkpoint, images)
+    place = f"site {request.site}" if request.site else "images from elsewhere"
     print(
         f"{len(images.images)} image(s) of {place}: the {view} model of {models.title}, round "
-        f"{models.round(view, wish.site, wish.checkpoint)}",
+        f"{models.round(view, request.site, request.checkpoint)}",
         flush=True,
     )
     rows = []
     for predicted in predict_images(worker, view, images):
         rows += [dict(zip(COLUMNS, row, strict=True)) for row in sizes(predicted, regions)]
-        _write(predicted, images, regions, folder, probabilities=wish.probabilities)
-        if wish.overlay:
+        _write(predicted, images, regions, folder, probabilities=request.probabilities)
+        if request.overlay:
             _draw(predicted, images, regions, view, folder)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     write_atomic(folder / SIZES, table.to_csv(index=False, float_format="%.6g"))

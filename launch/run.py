@@ -34,7 +34,7 @@ from fedseg.reporting.environment import Meter
 from fedseg.reporting.folder import FINDINGS, RunFolder, flattened
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
-from fedseg.reporting.wandb import RUN_ID, Place, WandbRun, swept_by_agent
+from fedseg.reporting.wandb import RUN_ID, RunAddress, WandbRun, swept_by_agent
 
 
 class Execute(Protocol):
@@ -277,7 +277,7 @@ def default_folder(config: DictConfig) -> Path:
 
 def beside(folder: RunFolder) -> dict[str, Any]:
     """Settings of folds and early stages: W&B's project and entity are those of the run that they belong to."""
-    place = Place.of(folder)
+    place = RunAddress.of(folder)
     return {"wandb.project": place.project, "wandb.entity": place.entity} if place.project else {}
 
 

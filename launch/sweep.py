@@ -190,7 +190,7 @@ def run_sweep(given: Sequence[str]) -> int:
     output = Path(own.get("output") or Path("runs") / sweep.name)
     jobs = plan(sweep, sweep.combinations(count, _whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output)
     slots = workers([job.config for job in jobs], _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
-    report = Report(sweep, jobs, output, len(slots))
+    report = ProgressPrinter(sweep, jobs, output, len(slots))
     report.notes()
     if RunFolder(output).holds_run:
         raise ReportingError(f"{output} holds a run; take a folder of its own for a sweep")
@@ -337,7 +337,7 @@ def _stop(running: Sequence[_Running]) -> None:
         run.log.close()
 
 
-class Report:
+class ProgressPrinter:
     """Tells how far a sweep is, and keeps sweep.csv.
 
     Args:

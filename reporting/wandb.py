@@ -27,7 +27,7 @@ AGENT = (RUN_ID, "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")  # what `wandb agen
 _beside: ContextVar[bool] = ContextVar("beside", default=False)  # whether runs opened now belong to an agent's sweep
 
 
-class Place(NamedTuple):
+class RunAddress(NamedTuple):
     """Where a run is at W&B; its folder keeps it as ENTITY/PROJECT/ID, or as much of that as is known."""
 
     id: str = ""
@@ -35,7 +35,7 @@ class Place(NamedTuple):
     entity: str | None = None
 
     @classmethod
-    def of(cls, folder: RunFolder) -> "Place":
+    def of(cls, folder: RunFolder) -> "RunAddress":
         """What the folder remembers; nothing in a new one."""
         path = folder.wandb_id_path
         return cls(*reversed(path.read_text(encoding="utf-8").strip().split("/")[-3:])) if path.exists() else cls()
@@ -95,8 +95,8 @@ class WandbRun:
             return
         if mode == "offline":
             os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the client calls home even offline
-        swept, kept = swept_by_agent(), Place.of(folder)
-        own = kept if kept.project else Place(kept.id or uuid.uuid4().hex[:12], project, entity)
+        swept, kept = swept_by_agent(), RunAddress.of(folder)
+        own = kept if kept.project else RunAddress(kept.id or uuid.uuid4().hex[:12], project, entity)
         self._run = _open(
             mode=mode,
             dir=os.fspath(folder.path),
@@ -111,7 +111,7 @@ class WandbRun:
             job_type=job_type,
             tags=list(tags),
         )
-        Place(self._run.id, self._run.project or own.project, self._run.entity or own.entity).remember(folder)
+        RunAddress(self._run.id, self._run.project or own.project, self._run.entity or own.entity).remember(folder)
         self.opened.add(self._run.id)
         WandbRun.current = self
         if self._run.resumed:
@@ -247,7 +247,7 @@ def remember_agent(folder: RunFolder) -> None:
     """Let a folder know which run it will be before that opens: stopped folds and stages go on as the agent's run."""
     if swept_by_agent():
         folder.path.mkdir(parents=True, exist_ok=True)
-        Place(os.environ[RUN_ID], os.environ.get("WANDB_PROJECT"), os.environ.get("WANDB_ENTITY")).remember(folder)
+        RunAddress(os.environ[RUN_ID], os.environ.get("WANDB_PROJECT"), os.environ.get("WANDB_ENTITY")).remember(folder)
 
 
 @contextmanager

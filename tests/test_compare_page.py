@@ -13,7 +13,7 @@ from PIL import Image
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
-from fedseg.reporting.compare.report import Case, Extras, Report, write
+from fedseg.reporting.compare.report import Extras, Report, ShownCase, write
 from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.compare.verdicts import Verdict
 from tests.run_folders import write_run
@@ -46,8 +46,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
             differences,
             "",
             [
-                Case("site_01", picture, "case_0001", 0.2, 0, 0.3, 2),
-                Case("site_01", picture, "case_0002", -0.1, 1, -0.1, 1),
+                ShownCase("site_01", picture, "case_0001", 0.2, 0, 0.3, 2),
+                ShownCase("site_01", picture, "case_0002", -0.1, 1, -0.1, 1),
             ],
         )
 

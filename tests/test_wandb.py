@@ -22,7 +22,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import summarise
-from fedseg.reporting.wandb import Place
+from fedseg.reporting.wandb import RunAddress
 from tests.wandb_server import ENTITY, Run, WandbServer
 
 pytest.importorskip("wandb")
@@ -278,7 +278,7 @@ def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shel
     assert whole.summary["best/test/global/dice"] == pytest.approx(mean)
     for fold, site in zip(folds, ("site_01", "site_02", "site_03"), strict=True):
         assert fold.config["data.unseen"] == [site]
-        assert Place.of(RunFolder(found / site)).id == fold.name
+        assert RunAddress.of(RunFolder(found / site)).id == fold.name
         assert_arrived(fold, RunFolder(found / site))
 
 
@@ -336,7 +336,7 @@ def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, s
     assert len(server.runs) == 4, "three folds, and the agent's run that gathers them"
     assert "best/test/global/dice" in whole.summary
     for site in ("site_01", "site_02", "site_03"):
-        assert_arrived(server.runs[Place.of(RunFolder(found / site)).id], RunFolder(found / site))
+        assert_arrived(server.runs[RunAddress.of(RunFolder(found / site)).id], RunFolder(found / site))
 
 
 def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, server: WandbServer) -> None:
@@ -349,6 +349,6 @@ def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, ser
     assert len(parts) == 2
     shell.run("wandb", "sync", *parts)
     (run,) = server.runs.values()
-    assert run.name == Place.of(RunFolder(shell.folder / "run")).id
+    assert run.name == RunAddress.of(RunFolder(shell.folder / "run")).id
     assert (run.state, run.project, rounds(run)) == ("finished", "federated-segmentation", [1, 2, 3])
     assert_arrived(run, RunFolder(shell.folder / "run"))

@@ -22,7 +22,7 @@ AFTER = 2
 """Where turns stand that change nothing: they see what the round left."""
 NAME = re.compile(r"kept-(\d{5,})-([01])(?:-([0-9a-f]{32}))?\.safetensors")
 """Round, stage, and the checksum of the bytes, which states of earlier versions lack."""
-Place = tuple[int, int]
+Turn = tuple[int, int]
 
 
 class Kept:
@@ -78,27 +78,27 @@ class Kept:
             if place not in stays:
                 self._remove(place)
 
-    def _place(self, task: Task) -> Place:
+    def _place(self, task: Task) -> Turn:
         """Where a turn stands in the order of turns; scoring a checkpoint comes after all that changes its round."""
         return (task.round, STAGES.get(task.kind, AFTER)) if task.checkpoint == "round" else (task.round, AFTER)
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[Turn]:
         return sorted(self._files())
 
-    def _files(self) -> dict[Place, list[Path]]:
+    def _files(self) -> dict[Turn, list[Path]]:
         """What is filed under each place; of two files, which a kill between writing and removing leaves, both."""
-        files: dict[Place, list[Path]] = {}
+        files: dict[Turn, list[Path]] = {}
         for path in sorted(self.folder.iterdir()):
             if match := NAME.fullmatch(path.name):
                 files.setdefault((int(match[1]), int(match[2])), []).append(path)
         return files
 
-    def _remove(self, place: Place, but: Path | None = None) -> None:
+    def _remove(self, place: Turn, but: Path | None = None) -> None:
         for path in self._files().get(place, []):
             if path != but:
                 path.unlink(missing_ok=True)
 
-    def _read(self, place: Place) -> State:
+    def _read(self, place: Turn) -> State:
         path = max(self._files()[place], key=lambda file: file.stat().st_mtime_ns)
         data, match = path.read_bytes(), NAME.fullmatch(path.name)
         cure = "restore it from a copy, or start the run anew"

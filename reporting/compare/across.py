@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import Analysis
-from fedseg.reporting.compare.page import Picture, Section, picture
+from fedseg.reporting.compare.page import PagePicture, Section, picture
 from fedseg.reporting.compare.plots import DARK, LIGHT, Theme
 from fedseg.reporting.compare.runs import with_patients
 from fedseg.reporting.compare.tables import Cell, Grid, number
@@ -60,7 +60,7 @@ def _told(label: str, values: pd.DataFrame, seeds: int) -> str:
     )
 
 
-def _picture(label: str, values: pd.DataFrame) -> Picture:
+def _picture(label: str, values: pd.DataFrame) -> PagePicture:
     def drawn(theme: Theme) -> mpl.figure.Figure:
         with mpl.rc_context(theme.settings()):
             return draw_matrix(values, ink=theme.ink)

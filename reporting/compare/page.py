@@ -43,7 +43,7 @@ def kind(verdict: Verdict) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """A picture inside the page.
 
     Attributes:
@@ -75,10 +75,10 @@ class Section:
 
     title: str
     text: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[PagePicture] = ()
     grids: Sequence[Grid] = ()
     folded: Sequence[Grid] = ()
-    gallery: Sequence[tuple[str, Picture]] = ()
+    gallery: Sequence[tuple[str, PagePicture]] = ()
     problem: str = ""
     anchor: str = field(init=False)
 
@@ -90,7 +90,7 @@ def render(
     analysis: Analysis,
     verdicts: Sequence[Verdict],
     small: Sequence[str],
-    first: Picture | None,
+    first: PagePicture | None,
     sections: Sequence[Section],
 ) -> str:
     """The page.
@@ -260,10 +260,10 @@ def _lacking(analysis: Analysis, model: Model) -> str:
     return ", ".join(told)
 
 
-def picture(light: Figure, dark: Figure, alt: str) -> Picture:
+def picture(light: Figure, dark: Figure, alt: str) -> PagePicture:
     """A plot for both grounds."""
     width = int(light.get_size_inches()[0] * 96)
-    return Picture(svg_uri(light), svg_uri(dark), alt, width)
+    return PagePicture(svg_uri(light), svg_uri(dark), alt, width)
 
 
 def svg_uri(figure: Figure) -> str:
@@ -274,11 +274,11 @@ def svg_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def file_picture(path: Path, alt: str) -> Picture:
+def file_picture(path: Path, alt: str) -> PagePicture:
     """A PNG file as it is."""
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big")
-    return Picture("data:image/png;base64," + base64.b64encode(content).decode(), "", alt, width)
+    return PagePicture("data:image/png;base64," + base64.b64encode(content).decode(), "", alt, width)
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:

@@ -27,7 +27,7 @@ from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.design import methods_text, patient_grid
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.page import (
-    Picture,
+    PagePicture,
     Section,
     badge,
     counted_once,
@@ -74,7 +74,7 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class Case:
+class ShownCase:
     """A picture of a case in which the personal and the global model differ most.
 
     Attributes:
@@ -109,7 +109,7 @@ class Extras:
 
     differences: pd.DataFrame | None = None
     no_differences: str = ""
-    cases: Sequence[Case] = ()
+    cases: Sequence[ShownCase] = ()
     no_cases: str = ""
 
 
@@ -203,10 +203,10 @@ def _sections(
     analysis: Analysis,
     extras: Extras,
     differences: pd.DataFrame | None,
-    pictures: dict[str, Picture],
+    pictures: dict[str, PagePicture],
     found: Sequence[Verdict],
 ) -> list[Section]:
-    def drawn(*names: str) -> list[Picture]:
+    def drawn(*names: str) -> list[PagePicture]:
         return [pictures[name] for name in names if name in pictures]
 
     checkpoint = analysis.options.checkpoint
@@ -366,7 +366,7 @@ def _rank_text(analysis: Analysis) -> list[str]:
 
 
 def _heterogeneity(
-    analysis: Analysis, extras: Extras, differences: pd.DataFrame | None, pictures: Sequence[Picture]
+    analysis: Analysis, extras: Extras, differences: pd.DataFrame | None, pictures: Sequence[PagePicture]
 ) -> Section:
     """How different sites are, and whether gain from personalisation follows it."""
     section = Section("Heterogeneity", pictures=pictures, problem=extras.no_differences)
@@ -419,4 +419,4 @@ def _cases(extras: Extras, analysis: Analysis, found: Sequence[Verdict]) -> Sect
     return Section("Cases", text if shown else (), gallery=shown, problem=extras.no_cases)
 
 
-__all__ = ["Case", "Extras", "Report", "write"]
+__all__ = ["Extras", "Report", "ShownCase", "write"]
