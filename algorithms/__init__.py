@@ -6,6 +6,7 @@ from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedala import FedALA
+from fedseg.algorithms.fedamp import FedAMP
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.fedce import FedCE
@@ -15,6 +16,7 @@ from fedseg.algorithms.fednova import FedNova
 from fedseg.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
+from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.harmofl import HarmoFL
@@ -22,6 +24,8 @@ from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
 from fedseg.algorithms.moon import Moon
+from fedseg.algorithms.perfedavg import PerFedAvg
+from fedseg.algorithms.pfedme import PFedMe
 from fedseg.algorithms.prrfl import PRRFL
 from fedseg.algorithms.scaffold import Scaffold
 
@@ -53,6 +57,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ditto": Ditto,
     "apfl": APFL,
     "fedala": FedALA,
+    "pfedme": PFedMe,
+    "perfedavg": PerFedAvg,
+    "fedrod": FedRoD,
+    "fedamp": FedAMP,
     "prrfl": PRRFL,
     "feddg": FedDG,
     "iopfl": IOPFL,

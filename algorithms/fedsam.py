@@ -1,7 +1,8 @@
-"""Local steps that look for flat minima: HarmoFL's weight perturbation."""
+"""Local steps that learn from a gradient taken elsewhere: weight perturbation, towards flat minima."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -12,21 +13,25 @@ from fedseg.algorithms.fedavg import FedAvg
 from fedseg.federation.contract import Batch
 
 
-class FedSAM(FedAvg):
-    """Weight perturbation (HarmoFL: Jiang, Wang, Dou, AAAI 2022; FedSAM: Qu et al., ICML 2022), without its amplitudes.
+class SecondGradient(FedAvg):
+    """A local step that takes a first gradient, goes some way along it, and learns from the gradient there."""
 
-    A local step takes the gradient g at w, goes to w + rho g / |g| with the norm over all parameters, takes the
-    gradient there, comes back, and lets the optimiser step with the second gradient: sharpness-aware minimisation.
-    HarmoFL shares amplitudes of images beside it, which this method does not.
-
-    Args:
-        rho: length of the perturbation (HarmoFL's alpha); 0 is FedAvg.
-    """
-
-    def __init__(self, *args: Any, rho: NonNegativeFloat = 0.05, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rho = rho
         self._batch: Batch = {}  # of the step at hand, which Lightning gives to training_step alone
+
+    @property
+    @abstractmethod
+    def looks_elsewhere(self) -> bool:
+        """Whether there is a second gradient."""
+
+    @abstractmethod
+    def way(self, norm: Tensor) -> Tensor | float:
+        """What the first gradient, of this norm, is multiplied with."""
+
+    def second(self, batch: Batch) -> Batch:
+        """The batch of the second gradient."""
+        return batch
 
     @property
     def mixes_patients(self) -> str:
@@ -40,7 +45,7 @@ class FedSAM(FedAvg):
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Put the second gradient in the first one's place, then clip it if so told."""
-        if self.rho:
+        if self.looks_elsewhere:
             self._perturb()
         super().configure_gradient_clipping(*args, **kwargs)
 
@@ -52,9 +57,9 @@ class FedSAM(FedAvg):
         statistics = [buffer.clone() for buffer in self.model.buffers()]  # the second pass leaves no trace in them
         with torch.no_grad():
             for parameter, gradient in zip(learning, gradients, strict=True):
-                parameter.add_(gradient * (self.rho / (norm + 1e-12)))
+                parameter.add_(gradient * self.way(norm))
         with torch.enable_grad(), self.trainer.precision_plugin.train_step_context():
-            loss = self.loss(self._batch)
+            loss = self.loss(self.second(self._batch))
         second = torch.autograd.grad(loss, learning)
         with torch.no_grad():
             for parameter, value, gradient in zip(learning, before, second, strict=True):
@@ -62,3 +67,28 @@ class FedSAM(FedAvg):
                 parameter.grad = gradient
             for buffer, value in zip(self.model.buffers(), statistics, strict=True):
                 buffer.copy_(value)
+
+
+class FedSAM(SecondGradient):
+    """Weight perturbation (HarmoFL: Jiang, Wang, Dou, AAAI 2022; FedSAM: Qu et al., ICML 2022), without its amplitudes.
+
+    A local step takes the gradient g at w, goes to w + rho g / |g| with the norm over all parameters, takes the
+    gradient there, comes back, and lets the optimiser step with the second gradient: sharpness-aware minimisation.
+    HarmoFL shares amplitudes of images beside it, which this method does not.
+
+    Args:
+        rho: length of the perturbation (HarmoFL's alpha); 0 is FedAvg.
+    """
+
+    def __init__(self, *args: Any, rho: NonNegativeFloat = 0.05, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rho = rho
+
+    @property
+    def looks_elsewhere(self) -> bool:
+        """Not without perturbation."""
+        return bool(self.rho)
+
+    def way(self, norm: Tensor) -> Tensor | float:
+        """Up the gradient, by rho in all."""
+        return self.rho / (norm + 1e-12)

@@ -10,19 +10,17 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.answers import SingleAnswers, weighted
 from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, share_low_frequencies
 from fedseg.algorithms.stock import dice
-from fedseg.federation.contract import PERSONAL_LOSS, Average, Batch, Site, Task
+from fedseg.federation.contract import PERSONAL_LOSS, Batch, Site
 from fedseg.federation.ranges import Share
-from fedseg.federation.state import State, Tensors, Update, add
+from fedseg.federation.state import Tensors
 from fedseg.models.heads import decide
 from fedseg.models.select import normalisation
 
-DEPUTY, ROUNDS = "deputy", "rounds"
 
-
-class PRRFL(FedAvg):
+class PRRFL(SingleAnswers):
     """PRR-FL (Chen et al., MICCAI 2021): a site's own model stays; a deputy travels, and they teach each other.
 
     The server answers every site with a deputy of its own: weights of layers take the mean amplitude of all deputies at
@@ -45,8 +43,6 @@ class PRRFL(FedAvg):
     unseen_views = ()
     models_per_step = 2
     leaves_out_unknown = True
-    reads_updates = True
-    answers_singly = True
 
     def __init__(
         self,
@@ -112,41 +108,18 @@ class PRRFL(FedAvg):
 
     # ---------------------------------------------------------------- server half
 
-    def broadcast(self, server: State, site: str, task: Task) -> State:
-        """The site's deputy; to one that has not trained yet, the mean of all."""
-        message = super().broadcast(server, site, task)
-        deputy = server.get(f"{DEPUTY}/{site}")
-        return State({**message.tensors, "model": deputy}, message.scalars) if deputy else message
-
     def ratio(self, done: float) -> float:
         """The window's share of the spectrum, after so many rounds."""
         return self.window + min(done / self.window_rounds, 1.0) * (self.last_window - self.window)
 
-    def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
-        """A deputy for every site that trained, and the mean for those that come later."""
-        weights = self.weigh(server, updates)
-        after = super().advance(server, *average(weights))
-        trained = {
-            update.site: add(server.get(f"{DEPUTY}/{update.site}") or server["model"], update["model"])
-            for update, weight in zip(updates, weights, strict=True)
-            if weight
-        }
-        shares = [weight / sum(weights) for weight in weights if weight]
-        done = server.scalars.get(ROUNDS, 0.0)
-        deputies = answers(trained, shares, self.ratio(done))
-        return State({**after.tensors, **deputies}, {**after.scalars, ROUNDS: done + 1})
-
-
-def answers(trained: Mapping[str, Tensors], shares: Sequence[float], ratio: float) -> dict[str, Tensors]:
-    """The next deputy of every site, as groups of the server's state; see `share_low_frequencies`."""
-    made: dict[str, Tensors] = {f"{DEPUTY}/{site}": {} for site in trained}
-    for name in next(iter(trained.values())):
-        tensors = [one[name] for one in trained.values()]
-        if tensors[0].ndim > 1:
-            given = share_low_frequencies(tensors, shares, ratio)
-        else:
-            mean = torch.stack([share * tensor for share, tensor in zip(shares, tensors, strict=True)]).sum(dim=0)
-            given = [mean.clone() for _ in tensors]
-        for deputy, tensor in zip(made.values(), given, strict=True):
-            deputy[name] = tensor
-    return made
+    def replies(self, trained: Mapping[str, Tensors], shares: Sequence[float], rounds: int) -> dict[str, Tensors]:
+        """A deputy for every site."""
+        made: dict[str, Tensors] = {site: {} for site in trained}
+        mean = weighted(list(trained.values()), shares)
+        for name, averaged in mean.items():
+            given = [averaged] * len(made)
+            if averaged.ndim > 1:
+                given = share_low_frequencies([one[name] for one in trained.values()], shares, self.ratio(rounds))
+            for deputy, tensor in zip(made.values(), given, strict=True):
+                deputy[name] = tensor
+        return made

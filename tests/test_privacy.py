@@ -532,6 +532,7 @@ SINGLY = {
     "lcfed": r"shows the group head of each site singly \(per_site\)",
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
+    "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }
@@ -540,6 +541,9 @@ PATIENT = SINGLY | {
     "ditto": r"trains a second model in the same step \(twin\.",
     "fedsam": r"its step takes a second gradient, of patients unclipped \(perturbation\)",
     "fedala": r"its start is fitted to patients' images without noise \(merge\)",
+    "perfedavg": r"its step takes a second gradient, of patients unclipped \(perturbation\)",
+    "pfedme": r"trains a second model in the same step \(twin\.",
+    "fedrod": r"trains a second model in the same step \(head\.",
     "apfl": r"trains a second model in the same step \(twin\.",
 }
 

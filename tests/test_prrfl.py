@@ -76,7 +76,7 @@ def test_a_round_is_the_rule_applied_to_what_sites_trained(tmp_path: Path) -> No
     worker, sites, trained = build("prrfl", rounds=2), toy_sites(), []
     for site in ("s0", "s1", "s2"):
         message = worker.broadcast(first.server, site, Task("train", 2, 7))
-        assert message["model"] is first.server[f"deputy/{site}"]
+        assert message["model"] is first.server[f"reply/{site}"]
         update = turn_of(site, 2, message, first.kept[site])
         trained.append(add(message["model"], update["model"]))
     for name, mean in second.server["model"].items():
@@ -84,7 +84,8 @@ def test_a_round_is_the_rule_applied_to_what_sites_trained(tmp_path: Path) -> No
         ratio = 0.7 + 1 / 50 * 0.25
         expected = share_low_frequencies(tensors, [1 / 3] * 3, ratio) if mean.ndim > 1 else [sum(tensors) / 3] * 3
         for site, tensor in zip(sites, expected, strict=False):
-            torch.testing.assert_close(second.server[f"deputy/{site}"][name], tensor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(second.server[f"reply/{site}"][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mean, sum(tensors) / 3, rtol=1e-4, atol=1e-5)
 
 
 def turn_of(site: str, round: int, message: State, kept: State) -> Any:
@@ -150,7 +151,7 @@ def test_measuring_changes_neither_model() -> None:
 
 def test_a_site_that_joins_later_begins_with_the_mean(tmp_path: Path) -> None:
     outcome = simulate("prrfl", tmp_path, 1, schedule={"fraction": 0.67})
-    absent = next(site for site in ("s0", "s1", "s2") if f"deputy/{site}" not in outcome.server.tensors)
+    absent = next(site for site in ("s0", "s1", "s2") if f"reply/{site}" not in outcome.server.tensors)
     message = build("prrfl").broadcast(outcome.server, absent, Task("train", 2, 7))
     assert_same(State({"m": message["model"]}), State({"m": outcome.server["model"]}))
 
