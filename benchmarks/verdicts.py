@@ -8,7 +8,6 @@ Half an hour on one core.
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -57,7 +56,6 @@ def power(world: World, gain: float, trials: int) -> tuple[float, float]:
 
 def main(trials: int = 500) -> int:
     """Print both tables; 1 if an error is too frequent."""
-    gc.freeze()  # statsmodels collects garbage at every correction
     allowed = LIMIT + 3 * float(np.sqrt(LIMIT * (1 - LIMIT) / trials))
     print(f"wrong answers in {trials} federations{'':<24}{'over sites':>12}{'some site':>12}{'anywhere':>12}")
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Statistics of a comparison, over arrays of scores; the tests themselves are scipy's and statsmodels'.
+"""Statistics of a comparison, over arrays of scores; the tests themselves are scipy's.
 
 Scores of one model at one site are an array (seeds, cases), or, averaged by `by_patient`, (seeds, patients): what
 a seed did not test is NaN. Two images of a patient are no two patients, and two seeds of a run neither: wherever
@@ -362,11 +362,10 @@ def attainable(p_values: Sequence[float], index: int, smallest: float) -> float:
 
 def holm(p_values: Sequence[float]) -> Scores:
     """Holm's step-down correction over one family of tests."""
-    from statsmodels.stats.multitest import multipletests  # a second's import, for comparisons only
-
-    if not len(p_values):
-        return np.empty(0)
-    corrected: Scores = multipletests(p_values, method="holm")[1]
+    order = np.argsort(p_values)
+    corrected: Scores = np.empty(len(order))
+    raw = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(raw))
     return corrected
 
 

@@ -1,6 +1,5 @@
 """Comparing runs: what is refused, who is a method, what is found where it was planted, and what is written."""
 
-import gc
 import io
 import re
 import subprocess
@@ -624,13 +623,11 @@ def test_without_a_difference_comparisons_find_one_at_the_stated_rate() -> None:
 
     The cases' luck is shared by the seeds; the models' is not part of it (see the test of training luck).
     """
-    gc.freeze()  # statsmodels collects garbage at every correction, which takes long once torch is loaded
     trials, tested, found = 150, 0, 0
     for trial in range(trials):
         answers = verdicts(_alike(trial))
         tested += bool(min(verdict.test["p_holm"] for verdict in answers) <= 0.05)
         found += any(verdict.answer in ("personal", "global", "alone") for verdict in answers)
-    gc.unfreeze()
     assert 1 <= tested <= 0.05 * trials + 3 * np.sqrt(0.05 * 0.95 * trials)
     assert found <= tested
 

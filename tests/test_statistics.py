@@ -1,8 +1,5 @@
 """Statistics against the libraries' own functions, against numbers done by hand, and against planted truths."""
 
-import gc
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -27,14 +24,6 @@ from fedseg.evaluation.statistics import (
 )
 
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """statsmodels collects garbage at every correction, which takes long once torch is loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # --- means ------------------------------------------------------------------------------------------------------------

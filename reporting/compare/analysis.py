@@ -76,6 +76,16 @@ class Analysis:
 
     def scores(self, checkpoint: str, split: str, *, seen: bool) -> dict[Model, Sites]:
         """Every model's scores at every site."""
+        asked = checkpoint, split, seen
+        if asked not in self._asked:
+            self._asked[asked] = self._scores(*asked)
+        return self._asked[asked]
+
+    @cached_property
+    def _asked(self) -> dict[tuple[str, str, bool], dict[Model, Sites]]:
+        return {}
+
+    def _scores(self, checkpoint: str, split: str, seen: bool) -> dict[Model, Sites]:
         cases = self.gathered.cases
         rows = cases[
             (cases["checkpoint"] == checkpoint)
@@ -83,12 +93,10 @@ class Analysis:
             & (cases["seen"] == seen)
             & (cases["metric"] == self.options.metric)
             & cases["value"].notna()  # cases without a region, for every model
-        ]
+        ].astype({"patient": str, "case": str})
         found: dict[Model, Sites] = {}
         for (method, view, site), own in rows.groupby(["method", "view", "site"], observed=True, sort=True):
-            table = own.astype({"patient": str, "case": str}).pivot(
-                index="seed", columns=["patient", "case"], values="value"
-            )
+            table = own.pivot(index="seed", columns=["patient", "case"], values="value")
             found.setdefault(Model(str(method), str(view)), {})[str(site)] = table
         return {model: _same_seeds(sites) for model, sites in found.items()}
 

@@ -271,6 +271,7 @@ def svg_uri(figure: Figure) -> str:
     stream = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "compare"}):
         legible(figure).savefig(stream, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # it is laid out now, also for `save_figures`
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
