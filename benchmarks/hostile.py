@@ -179,10 +179,9 @@ def draw(outcomes: Mapping[tuple[str, str], Outcome], path: Path) -> None:
     for (row, attack), (column, rule) in product(enumerate(ATTACKS), enumerate(rules)):
         outcome, axis = outcomes[attack, rule], axes[row][column]
         picture = outcome.picture
-        axis.imshow(displayed(picture.image, 0), cmap="gray", vmin=0, vmax=1)
-        left, top, side = window(reference, 0)
+        axis.imshow(displayed(picture.image, 0), cmap="gray", vmin=0, vmax=1, aspect=picture.aspect)
         draw_contours(axis, picture, ("lesion",), 0)
-        axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+        axis.set(**window(reference, 0).limits())
         lost = outcome.dice < unharmed / 2
         for edge in axis.spines.values():
             edge.set(color="#D62728" if lost else "#BBBBBB", linewidth=3 if lost else 1)

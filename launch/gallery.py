@@ -31,7 +31,7 @@ def draw_cases(
     The runs' data is read again, one run at a time, and saved models predict anew.
 
     Args:
-        runs: the name to show -> a run; all over the same data at the same size.
+        runs: the name to show -> a run; all over the same data.
         choices: site -> names of test cases.
         out: a picture goes to OUT/SITE/CASE.png.
         checkpoint: the models that validation chose, or the last ones.
@@ -42,7 +42,7 @@ def draw_cases(
 
     Raises:
         ReportingError: no run is named, a run's data changed or can no longer be read, a site or case is none of the
-            run's test cases, or runs disagree about the truth or the image's size.
+            run's test cases, or runs disagree about the truth.
         CheckpointError: a saved model is damaged or gone.
     """
     if not runs:
@@ -102,5 +102,5 @@ def _check_alike(place: CaseKey, pictures: Mapping[str, Picture]) -> None:
         if not np.array_equal(picture.masks[TRUTH], expected.masks[TRUTH]):
             raise ReportingError(
                 f"site {place[0]!r}, case {place[1]!r}: the truth of {name} is another one than that of {first} "
-                "(another data.size, other regions or other masks); draw them apart"
+                "(other regions or other masks); draw them apart"
             )

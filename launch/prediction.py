@@ -23,7 +23,7 @@ from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import decide
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
-from fedseg.reporting.overlays import Picture, draw_prediction, save_overlays
+from fedseg.reporting.overlays import Picture, aspect_of, draw_prediction, save_overlays
 
 SIZES = "sizes.csv"
 COLUMNS = ("image", "region", "pixels", "area_mm2", "volume_mm3")
@@ -193,8 +193,7 @@ def _write(
 
 def _draw(predicted: Predicted, images: NewImages, regions: Sequence[str], view: str, folder: Path) -> None:
     image = predicted.image
-    picture = Picture(
-        images.name, image.case.case, images.read(image.case).image, None, {view: predicted.masks.swapaxes(0, 1)}
-    )
-    _, height, width = image.spacing or (1.0, 1.0, 1.0)
-    save_overlays(draw_prediction(picture, regions, height / width), folder / "overlays" / f"{image.case.case}.png")
+    masks = {view: predicted.masks.swapaxes(0, 1)}
+    pixels = images.read(image.case).image
+    picture = Picture(images.name, image.case.case, pixels, None, masks, aspect=aspect_of(image.spacing))
+    save_overlays(draw_prediction(picture, regions), folder / "overlays" / f"{image.case.case}.png")

@@ -23,7 +23,7 @@ from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.kept_masks import KeptMasks
-from fedseg.reporting.overlays import Picture, judge_of, pick_cases, reported_scores
+from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import ENCODER, OWN_STATISTICS
 
@@ -115,7 +115,9 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 class Painter:
-    """Takes the place of a scorer: collects the masks of chosen test cases instead of scores.
+    """Takes the place of a scorer: collects the masks of chosen test cases instead of scores, on the cases' own grid.
+
+    Of a volume one slice is kept, that which shows most of the truth.
 
     Args:
         regions: what the networks outline.
@@ -132,18 +134,26 @@ class Painter:
         if not (only := self.cases.get(site.name)):
             return {}
         for view in views(algorithm, site, task):
-            for found in predict_cases(partial(predict, algorithm, view), site, "test", self.regions, only=only):
-                self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction
+            answer = partial(predict, algorithm, view)
+            for found in predict_cases(answer, site, "test", self.regions, only=only, grid="own"):
+                shown = most_shown(found.truth)
+                self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction[:, shown : shown + 1]
         return {}
 
     def picture(
         self, site: SiteData, case: str, scores: pd.DataFrame, role: str = "", checkpoint: str = BEST
     ) -> Picture:
         """What is to be drawn of one case, with its Dice as the run's table has it."""
-        truth = self.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool).swapaxes(0, 1)
+        sample = site.at_own_size(next(known for known in site.cases("test") if known.case == case))
+        truth = self.regions.encode(torch.tensor(sample.labels)).numpy().astype(bool).swapaxes(0, 1)
+        shown = most_shown(truth)
+        one = slice(shown, shown + 1)
         masks = self.masks.get((site.name, case), {})  # none where the method has no model for the site
         told = reported_scores(scores, site.name, case, checkpoint=checkpoint)
-        return Picture(site.name, case, site.image(case), truth, masks, told, role)
+        return Picture(
+            site.name, case, sample.image[one], truth[:, one], masks, told, role,
+            aspect=aspect_of(sample.spacing), slices=truth.shape[1], number=shown,
+        )  # fmt: skip
 
 
 class Scores(Protocol):

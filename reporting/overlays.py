@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,11 @@ SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show p
 MOST_COLUMNS = 4
 
 
+def aspect_of(spacing: tuple[float, float, float] | None) -> float:
+    """How much taller than wide a pixel of a slice is, by its spacing (slice, row, column); a square if unknown."""
+    return 1.0 if spacing is None else spacing[1] / spacing[2]
+
+
 @dataclass(frozen=True)
 class Picture:
     """One case to draw.
@@ -43,6 +49,9 @@ class Picture:
         scores: View to region to Dice of the whole case, as reported.
         role: "worst", "median", "best" (or a path between them such as "worst, median" if there are few cases).
         judge: View by whose Dice it has that role; empty where it has none.
+        aspect: How much taller than wide a pixel is.
+        slices: Of the whole case, where image and masks hold one of them; else None.
+        number: Of that slice, from 0.
     """
 
     site: str
@@ -53,6 +62,14 @@ class Picture:
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     role: str = ""
     judge: str = ""
+    aspect: float = 1.0
+    slices: int | None = None
+    number: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Slices of the whole case."""
+        return self.slices or len(self.image)
 
     @property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -119,29 +136,55 @@ def best_slice(picture: Picture) -> int:
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def window(picture: Picture, index: int) -> tuple[int, int, int]:
-    """Left, top and side (pixels) of the square that holds all contours of a slice with a margin, within the image."""
+def most_shown(truth: NDArray[np.bool_]) -> int:
+    """The slice of (R, D, H, W) masks with the largest true area; the middle one where the truth is empty."""
+    areas = truth.any(axis=0).sum(axis=(1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
+class Frame(NamedTuple):
+    """A part of an image that is square in its true proportions, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Of axes that show nothing else."""
+        left, top = self.left - 0.5, self.top - 0.5
+        return {"xlim": (left, left + self.width), "ylim": (top + self.height, top)}
+
+
+def window(picture: Picture, index: int) -> Frame:
+    """The square that holds all contours of a slice with a margin, within the image."""
     height, width = picture.image.shape[1:3]
+    aspect = picture.aspect
     rows, columns = np.nonzero(np.any([mask[:, index].any(axis=0) for mask in picture.masks.values()], axis=0))
-    shorter = min(height, width)
-    if len(rows) == 0:
-        return (width - shorter) // 2, (height - shorter) // 2, shorter
-    extent = max(np.ptp(rows), np.ptp(columns)) + 1
-    side = int(min(shorter, max(1.5 * extent, SMALLEST_WINDOW * shorter)))
-    left = (columns.min() + columns.max() - side) // 2
-    top = (rows.min() + rows.max() - side) // 2
-    return int(np.clip(left, 0, width - side)), int(np.clip(top, 0, height - side)), side
+    side = shorter = min(height * aspect, float(width))
+    if len(rows):
+        extent = max((np.ptp(rows) + 1) * aspect, np.ptp(columns) + 1)
+        side = min(shorter, max(1.5 * extent, SMALLEST_WINDOW * shorter))
+    wide, tall = max(1, int(side)), max(1, int(side / aspect))
+    across, down = (columns.min() + columns.max(), rows.min() + rows.max()) if len(rows) else (width, height)
+    left, top = (across - wide) // 2, (down - tall) // 2
+    return Frame(int(np.clip(left, 0, width - wide)), int(np.clip(top, 0, height - tall)), wide, tall)
 
 
-def displayed(image: NDArray[np.generic], index: int) -> NDArray[np.float32]:
+def displayed(image: NDArray[np.generic], index: int, *, flat: bool | None = None) -> NDArray[np.float32]:
     """One slice as grey (H, W) or colour (H, W, 3) in [0, 1]; grey images are stretched to their own range.
 
     Three channels of a flat image are colours; of a volume's channels (neighbours, sequences) the middle one is shown.
+
+    Args:
+        image: (D, H, W, C).
+        index: Of the slice.
+        flat: Whether the case is no volume; None: whether there is one slice.
     """
-    flat = np.asarray(image[index], dtype=np.float32) / (255.0 if image.dtype == np.uint8 else 1.0)
-    if flat.shape[-1] == 3 and len(image) == 1:
-        return flat.clip(0, 1)
-    grey = flat[..., flat.shape[-1] // 2]
+    plane = np.asarray(image[index], dtype=np.float32) / (255.0 if image.dtype == np.uint8 else 1.0)
+    if plane.shape[-1] == 3 and (len(image) == 1 if flat is None else flat):
+        return plane.clip(0, 1)
+    grey = plane[..., plane.shape[-1] // 2]
     low, high = np.percentile(grey, [0.5, 99.5])
     stretched: NDArray[np.float32] = (grey - low) / max(float(high - low), 1e-6)
     return stretched.clip(0, 1)
@@ -169,26 +212,22 @@ def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure
     return figure
 
 
-def draw_prediction(picture: Picture, regions: Sequence[str], aspect: float) -> Figure:
+def draw_prediction(picture: Picture, regions: Sequence[str]) -> Figure:
     """Draw a whole image, bare and with its predicted contours.
 
     Args:
         picture: One case.
         regions: Names of the R regions.
-        aspect: How much taller than wide a pixel is.
     """
     index = best_slice(picture)
-    height, width = picture.image.shape[1] * aspect, picture.image.shape[2]
+    height, width = picture.image.shape[1] * picture.aspect, picture.image.shape[2]
     longest = 5.0 / max(height, width)  # inches of one picture
     rows, columns = (1, 2) if height >= width else (2, 1)
     inches = max(columns * width * longest, 4.0), max(rows * height * longest, 3.0) + 1.0
     figure = Figure(figsize=inches, dpi=130, layout="constrained")
     axes = list(figure.subplots(rows, columns).flat)
     for axis in axes:
-        axis.imshow(
-            displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect
-        )
-        axis.set_axis_off()
+        _show(axis, picture, index)
     draw_contours(axes[1], picture, regions, index)
     axes[1].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
     title = f"{_place(picture, index)}\n{', '.join(regions)}"
@@ -225,38 +264,63 @@ def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure
     return figure
 
 
-def _draw_bare(axis: Axes, picture: Picture, index: int, frame: tuple[int, int, int]) -> None:
-    """The image, and the frame of what is shown larger."""
-    left, top, side = frame
-    axis.imshow(displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def _show(axis: Axes, picture: Picture, index: int) -> None:
+    """The image in its true proportions: pixels as they are where there is room for them, else their means."""
+    axis.imshow(
+        displayed(picture.image, index, flat=picture.depth == 1),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="antialiased",
+        aspect=picture.aspect,
+    )
     axis.set_axis_off()
-    outline = Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor="white", linewidth=0.8, alpha=0.8)
-    axis.add_patch(outline)
+
+
+def _draw_bare(axis: Axes, picture: Picture, index: int, frame: Frame) -> None:
+    """The image, and the frame of what is shown larger."""
+    _show(axis, picture, index)
+    place = frame.left - 0.5, frame.top - 0.5
+    style: dict[str, Any] = {"fill": False, "edgecolor": "white", "linewidth": 0.8, "alpha": 0.8}
+    axis.add_patch(Rectangle(place, frame.width, frame.height, **style))
 
 
 def _draw_framed(
-    axis: Axes, picture: Picture, regions: Sequence[str], index: int, frame: tuple[int, int, int], heading: str = ""
+    axis: Axes, picture: Picture, regions: Sequence[str], index: int, frame: Frame, heading: str = ""
 ) -> None:
     """The framed part of the image with the contours, and the scores above."""
-    left, top, side = frame
-    axis.imshow(displayed(picture.image, index), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_axis_off()
+    _show(axis, picture, index)
     told = _score_lines(picture, regions) if picture.predictions else "no model for this site"
     title = "\n".join(filter(None, (heading, told)))
     axis.set_title(title, fontsize=9, family="monospace", loc="left", parse_math=False)
     draw_contours(axis, picture, regions, index)
-    axis.set(xlim=(left - 0.5, left + side - 0.5), ylim=(top + side - 0.5, top - 0.5))
+    axis.set(**frame.limits())
 
 
 def _place(picture: Picture, index: int) -> str:
-    slices = len(picture.image)
-    return _shortened(picture.case) + (f", slice {index + 1} of {slices}" if slices > 1 else "")
+    told = f", slice {picture.number + index + 1} of {picture.depth}" if picture.depth > 1 else ""
+    return _shortened(picture.case) + told
 
 
 def _add_legend(figure: Figure, pictures: Sequence[Picture]) -> None:
     views = [view for view in STYLES if any(view in picture.masks for picture in pictures)]
     figure.legend(handles=[_legend_line(v) for v in views], loc="outside lower center", ncols=len(views), frameon=True,
                   facecolor="#777777", labelcolor="white", fontsize=10)  # fmt: skip
+
+
+def shrunk(plane: NDArray[Any], aspect: float, longest: int) -> NDArray[Any]:
+    """A slice (H, W, ...) with square pixels, in its true proportions, at most so many along its longer side.
+
+    Where pixels are no squares they are repeated; where there are too many some are left out.
+    """
+    height, width = plane.shape[0] * max(1.0, aspect), plane.shape[1] * max(1.0, 1 / aspect)
+    scale = min(1.0, longest / max(height, width))
+    rows, columns = (
+        np.minimum((np.arange(max(1, round(size * scale))) + 0.5) * there / max(1, round(size * scale)), there - 1)
+        for size, there in ((height, plane.shape[0]), (width, plane.shape[1]))
+    )
+    small: NDArray[Any] = plane[rows.astype(int)][:, columns.astype(int)]
+    return small
 
 
 def save_overlays(figure: Figure, path: Path) -> None:
@@ -267,14 +331,15 @@ def save_overlays(figure: Figure, path: Path) -> None:
 
 def draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
     """The contours of all masks of one slice, and the names of regions where there are several."""
-    height, width = picture.image.shape[1:3]
     for view, masks in picture.masks.items():
         colour, line, thickness = STYLES[view]
         outline = [patheffects.Stroke(linewidth=thickness + 1.4, foreground="black", alpha=0.7), patheffects.Normal()]
         for mask in masks[:, index]:
             if mask.any() and not mask.all():
-                padded = np.pad(mask, 1).astype(float)  # so that a region at the border has a closed contour
-                places = np.arange(-1, width + 1), np.arange(-1, height + 1)
+                rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+                part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+                padded = np.pad(part, 1).astype(float)  # so that a region at the border has a closed contour
+                places = np.arange(columns[0] - 1, columns[-1] + 2), np.arange(rows[0] - 1, rows[-1] + 2)
                 drawn = axis.contour(
                     *places, padded, levels=[0.5], colors=colour, linewidths=thickness, linestyles=line
                 )

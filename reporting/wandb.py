@@ -14,12 +14,13 @@ import pandas as pd
 from fedseg.common.files import write_atomic
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import METRICS, SPLITS, RunFolder
-from fedseg.reporting.overlays import Picture, best_slice, displayed
+from fedseg.reporting.overlays import Picture, best_slice, displayed, shrunk
 
 if TYPE_CHECKING:
     from wandb import Image, Run
 
 Mode = Literal["online", "offline", "disabled"]
+LONGEST_SIDE = 1024  # of an image there, in pixels
 FINISH_SECONDS = 300.0  # a run whose numbers are in its folder does not wait longer for uploads
 MOST_TABLE_ROWS = 10_000  # what W&B shows of one table
 RUN_ID = "WANDB_RUN_ID"
@@ -309,7 +310,11 @@ def _wandb_image(picture: Picture, regions: Sequence[str]) -> "Image":
     index = best_slice(picture)
     names = {number + 1: name for number, name in enumerate(regions)}
     layers = picture.masks
-    masks = {view: {"mask_data": label_map(mask[:, index]), "class_labels": names} for view, mask in layers.items()}
-    pixels = np.round(displayed(picture.image, index) * 255).astype(np.uint8)
+    masks = {
+        view: {"mask_data": shrunk(label_map(mask[:, index]), picture.aspect, LONGEST_SIDE), "class_labels": names}
+        for view, mask in layers.items()
+    }
+    pixels = np.round(displayed(picture.image, index, flat=picture.depth == 1) * 255).astype(np.uint8)
+    pixels = shrunk(pixels, picture.aspect, LONGEST_SIDE)
     role = f"{picture.role} by {picture.judge}" if picture.judge else picture.role
     return wandb.Image(pixels, caption=f"{role}: {picture.case}", masks=masks)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.overlays import draw_case
 from tests.data_files import make_sites
+from tests.test_own_grid import flat_sites, volume_sites
 
 SMALL = (
     "data.size=32", "data.batch_size=2", "federation.rounds=2", "federation.local_steps=2", "trainer.threads=1",
@@ -96,10 +99,44 @@ def test_unknown_places_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_at_another_size_are_not_shown_side_by_side(runs: dict[str, RunFolder], tmp_path: Path) -> None:
-    larger = trained(tmp_path / "larger", *PHANTOM, "algorithm=fedavg", "data.size=64", "federation.rounds=1")
-    with pytest.raises(ReportingError, match=r"truth of larger is another one than that of ditto"):
-        draw_cases(runs | {"larger": larger}, {"site_01": [case_of(larger, "site_01")]}, tmp_path / "out")
+@pytest.mark.parametrize(("setting", "alike"), [("data.size=64", True), ("data.regions={disc: [1], cup: [2]}", False)])
+def test_runs_are_shown_side_by_side_whose_truth_is_the_same(
+    runs: dict[str, RunFolder], setting: str, alike: bool, tmp_path: Path
+) -> None:
+    """Whatever grid their networks have: pictures are on the cases' own."""
+    other = trained(tmp_path / "other", *PHANTOM, "algorithm=fedavg", setting, "federation.rounds=1")
+    choice = {"site_01": [case_of(other, "site_01")]}
+    if alike:
+        assert len(draw_cases(runs | {"other": other}, choice, tmp_path / "out")) == 1
+        return
+    with pytest.raises(ReportingError, match=r"truth of other is another one than that of ditto"):
+        draw_cases(runs | {"other": other}, choice, tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [flat_sites, volume_sites])
+def test_pictures_are_on_the_case_s_own_grid(make: Callable[[Path], str], tmp_path: Path) -> None:
+    """Of the stored size and proportions, with the masks that the run kept."""
+    ending = make(tmp_path / "data")
+    words = ["data=folder", f"data.root={tmp_path / 'data'}", "algorithm=fedavg", "evaluation.predictions=true"]
+    run = Reopened.read(trained(tmp_path / "run", *words, "model=tiny", "federation.rounds=1"))
+    run.prepare_data()
+    case = case_of(run.folder, "a")
+    drawn = predict_choices(run, {"a": [case]})["a", case]
+    flat = ending == "png"
+    stored = run.experiment.data.site("a").at_own_size(run.experiment.data.site("a").cases("test")[-1])
+    assert drawn.image.shape == (1, *stored.image.shape[1:])
+    assert drawn.depth == len(stored.image)
+    assert drawn.aspect == (1.0 if flat else stored.spacing[1] / stored.spacing[2])
+    assert drawn.truth.shape == drawn.predictions["global"].shape == (1, *drawn.image.shape[:3])
+    areas = (stored.labels == 1).sum(axis=(1, 2))
+    assert drawn.truth.sum() == areas.max() == areas[drawn.number]
+    (kept,) = (run.folder.predictions / "a" / "global").glob(f"{case}_*")
+    if flat:
+        assert np.array_equal(np.asarray(Image.open(kept)) > 0, drawn.predictions["global"][0, 0])
+    else:  # whichever axis was cut, and however it was turned
+        whole = np.asarray(nibabel.load(kept).dataobj) > 0
+        (axis,) = (axis for axis in range(3) if whole.shape[axis] == drawn.depth)
+        assert int(drawn.predictions["global"].sum()) in whole.sum(axis=tuple({0, 1, 2} - {axis})).tolist()
 
 
 def test_data_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:

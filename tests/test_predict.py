@@ -450,7 +450,8 @@ def test_any_name_that_can_be_written_can_be_drawn(ditto: RunFolder, tmp_path: P
 def test_overlays_show_the_whole_image_in_its_proportions() -> None:
     mask = np.zeros((1, 3, 20, 90), bool)
     mask[0, 1, 2:18, 3:88] = True
-    drawn = draw_prediction(Picture("s", "x", np.zeros((3, 20, 90, 1), np.uint8), None, {"global": mask}), ["r"], 2.5)
+    shown = Picture("s", "x", np.zeros((3, 20, 90, 1), np.uint8), None, {"global": mask}, aspect=2.5)
+    drawn = draw_prediction(shown, ["r"])
     assert len(drawn.axes) == 2
     for axis in drawn.axes:
         assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 89.5), (19.5, -0.5))

@@ -35,6 +35,7 @@ from fedseg.reporting.overlays import (
     judge_of,
     pick_cases,
     reported_scores,
+    shrunk,
     window,
 )
 from fedseg.reporting.progress import Progress, duration
@@ -476,14 +477,38 @@ def test_the_slice_with_most_truth_is_shown() -> None:
 
 
 def test_the_window_holds_all_contours() -> None:
-    left, top, side = window(picture(), 0)
+    left, top, side, tall = window(picture(), 0)
     assert left <= 19
     assert left + side >= 45
-    assert (left, side) == (top, side)
+    assert (left, side) == (top, tall)
     empty = np.zeros((2, 1, 64, 64), dtype=bool)
-    assert window(picture(truth=empty, predictions={"global": empty}), 0) == (0, 0, 64)
+    assert window(picture(truth=empty, predictions={"global": empty}), 0) == (0, 0, 64, 64)
     everything = ~empty
-    assert window(picture(truth=everything), 0) == (0, 0, 64)
+    assert window(picture(truth=everything), 0) == (0, 0, 64, 64)
+
+
+@pytest.mark.parametrize("aspect", [0.25, 1.0, 3.0])
+def test_pictures_have_the_true_proportions_of_the_image(aspect: float) -> None:
+    """Pixels may be no squares: the frame is one nevertheless, and all contours lie in it."""
+    drawn = picture(aspect=aspect)
+    left, top, wide, tall = window(drawn, 0)
+    assert tall * aspect == pytest.approx(wide, abs=aspect + 1)
+    rows, columns = np.nonzero(np.any([mask[:, 0].any(axis=0) for mask in drawn.masks.values()], axis=0))
+    if aspect == 1:
+        assert (left, top) <= (columns.min(), rows.min())
+    assert 0 <= left <= left + wide <= 64
+    assert 0 <= top <= top + tall <= 64
+    figure = draw_overlays([drawn], ("disc", "cup"))
+    assert [axis.get_aspect() for axis in figure.axes if axis.images] == [aspect, aspect]
+    height, width = shrunk(drawn.image[0], aspect, 1000).shape[:2]
+    assert height / width == pytest.approx(aspect)
+    assert max(shrunk(np.zeros((2046, 3072), bool), aspect, 1000).shape) == 1000
+
+
+def test_one_slice_of_a_volume_says_where_it_was() -> None:
+    figure = draw_overlays([picture(channels=3, slices=9, number=4)], ("disc", "cup"))
+    assert figure.axes[0].get_title() == "worst: c0, slice 5 of 9"
+    assert figure.axes[0].images[0].get_array().ndim == 2  # channels of a volume are no colours
 
 
 def test_images_are_shown_as_colour_or_stretched_grey() -> None:
