@@ -42,7 +42,7 @@ from fedseg.reporting.progress import Progress, duration
 from fedseg.reporting.reporter import Reporter, said_of_privacy, validation_values
 from fedseg.reporting.summary import summarise
 from fedseg.reporting.wandb import (
-    Place,
+    RunAddress,
     WandbRun,
     _wandb_image,
     failing_run,
@@ -830,7 +830,7 @@ def offline(folder: RunFolder, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 def test_an_offline_run_holds_all_and_a_resumed_one_keeps_its_id(offline: RunFolder) -> None:
     records = offline_records(offline)
     runs = [record.run for record in records if record.HasField("run")]
-    assert {run.run_id for run in runs} == {Place.of(offline).id}
+    assert {run.run_id for run in runs} == {RunAddress.of(offline).id}
     assert {(run.run_group, run.job_type, run.project) for run in runs} == {("g", "ditto", "p")}
     assert {(run.display_name, *run.tags) for run in runs} == {("n", "t")}
     metrics = {m.name or m.glob_name: m.step_metric for r in records if r.HasField("metric") for m in [r.metric]}
@@ -852,17 +852,17 @@ def test_an_offline_run_holds_all_and_a_resumed_one_keeps_its_id(offline: RunFol
 
 
 def test_a_folder_remembers_where_its_run_is(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Place.of(folder) == Place()
+    assert RunAddress.of(folder) == RunAddress()
     folder.wandb_id_path.write_text("abc\n")  # as earlier versions wrote it
-    assert Place.of(folder) == Place("abc")
-    Place("abc", "trial", "team").remember(folder)
+    assert RunAddress.of(folder) == RunAddress("abc")
+    RunAddress("abc", "trial", "team").remember(folder)
     assert folder.wandb_id_path.read_text() == "team/trial/abc\n"
     remember_agent(folder)  # there is none
-    assert Place.of(folder) == Place("abc", "trial", "team")
+    assert RunAddress.of(folder) == RunAddress("abc", "trial", "team")
     for name, value in (("RUN_ID", "r1"), ("SWEEP_ID", "s1"), ("PROJECT", "p"), ("ENTITY", "e")):
         monkeypatch.setenv(f"WANDB_{name}", value)
     remember_agent(folder)
-    assert Place.of(folder) == Place("r1", "p", "e")
+    assert RunAddress.of(folder) == RunAddress("r1", "p", "e")
 
 
 def test_each_mask_of_an_image_is_its_own_and_its_classes_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
