@@ -10,6 +10,7 @@ from fedseg.algorithms.fedamp import FedAMP
 from fedseg.algorithms.fedavg import FedAvg, Pooled
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.fedce import FedCE
+from fedseg.algorithms.fedcost import FedCost
 from fedseg.algorithms.feddg import FedDG
 from fedseg.algorithms.feddyn import FedDyn
 from fedseg.algorithms.fednova import FedNova
@@ -19,6 +20,7 @@ from fedseg.algorithms.fedprox import FedProx
 from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.finetune import FedBABU, FineTune
+from fedseg.algorithms.ga import GA
 from fedseg.algorithms.harmofl import HarmoFL
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
@@ -27,6 +29,7 @@ from fedseg.algorithms.moon import Moon
 from fedseg.algorithms.perfedavg import PerFedAvg
 from fedseg.algorithms.pfedme import PFedMe
 from fedseg.algorithms.prrfl import PRRFL
+from fedseg.algorithms.qffl import QFFL
 from fedseg.algorithms.scaffold import Scaffold
 
 __all__ = ["ALGORITHMS", "Algorithm"]
@@ -44,6 +47,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedsam": FedSAM,
     "harmofl": HarmoFL,
     "fedce": FedCE,
+    "fedcost": FedCost,
+    "qffl": QFFL,
+    "ga": GA,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

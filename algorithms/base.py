@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
-from fedseg.algorithms.stock import StockModule, View
+from fedseg.algorithms.stock import StockModule, View, dice
 from fedseg.federation.contract import LOSS, Average, Batch, Cohort, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
-from fedseg.models.heads import probabilities
+from fedseg.models.heads import decide, probabilities
 from fedseg.models.select import Selector, everything, named, nothing
 
 
@@ -304,6 +304,15 @@ class Algorithm(StockModule):
         logits = network(self.normalize(images))
         network.train(training)
         return probabilities(logits, self.recipe.activation)
+
+    def mean_dice(self, network: nn.Module, batches: Iterable[Batch]) -> float | None:
+        """Mean Dice of a network over the images and regions in which there is anything; None where that is nothing."""
+        scores = []
+        for batch in batches:
+            found = self.answers(network, batch["image"].to(self.device))
+            scores.append(dice(decide(found, self.recipe.activation).cpu(), batch["mask"], batch.get("known")))
+        defined = torch.cat(scores) if scores else torch.zeros(0)
+        return float(defined.mean()) if len(defined) else None
 
     # ---------------------------------------------------------------- Lightning
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.contribution import Version, cosines_to_others, shares
-from fedseg.algorithms.stock import dice
 from fedseg.federation.contract import Average, Site, Task
 from fedseg.federation.state import State, Update
-from fedseg.models.heads import decide, probabilities
 
 ALONE, SHARE = "error_without", "share"  # numbers that travel
 
@@ -91,12 +89,7 @@ class FedCE(FedAvg):
             rest[name].clamp_(min=0.0)
         network = deepcopy(self.model).eval()
         self._load(network, rest)
-        scores = []
-        for batch in site.eval_batches("val"):
-            found = probabilities(network(self.normalize(batch["image"].to(self.device))), self.recipe.activation)
-            scores.append(dice(decide(found, self.recipe.activation).cpu(), batch["mask"], batch.get("known")))
-        defined = torch.cat(scores)
-        return float(defined.mean()) if len(defined) else 0.0
+        return self.mean_dice(network, site.eval_batches("val")) or 0.0
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model, and for training the site's weight in the last round."""

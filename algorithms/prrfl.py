@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from fedseg.algorithms.answers import SingleAnswers, weighted
 from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, share_low_frequencies
-from fedseg.algorithms.stock import dice
 from fedseg.federation.contract import PERSONAL_LOSS, Batch, Site
 from fedseg.federation.ranges import Share
 from fedseg.federation.state import Tensors
-from fedseg.models.heads import decide
 from fedseg.models.select import normalisation
 
 
@@ -95,12 +93,7 @@ class PRRFL(SingleAnswers):
 
     def training_dice(self, network: nn.Module) -> float:
         """Mean Dice of a network on the site's training images."""
-        scores = []
-        for batch in self._site.eval_batches("train") if self._site else ():
-            found = self.answers(network, batch["image"].to(self.device))
-            scores.append(dice(decide(found, self.recipe.activation).cpu(), batch["mask"], batch.get("known")))
-        defined = torch.cat(scores)
-        return float(defined.mean()) if len(defined) else 0.0
+        return (self.mean_dice(network, self._site.eval_batches("train")) or 0.0) if self._site else 0.0
 
     def network(self, view: str) -> nn.Module:
         """The own model."""
