@@ -48,6 +48,7 @@ class Theme:
     shared: str
     neutral: str
     middle: str
+    lines: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
         """For `matplotlib.rc_context`: nothing but the marks is opaque."""
@@ -61,8 +62,10 @@ class Theme:
         return {**edges, **words, **clear, **plain, **more, "grid.color": self.grid}
 
 
-LIGHT = Theme("#1c2127", "#8a949e", "#e3e7eb", "#117733", "#bb3322", "#2a62a8", "#6b7580", "#f4f5f6")
-DARK = Theme("#e6e9ec", "#79838d", "#343b43", "#5cc97f", "#ff8a75", "#7fb2f0", "#9aa4ae", "#2a3037")
+LIGHT = Theme("#1c2127", "#8a949e", "#e3e7eb", "#117733", "#bb3322", "#2a62a8", "#6b7580", "#f4f5f6", COLOURS)
+# The same hues, the dark ones lighter.
+ON_DARK = ("#CC6677", "#88CCEE", "#3FAE68", "#DDCC77", "#D27FC6", "#44AA99", "#DB6C97", "#B5B54A", "#9A8FEA")
+DARK = Theme("#e6e9ec", "#79838d", "#343b43", "#5cc97f", "#ff8a75", "#7fb2f0", "#9aa4ae", "#2a3037", ON_DARK)
 Draw = Callable[[Analysis, Theme], Figure | None]
 
 
@@ -91,7 +94,7 @@ def gain(analysis: Analysis, verdicts: Sequence[Verdict], theme: Theme) -> Figur
         patients = over_seeds(of_patients(table).to_numpy()) * scale if table is not None else np.empty(0)
         colour = theme.neutral if verdict.provisional else answer_colour(verdict.answer, theme)
         jitter = row + generator.uniform(-0.2, 0.2, len(patients))
-        axes.scatter(patients, jitter, s=11, color=colour, alpha=0.35, linewidths=0)
+        axes.scatter(patients, jitter, s=11, color=colour, alpha=0.55, linewidths=0)
         low, mean, high = (verdict.test[key] * scale for key in ("low", "gain", "high"))
         axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="round")
         axes.plot(mean, row, "o", color=colour, markersize=8, markeredgecolor=theme.ink, markeredgewidth=0.8)
@@ -319,7 +322,7 @@ def progress(analysis: Analysis, theme: Theme) -> Figure | None:
     for model in models:
         own = curves[(curves["method"] == model.method) & (curves["view"] == model.view)]
         look = {
-            "color": COLOURS[methods.index(model.method) % len(COLOURS)],
+            "color": theme.lines[methods.index(model.method) % len(theme.lines)],
             "linestyle": "-" if model.view == PERSONAL else "--",
         }
         by_round = own.groupby("round").agg({"value": ["mean", "min", "max"], "bytes": "mean"})

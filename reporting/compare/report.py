@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from fedseg.common.files import write_atomic
+from fedseg.evaluation.statistics import LEAST_PATIENTS
 from fedseg.reporting.compare.across import across_section
 from fedseg.reporting.compare.analysis import (
     AGAINST_GLOBAL,
@@ -296,7 +297,8 @@ def reading(options: Options) -> list[str]:
         f"({better} {options.title}). Dice and other shares are in points of 100{options.on_grid}.",
         "The unit is the patient: scores are averaged over a patient's cases, and in tests over the seeds.",
         f"Interval: {options.confidence:.0%}, from {options.draws} resamples of seeds, of patients within a site, of a "
-        "patient's cases and, for means over sites, of sites; that of a gain is no narrower than its t interval.",
+        "patient's cases and, for means over sites, of sites; that of a gain is no narrower than its t interval, and "
+        f"ends where the metric does. Fewer than {LEAST_PATIENTS} patients have none.",
         "p: the larger of two. The sign-flip permutation test asks whether other patients could turn the difference "
         "between these trained models; the t test whether other patients and other seeds could. Corrected by Holm "
         "within the answers over sites, within those at the sites, and within the tables of all tests.",
