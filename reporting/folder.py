@@ -42,6 +42,7 @@ RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
 GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same by libyaml, where it is there: ten times as fast
 TERMS = "terms.yaml"
 
 """Names of files that are being written, with the process that writes."""
@@ -318,7 +319,7 @@ class RunFolder:
             ReportingError: If the folder holds no run, or its configuration cannot be read.
         """
         try:
-            return flattened(yaml.safe_load(self.read_config()))
+            return flattened(yaml.load(self.read_config(), Loader=SafeLoader))
         except (yaml.YAMLError, AttributeError) as error:
             why = " ".join(str(error).split())[:200]
             raise ReportingError(f"{self.config_path} is damaged ({why}); restore it, or start another run") from error

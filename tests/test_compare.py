@@ -19,7 +19,7 @@ from fedseg.launch.compare import default_settings, requested
 from fedseg.launch.evidence import extremes
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
-from fedseg.reporting.compare.gather import Gathered, Method, gather
+from fedseg.reporting.compare.gather import Gathered, Method, gather, signature
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.report import Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
@@ -405,6 +405,12 @@ def test_a_distance_has_no_greatest_gain(tmp_path: Path) -> None:
     write_run(tmp_path / "ditto", "ditto", sites=sites, effects={("personal", ""): -0.3}, noise=0.6)
     rows = verdicts(analysed(tmp_path, Options(draws=200, metric="hd95")))
     assert max(abs(row.test["low"]) for row in rows) > 10
+
+
+@pytest.mark.parametrize("values", [[1, True, 1.0, "1"], [0, False, None, ""], [[1], ["1"], {"a": 1}, {"a": True}]])
+def test_settings_of_different_kinds_are_different(values: list[Any]) -> None:
+    assert len({signature(value) for value in values}) == len(values)
+    assert [signature(value) for value in values] == [signature(value) for value in values]
 
 
 SURE: Mapping[str, Any] = {"p_holm": 0.01, "smallest_p_holm": 0.001, "detectable": 0.03, "family": 3}

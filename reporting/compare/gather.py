@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -281,7 +282,7 @@ def _split_problems(runs: Sequence[Run]) -> list[str]:
 
 
 def _difference(a: Run, b: Run, columns: list[str]) -> str:
-    if a is b:
+    if a is b or a.splits[columns].equals(b.splits[columns]):
         return ""
     rows = [{tuple(map(str, row)) for row in run.splits[columns].itertuples(index=False)} for run in (a, b)]
     apart = sorted(rows[0] ^ rows[1])
@@ -346,6 +347,16 @@ def _check_unseen_once(group: Sequence[Run]) -> None:
 
 def signature(value: Any) -> str:
     """A setting as text, the same for equal settings."""
+    return _written_once(value) if isinstance(value, Hashable) else _written(value)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _written_once(value: Hashable) -> str:
+    """Most settings are the same in all runs."""
+    return _written(value)
+
+
+def _written(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=True).replace("\n...", "").strip()
 
 
