@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import AliasEvent, ScalarEvent, YAMLError
+from yaml import Event, ScalarEvent, YAMLError
 
 from fedseg.configs.knobs import knobs, unknown, validated
 from fedseg.configs.parts import PartError
@@ -158,20 +158,25 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
         ConfigError: it is damaged.
     """
     try:
-        referring = any(
-            isinstance(event, AliasEvent) or (isinstance(event, ScalarEvent) and "${" in event.value)
-            for event in yaml.parse(text, yaml.SafeLoader)
-        )
+        referring = any(map(_refers, yaml.parse(text, yaml.SafeLoader)))
         config = OmegaConf.create("" if referring else text)
     except (OmegaConfBaseException, YAMLError, ValueError, AssertionError, RecursionError) as error:
         raise ConfigError(f"{source} is damaged ({' '.join(str(error).split())[:200]}); {CURE}") from error
     if referring:
-        raise ConfigError(f"{source} refers to other values (${{...}} or *alias); a config of a run holds them all")
+        raise ConfigError(
+            f"{source} refers to other values or types (${{...}}, &anchor, *alias, !tag); it should hold plain values"
+        )
     if not isinstance(config, DictConfig) or (schema is not None and not _resolved(config, schema)):
         raise ConfigError(f"{source} is damaged (it does not hold all settings of a run); {CURE}")
     _as_meant_then(config, source)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def _refers(event: Event) -> bool:
+    """Whether a part of a YAML text stands for something else than what is written there."""
+    named = getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None
+    return named or (isinstance(event, ScalarEvent) and "${" in event.value)
 
 
 def _as_meant_then(config: dict[Any, Any] | DictConfig, source: str) -> None:

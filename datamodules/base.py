@@ -31,6 +31,7 @@ from fedseg.datamodules.consistency import (
 from fedseg.datamodules.duplicates import Copies, prints
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, Report, refuse
+from fedseg.datamodules.fingerprints import of_case
 from fedseg.datamodules.grid import fit_planes
 from fedseg.datamodules.listed import listed
 from fedseg.datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
@@ -635,17 +636,21 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         stores = self._shared.slices.stores
         return {(case.site, case.case): dict(case.columns) for store in stores for case in store.cases}
 
-    def fingerprints(self) -> list[dict[str, str]]:
+    def fingerprints(self, *, anew: bool = False) -> list[dict[str, str]]:
         """One row per case: site, case, and digests of the bytes of its image and its mask.
 
         Empty where there is no file: the data module makes it itself, or the case has no mask.
+
+        Args:
+            anew: Of the files as they are now, whatever a cache holds.
         """
         self._ready()
-        return [
-            {"site": case.site, "case": case.case, "image": entry.image_print, "mask": entry.mask_print}
-            for store in self._shared.slices.stores
-            for case, entry in zip(store.cases, store.entries, strict=True)
-        ]
+        found = []
+        for store in self._shared.slices.stores:
+            for case, entry in zip(store.cases, store.entries, strict=True):
+                image, mask = of_case(case) if anew else (entry.image_print, entry.mask_print)
+                found.append({"site": case.site, "case": case.case, "image": image, "mask": mask})
+        return found
 
     def _ready(self) -> dict[str, SiteData]:
         if not self._sites:

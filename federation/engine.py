@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -32,9 +32,10 @@ from fedseg.federation.contract import (
     Transform,
     Transport,
 )
+from fedseg.federation.ledger import Ledger
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
 from fedseg.federation.sketch import SketchedMean
-from fedseg.federation.state import Mean, State, Tensors, Update
+from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
 
 POOL = "pooled"
@@ -127,6 +128,7 @@ class Federation:
         checkpoint: where the run is saved.
         observer: told what happens.
         transforms: applied to the mean in reverse order; their client side lives in the transport.
+        ledger: notes every exchange, if there is one.
     """
 
     algorithm: Algorithm
@@ -137,6 +139,7 @@ class Federation:
     checkpoint: Checkpoint
     observer: Observer
     transforms: Sequence[Transform] = ()
+    ledger: Ledger | None = None
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
@@ -208,6 +211,21 @@ class Federation:
         """What happened after the last round, while models were scored; as of the round after it."""
         return [{**row, "round": self._record.round} for row in self._record.events]
 
+    def take_late_audit(self) -> list[Row]:
+        """What left sites after the last round, since the last call; as of the round after it."""
+        rows = list(self._record.audit)
+        self._record.audit.clear()
+        return rows
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Ask sites; whatever leaves one is noted, used or not."""
+        answers = self.transport.ask(tasks, messages)
+        for update in answers if self.ledger is None else self.ledger.noted(tasks, messages, answers):
+            task = tasks[update.site]
+            passed = {"train": "+".join(self._names), "consult": task.topic}.get(task.kind, "")
+            self._record.audit.extend(_left(self._record.round, task.kind, update, passed))
+            yield update
+
     def sample(self, round: int) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
         if self._pools:
@@ -247,7 +265,7 @@ class Federation:
         if published is not None:
             messages = {site: State({**m.tensors, **published.tensors}, m.scalars) for site, m in messages.items()}
         scores = {}
-        for update in self.transport.ask(dict.fromkeys(sites, task), messages):
+        for update in self.ask(dict.fromkeys(sites, task), messages):
             if refusal := update.refusal or Admission(State()).refusal(update):
                 self._record.events.append(_event(round, update.site, "refused", refusal))
                 continue
@@ -267,7 +285,7 @@ class Federation:
             RoundError: no site has anything to give, since none has trained.
         """
         task = Task("publish", round, self.seed)
-        answers = self.transport.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
+        answers = self.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
         published = State()
         for update in answers:
             if refusal := update.refusal or unbounded(update, ONCE):
@@ -284,7 +302,6 @@ class Federation:
         for group, size in published.sizes().items():
             place = {"round": round + 1, "site": group.partition("/")[2]}
             record.traffic.append({**place, "direction": "up", "group": group, "bytes": size})
-            record.audit.append({**place, "task": "publish", **_left(group, published[group]), "transforms": ""})
         for site in receivers:
             message = self.algorithm.broadcast(server, site, Task("evaluate", round, self.seed, adapt=True))
             record.traffic.extend(_traffic(round + 1, site, "down", State({**message.tensors, **published.tensors})))
@@ -292,16 +309,13 @@ class Federation:
 
     def _introduce(self) -> dict[str, State]:
         task = Task("introduce", 0, self.seed)
-        answers = self.transport.ask(dict.fromkeys(self.trainers, task), dict.fromkeys(self.trainers, State()))
+        self._record = record = RoundRecord(0, 0.0)
+        answers = self.ask(dict.fromkeys(self.trainers, task), dict.fromkeys(self.trainers, State()))
         introductions: dict[str, State] = {}
-        record = RoundRecord(0, 0.0)
         for update in answers:
             if refusal := update.refusal or unbounded(update, ONCE):
                 raise RoundError(f"site {update.site!r} cannot introduce itself: {refusal}")
             record.traffic.extend(_traffic(0, update.site, "up", update))
-            for group, tensors in update.tensors.items():
-                left = {"round": 0, "site": update.site, "task": "introduce", **_left(group, tensors)}
-                record.audit.append({**left, "transforms": ""})
             introductions[update.site] = update
         self.observer.round_done(record)
         return introductions
@@ -336,6 +350,8 @@ class Federation:
             scores = selection_scores(found, self.sites)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         if last or round % self.schedule.checkpoint_every == 0:
+            if self.ledger is not None:  # first: a state that no entry tells of must not exist
+                self.ledger.saved(round, server)
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
 
@@ -367,7 +383,7 @@ class Federation:
                 add(update, self.algorithm.weigh(server, [update])[0])
 
         usable = 0
-        for arrived in self.transport.ask(tasks, messages):
+        for arrived in self.ask(tasks, messages):
             accounts |= self._account(round, arrived)
             usable += self._accept(round, arrived, admission, take)
         server = State(server.tensors, {**server.scalars, **accounts})
@@ -429,7 +445,7 @@ class Federation:
         said: dict[str, T] = {}
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
-        for update in self.transport.ask(dict.fromkeys(messages, task), messages):
+        for update in self.ask(dict.fromkeys(messages, task), messages):
             refusal = update.refusal or unbounded(update)
             if not refusal:
                 try:
@@ -440,9 +456,6 @@ class Federation:
                 self._record.events.append(_event(round, update.site, "refused", refusal))
                 continue
             self._record.traffic.extend(_traffic(round, update.site, "up", update))
-            for group, tensors in update.tensors.items():
-                left = {"round": round, "site": update.site, "task": "consult", **_left(group, tensors)}
-                self._record.audit.append({**left, "transforms": topic})
         return said
 
     def _advance(self, round: int, server: State, mean: State, cohort: Cohort) -> State:
@@ -541,10 +554,6 @@ class Federation:
         row |= {name: told.get(name) for name in (LOSS, PERSONAL_LOSS, "steps")} | {"seconds": seconds}
         self._record.rounds.append(row)
         self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
-        names = "+".join(self._names)
-        for group, tensors in arrived.tensors.items():
-            left = {"round": round, "site": update.site, "task": "train", **_left(group, tensors)}
-            self._record.audit.append({**left, "transforms": names})
         self.observer.site_done("train", round, update.site, told, seconds)
         return True
 
@@ -691,12 +700,25 @@ def _traffic(round: int, site: str, direction: str, state: State) -> list[Row]:
     ]
 
 
-def _left(group: str, tensors: Tensors) -> Row:
-    """A group as it left a site: how much, and the name, shape and type of every tensor."""
-    listing = [
-        (name, "x".join(map(str, t.shape)) if t.dtype != torch.uint8 else "bytes", str(t.dtype).removeprefix("torch."))
-        for name, t in tensors.items()
-    ]
-    numbers = sum(t.numel() for t in tensors.values())
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    return {"group": group, "numbers": numbers, "bytes": size, "listing": listing}
+def _left(round: int, task: str, update: Update, passed: str) -> list[Row]:
+    """All that left a site in one answer: group by group how much, and the name, shape and type of every tensor."""
+    common = {"round": round, "site": update.site, "task": task, "transforms": passed}
+    rows = []
+    for group, size in update.sizes().items():
+        tensors = update[group]
+        listing = [
+            (
+                name,
+                "x".join(map(str, t.shape)) if t.dtype != torch.uint8 else "bytes",
+                str(t.dtype).removeprefix("torch."),
+            )
+            for name, t in tensors.items()
+        ]
+        numbers = sum(t.numel() for t in tensors.values())
+        rows.append({**common, "group": group, "numbers": numbers, "bytes": size, "listing": listing})
+    if update.scalars:
+        named = [(name, "", "number") for name in sorted(update.scalars)]
+        rows.append({**common, "group": "(numbers)", "numbers": len(named), "bytes": 8 * len(named), "listing": named})
+    for name, (count, size) in update.beside.items():
+        rows.append({**common, "group": name, "numbers": count, "bytes": size, "listing": []})
+    return rows

@@ -69,11 +69,15 @@ class Update(State):
         site: who sends.
         examples: training images behind this update (its weight in FedAvg): the labelled ones, where labels are learnt.
         refusal: why the site itself withdraws its update; empty when it stands.
+        seal: what a site on a machine of its own signed beside the tensors, and its signature (`federation.ledger`).
+        beside: what else came in its message: name -> how many entries, bytes.
     """
 
     site: str
     examples: int
     refusal: str = ""
+    seal: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def add(a: Tensors, b: Tensors, scale: float = 1.0) -> Tensors:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
+from fedseg.configs.words import tree
 from fedseg.federation.admission import FORMULA, bounds
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import RoundRecord
 from fedseg.federation.engine import RoundError, check_cohort
+from fedseg.federation.flower.keys import Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
+from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.federation.state import State
 from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
@@ -26,7 +32,7 @@ from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, o
 from fedseg.launch.scoring import Notes
 from fedseg.launch.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
-from fedseg.reporting.folder import COLUMNS, METRICS, RUN_ID, RunFolder
+from fedseg.reporting.folder import COLUMNS, KEYS, METRICS, RUN_ID, RunFolder
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 
@@ -65,8 +71,8 @@ class Across:
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
-            checkpoint = open_checkpoint(folder, config)
-            transport = self._transport(config, settings, run_id(folder))
+            checkpoint, ledger = open_checkpoint(folder, config), Ledger(folder.path / LEDGER)
+            transport = self._transport(config, settings, run_id(folder), pinned(folder, settings))
             sites = _in_order(transport.sites)
             experiment = Experiment(config, channels=agreed(transport.sites, settings))
             transport.question = replace(transport.question, channels=experiment.channels)
@@ -77,26 +83,31 @@ class Across:
             folder.write_config(as_yaml(departing(anchored(config), {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
         folder.write_terms(listed({site: transport.sites[site].terms for site in sites}))
+        save_keys(folder, transport.pins.keys)
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
         folder.truncate(checkpoint.round if checkpoint.round else -1)
         with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
             reporter.progress.say(f"{experiment.title}; {', '.join(sites)}; the run's folder: {folder.path}")
             reporter.notice(other_versions(transport.sites, checkpoint.round))
+            reporter.notice(at_first_sight(transport.pins, checkpoint.round))
             seen = [site for site in sites if transport.sites[site].seen]
             scores = Shown(transport)
-            federation = experiment.federation_over(transport, seen, checkpoint, Notes(reporter, scores))
+            ledger.begun(checkpoint.round, run_id(folder), alike=not settings.algorithm(in_channels=3).answers_singly)
+            transport.head = lambda: ledger.head
+            federation = experiment.federation_over(transport, seen, checkpoint, Heard(reporter, scores), ledger)
             train_and_score(federation, scores, reporter)
             cross(federation, scores, reporter, config)
+            folder.append_audit(scores.greetings(checkpoint.round + 1))
             return finish(reporter, config, meter)
 
     def sites(self, config: DictConfig) -> list[str]:
         """Names of all sites that are connected, or should be."""
         return list(config.deployment.sites) or sorted(
-            self._transport(config, Experiment(config), secrets.token_hex(16)).sites
+            self._transport(config, Experiment(config), secrets.token_hex(16), Pins()).sites
         )
 
-    def _transport(self, config: DictConfig, settings: Experiment, run: str) -> FlowerTransport:
+    def _transport(self, config: DictConfig, settings: Experiment, run: str, pins: Pins) -> FlowerTransport:
         way = settings.deployment
         question = Question("hello", run, as_yaml(config))
         start = State()
@@ -105,7 +116,7 @@ class Across:
             earlier = settings.pretrained.source / RUN_ID
             text = earlier.read_text().strip() if earlier.is_file() else ""
             question = Question("hello", run, question.config, earlier=text)
-        transport = FlowerTransport(self.grid, question, way.timeout, self.poll, start=start)
+        transport = FlowerTransport(self.grid, question, way.timeout, self.poll, start=start, pins=pins)
         try:
             transport.meet(way.sites, config.federation.min_sites, way.patience)
         except NotConnectedError as error:
@@ -128,6 +139,23 @@ class Shown:
         columns = set(COLUMNS[METRICS])
         return [row for row in self.transport.take() if row.keys() == columns and _is_score(row)]
 
+    def greetings(self, round: int) -> list[dict[str, Any]]:
+        """Rows for the audit: greetings that came since the last call, their size and whose they were."""
+        greeted, self.transport.greeted = self.transport.greeted, []
+        row = {"round": round, "task": "greet", "group": "(greeting)", "numbers": 0, "transforms": "", "listing": []}
+        return [{**row, "site": site, "bytes": size} for site, size in greeted]
+
+
+class Heard(Notes):
+    """The engine's observer across machines: greetings are part of what left sites."""
+
+    scorer: Shown
+
+    def round_done(self, record: RoundRecord) -> None:
+        """One write for all sites."""
+        record.audit.extend(self.scorer.greetings(record.round))
+        super().round_done(record)
+
 
 def run_id(folder: RunFolder) -> str:
     """The name of a run at its sites, made once."""
@@ -135,6 +163,51 @@ def run_id(folder: RunFolder) -> str:
     if not path.exists():
         write_atomic(path, secrets.token_hex(16) + "\n")
     return path.read_text(encoding="utf-8").strip()
+
+
+def pinned(folder: RunFolder, settings: Experiment) -> Pins:
+    """Which name belongs to which key: by a list that was given, and by what this run has seen.
+
+    Raises:
+        ConfigError: a file cannot be read, or the two do not agree.
+    """
+    listed, own = settings.deployment.keys, folder.path / KEYS
+    known = read_keys(own) if own.is_file() else {}
+    given = {} if listed is None else read_keys(Path(listed))
+    if odd := sorted(site for site in known.keys() & given.keys() if known[site] != given[site]):
+        raise ConfigError(
+            f"deployment.keys={listed} has another key of site {odd[0]!r} than this run saw ({own}); if the site made "
+            f"a new one, change its line in {KEYS} too, once the site confirmed the key"
+        )
+    return Pins({**known, **given}, closed=listed is not None)
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Names and their keys.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is no key.
+    """
+    try:
+        told = tree(path.read_text(encoding="utf-8-sig"), path.name)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); write lines such as 'north: KEY'") from error
+    keys = {str(site): str(key) for site, key in told.items()} if isinstance(told, Mapping) else {"": ""}
+    if odd := [site for site, key in keys.items() if not re.fullmatch("[0-9a-f]{64}", key)]:
+        raise ConfigError(f"{path}: {odd[0]!r} has no key of 64 hexadecimal digits; take the line of its site.pub")
+    return keys
+
+
+def save_keys(folder: RunFolder, keys: Mapping[str, str]) -> None:
+    """Keep which name belongs to which key."""
+    write_atomic(folder.path / KEYS, "".join(f"{json.dumps(site)}: {key}\n" for site, key in sorted(keys.items())))
+
+
+def at_first_sight(pins: Pins, round: int) -> list[dict[str, Any]]:
+    """Events for names whose key this run took at first sight, and nobody listed."""
+    seen, pins.seen = pins.seen, []
+    detail = "its name belongs to the key {} from now on; compare it with the site's site.pub"
+    return [{"round": round, "site": s, "event": "first sight", "detail": detail.format(pins.keys[s])} for s in seen]
 
 
 def agreed(sites: Mapping[str, Facts], settings: Experiment) -> int:

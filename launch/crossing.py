@@ -76,11 +76,11 @@ def _rows(table: pd.DataFrame) -> list[Row]:
 
 def _visits(federation: Federation, source: str) -> list[Update]:
     """Let the best personal model of a site be scored at all others; the answers, the source's own first."""
-    checkpoint, transport = federation.checkpoint, federation.transport
+    checkpoint = federation.checkpoint
     best = checkpoint.chosen(f"personal/{source}")
-    transport.restore({source: checkpoint.read(best.kept)} if best.kept else {}, {source: best.round})
+    federation.transport.restore({source: checkpoint.read(best.kept)} if best.kept else {}, {source: best.round})
     give = Task("publish", best.round, federation.seed, checkpoint=BEST, topic=VISITING)
-    (given,) = transport.ask({source: give}, {source: State()})
+    (given,) = federation.ask({source: give}, {source: State()})
     given.refusal = given.refusal or unbounded(given, ONCE)
     if given.refusal or not given.tensors:  # it never trained
         return [given]
@@ -91,7 +91,7 @@ def _visits(federation: Federation, source: str) -> list[Update]:
     groups = {**message.tensors, **{f"{VISITOR}{group}": ts for group, ts in given.tensors.items()}}
     others = [site for site in all_sites(federation) if site != source]
     messages = dict.fromkeys(others, State(groups, message.scalars))
-    return [given, *transport.ask(dict.fromkeys(others, show), messages)]
+    return [given, *federation.ask(dict.fromkeys(others, show), messages)]
 
 
 def _event(federation: Federation, update: Update) -> Row:

@@ -26,6 +26,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute, Evaluate
 from fedseg.federation.contract import Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
+from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
@@ -248,20 +249,29 @@ class Experiment:
             raise ConfigError(f"a site is called {POOL!r}, which is the name of pooled training; rename its folder")
         return {**{name: self.data.site(name) for name in names}, POOL: self.data.pooled()}
 
-    def federation(self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer) -> Federation:
+    def federation(
+        self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer, ledger: Ledger | None = None
+    ) -> Federation:
         """The run in this process: one worker for all sites."""
-        return self.federation_over(self.in_process(self.sites(), evaluate), self.data.sites, checkpoint, observer)
+        way = self.in_process(self.sites(), evaluate)
+        return self.federation_over(way, self.data.sites, checkpoint, observer, ledger)
 
     def in_process(self, sites: Mapping[str, SiteData], evaluate: Evaluate) -> InProcess:
         """A worker for these sites."""
         return InProcess(self.algorithm(), sites, self.compute, evaluate, self.transforms)
 
     def federation_over(
-        self, transport: Transport, sites: Sequence[str], checkpoint: Checkpoint, observer: Observer
+        self,
+        transport: Transport,
+        sites: Sequence[str],
+        checkpoint: Checkpoint,
+        observer: Observer,
+        ledger: Ledger | None = None,
     ) -> Federation:
         """The server's side of the run, whatever the way to the sites that train."""
         seed, transforms = self.config.seed, self.transforms
-        return Federation(self.algorithm(), transport, sites, self.schedule, seed, checkpoint, observer, transforms)
+        method, schedule = self.algorithm(), self.schedule
+        return Federation(method, transport, sites, schedule, seed, checkpoint, observer, transforms, ledger)
 
     @property
     def title(self) -> str:

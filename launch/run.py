@@ -20,6 +20,7 @@ from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.engine import Federation
+from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.grouping import group_rows
@@ -53,6 +54,7 @@ MAY_CHANGE = ("federation.rounds", "data.manifest", *CIRCUMSTANCE)  # that data 
 PATHS = (
     "output",
     "pretrained",
+    "deployment.keys",
     "deployment.terms",
     "data.root",
     "data.manifest",
@@ -159,7 +161,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     check_crossing(experiment)
     folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
     with folder.beginning():
-        checkpoint = open_checkpoint(folder, config)
+        checkpoint, ledger = open_checkpoint(folder, config), Ledger(folder.path / LEDGER)
         experiment.data.setup()
         experiment.check_sites()
         terms = agreed_terms(experiment)
@@ -181,7 +183,8 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment, kept_masks(experiment, folder))
-        federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer))
+        ledger.begun(checkpoint.round, "", alike=not experiment.algorithm(in_channels=3).answers_singly)
+        federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer), ledger)
         train_and_score(federation, scorer, reporter)
         cross(federation, scorer, reporter, config)
         if config.evaluation.overlays:
@@ -220,6 +223,7 @@ def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) 
     reporter.training_done(federation.checkpoint.round)
     reporter.progress.say("scoring the last and the best models on validation and test cases")
     reporter.scores(score_checkpoints(federation, scorer, server))
+    reporter.folder.append_audit(federation.take_late_audit())
     reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
 
 
@@ -229,6 +233,7 @@ def cross(federation: Federation, scorer: Scores, reporter: Reporter, config: Di
         reporter.progress.say("scoring every site's personal model at all other sites")
         rows, events = cross_scores(federation, scorer, reporter.folder.scores())
         reporter.folder.write_cross_sites(rows, crossing.COLUMNS)
+        reporter.folder.append_audit(federation.take_late_audit())
         reporter.notice(events)
 
 

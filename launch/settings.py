@@ -102,6 +102,8 @@ class Deployment:
             case's scores under a name that only the site can resolve, and that tells which cases are of one patient.
         cores: of the simulation: CPU cores of one site's turn.
         gpus: of the simulation: GPUs of one site's turn, such as 0.25.
+        keys: file with a line `NAME: KEY` for every site that may take part across machines, such as the keys.yaml of
+            an earlier run; null binds each name to the first key that this run sees, and keeps that in its keys.yaml.
         terms: where all data are in one place: a folder with SITE.yaml, the terms of each site that has some; across
             machines each site names its own in its node-config.
     """
@@ -112,6 +114,7 @@ class Deployment:
     case_scores: Literal["means", "pseudonyms"] = "means"
     cores: PositiveInt = 1
     gpus: NonNegativeFloat = 0.0
+    keys: str | None = None
     terms: str | None = None
 
     def __post_init__(self) -> None:

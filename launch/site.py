@@ -207,7 +207,7 @@ class LaunchedSite:
 
     def _record(self) -> None:
         """The site's own record of the run: settings, and which case serves for what; on a repeat, they must agree."""
-        rows, prints = self.experiment.data.splits(), self.experiment.data.fingerprints()
+        rows, prints = self.experiment.data.splits(), self.experiment.data.fingerprints(anew=True)
         if self.folder.holds_run:
             try:
                 check_splits(self.folder, rows)

@@ -44,6 +44,7 @@ GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same by libyaml, where it is there: ten times as fast
 TERMS = "terms.yaml"
+KEYS = "keys.yaml"
 
 """Names of files that are being written, with the process that writes."""
 
@@ -117,6 +118,8 @@ README = """# The folder of one training run
 | `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
 | `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
+| `ledger.jsonl` | what each site was shown and sent, as hashes in a chain: `python -m fedseg.launch.verify FOLDER` |
+| `keys.yaml` | across machines: the public key that each site's name belongs to |
 | `terms.yaml` | every site's own terms, in which it took part |
 | `cross_sites.csv` | every site's best model, and the global one, at every site (`evaluation.cross_sites=true`) |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |

@@ -82,12 +82,11 @@ class Reporter:
         self._round: int | None = None
         self._rounds = 0
         self._values: dict[str, float] = {}  # of the round that is under way: one point per round at W&B
-        self._audit: list[Row] = []  # of the round that is under way: numbers that left sites
         self._trained: int | None = None  # rounds, once training is over
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
         """A round begins (see `Progress.round_started`)."""
-        self._round, self._rounds, self._values, self._audit = round, rounds, {}, []
+        self._round, self._rounds, self._values = round, rounds, {}
         self._validation = {}
         self.progress.round_started(round, rounds, sites)
 
@@ -104,9 +103,7 @@ class Reporter:
         """
         self.progress.site_done(task, site, scalars)
         if self._trained is not None:  # the final scoring, as of the round after the last whichever model is scored
-            self.folder.append_audit([_numbers_left(task, self._trained + 1, site, {*scalars, "seconds"})])
             return
-        self._audit.append(_numbers_left(task, round, site, {*scalars, "seconds"}))
         plain = {name: value for name, value in scalars.items() if "/" not in name}
         self._values |= {f"{site}/{task}/{name}": value for name, value in {**plain, "seconds": seconds}.items()}
 
@@ -129,8 +126,7 @@ class Reporter:
         self.folder.append_traffic(record.traffic)
         self.folder.append_events(record.events)
         self.folder.append_privacy(record.privacy)
-        self.folder.append_audit([*record.audit, *self._audit])
-        self._audit = []
+        self.folder.append_audit(record.audit)
         spent = max((row["epsilon"] for row in record.privacy), default=None)
         if spent is not None:
             self._values["privacy/epsilon"] = spent
@@ -291,13 +287,6 @@ def validation_values(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
         if answering is not None:
             values[int(str(round))][f"val/worst_site/{metric}"] = views[answering]["worst"]
     return dict(values)
-
-
-def _numbers_left(task: str, round: int, site: str, names: Iterable[str]) -> Row:
-    """A row for audit.csv: the numbers of an answer."""
-    listing = [(name, "", "number") for name in sorted(names)]
-    row = {"round": round, "site": site, "task": task, "group": "(numbers)", "transforms": ""}
-    return {**row, "numbers": len(listing), "bytes": 8 * len(listing), "listing": listing}
 
 
 def sweep_values(summary: Summary) -> dict[str, float]:

@@ -43,6 +43,7 @@ class LoopbackGrid:
         self.apps = dict(apps)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as a ServerApp's process has
         self.silent: set[int] = set()
+        self.clients: dict[int, SiteClient] = {}
         self.sent: list[Message] = []
         self.replies: dict[str, Message] = {}
 
@@ -122,6 +123,7 @@ def federate(
     nodes = {site: 100 + number for number, site in enumerate(sites)}
     clients = {s: toy_client(name, data, folder / s, site_transforms(), **knobs) for s, data in sites.items()}
     grid: Any = LoopbackGrid({nodes[site]: app_of(client.answer) for site, client in clients.items()})
+    grid.clients = {nodes[site]: client for site, client in clients.items()}
     way = FlowerTransport(grid, Question("hello", RUN, ""), timeout=timeout, poll=0.001)
     way.meet(tuple(sites), 1, 0.0)
     if before is not None:

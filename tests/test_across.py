@@ -254,6 +254,29 @@ def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Pa
     assert "cases, the first is ('site_02', 'case_" in (tmp_path / "sites" / "site_02" / "site.log").read_text()
 
 
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_a_worker_that_stays_and_its_cache_do_not_hide_that_a_file_changed(cache: str, tmp_path: Path) -> None:
+    """Size and time of the file are what they were, and the server asks for what it asked for before."""
+    for site in SITES[:2]:
+        for number in range(8):
+            save(tmp_path / "data" / site / "images" / f"{number}.png", picture(number + len(site)))
+            save(tmp_path / "data" / site / "masks" / f"{number}.png", square())
+    data = ["data=folder", "data.root=there", "data.size=32", "algorithm=fedavg", "federation.rounds=1"]
+    own = [setting for setting in SMALL if not setting.startswith("data.")]
+    root, settings = str(tmp_path / "data"), f"data.cache={cache}"
+    grid = grid_of(tmp_path / "sites", SITES[:2], data_root=root, settings=settings)
+    flower_server.run(grid, [*own, *data, f"output={tmp_path / 'run'}"])
+    again = [f"output={tmp_path / 'run'}", "resume=true"]
+    flower_server.run(grid, again)
+    file = tmp_path / "data" / "site_02" / "images" / "0.png"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1  # behind the picture's end: decoders do not mind
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RoundError, match="site 'site_02' cannot take part: its data changed since this run began"):
+        flower_server.run(grid, again)
+
+
 def test_one_site_alone_is_prepared_as_among_all(tmp_path: Path) -> None:
     def data(*settings: str) -> Any:
         return Experiment(compose([*SMALL, *settings], SCHEMA)).data

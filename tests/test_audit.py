@@ -25,7 +25,7 @@ def test_everything_that_left_a_site_is_in_the_manifest(tmp_path: Path) -> None:
     assert finished.code == 0, finished.err
     audit, contents = finished.folder.audit(), finished.folder.contents()
     told = audit[audit["task"] == "introduce"]
-    assert set(told["group"]) == {"bank"}
+    assert set(told["group"]) == {"bank", "(numbers)"}
     assert set(told["site"]) == SITES
     sent = audit[audit["task"] == "train"]
     assert set(sent["group"]) == {"model", "buffers", "(numbers)"}

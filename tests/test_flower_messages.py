@@ -70,30 +70,28 @@ def test_a_server_that_starts_again_goes_on_with_what_sites_kept_then(name: str,
 
 # ---------------------------------------------------------------- answers that are none
 
-Answerer = Callable[[Envelope], Envelope]
-Lie = Callable[[Answerer, Envelope], Envelope]
+Lie = Callable[[SiteClient, Envelope], Envelope]
 
 
 def when_it_trains(site: str, lie: Lie) -> Callable[[LoopbackGrid, dict[str, int]], None]:
     """Before the first round, put something in the place of a site's honest answers to training tasks."""
 
     def before(grid: LoopbackGrid, nodes: dict[str, int]) -> None:
-        app = grid.apps[nodes[site]]
+        client = grid.clients[nodes[site]]
 
-        def handle(message: Any, context: Any) -> Any:
-            question, _ = unpack(Envelope.from_records(message.content), Question)
-            if question.task is None or question.task.kind != "train":
-                return app(message, context)
-            envelope = lie(lambda _: Envelope.from_records(app(message, context).content), Envelope(""))
-            return app_of(lambda _: envelope)(message, context)
+        def answer(envelope: Envelope) -> Envelope:
+            question, _ = unpack(envelope, Question)
+            trains = question.task is not None and question.task.kind == "train"
+            return lie(client, envelope) if trains else client.answer(envelope)
 
-        grid.apps[nodes[site]] = handle  # type: ignore[assignment]
+        grid.apps[nodes[site]] = app_of(answer)
 
     return before
 
 
 def altered(change: Callable[[Answer, State], tuple[Answer, State]]) -> Lie:
-    return lambda honest, envelope: pack(*change(*unpack(honest(envelope), Answer)))
+    """What the site signs is the lie."""
+    return lambda site, envelope: site.signed(envelope, *change(*unpack(site.answer(envelope), Answer)))
 
 
 def each_tensor(state: State, change: Callable[[torch.Tensor], torch.Tensor]) -> State:
@@ -102,8 +100,8 @@ def each_tensor(state: State, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 LIES: dict[str, tuple[Lie, str]] = {
-    "no text of ours": (lambda honest, envelope: Envelope("{}", b""), "the answer cannot be read (site)"),
-    "no state": (lambda honest, envelope: Envelope(honest(envelope).text, b"garbage"), "not a serialised state"),
+    "no text of ours": (lambda site, envelope: Envelope("{}", b""), "the answer cannot be read (site)"),
+    "no state": (lambda site, envelope: Envelope(site.answer(envelope).text, b"garbage"), "not a serialised state"),
     "another site's name": (altered(lambda answer, state: (replace(answer, site="s0"), state)), "another site's name"),
     "other shapes": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.flatten()[:1]))), "the one it was sent is"),
     "other types": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.double()))), "the one it was sent is"),
@@ -111,6 +109,7 @@ LIES: dict[str, tuple[Lie, str]] = {
     "numbers missing": (altered(lambda answer, state: (answer, State(state.tensors))), "it lacks seconds and steps"),
     "a word as number": (altered(lambda a, s: (a, State(s.tensors, {**s.scalars, "loss": "low"}))), "are not numbers"),  # type: ignore[dict-item]
     "not finite": (altered(lambda a, s: (a, each_tensor(s, lambda t: t * torch.nan))), "tensors are not finite"),
+    "no signature": (lambda site, e: pack(*unpack(site.answer(e), Answer)), "not signed by the key that its name"),
     "a refusal": (altered(lambda answer, state: (replace(answer, refusal="no"), State())), "no"),
 }
 

@@ -356,6 +356,14 @@ def test_settings_do_not_grow_by_references() -> None:
         load("\n".join(lines))
 
 
+@pytest.mark.parametrize("word", ["&a 0", "!!str 0", "!!python/object/apply:os.getcwd []", "! 0"])
+def test_settings_name_no_types_and_nothing_to_refer_to(word: str) -> None:
+    text = OmegaConf.to_yaml(compose([], SCHEMA))
+    load(text, SCHEMA)
+    with pytest.raises(ConfigError, match="refers to other values or types"):
+        load(text.replace("seed: 0", f"seed: {word}"), SCHEMA)
+
+
 words = st.sampled_from(
     ["a", ":", "- ", "\n", "  ", "{", "}", "[", "]", "!!python/object:os.system ", "&x ", "*x", "'"]
 )

@@ -83,7 +83,7 @@ def test_over_messages_the_server_gets_keys_noise_and_shares_only(tmp_path: Path
     told = {name for task, state in answers if task is not None and task.kind == "train" for name in state.scalars}
     assert told == {"steps", "seconds"}
     audit = there.observer.rows("audit")
-    assert {(row["task"], row["group"]) for row in audit} == groups
+    assert {(row["task"], row["group"]) for row in audit if row["group"][0] != "("} == groups
 
 
 @pytest.mark.parametrize(

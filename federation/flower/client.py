@@ -15,7 +15,9 @@ from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import STAGES, Kept
-from fedseg.federation.flower.records import Answer, Facts, Question, pack, unpack
+from fedseg.federation.flower.keys import SiteKey
+from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
+from fedseg.federation.ledger import LEDGER, Ledger, canonical, digests, receipt, text_digest
 from fedseg.federation.state import State, to_bytes
 from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
@@ -65,10 +67,21 @@ class SiteClient:
         try:
             question, message = unpack(envelope, Question)
             answer, state = self._answer(question, message)
-            return pack(answer, state)
+            return self.signed(envelope, answer, state)
         except Exception as error:
             self._log(error)
             return pack(Answer(self.site, refusal=_told(error)))
+
+    def signed(self, asked: Envelope, answer: Answer, state: State) -> Envelope:
+        """The answer under the site's name, once its receipt is in the site's own ledger."""
+        question, message = unpack(asked, Question)
+        found, key = pack(answer, state), SiteKey(self.folder, self.site)
+        seal = {"question": text_digest(asked.text), "answer": text_digest(found.text), "examples": answer.examples}
+        own = receipt(question.run, self.site, question.about, question.head, digests(message), digests(state), seal)
+        text = canonical(own)
+        log = Ledger(self.folder / question.run / LEDGER, whole=False)
+        log.append({**own, "key": key.public, "signature": key.sign(text)})
+        return sealed(found, key, text)
 
     def _answer(self, question: Question, message: State) -> tuple[Answer, State]:
         if not RUN.fullmatch(question.run):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.keys import SiteKey
+from fedseg.federation.ledger import about
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.terms import Terms
 
@@ -17,6 +20,8 @@ Cell = bool | int | float | str
 NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}
 """Numbers that the answer to a task must hold."""
 MOST_ROWS = 200_000
+NUMBER = 8
+"""Bytes of a number."""
 MOST_ENTRIES, MOST_SETTING, MOST_VERSION = 64, 65_536, 200
 """Of what a greeting tells: entries of a table, characters of a setting (regions may be many), and of other words."""
 
@@ -35,6 +40,7 @@ class Question:
         base: the round at whose end the site kept what it starts from; -1 lets the task's round decide.
         needed: ends of rounds that the server may come back to; the site keeps what it had then.
         earlier: the run whose encoder is the start of this one, if it was one of these sites.
+        head: hash of the last entry of the run's ledger; of a greeting, a number that was never used before.
     """
 
     kind: Literal["hello", "turn"]
@@ -46,6 +52,12 @@ class Question:
     base: int = -1
     needed: tuple[int, ...] = ()
     earlier: str = ""
+    head: str = ""
+
+    @property
+    def about(self) -> Row:
+        """What a receipt tells of it."""
+        return {"what": self.kind, "round": 0} if self.task is None else about(self.task)
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,21 @@ class Answer:
     rows: tuple[dict[str, Cell | None], ...] = ()
 
 
+@dataclass(frozen=True)
+class Signature:
+    """Below an answer: who signed its receipt.
+
+    Attributes:
+        key: the site's public key.
+        signature: of the receipt (`federation.ledger.receipt`), which both sides make from what they have.
+    """
+
+    key: str = ""
+    signature: str = ""
+
+
 T = TypeVar("T", Question, Answer)
-_READERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Question, Answer)}
+_READERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Question, Answer, Signature)}
 
 
 def pack(content: Question | Answer, state: State | None = None) -> Envelope:
@@ -114,11 +139,44 @@ def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
         ValueError: it is something else; the message quotes nothing of it.
     """
     try:
-        content: T = _READERS[kind].validate_json(envelope.text, strict=True)
+        content: T = _READERS[kind].validate_json(envelope.text.partition("\n")[0], strict=True)
     except ValidationError as error:
         where = ", ".join(".".join(str(part) for part in e["loc"]) or "text" for e in error.errors()[:3])
         raise ValueError(f"the {kind.__name__.lower()} cannot be read ({where})") from error
     return content, from_bytes(envelope.data) if envelope.data else State()
+
+
+def size_of(envelope: Envelope) -> int:
+    """Bytes of a message."""
+    return len(envelope.text.encode()) + len(envelope.data)
+
+
+def unread(envelope: Envelope) -> dict[str, tuple[int, int]]:
+    """What came in a message that cannot be read."""
+    return {"(unread)": (0, size_of(envelope))}
+
+
+def beside(envelope: Envelope, answer: Answer, update: Update) -> dict[str, tuple[int, int]]:
+    """What came with the tensors and numbers of an answer: rows of scores, and the names and fields around it all."""
+    rows = len(json.dumps(answer.rows).encode()) if answer.rows else 0
+    rest = size_of(envelope) - sum(update.sizes().values()) - NUMBER * len(update.scalars) - rows
+    return {**({"(scores)": (len(answer.rows), rows)} if rows else {}), "(form)": (0, rest)}
+
+
+def sealed(envelope: Envelope, key: SiteKey, text: str) -> Envelope:
+    """An answer with a signature of its receipt, on a line of its own."""
+    below = _READERS[Signature].dump_json(Signature(key.public, key.sign(text))).decode()
+    return Envelope(f"{envelope.text}\n{below}", envelope.data)
+
+
+def signature_of(envelope: Envelope) -> tuple[str, Signature]:
+    """The text above the signature, and the signature; an empty one where there is none that can be read."""
+    text, _, below = envelope.text.partition("\n")
+    try:
+        found: Signature = _READERS[Signature].validate_json(below, strict=True)
+    except ValidationError:
+        return text, Signature()
+    return text, found
 
 
 def oversized(facts: Facts) -> str:

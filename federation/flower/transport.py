@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -15,16 +16,22 @@ from flwr.common.constant import ErrorCode
 from fedseg.federation.admission import nameless, quoted
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.keys import Pins, signed
 from fedseg.federation.flower.records import (
     Answer,
     Cell,
     Facts,
     Question,
+    beside,
     checked_update,
     oversized,
     pack,
+    signature_of,
+    size_of,
     unpack,
+    unread,
 )
+from fedseg.federation.ledger import START, canonical, digests, receipt, text_digest
 from fedseg.federation.state import State, Update
 
 if TYPE_CHECKING:
@@ -57,6 +64,10 @@ def _nowhere(_site: str) -> Collection[int]:
     return ()
 
 
+def _start() -> str:
+    return START
+
+
 @dataclass
 class FlowerTransport:
     """Sites on other machines.
@@ -67,6 +78,9 @@ class FlowerTransport:
         timeout: seconds to wait for a site's answer.
         poll: least seconds between two looks for answers.
         sites: name -> what the site told of itself; filled by `meet`.
+        pins: which name belongs to which key.
+        head: tells the hash of the last entry of the run's ledger.
+        greeted: site (empty where it gave no name) and bytes of every greeting that came.
         goes_back_to: rounds whose end the server may come back to, for a site.
         rows: scores that sites showed, until somebody takes them.
         start: what every site is given with the greeting.
@@ -77,12 +91,17 @@ class FlowerTransport:
     timeout: float
     poll: float = 0.2
     sites: dict[str, Facts] = field(default_factory=dict)
+    pins: Pins = field(default_factory=Pins)
+    head: Callable[[], str] = _start
+    greeted: list[tuple[str, int]] = field(default_factory=list)
     goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
     rows: list[dict[str, Cell | None]] = field(default_factory=list)
     start: State = field(default_factory=State)
     _nodes: dict[str, int] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
+    _asked: dict[str, tuple[Question, Envelope, dict[str, str]]] = field(default_factory=dict)
     _closed: bool = False
+    _known: dict[int, str] = field(default_factory=dict)
     _base: dict[str, int] = field(default_factory=dict)
 
     # ---------------------------------------------------------------- who is there
@@ -120,7 +139,9 @@ class FlowerTransport:
         connected = set(self.grid.get_node_ids())
         self._nodes = {site: node for site, node in self._nodes.items() if node in connected}
         new = sorted(connected - set(self._nodes.values()) - self._strangers)
-        hello = pack(replace(self.question, kind="hello", task=None), self.start)
+        question = replace(self.question, kind="hello", task=None, head=secrets.token_hex(32))
+        hello = pack(question, self.start)
+        self._asked[""] = question, hello, digests(self.start)
         posts = {node: ("query", lambda: hello) for node in new}
         arrived = self._exchange(posts, max(patience, self.timeout))
         if refused := [why for node, envelope in arrived if (why := self._welcome(node, envelope, names))]:
@@ -130,17 +151,19 @@ class FlowerTransport:
         """Take a node in under the name that it gives; else why it cannot take part."""
         if isinstance(envelope, str):
             return f"a node (id {node}) cannot take part: {envelope}"
+        self.greeted.append(("", size_of(envelope)))
         try:
-            answer, _ = unpack(envelope, Answer)
+            answer, state = unpack(envelope, Answer)
         except ValueError as error:
             return f"a node (id {node}) cannot take part: {error}"
         if reason := nameless(answer.site):
             return f"a node (id {node}) calls itself {quoted(answer.site)}, which is no name: {reason}"
+        self.greeted[-1] = answer.site, size_of(envelope)
         if names and answer.site not in names:
             self._strangers.add(node)
             return ""
-        if reason := self._unfit(answer):
-            return reason
+        if reason := self._unfit(answer) or self._foreign(envelope, answer, state):
+            return f"site {answer.site!r} cannot take part: {reason}"
         facts = answer.facts
         if facts is not None and not self._closed:
             self.sites[answer.site] = facts
@@ -151,12 +174,29 @@ class FlowerTransport:
     def _unfit(self, answer: Answer) -> str:
         """Why the greeting of a site lets it take no part; empty if it may."""
         if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
-            return f"site {answer.site!r} cannot take part: {answer.refusal[:2000] or 'no facts came'}"
+            return answer.refusal[:2000] or "no facts came"
         if reason := oversized(answer.facts):
-            return f"site {answer.site!r} cannot take part: {reason}"
+            return reason
         if answer.site in self._nodes:
-            return f"two connected nodes call themselves {answer.site!r}; a site needs its own name"
+            return "two connected nodes call themselves so; a site needs its own name"
         return ""
+
+    def _foreign(self, envelope: Envelope, answer: Answer, state: State) -> str:
+        """Why a greeting is not of the site whose name it gives; empty if it is."""
+        _, below = signature_of(envelope)
+        if not self._seal("", envelope, answer, state, below.key):
+            return "its greeting is not signed"
+        return self.pins.refusal(answer.site, below.key)
+
+    def _seal(self, site: str, envelope: Envelope, answer: Answer, state: State, key: str) -> dict[str, Any]:
+        """What a site signed of its answer; empty if this key did not sign it."""
+        question, asked, shown = self._asked[site]
+        text, below = signature_of(envelope)
+        seal = {"question": text_digest(asked.text), "answer": text_digest(text), "examples": answer.examples}
+        own = receipt(question.run, answer.site, question.about, question.head, shown, digests(state), seal)
+        if not signed(key, canonical(own), below.signature):
+            return {}
+        return {**seal, "signature": below.signature}
 
     # ---------------------------------------------------------------- the contract's transport
 
@@ -170,6 +210,7 @@ class FlowerTransport:
             if site in self._nodes
         }
         answers: dict[int, Envelope | str] = {}
+        self._known = {}
         arriving = self._exchange(posts, self.timeout, next(iter(tasks.values())).round if tasks else 0)
         for site, task in tasks.items():
             node = self._nodes.get(site, 0)
@@ -202,8 +243,10 @@ class FlowerTransport:
     def _write(self, site: str, task: Task, messages: Mapping[str, State]) -> Envelope:
         needed = tuple(sorted(self.goes_back_to(site)))
         base = self._base.get(site, -1)
-        question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed)
-        return pack(question, messages[site])
+        question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed, head=self.head())
+        envelope = pack(question, messages[site])
+        self._asked[site] = question, Envelope(envelope.text), digests(messages[site], self._known)
+        return envelope
 
     def _update(self, site: str, task: Task, found: Envelope | str) -> Update:
         if isinstance(found, str):
@@ -212,7 +255,11 @@ class FlowerTransport:
             answer, state = unpack(found, Answer)
             update = checked_update(answer, state, self.sites[site], task)
         except ValueError as error:
-            return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}")
+            return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}", beside=unread(found))
+        update.beside = beside(found, answer, update)
+        update.seal = self._seal(site, found, answer, state, self.pins.keys[site])
+        if not update.refusal and not update.seal:
+            update.refusal = "its answer is not signed by the key that its name belongs to"
         if not update.refusal:
             self.rows += [{**row, "site": site, "seen": self.sites[site].seen} for row in answer.rows]
         return update

@@ -11,22 +11,31 @@ from unittest import mock
 
 if "fedseg.launch.site_worker" in sys.orig_argv:
     sys.path.insert(0, str(Path.cwd()))
+    import torch
+
     from fedseg.federation.flower import client
     from fedseg.federation.flower.envelope import Envelope
+    from fedseg.federation.flower.records import Answer
+    from fedseg.federation.state import State
 
-    honest = client.SiteClient.answer
+    honest, signed = client.SiteClient.answer, client.SiteClient.signed
+
+    def lie_in(text: str) -> str:
+        file = Path(os.environ["LIE"])
+        return file.read_text() if file.exists() and '"kind":"train"' in text else ""
 
     def answer(self: client.SiteClient, envelope: Envelope) -> Envelope:
-        file = Path(os.environ["LIE"])
-        lie = file.read_text() if file.exists() and '"kind":"train"' in envelope.text else ""
+        lie = lie_in(envelope.text)
         if lie == "silence":
             time.sleep(3600)
-        if lie == "garbage":
-            return Envelope("\x00 garbage", b"\x93NUMPY garbage")
-        found = honest(self, envelope)
-        if lie == "not finite":
-            start = 8 + int.from_bytes(found.data[:8], "little")
-            return Envelope(found.text, found.data[:start] + b"\xff" * (len(found.data) - start))
-        return found
+        return Envelope("\x00 garbage", b"\x93NUMPY garbage") if lie == "garbage" else honest(self, envelope)
+
+    def sign(self: client.SiteClient, asked: Envelope, told: Answer, state: State) -> Envelope:
+        """It signs what it lies."""
+        if lie_in(asked.text) == "not finite":
+            lies = {g: {n: t * torch.nan for n, t in ts.items()} for g, ts in state.tensors.items()}
+            state = State(lies, state.scalars)
+        return signed(self, asked, told, state)
 
     mock.patch.object(client.SiteClient, "answer", answer).start()
+    mock.patch.object(client.SiteClient, "signed", sign).start()
