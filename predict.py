@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--site", help="the site that the images come from; without it a site that took no part")
     made.add_argument(
         "--view",
-        choices=("personal", "global", "adapted", "own-statistics"),
+        choices=("personal", "global", "adapted", "own-statistics", "entropy"),
         help="which model; without it the site's own where there is one, else the global one",
     )
     made.add_argument(

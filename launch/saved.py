@@ -18,21 +18,21 @@ from fedseg.federation.contract import Batch, Task
 from fedseg.federation.state import State
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.restore import read_kept, read_server
-from fedseg.launch.scoring import ADAPTED, LAST, take_statistics
+from fedseg.launch.scoring import ADAPTED, LAST, become_sure, take_statistics
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
-from fedseg.reporting.summary import OWN_STATISTICS
+from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 
 NEW = "new images"
 """In place of a site's name for images from elsewhere."""
 Chosen = Literal["best", "last"]
-FITTED = (ADAPTED, OWN_STATISTICS)
+FITTED = (ADAPTED, OWN_STATISTICS, ENTROPY)
 """Views that are made for given images, without labels."""
 
 
 def network_view(view: str) -> str:
-    """The method's view whose network answers; `own-statistics` is the global one after `SavedModels.load`."""
-    return "global" if view == OWN_STATISTICS else view
+    """The method's view whose network answers; what is fitted to images is the global one after `SavedModels.load`."""
+    return "global" if view in (OWN_STATISTICS, ENTROPY) else view
 
 
 @dataclass
@@ -113,10 +113,18 @@ class SavedModels:
         """
         if site is None or site in self.unseen:
             there = self.method.unseen_views
-            return (*there, OWN_STATISTICS) if "global" in there and self._has_statistics() else there
+            if "global" not in there:
+                return there
+            more = ((OWN_STATISTICS, self._has_statistics()), (ENTROPY, bool(self._passes)))
+            return (*there, *(view for view, exists in more if exists))
         if site not in self.seen:
             raise ReportingError(f"{self.title}: no site {site!r}; {nearest(site, [*self.seen, *self.unseen])}")
         return tuple(view for view in self.method.views if view != "personal" or self._has_own(site))
+
+    @property
+    def _passes(self) -> int:
+        """In which the run's models became sure of unseen sites' images; 0 if nobody has scored such a model."""
+        return self.run.experiment.evaluation.entropy_passes
 
     def _has_statistics(self) -> bool:
         """Whether the network normalises by running statistics, which a place may estimate anew."""
@@ -191,6 +199,8 @@ class SavedModels:
             worker.adapt(images)
         if view == OWN_STATISTICS and images is not None:
             take_statistics(worker, worker.network(network_view(view)).eval(), images)
+        if view == ENTROPY and images is not None:
+            become_sure(worker, worker.network(network_view(view)).eval(), images, self._passes)
         return worker
 
     def _saved(self, view: str, site: str | None, chosen: Chosen) -> Best:

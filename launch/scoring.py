@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedseg.algorithms import Algorithm
-from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
+from fedseg.algorithms.functional.adaptation import fit_statistics, minimise_entropy, with_running_statistics
 from fedseg.datamodules import Regions, SiteData
 from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
@@ -25,7 +25,7 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.kept_masks import KeptMasks
 from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
 from fedseg.reporting.reporter import Reporter
-from fedseg.reporting.summary import ENCODER, OWN_STATISTICS
+from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
 
 DURING, LAST, BEST = "round", "last", "best"
 ADAPTED = "adapted"
@@ -56,6 +56,8 @@ class Scorer:
             if not site.seen and (fitted := with_own_statistics(algorithm, view, site)) is not None:
                 answer = partial(_answers, algorithm, fitted)
                 self.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
+            if not site.seen and (sure := with_least_entropy(algorithm, view, site, self.settings.entropy_passes)):
+                self.rows += self._score(partial(_answers, algorithm, sure), site, task, ENTROPY, "test")
         if not task.views:
             means |= self._probe(algorithm, site, task)
         return means
@@ -214,10 +216,40 @@ def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.M
     return fitted
 
 
+def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, passes: int) -> nn.Module | None:
+    """The global network, sure of the site's own images; None for another view, and where nobody asked for it."""
+    if view != "global" or not passes:
+        return None
+    fitted = deepcopy(algorithm.network(view)).eval()
+    become_sure(algorithm, fitted, Images(site, "test"), passes)
+    return fitted
+
+
+def become_sure(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor], passes: int) -> None:
+    """Let a worker's network, in place, take statistics of images and minimise its entropy on them, without labels."""
+    take_statistics(algorithm, network, images)
+    minimise_entropy(network, Prepared(algorithm, images), algorithm.recipe.activation, passes)
+
+
+class Prepared:
+    """Images as a method's network takes them, anew in every pass.
+
+    Args:
+        algorithm: a worker.
+        images: (B, C, h, w) in [0, 1].
+    """
+
+    def __init__(self, algorithm: Algorithm, images: Iterable[Tensor]) -> None:
+        self._algorithm, self._images = algorithm, images
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self._algorithm.normalize(batch.to(self._algorithm.device)) for batch in self._images)
+
+
 @torch.no_grad()
 def take_statistics(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor]) -> None:
     """Let a worker's network, in place, normalise by the running statistics of images, (B, C, h, w) in [0, 1]."""
-    fit_statistics(network, (algorithm.normalize(batch.to(algorithm.device)) for batch in images))
+    fit_statistics(network, Prepared(algorithm, images))
 
 
 def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> list[Row]:
@@ -236,7 +268,7 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> 
     for name in best_models(federation):
         view, _, site = name.partition("/")
         if last_serves(federation, name):
-            shown = (view, OWN_STATISTICS) if view == "global" else (view,)
+            shown = (view, OWN_STATISTICS, ENTROPY) if view == "global" else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
             show_best(federation, name)

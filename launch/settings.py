@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from fedseg.algorithms import ALGORITHMS, Algorithm
 from fedseg.algorithms.recipe import Training
@@ -70,6 +70,8 @@ class Evaluation:
         overlays: draw the worst, median and best test case of every site.
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
             map); costs sites times sites predictions; across machines only if all sites' terms agree.
+        entropy_passes: at sites that took no part, passes over their test images, without labels, in which scales and
+            shifts of the global model's normalisation learn to be sure (TENT): the view entropy; 0 leaves it out.
     """
 
     metrics: tuple[str, ...] = FULL
@@ -80,6 +82,7 @@ class Evaluation:
     group_minimum: PositiveInt = 5
     overlays: bool = True
     cross_sites: bool = False
+    entropy_passes: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         check_ranges(Evaluation, vars(self), "evaluation")

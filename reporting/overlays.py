@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from fedseg.reporting.letters import legible
-from fedseg.reporting.summary import HEADLINE, OWN_STATISTICS, case_scores
+from fedseg.reporting.summary import ENTROPY, HEADLINE, OWN_STATISTICS, case_scores
 
 TRUTH = "truth"
 ROLES = ("worst", "median", "best")
@@ -26,6 +26,7 @@ STYLES: Mapping[str, tuple[str, str, float]] = {
     "personal": ("#FFD800", "-", 1.5),
     "adapted": ("#FFD800", "-", 1.5),  # of unseen sites, which have no personal model
     OWN_STATISTICS: ("#FFD800", "-", 1.5),  # likewise
+    ENTROPY: ("#FFD800", "-", 1.5),  # likewise
 }
 SMALLEST_WINDOW = 0.35  # of the image's shorter side: closer views would show pixels, not anatomy
 MOST_COLUMNS = 4

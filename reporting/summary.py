@@ -15,7 +15,9 @@ HEADLINE = "dice"
 VIEWS = ("global", "personal")
 OWN_STATISTICS = "own-statistics"
 """View of sites that never took part: the global model with normalisation statistics of their own images."""
-UNSEEN_ONLY = ("adapted", OWN_STATISTICS)  # views of sites that never took part; shown where there are any
+ENTROPY = "entropy"
+"""View of sites that never took part: that model, sure of their images by its normalisation's scales and shifts."""
+UNSEEN_ONLY = ("adapted", OWN_STATISTICS, ENTROPY)  # views of sites that never took part; shown where there are any
 ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
 CHECKPOINTS = ("last", "best")
 WHOLE = "mean"  # the region of a mean over regions

@@ -27,7 +27,7 @@ from fedseg.configs.sweeps import Sweep, draw, listed
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.state import State
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.sweep import Job, Report, plan, run_jobs, workers
+from fedseg.launch.sweep import Job, ProgressPrinter, plan, run_jobs, workers
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import summarise
@@ -361,7 +361,7 @@ def test_the_report_names_failures_and_sorts_by_the_sweeps_metric(
     sweep = Sweep("mine", "grid", {"seed": {"values": [0, 1, 2]}}, metric="val/personal/dice")
     for maximize, first in ((True, "seed=2"), (False, "seed=0")):
         aimed = Sweep("mine", "grid", sweep.parameters, "val/personal/dice", maximize)
-        report = Report(aimed, made, tmp_path, parallel=1)
+        report = ProgressPrinter(aimed, made, tmp_path, parallel=1)
         report.start(3)
         for result in run_jobs(made, [{}]):
             report.add(result)

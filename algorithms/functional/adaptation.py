@@ -248,6 +248,43 @@ def fit_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         layer.eval()
 
 
+def affine_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Scales and shifts of all normalisation layers."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    layers = (layer for layer in model.modules() if isinstance(layer, kinds))
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+
+
+def minimise_entropy(
+    model: nn.Module, batches: Iterable[Tensor], activation: Activation, passes: int, lr: float = 1e-3
+) -> None:
+    """Let scales and shifts of normalisation learn to be sure of these images (TENT: Wang et al., ICLR 2021).
+
+    In place, and for good; all other weights and the running statistics stay. Adam on the mean entropy of a batch.
+
+    Args:
+        model: in evaluation mode, in which it stays.
+        batches: what the network takes, (B, C, H, W), read again in every pass.
+        activation: of the answer.
+        passes: over the batches.
+        lr: of Adam, as the paper's.
+    """
+    learning, before = affine_weights(model), [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(learning, lr)
+    with torch.enable_grad():
+        for _ in range(passes):
+            for batch in batches:
+                optimizer.zero_grad()
+                torch.autograd.backward(normalized_entropy(model(batch).float(), activation))
+                optimizer.step()
+    optimizer.zero_grad()
+    for parameter, learns in before:
+        parameter.requires_grad_(learns)
+
+
 def set_router_dropout(model: nn.Module, active: bool) -> None:
     """Switch the dropout of all routers on or off, whatever the mode of the rest of the model."""
     for layer in routed_layers(model).values():
