@@ -47,6 +47,8 @@ class Algorithm(StockModule):
     """Groups in whose mean every update counts the same, as of sites, whatever the updates weigh otherwise."""
     exact_groups: frozenset[str] = frozenset()
     """Groups that the next state is computed from: clipped, noised or thinned out they would mean nothing."""
+    needed_numbers: frozenset[str] = frozenset()
+    """Numbers that every update must tell, because the server half computes with them."""
     reads_updates: bool = False
     """Whether `aggregate` compares the updates of a round; such a method excludes secure aggregation."""
     answers_singly: bool = False

@@ -37,6 +37,7 @@ BANK = "bank"
 POSITIONS = 255  # positional pairs: a slice's place in its volume is told in so many steps
 RIDGE, NEIGHBOURS, COMPARED = 1e-3, 5, 1024  # of the probes: penalty, k, features of other sites that are looked at
 SIMILARITY_BATCHES = 4
+SIMILARITY = "similarity"  # the number that travels
 
 
 class Contrastive(FedAvg):
@@ -147,6 +148,7 @@ class Contrastive(FedAvg):
         self.bank_size, self.negatives, self.virtual_keys = bank_size, negatives, virtual_keys
         self.stale_ttl = stale_ttl
         self.reads_updates = self.compares = weighting == "similarity"
+        self.needed_numbers = frozenset({SIMILARITY}) if self.compares else frozenset()
         self._check()
         self.target = deepcopy(self.learner).requires_grad_(False)
         self.bank = FeatureBank(bank_size, dimensions)
@@ -271,7 +273,7 @@ class Contrastive(FedAvg):
         if shown:
             answer.tensors[BANK] = shown
         if self.compares:
-            answer.scalars["similarity"] = self._similarity(site)
+            answer.scalars[SIMILARITY] = self._similarity(site)
         return answer
 
     def keep(self) -> State:
@@ -365,7 +367,7 @@ class Contrastive(FedAvg):
         if not any(update.examples for update in updates):
             return [0.0] * len(updates)
         return similarity_weights(
-            [update.examples for update in updates], [update.scalars["similarity"] for update in updates]
+            [update.examples for update in updates], [update.scalars[SIMILARITY] for update in updates]
         )
 
     def advance(self, server: State, mean: State, cohort: Cohort) -> State:

@@ -33,6 +33,7 @@ class FedCE(FedAvg):
     """
 
     reads_updates = True
+    needed_numbers = frozenset({ALONE})
     dice_so_far: Tensor
 
     def __init__(

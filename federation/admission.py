@@ -64,11 +64,18 @@ class Admission:
         per_site: groups that the method files per site.
         limits: bounds of the rest.
         unread: whether something else adds updates up unread, and looks at their tensors itself.
+        needed: names of numbers that every update must tell.
     """
 
     def __init__(
-        self, server: State, per_site: Iterable[str] = (), limits: Limits | None = None, unread: bool = False
+        self,
+        server: State,
+        per_site: Iterable[str] = (),
+        limits: Limits | None = None,
+        unread: bool = False,
+        needed: Iterable[str] = (),
     ) -> None:
+        self.needed = frozenset(needed)
         self.per_site = frozenset(per_site)
         self.shared = {
             group: tensors
@@ -92,6 +99,8 @@ class Admission:
     def _scalars(self, update: Update) -> str:
         if len(update.scalars) > self.limits.scalars:
             return f"it sent {len(update.scalars)} numbers, at most {self.limits.scalars} are let in"
+        if missing := sorted(self.needed - update.scalars.keys()):
+            return f"it left out its number {quoted(missing[0])}"
         for name, value in update.scalars.items():
             if reason := self._name(name):
                 return reason

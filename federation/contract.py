@@ -155,6 +155,10 @@ class ServerHalf(Protocol):
         """Groups that the next state is computed from: clipped, noised or thinned out they would mean nothing."""
 
     @property
+    def needed_numbers(self) -> frozenset[str]:
+        """Names of numbers without which an update is refused."""
+
+    @property
     def reads_updates(self) -> bool:
         """Whether it must see all updates of a round side by side: then `aggregate` is asked, not `advance`."""
 

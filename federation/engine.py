@@ -275,7 +275,7 @@ class Federation:
                 row |= {"seconds": update.scalars["fit_seconds"]}
                 self._record.rounds.append(row)
             scores[update.site] = update.scalars
-            self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars["seconds"])
+            self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars.get("seconds", 0.0))
         return scores
 
     def publish(self, round: int) -> State:
@@ -358,7 +358,12 @@ class Federation:
     def _train(self, round: int, server: State, present: Sequence[str], asked: int) -> State:
         """The server's state after a round, its transforms' memories included."""
         mean = self._mean()
-        admission = Admission(server, self.algorithm.per_site, unread=not isinstance(mean, Mean))  # it looks itself
+        admission = Admission(
+            server,
+            self.algorithm.per_site,
+            unread=not isinstance(mean, Mean),  # it looks itself
+            needed={"steps", *self.algorithm.needed_numbers},
+        )
         along: Mapping[str, State] = {}
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))

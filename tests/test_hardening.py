@@ -273,6 +273,19 @@ class Tampering(InProcess):
             yield update
 
 
+def test_an_update_that_does_not_tell_its_steps_is_refused(tmp_path: Path) -> None:
+    class Mute(InProcess):
+        def ask(self, tasks: Any, messages: Any) -> Any:
+            for update in super().ask(tasks, messages):
+                if update.site == "s1":
+                    update.scalars = {}
+                yield update
+
+    outcome = simulate("fedavg", tmp_path, rounds=1, transport=Mute)
+    (event,) = outcome.observer.rows("events")
+    assert event["detail"] == "it left out its number 'steps'"
+
+
 def test_a_round_goes_on_without_an_update_that_does_not_fit(tmp_path: Path) -> None:
     outcome = simulate("fedavg", tmp_path, transport=Tampering)
     events = outcome.observer.rows("events")

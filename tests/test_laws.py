@@ -99,6 +99,30 @@ class Wire(InProcess):
             yield Update(back.tensors, back.scalars, site=update.site, examples=update.examples, refusal=update.refusal)
 
 
+class Silent(InProcess):
+    """One site tells none of the numbers of its method."""
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for update in super().ask(tasks, messages):
+            if update.site == "s1" and tasks[update.site].kind == "train":
+                update.scalars = {"steps": update.scalars["steps"]}
+            yield update
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [*((name, {}) for name in ALGORITHMS), ("contrastive", {"weighting": "similarity"})]
+)
+def test_a_site_that_tells_no_number_is_refused_or_does_without(
+    name: str, knobs: Mapping[str, Any], tmp_path: Path
+) -> None:
+    outcome = simulate(name, tmp_path, transport=Silent, **knobs)
+    assert not outcome.server.non_finite()
+    needed = build(name, rounds=2, **knobs).needed_numbers
+    refused = [row["detail"] for row in outcome.observer.rows("events") if row["event"] == "refused"]
+    assert len(refused) == (2 if needed else 0)
+    assert all("left out its number" in reason for reason in refused)
+
+
 @every_method
 def test_wire_through_bytes_equals_in_process(name: str, plain: Plain, tmp_path: Path) -> None:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Wire))
