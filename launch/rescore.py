@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedseg.common.files import write_atomic
-from fedseg.configs.compose import as_yaml, departing
+from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
@@ -53,6 +53,11 @@ def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
     if not run.experiment.evaluation.cross_sites:
         return False
     check_crossing(run.experiment)
+    if run.experiment.config.engine != "in-process":
+        raise ConfigError(
+            "the personal models of this run stayed at its sites, so that evaluation.cross_sites=true belongs to the "
+            "run itself; take evaluation.cross_sites=false here"
+        )
     run.prepare_data()
     scorer = Scorer(run.experiment)
     scores = folder.scores()

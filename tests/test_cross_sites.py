@@ -133,3 +133,18 @@ def test_the_page_shows_it_where_runs_have_it(tmp_path: Path) -> None:
     assert len(section.pictures) == len(section.folded) == 1
     (tmp_path / "ditto-0" / "cross_sites.csv").unlink()
     assert across_section(Analysis(gather(runs), Options())) is None
+
+
+def test_the_matrix_of_a_run_across_machines_is_not_overwritten_from_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its personal models are not in its folder."""
+    run = tmp_path / "run"
+    execute(settings(run, "algorithm=fedbn", "evaluation.cross_sites=true", "federation.rounds=1"))
+    before = (run / "cross_sites.csv").read_bytes()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("engine: in-process", "engine: flower"))
+    assert evaluate.main([str(run)]) == 2
+    assert "take evaluation.cross_sites=false here" in capsys.readouterr().err
+    assert (run / "cross_sites.csv").read_bytes() == before
+    assert evaluate.main([str(run), "evaluation.cross_sites=false"]) == 0

@@ -226,4 +226,4 @@ def test_a_run_whose_updates_nobody_reads_ends_as_in_one_process(lab: Lab) -> No
     assert "test dice" in told, told[-5000:]
     assert_same_run(lab, run, here)
     left = run.audit()
-    assert set(left.loc[left["task"] == "train", "group"]) == {"sum:masked", "(numbers)"}
+    assert set(left.loc[left["task"] == "train", "group"]) == {"sum:masked", "(numbers)", "(form)"}
