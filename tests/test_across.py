@@ -221,7 +221,7 @@ def test_a_site_reads_its_scores_once_and_appends(tmp_path: Path, monkeypatch: p
 
 
 def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(RoundError, match="two connected nodes call themselves 'site_01'"):
+    with pytest.raises(RoundError, match="'site_01' cannot take part: two connected nodes call themselves so"):
         across(tmp_path / "twice", grid=grid_of(tmp_path / "twice", ["site_01", "site_01"]))
     grid = grid_of(tmp_path / "odd", SITES[:2])
     other = Local("site_03", tmp_path / "odd" / "site_03")
