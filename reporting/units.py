@@ -44,3 +44,8 @@ def titled(metric: str, told: str) -> str:
     """A metric with its unit."""
     unit = unit_of(metric, told)
     return f"{metric}, {unit}" if unit else metric
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, a minus being one; what rounds to nothing is +0.0, on whichever side it lies."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")

@@ -1,6 +1,7 @@
 """What may be said: patients count, not images; one choice for all sites; training alone is a candidate."""
 
 import gc
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from fedseg.reporting.compare.page import small_print
 from fedseg.reporting.compare.report import Extras, write
 from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.compare.verdicts import verdicts
+from fedseg.reporting.units import signed
 from tests.federations import World
 from tests.run_folders import write_run
 
@@ -261,3 +263,10 @@ def test_a_large_gain_is_found() -> None:
     over, site = power(World(patients=24), 6, trials=20)
     assert over >= 0.9
     assert site >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(-0.04, "+0.0"), (0.04, "+0.0"), (-0.06, "−0.1"), (12.34, "+12.3"), (math.inf, "+inf")]
+)
+def test_a_difference_that_rounds_to_nothing_has_one_sign(value: float, told: str) -> None:
+    assert signed(value) == told

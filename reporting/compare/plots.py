@@ -30,6 +30,7 @@ from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import CURVE_METRIC
 from fedseg.reporting.compare.verdicts import Answer, Verdict
 from fedseg.reporting.curves import COLOURS
+from fedseg.reporting.units import signed
 
 PANELS = 11  # sites with a panel of their own; with more, only the mean over sites is drawn
 WIDTH, NARROW = 7.0, 5.0  # inches; the narrow ones can be read on a phone
@@ -182,7 +183,7 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     axes = figure.subplots()
     limit = max(1e-9, float(np.nanmax(np.abs(gains.to_numpy()))))
     colours = mpl.colors.LinearSegmentedColormap.from_list("gain", [theme.bad, theme.middle, theme.good])
-    told = np.vectorize(lambda value, star: f"{value:+.1f}".replace("-", "−") + (" ✱" if star else ""))
+    told = np.vectorize(lambda value, star: signed(value) + (" ✱" if star else ""))
     shown = _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
     _colour_bar(figure, axes, shown, "better →")
     axes.set_xticks(range(len(order)), [_wrapped(label) for label in order])

@@ -57,6 +57,7 @@ from fedseg.reporting.compare.tables import (
 )
 from fedseg.reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
 from fedseg.reporting.summary import Table
+from fedseg.reporting.units import signed
 
 PAGE = "report.html"
 LEAST_SITES = 3  # for a correlation
@@ -384,7 +385,7 @@ def _heterogeneity(
         if len(own) >= LEAST_SITES:
             rho = float(spearmanr(own["value"], [gains[site] for site in own["site"]]).statistic)
             few = f" ({len(own)} sites)" if len(own) < len(gains) else ""
-            told.append(f"{measure} {rho:+.2f}{few}".replace("-", "−"))
+            told.append(f"{measure} {signed(rho, 2)}{few}")
     if told:
         least = 2 / math.factorial(len(gains))
         text.append(

@@ -15,6 +15,7 @@ from fedseg.reporting.compare.design import patient_grid, runs_of, split_sentenc
 from fedseg.reporting.compare.page import badge, facts, headline, notes, small_print, tally
 from fedseg.reporting.compare.verdicts import amount, count, gain_with_interval, units, verdicts
 from fedseg.reporting.summary import Table
+from fedseg.reporting.units import signed
 
 CLAIM = re.compile(r"(?P<model>.+?) above (?P<other>.+?) (?:at (?P<n>\d+) of (?P<m>\d+) sites|(?P<mean>on average))")
 
@@ -118,7 +119,7 @@ def site_gains(analysis: Analysis, model: Model, other: Model) -> dict[str, floa
 
 def _where(gains: Mapping[str, float], analysis: Analysis) -> str:
     def listed(sites: list[str]) -> str:
-        told = (f"{site} {gains[site] * analysis.options.scale:+.1f}".replace("-", "−") for site in sites)
+        told = (f"{site} {signed(gains[site] * analysis.options.scale)}" for site in sites)
         return f" ({', '.join(told)})" if sites else ""
 
     above = [site for site, gain in gains.items() if gain > 0]

@@ -17,7 +17,7 @@ from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.verdicts import Verdict, count, interval, probability
 from fedseg.reporting.folder import file_name
 from fedseg.reporting.summary import Table
-from fedseg.reporting.units import titled
+from fedseg.reporting.units import signed, titled
 
 MINUS, ABSENT = "−", "–"
 CASE_MEANS = ["method", "view", "seed", "checkpoint", "split", "site", "seen", "metric"]
@@ -91,12 +91,12 @@ class Grid:
         )
 
 
-def number(value: float, scale: float = 1.0, digits: int = 1, *, signed: bool = False) -> Cell:
+def number(value: float, scale: float = 1.0, digits: int = 1, *, sign: bool = False) -> Cell:
     """A number as a cell; missing ones as a dash."""
     if not np.isfinite(value):
         return Cell(ABSENT, float("nan"))
-    text = f"{value * scale:+.{digits}f}" if signed else f"{value * scale:.{digits}f}"
-    return Cell(text.replace("-", MINUS), float(value))
+    text = signed(value * scale, digits) if sign else f"{value * scale:.{digits}f}".replace("-", MINUS)
+    return Cell(text, float(value))
 
 
 def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Grid:
@@ -134,7 +134,7 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
 
 def _scored(row: Mapping[Hashable, Any], options: Options, best: float) -> Cell:
     cell = number(row["mean"], options.scale)
-    parts = [interval(row, options, signed=False)]
+    parts = [interval(row, options, sign=False)]
     if np.isfinite(row["seed_spread"]) and row["site"] != OVERALL:
         parts.append(f"± {number(row['seed_spread'], options.scale).text}")
     return Cell(cell.text, cell.key, ", ".join(parts), "best" if row["mean"] == best else "")
@@ -151,7 +151,7 @@ def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
     rows = []
     for row in analysis.answers_to(question).to_dict("records"):
         scale = analysis.options.scale
-        gain = number(row["gain"], scale, signed=True)
+        gain = number(row["gain"], scale, sign=True)
         sure = "best" if row["p_holm"] <= analysis.options.alpha else ""
         rows.append([
             Cell(row["site"]), Cell(row["model"]), Cell(row["against"]),
@@ -180,7 +180,7 @@ def verdict_grid(analysis: Analysis, verdicts: Sequence[Verdict]) -> Grid:
     for verdict in verdicts:
         answer = Cell(verdict.answer, detail="provisional" if verdict.provisional else "")
         for (one, other), test in verdict.tests.items():
-            gain = number(test["gain"], scale, signed=True)
+            gain = number(test["gain"], scale, sign=True)
             rows.append([
                 Cell(verdict.site), answer, Cell(f"{one} over {other}", detail=f"{test['model']}, {test['against']}"),
                 Cell(gain.text, gain.key, interval(test, analysis.options),

@@ -17,6 +17,7 @@ from fedseg.evaluation.statistics import attainable, detectable, holm
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import Choice, choose
 from fedseg.reporting.compare.options import Options
+from fedseg.reporting.units import signed
 
 Candidate = Literal["personal", "global", "alone"]
 Answer = Literal["personal", "global", "alone", "equivalent", "not shown", "too few patients", "not compared"]
@@ -178,15 +179,15 @@ def _verdict(
 
 def amount(gain: float, options: Options) -> str:
     """A difference with its sign: "+4.1 Dice", in points of 100; a distance says which way is better."""
-    shown = f"{gain * options.scale:+.1f}".replace("-", "−")
+    shown = signed(gain * options.scale)
     words = options.title if options.scale > 1 else f"{options.points} {options.title}"
     return f"{shown} {words}" if options.higher_is_better else f"{shown} {words} (+ is better)"
 
 
-def interval(row: Mapping[Any, Any], options: Options, *, signed: bool = True) -> str:
+def interval(row: Mapping[Any, Any], options: Options, *, sign: bool = True) -> str:
     """The ends of an interval: "+1.0 to +7.2"; or why there is none: "no interval: 2 patients"."""
-    form = "+.1f" if signed else ".1f"
-    ends = (f"{row[end] * options.scale:{form}}".replace("-", "−") for end in ("low", "high"))
+    scaled = (float(row[end]) * options.scale for end in ("low", "high"))
+    ends = (signed(end) if sign else f"{end:.1f}".replace("-", "−") for end in scaled)
     return str(row["no_interval"]) or " to ".join(ends)
 
 
