@@ -122,6 +122,11 @@ def receipt(
     return {"run": run, "site": site, **task, "head": head, "shown": dict(shown), "sent": dict(sent), **words}
 
 
+def _written(value: object) -> str:
+    """A number, whole or not, as one text; what a site may send instead, as it is: whoever reads it refuses it."""
+    return repr(float(value)) if isinstance(value, int | float) else repr(value)
+
+
 def digests(state: State, known: dict[int, str] | None = None) -> dict[str, str]:
     """SHA-256 of every group of a state and of its numbers; the same wherever it is computed.
 
@@ -137,7 +142,7 @@ def digests(state: State, known: dict[int, str] | None = None) -> dict[str, str]
                 known[id(tensor)] = _digest(tensor)
         found[group] = text_digest(canonical({name: known[id(tensor)] for name, tensor in tensors.items()}))
     if state.scalars:
-        found[NUMBERS] = text_digest(canonical({name: repr(float(value)) for name, value in state.scalars.items()}))
+        found[NUMBERS] = text_digest(canonical({name: _written(value) for name, value in state.scalars.items()}))
     return found
 
 

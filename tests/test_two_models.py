@@ -18,6 +18,8 @@ from fedseg.reporting.wandb import WandbRun
 from tests.world import simulate
 
 TWO = ("ditto", "apfl")
+COUNTED = (*TWO, "prrfl")
+"""Whose shared model is not FedAvg's, either."""
 
 
 def rows(name: str, folder: Path, **knobs: Any) -> pd.DataFrame:
@@ -38,7 +40,7 @@ def test_ditto_s_pull_is_in_no_loss_that_is_told(tmp_path: Path) -> None:
     assert pulled["loss_personal"].max() < 10
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", COUNTED)
 def test_steps_of_both_models_count(name: str, tmp_path: Path) -> None:
     assert (rows("fedavg", tmp_path)["steps"] == 3).all()
     assert (rows(name, tmp_path)["steps"] == 6).all()
@@ -46,7 +48,7 @@ def test_steps_of_both_models_count(name: str, tmp_path: Path) -> None:
 
 def test_every_method_that_keeps_a_second_trained_model_counts_it() -> None:
     for name, method in ALGORITHMS.items():
-        assert (method.models_per_step == 2) == (name in TWO)
+        assert (method.models_per_step == 2) == (name in COUNTED)
 
 
 def test_an_earlier_run_s_rounds_are_read_and_gone_on_with(tmp_path: Path) -> None:
