@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.boundary import inner_band, outer_band
@@ -20,6 +20,7 @@ from fedseg.federation.contract import Batch, Cohort, Site, Task
 from fedseg.federation.ranges import HalfShare, PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.dice import soft_dice_loss
+from fedseg.models.embedding import Embedding
 from fedseg.models.heads import probabilities
 from fedseg.models.select import require_parts
 
@@ -319,29 +320,6 @@ class Donors:
         if images.shape[-2:] != size:
             here = " x ".join(map(str, images.shape[-2:]))
             raise ValueError(f"images of {here} pixels, but the banks are of {size[0]} x {size[1]}; set one data.size")
-
-
-class Embedding(nn.Module):
-    """A network that also tells what enters its segmentation head.
-
-    Args:
-        network: any with a ``segmentation_head``; used as it is, not copied.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) normalised images -> logits, and the decoder's output (B, D, h, w)."""
-        entered: list[Tensor] = []
-        head = self.network.get_submodule("segmentation_head")
-        handle = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
-        try:
-            logits = self.network(images)
-        finally:
-            handle.remove()
-        return logits, entered[0]
 
 
 def _banks(state: State) -> dict[str, Tensors]:

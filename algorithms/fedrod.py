@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.algorithms.feddg import Embedding
 from fedseg.federation.contract import PERSONAL_LOSS, Batch
+from fedseg.models.embedding import Embedding
 from fedseg.models.select import require_parts
 
 

@@ -28,7 +28,7 @@ from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.scoring import Painter, Scorer
 from fedseg.launch.settings import SCHEMA
-from fedseg.reporting.overlays import Picture, displayed, draw_contours, window
+from fedseg.reporting.overlays import Picture, draw_framed, window
 
 HOSTILE = 2
 COMMON = ["algorithm=fedavg", "data.n_sites=7", "data.size=48", "data.resolution=96", "data.cases_per_site=24"]
@@ -171,24 +171,14 @@ def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
 
 
 def draw(outcomes: Mapping[tuple[str, str], Outcome], path: Path) -> None:
-    """One honest case under every attack (rows) and rule (columns); frames are red where most of the Dice is lost."""
+    """One honest case under every attack (rows) and rule (columns)."""
     rules = get_args(Rule)
-    figure = Figure(figsize=(1.55 * len(rules), 1.75 * len(ATTACKS) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.55 * len(rules), 2.2 * len(ATTACKS) + 0.5), layout="constrained")
     axes = figure.subplots(len(ATTACKS), len(rules), squeeze=False)
-    unharmed, _, reference = outcomes["none", "mean"]
+    reference = outcomes["none", "mean"].picture
     for (row, attack), (column, rule) in product(enumerate(ATTACKS), enumerate(rules)):
         outcome, axis = outcomes[attack, rule], axes[row][column]
-        picture = outcome.picture
-        axis.imshow(displayed(picture.image, 0), cmap="gray", vmin=0, vmax=1, aspect=picture.aspect)
-        draw_contours(axis, picture, ("lesion",), 0)
-        axis.set(**window(reference, 0).limits())
-        lost = outcome.dice < unharmed / 2
-        for edge in axis.spines.values():
-            edge.set(color="#D62728" if lost else "#BBBBBB", linewidth=3 if lost else 1)
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{rule}\n{100 * outcome.dice:.0f}" if row == 0 else f"{100 * outcome.dice:.0f}", fontsize=9)
-        if column == 0:
-            axis.set_ylabel(attack, fontsize=9)
+        draw_framed(axis, outcome.picture, (), 0, window(reference, 0), f"{attack}\n{rule}\n{100 * outcome.dice:.1f}")
     figure.suptitle(
         "Mean test Dice of five honest sites, two of seven being hostile; white: truth, dashed blue: the global model",
         fontsize=10,

@@ -10,10 +10,18 @@ PART = re.compile(r"\.[^/\\]+\.(part|\d+\.tmp)")
 """Names of what a killed process leaves of a file; nothing else is swept away."""
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Replace a file; the old file or the new one is there, whatever happens at whatever instant.
 
     A kill, a loss of power and a full disk may happen. Text is written as UTF-8, its line ends as they are.
+
+    Args:
+        path: the file; its folder is made if need be.
+        content: all of it.
+        private: whether nobody but the owner may read it, whatever the process lets others read.
 
     Raises:
         OSError: the disk is full, or will not be written to; it names the file.
@@ -21,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, WRITTEN, 0o600 if private else 0o666), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +41,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def ends_a_line(path: Path) -> bool:
+    """Whether the last line of a file, which is not empty, is whole."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def last_line(path: Path) -> bytes:
+    """The last line that is whole, without its end, found from the end of the file; nothing if there is none."""
+    block = 4096
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        while True:
+            file.seek(max(0, size - block))
+            tail = file.read()
+            end = tail.rfind(b"\n")
+            start = tail.rfind(b"\n", 0, max(end, 0))
+            if start >= 0 or block >= size:
+                return tail[start + 1 : end] if end >= 0 else b""
+            block *= 2
 
 
 def sweep_parts(folder: Path) -> None:

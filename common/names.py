@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-NEAR = 0.6
-"""Least likeness (difflib's ratio) of a name and what was probably meant."""
+NEAR, SLIP = 0.6, 0.7
+"""Least likeness (difflib's ratio) of a name and what was probably meant; SLIP: they differ by a slip or two."""
 
 
-def similar(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+def similar(name: str, known: Iterable[str], most: int = 3, least: float = NEAR) -> list[str]:
     """Known names that are like `name`, the likest first, whatever their capitals."""
     lowered: dict[str, str] = {}
     for candidate in sorted(known):
         lowered.setdefault(candidate.lower(), candidate)
-    return [lowered[found] for found in get_close_matches(name.lower(), lowered, most, NEAR)]
+    return [lowered[found] for found in get_close_matches(name.lower(), lowered, most, least)]
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(name: str, known: Iterable[str], least: float = NEAR) -> str:
     """The known name that is most like `name`; "" where none is near."""
-    return next(iter(similar(name, known, 1)), "")
+    return next(iter(similar(name, known, 1, least)), "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from fedseg.common.names import similar
+from fedseg.common.names import SLIP, similar
 from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
@@ -132,12 +132,12 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
     options = sorted(known)
     section, _, leaf = name.rpartition(".")
     inside = {o.rpartition(".")[2]: o for o in options if o.rpartition(".")[0] == section}
-    close = similar(leaf, inside, 1)
+    close = similar(leaf, inside, 1, SLIP)
     namesakes = [o for o in options if o.rpartition(".")[2] == leaf]
     elsewhere = [
         o for o in options if not section or o.rpartition(".")[0] != section
     ]  # a shared section is no nearness
-    whole = similar(name, elsewhere, 1)
+    whole = similar(name, elsewhere, 1, SLIP)
     hint = next(iter([*(inside[n] for n in close), *namesakes, *whole]), "")
     return f"unknown {kind} {name!r}; " + (
         f"did you mean {hint!r}?" if hint else f"known: {', '.join(list(inside.values()) or options)}"

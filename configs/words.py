@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fedseg.common.names import near
+from fedseg.common.names import SLIP, near
 
 NULLS = ("null", "Null", "NULL", "~", "", "None")  # None: as Python, and so `wandb agent`, writes it
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -247,7 +247,7 @@ def _choice(value: Any, choices: Sequence[Any]) -> str:
         if lowered in words:
             raise MisreadError(value, next((name for name in names if name in choices), ""))
     begun = [choice for choice in choices if lowered and str(choice).startswith(lowered)]
-    raise MisreadError(value, begun[0] if len(begun) == 1 else near(lowered, map(str, choices)))
+    raise MisreadError(value, begun[0] if len(begun) == 1 else near(lowered, map(str, choices), SLIP))
 
 
 def _one_of(value: Any, members: Sequence[Any]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedseg.common.files import ends_a_line, last_line
 from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.state import State, Update
@@ -44,7 +45,7 @@ class Ledger:
 
     def __init__(self, path: Path, whole: bool = True) -> None:
         self.path = path
-        entries = read(path) if whole else read(path, last=True)
+        entries = read(path) if whole else last(path)
         if whole and (found := broken(entries)):
             raise CheckpointError(f"{path} is damaged: {found[0]}; restore it from a copy, or start the run anew")
         self.length: int = entries[-1]["entry"] if entries else 0
@@ -161,23 +162,25 @@ def hashed(entry: Row) -> str:
     return text_digest(canonical({key: value for key, value in entry.items() if key != HASH}))
 
 
-def read(path: Path, last: bool = False) -> list[Row]:
-    """The entries of a file, or the last one only; none if there is no file.
+def read(path: Path) -> list[Row]:
+    """The entries of a file; none if there is no file.
 
     Raises:
         CheckpointError: a line is no entry.
     """
     if not path.is_file():
         return []
-    entries = []
-    whole = path.read_bytes()
-    lines = whole[: whole.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]
-    for number, line in list(enumerate(lines, 1))[-1 if last else 0 :]:
-        entry = _entry(line)
-        if not isinstance(entry, dict) or HASH not in entry or "entry" not in entry:
-            raise CheckpointError(f"{path}: line {number} is no entry of a ledger; restore the file from a copy")
-        entries.append(entry)
-    return entries
+    return [_entry(path, str(number), line) for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
+
+
+def last(path: Path) -> list[Row]:
+    """The last entry of a file; none if there is none.
+
+    Raises:
+        CheckpointError: that line is no entry.
+    """
+    line = last_line(path) if path.is_file() else b""
+    return [_entry(path, "at the end", line)] if line else []
 
 
 def broken(entries: list[Row]) -> list[str]:
@@ -192,18 +195,21 @@ def broken(entries: list[Row]) -> list[str]:
     return found
 
 
-def _entry(line: str) -> Any:
+def _entry(path: Path, where: str, line: bytes) -> Row:
     try:
-        return json.loads(line)
+        entry = json.loads(line)
     except ValueError:
-        return None
+        entry = None
+    if not isinstance(entry, dict) or HASH not in entry or "entry" not in entry:
+        raise CheckpointError(f"{path}: line {where} is no entry of a ledger; restore the file from a copy")
+    return entry
 
 
 def _cut(path: Path) -> None:
     """Take away a last line that a killed process did not finish."""
-    if path.is_file() and not (whole := path.read_bytes()).endswith(b"\n"):
+    if path.is_file() and path.stat().st_size and not ends_a_line(path):
         with path.open("r+b") as file:
-            file.truncate(whole.rfind(b"\n") + 1)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -14,8 +14,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Row
 from fedseg.federation.ledger import BEGUN, HASH, LEDGER, SAVED, START, broken, canonical, digests, read, receipt
@@ -89,8 +87,11 @@ def problems(run: Log | None, sites: Sequence[Log]) -> list[str]:
 
 def _keys(folder: RunFolder) -> dict[str, str]:
     path = folder.path / KEYS
-    told = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {str(site): str(key) for site, key in (told or {}).items()}
+    if not path.is_file():
+        return {}
+    from fedseg.launch.across import read_keys
+
+    return read_keys(path)
 
 
 def _alike(run: Log) -> bool:

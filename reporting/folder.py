@@ -19,7 +19,7 @@ from typing import IO, Any
 import pandas as pd
 import yaml
 
-from fedseg.common.files import PART, naming, write_atomic
+from fedseg.common.files import PART, ends_a_line, naming, write_atomic
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import Meter, describe_process, extend_environment
 
@@ -574,7 +574,7 @@ class RunFolder:
             with path.open("ab", buffering=0) as stream:
                 if stream.tell() == 0:
                     text = _header(columns) + text
-                elif not _ends_a_line(path):
+                elif not ends_a_line(path):
                     raise ReportingError(f"{path} ends in a half-written line; call truncate() before appending to it.")
                 payload = memoryview(text.encode("utf-8"))
                 while payload:  # one call but for a full disk or a signal
@@ -643,7 +643,7 @@ def _bring_up_to_date(path: Path, name: str) -> None:
     """Give a table of an earlier version today's header, so that rows can be appended."""
     with path.open(encoding="utf-8", newline="") as stream:
         header = stream.readline()
-    if header.endswith("\n") and _lacking(header, name) and _ends_a_line(path):
+    if header.endswith("\n") and _lacking(header, name) and ends_a_line(path):
         write_atomic(path, "".join(_current_lines(path, name)))
 
 
@@ -671,9 +671,3 @@ def _lines(rows: Iterable[Row], columns: Sequence[str], name: str) -> str:
 
 def _one_line(value: Any) -> Any:
     return re.sub(r"[\r\n]+", " ", value) if isinstance(value, str) else value
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"

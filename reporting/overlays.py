@@ -205,7 +205,7 @@ def draw_overlays(pictures: Sequence[Picture], regions: Sequence[str]) -> Figure
         frame = window(picture, index)
         _draw_bare(grid[0, column], picture, index, frame)
         grid[0, column].set_title(f"{picture.role or 'case'}: {_place(picture, index)}", fontsize=11, parse_math=False)
-        _draw_framed(grid[1, column], picture, regions, index, frame)
+        draw_framed(grid[1, column], picture, regions, index, frame)
     judged = f"\nchosen by the Dice of the {pictures[0].judge} model" if pictures[0].judge else ""
     title = f"Site {pictures[0].site}: {', '.join(regions)}{judged}"
     figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
@@ -229,7 +229,7 @@ def draw_prediction(picture: Picture, regions: Sequence[str]) -> Figure:
     axes = list(figure.subplots(rows, columns).flat)
     for axis in axes:
         _show(axis, picture, index)
-    draw_contours(axes[1], picture, regions, index)
+    _draw_contours(axes[1], picture, regions, index)
     axes[1].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
     title = f"{_place(picture, index)}\n{', '.join(regions)}"
     figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
@@ -258,7 +258,7 @@ def draw_case(pictures: Mapping[str, Picture], regions: Sequence[str]) -> Figure
         axis.set_axis_off()
     _draw_bare(axes[0], first, index, frame)
     for axis, (name, picture) in zip(axes[1:], pictures.items(), strict=False):
-        _draw_framed(axis, picture, regions, index, frame, heading=_shortened(name))
+        draw_framed(axis, picture, regions, index, frame, heading=_shortened(name))
     title = f"{first.site}, {_place(first, index)}: {', '.join(regions)}"
     figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)
     _add_legend(figure, list(pictures.values()))
@@ -286,7 +286,7 @@ def _draw_bare(axis: Axes, picture: Picture, index: int, frame: Frame) -> None:
     axis.add_patch(Rectangle(place, frame.width, frame.height, **style))
 
 
-def _draw_framed(
+def draw_framed(
     axis: Axes, picture: Picture, regions: Sequence[str], index: int, frame: Frame, heading: str = ""
 ) -> None:
     """The framed part of the image with the contours, and the scores above."""
@@ -294,7 +294,7 @@ def _draw_framed(
     told = _score_lines(picture, regions) if picture.predictions else "no model for this site"
     title = "\n".join(filter(None, (heading, told)))
     axis.set_title(title, fontsize=9, family="monospace", loc="left", parse_math=False)
-    draw_contours(axis, picture, regions, index)
+    _draw_contours(axis, picture, regions, index)
     axis.set(**frame.limits())
 
 
@@ -330,7 +330,7 @@ def save_overlays(figure: Figure, path: Path) -> None:
     legible(figure).savefig(path, bbox_inches="tight", pad_inches=0.08)
 
 
-def draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
+def _draw_contours(axis: Axes, picture: Picture, regions: Sequence[str], index: int) -> None:
     """The contours of all masks of one slice, and the names of regions where there are several."""
     for view, masks in picture.masks.items():
         colour, line, thickness = STYLES[view]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedseg.common import files
 from fedseg.common.files import write_atomic
@@ -185,6 +189,26 @@ def test_a_rename_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(files, "sync_directory", synced.append)
     write_atomic(tmp_path / "file", b"new")
     assert synced == [tmp_path]
+
+
+def test_a_private_file_is_its_owners_whatever_others_may_read(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_atomic(tmp_path / "private", "x", private=True)
+        write_atomic(tmp_path / "plain", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o666
+
+
+@given(st.lists(st.integers(0, 9000), max_size=5), st.integers(0, 9000))
+def test_the_last_whole_line_is_found_from_the_end(lengths: list[int], rest: int) -> None:
+    lines = [b"x" * length for length in lengths]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        path.write_bytes(b"".join(line + b"\n" for line in lines) + b"y" * rest)
+        assert files.last_line(path) == (lines[-1] if lines else b"")
 
 
 def test_what_a_killed_write_leaves_is_swept_away_and_nothing_else(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def when_it_trains(site: str, lie: Lie) -> Callable[[LoopbackGrid, dict[str, int
 
 def altered(change: Callable[[Answer, State], tuple[Answer, State]]) -> Lie:
     """What the site signs is the lie."""
-    return lambda site, envelope: site.signed(envelope, *change(*unpack(site.answer(envelope), Answer)))
+    return lambda site, envelope: site.signed(
+        envelope.text, *unpack(envelope, Question), *change(*unpack(site.answer(envelope), Answer))
+    )
 
 
 def each_tensor(state: State, change: Callable[[torch.Tensor], torch.Tensor]) -> State:

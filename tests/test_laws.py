@@ -36,6 +36,8 @@ Plain = Callable[[str], Outcome]
 class Recording(InProcess):
     """Remembers what travelled."""
 
+    travelled: list[tuple[str, State, Update]]
+
     def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
         for update in super().ask(tasks, messages):
             site = update.site
@@ -138,11 +140,12 @@ def test_secrecy_nothing_that_is_kept_travels(name: str, plain: Plain) -> None:
     }
     for group, tensors in kept.items():
         kept[group] = [t for t in tensors if t.is_floating_point() and t.numel() > 1 and t.std() > 0]
-    travelled = outcome.federation.transport.travelled  # type: ignore[attr-defined]
+    way = outcome.federation.transport
+    assert isinstance(way, Recording)
     # what a site keeps as it came from the server is no secret: a step may leave a tensor of a second model as it was
-    came = [t for _, message, _ in travelled for t in message.get("model").values()]
+    came = [t for _, message, _ in way.travelled for t in message.get("model").values()]
     kept["own"] = [s for s in kept["own"] if not any(s.shape == t.shape and torch.equal(s, t) for t in came)]
-    for _, message, update in travelled:
+    for _, message, update in way.travelled:
         for state in (message, update):
             assert not set(state.get("model")) & set(parts.stays)
             assert not set(state.get("buffers")) & set(parts.stays)

@@ -124,7 +124,7 @@ def test_the_personal_model_of_per_fedavg_is_plain_steps_away() -> None:
     worker = ALGORITHMS["perfedavg"](Line(start), recipe, alpha=0.3, finetune_steps=2).double()
     site = sites["s1"]
     task = Task("evaluate", 1, 7, personalise=True)
-    turn(worker, site, task, State({"model": {"w": start}}), State(), CPU, lambda *_: {})  # type: ignore[arg-type]
+    turn(worker, site, task, State({"model": {"w": start}}), State(), CPU, lambda *_: {})
     expected = start
     for _ in range(2):
         expected = expected - 0.3 * slope(site, expected)

@@ -65,23 +65,29 @@ class SiteClient:
     def answer(self, envelope: Envelope) -> Envelope:
         """The answer, whatever happens: what goes wrong here is told in full in the site's own log only."""
         try:
-            question, message = unpack(envelope, Question)
-            answer, state = self._answer(question, message)
-            return self.signed(envelope, answer, state)
+            asked = unpack(envelope, Question)
+            return self.signed(envelope.text, *asked, *self._answer(*asked))
         except Exception as error:
             self._log(error)
             return pack(Answer(self.site, refusal=_told(error)))
 
-    def signed(self, asked: Envelope, answer: Answer, state: State) -> Envelope:
-        """The answer under the site's name, once its receipt is in the site's own ledger."""
-        question, message = unpack(asked, Question)
+    def signed(self, text: str, question: Question, message: State, answer: Answer, state: State) -> Envelope:
+        """The answer under the site's name, once its receipt is in the site's own ledger.
+
+        Args:
+            text: of the question as it came.
+            question: what it says.
+            message: what came with it.
+            answer: the answer.
+            state: what goes with it.
+        """
         found, key = pack(answer, state), SiteKey(self.folder, self.site)
-        seal = {"question": text_digest(asked.text), "answer": text_digest(found.text), "examples": answer.examples}
+        seal = {"question": text_digest(text), "answer": text_digest(found.text), "examples": answer.examples}
         own = receipt(question.run, self.site, question.about, question.head, digests(message), digests(state), seal)
-        text = canonical(own)
+        signs = canonical(own)
         log = Ledger(self.folder / question.run / LEDGER, whole=False)
-        log.append({**own, "key": key.public, "signature": key.sign(text)})
-        return sealed(found, key, text)
+        log.append({**own, "key": key.public, "signature": key.sign(signs)})
+        return sealed(found, key, signs)
 
     def _answer(self, question: Question, message: State) -> tuple[Answer, State]:
         if not RUN.fullmatch(question.run):

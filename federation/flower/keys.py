@@ -6,12 +6,13 @@ of its own (Ed25519), made at its first message and kept in its folder.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedseg.common.files import write_atomic
 
 PRIVATE, PUBLIC = "site.key", "site.pub"
 
@@ -27,13 +28,11 @@ class SiteKey:
     def __init__(self, folder: Path, site: str) -> None:
         path = folder / PRIVATE
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(Ed25519PrivateKey.generate().private_bytes_raw().hex())
+            write_atomic(path, Ed25519PrivateKey.generate().private_bytes_raw().hex(), private=True)
         self._private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
         self.public = self._private.public_key().public_bytes_raw().hex()
         if not (folder / PUBLIC).exists():
-            (folder / PUBLIC).write_text(f"{site}: {self.public}\n", encoding="utf-8")
+            write_atomic(folder / PUBLIC, f"{site}: {self.public}\n")
 
     def sign(self, text: str) -> str:
         """A signature of the text."""

@@ -24,6 +24,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
+from fedseg.common.files import write_atomic
 from fedseg.federation.flower.envelope import MOST_DATA, MOST_TEXT, Envelope
 
 START_WITHIN, IDLE, WATCH = 300.0, 3600.0, 1.0
@@ -184,7 +185,4 @@ def _start(folder: Path, command: Sequence[str], code: str, cwd: Path) -> Connec
 
 
 def _note(path: Path, door: Door) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(asdict(door), file)
-    temporary.replace(path)
+    write_atomic(path, json.dumps(asdict(door)), private=True)
