@@ -15,7 +15,7 @@ if "fedseg.launch.site_worker" in sys.orig_argv:
 
     from fedseg.federation.flower import client
     from fedseg.federation.flower.envelope import Envelope
-    from fedseg.federation.flower.records import Answer
+    from fedseg.federation.flower.records import Answer, Question
     from fedseg.federation.state import State
 
     honest, signed = client.SiteClient.answer, client.SiteClient.signed
@@ -30,12 +30,14 @@ if "fedseg.launch.site_worker" in sys.orig_argv:
             time.sleep(3600)
         return Envelope("\x00 garbage", b"\x93NUMPY garbage") if lie == "garbage" else honest(self, envelope)
 
-    def sign(self: client.SiteClient, asked: Envelope, told: Answer, state: State) -> Envelope:
+    def sign(
+        self: client.SiteClient, text: str, question: Question, message: State, told: Answer, state: State
+    ) -> Envelope:
         """It signs what it lies."""
-        if lie_in(asked.text) == "not finite":
+        if lie_in(text) == "not finite":
             lies = {g: {n: t * torch.nan for n, t in ts.items()} for g, ts in state.tensors.items()}
             state = State(lies, state.scalars)
-        return signed(self, asked, told, state)
+        return signed(self, text, question, message, told, state)
 
     mock.patch.object(client.SiteClient, "answer", answer).start()
     mock.patch.object(client.SiteClient, "signed", sign).start()
