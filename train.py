@@ -3,6 +3,10 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedseg.configs.compose import Schema
 
 USAGE = """python train.py [key=value ...]
 
@@ -44,9 +48,22 @@ def told(arguments: Sequence[str]) -> str:
 
         return outline(USAGE)
     from fedseg.configs.help import explained, help_text
-    from fedseg.launch.settings import SCHEMA
 
-    return help_text(SCHEMA, USAGE) if names == ["all"] else "\n".join(explained(SCHEMA, name) for name in names)
+    schema = settings_to_explain(names)
+    return help_text(schema, USAGE) if names == ["all"] else "\n".join(explained(schema, name) for name in names)
+
+
+def settings_to_explain(names: Sequence[str]) -> "Schema":
+    """Who owns which settings, read from the sources; imported where a part of somebody's own is named."""
+    from fedseg.configs.parts import is_path
+    from fedseg.configs.sources import meaning
+
+    if any(is_path(name.rpartition("=")[2]) for name in names):
+        from fedseg.launch.settings import SCHEMA
+
+        return SCHEMA
+    read: Schema = meaning("fedseg.launch.settings", "SCHEMA")
+    return read
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices
 from fedseg.configs.knobs import REQUIRED, Knob, knobs, unknown
-from fedseg.configs.parts import is_path
+from fedseg.configs.parts import PartError, is_path
 from fedseg.configs.words import tree
 
 WIDTH = 110
@@ -42,7 +42,7 @@ def explained(schema: Schema, name: str) -> str:
         name: as on the command line: ``ditto``, ``algorithm=ditto``, ``training``, ``data.size``.
 
     Raises:
-        ConfigError: there is nothing of that name.
+        ConfigError: there is nothing of that name, or it cannot be imported.
     """
     group, _, choice = name.rpartition("=")
     for own, owners in schema.groups.items():
@@ -66,7 +66,10 @@ def _explained_choice(group: str, name: str, owners: Mapping[str, Callable[..., 
     path = FOLDER / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     only = next(iter(owners)) if len(owners) == 1 else name
-    owner = owners[str((tree(text) or {}).get("name", name if name in owners else only))]
+    try:
+        owner = owners[str((tree(text) or {}).get("name", name if name in owners else only))]
+    except PartError as error:
+        raise ConfigError(str(error)) from error
     said = [f"configs/{group}/{name}.yaml:", *(f"  {line}" for line in text.splitlines()), ""] if text else []
     told = (inspect.getdoc(owner) or "").partition("\n\nArgs:")[0]
     return "\n".join([heading(f"{group}={name}"), told, "", *said, *lines(knobs(owner), f"{group}.")])

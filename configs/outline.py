@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedseg.configs.sources import definitions, first_line
+
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent
-TABLES = {"algorithm": ("algorithms", "ALGORITHMS"), "data": ("datamodules", "DATASETS")}
-SETTINGS = ROOT / "launch" / "settings.py"
+TABLES = {"algorithm": ("fedseg.algorithms", "ALGORITHMS"), "data": ("fedseg.datamodules", "DATASETS")}
+SETTINGS = ("fedseg.launch.settings", "SCHEMA")
 WIDTH = 110
 NAME = 14
 
@@ -45,14 +46,12 @@ def owners(group: str) -> dict[str, str]:
         group: algorithm or data.
     """
     package, table = TABLES[group]
-    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
-    modules = {
-        alias.asname or alias.name: str(node.module)
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    return {name: _first_line(modules[owner], owner) for name, owner in _dictionary(tree, table).items()}
+    node = definitions(package)[table]
+    if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)):
+        raise LookupError(f"{package}.{table} is no table")
+    pairs = zip(node.value.keys, node.value.values, strict=True)
+    found = {str(ast.literal_eval(k)): v.id for k, v in pairs if k is not None and isinstance(v, ast.Name)}
+    return {name: first_line(package, owner) for name, owner in found.items()}
 
 
 def presets(group: str) -> set[str]:
@@ -62,28 +61,11 @@ def presets(group: str) -> set[str]:
 
 def sections() -> list[str]:
     """Names of the sections that are no choice."""
-    for node in ast.walk(ast.parse(SETTINGS.read_text(encoding="utf-8"))):
+    module, name = SETTINGS
+    for node in ast.walk(definitions(module)[name]):
         if isinstance(node, ast.keyword) and node.arg == "sections" and isinstance(node.value, ast.Dict):
             return [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
-    raise LookupError(f"{SETTINGS} names no sections")
-
-
-def _dictionary(tree: ast.Module, table: str) -> dict[str, str]:
-    for node in tree.body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)):
-            continue
-        if isinstance(node.target, ast.Name) and node.target.id == table:
-            pairs = zip(node.value.keys, node.value.values, strict=True)
-            return {str(ast.literal_eval(k)): v.id for k, v in pairs if k is not None and isinstance(v, ast.Name)}
-    raise LookupError(f"there is no table {table}")
-
-
-def _first_line(module: str, name: str) -> str:
-    path = ROOT.joinpath(*module.removeprefix("fedseg.").split(".")).with_suffix(".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
-    raise LookupError(f"{path} has no class {name}")
+    raise LookupError(f"{module}.{name} names no sections")
 
 
 def _names(title: str, names: Iterable[str]) -> list[str]:

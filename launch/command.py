@@ -15,6 +15,14 @@ from fedseg.console import own_files, steady_output
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
+MISTAKES = (
+    ("configs.compose", "ConfigError"),
+    ("datamodules.errors", "DataError"),
+    ("reporting", "ReportingError"),
+    ("federation.checkpoint", "CheckpointError"),
+    ("federation.engine", "RoundError"),
+)
+"""Where the errors are defined whose message is for the user."""
 
 
 def guarded(
@@ -48,6 +56,8 @@ def guarded(
 
 def _ended_by(error: BaseException, go_on: str) -> int:
     """Say what happened, there and at W&B; an error that is nobody's mistake goes on."""
+    if isinstance(error, SystemExit):
+        raise error  # the command line's reader has said all
     if told := not_installed(error):
         print(f"error: {told}", file=sys.stderr)
         return MISTAKE
@@ -77,14 +87,9 @@ def not_installed(error: BaseException) -> str:
 
 
 def mistakes() -> tuple[type[Exception], ...]:
-    """Errors whose message is for the user; imported when there is one, since some come with torch."""
-    from fedseg.configs.compose import ConfigError
-    from fedseg.datamodules.errors import DataError
-    from fedseg.federation.checkpoint import CheckpointError
-    from fedseg.federation.engine import RoundError
-    from fedseg.reporting import ReportingError
-
-    return ConfigError, DataError, ReportingError, CheckpointError, RoundError, OSError
+    """Errors whose message is for the user; one whose module was never imported cannot have been raised."""
+    imported = ((sys.modules.get(f"fedseg.{module}"), name) for module, name in MISTAKES)
+    return (OSError, *(getattr(module, name) for module, name in imported if module is not None))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

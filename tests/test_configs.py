@@ -19,7 +19,9 @@ import train
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs import compose as module
 from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, compose, load, told_by, traced
+from fedseg.configs.help import explained, help_text
 from fedseg.configs.knobs import REQUIRED, described, knobs, unknown
+from fedseg.configs.sources import meaning
 from fedseg.datamodules import DATASETS, DataError
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.foreign import FOREIGN
@@ -457,11 +459,46 @@ def test_a_screen_of_help_names_every_choice(capsys: pytest.CaptureFixture[str])
     assert max(map(len, text.splitlines())) < 130
 
 
-def test_a_screen_of_help_imports_nothing_that_takes_time() -> None:
-    code = (
-        "import sys, train; train.main(['--help']); assert not {'torch', 'pydantic', 'numpy', 'yaml'} & {*sys.modules}"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize(
+    ("call", "missing"),
+    [
+        ("train.main(['--help'])", {"torch", "pydantic", "numpy", "yaml"}),
+        ("train.main(['--help', 'ditto', 'folder', 'training', 'data.size'])", {"torch", "numpy", "pandas"}),
+        ("train.main(['--help', 'all'])", {"torch", "numpy", "pandas"}),
+        ("train.main(['--help', 'ditoo'])", {"torch", "pytorch_lightning"}),
+        ("[called(c.main, ['--help']) for c in (predict, export, sweep, evaluate)]", {"torch", "numpy", "pandas"}),
+    ],
+)
+def test_help_imports_nothing_that_takes_time(call: str, missing: set[str]) -> None:
+    code = f"""
+import sys, train, predict, export, sweep, evaluate
+def called(main, arguments):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert not ended.code
+{call}
+assert not {missing} & {{*sys.modules}}"""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent, **quiet)
+
+
+def test_help_from_the_sources_is_that_of_the_live_signatures() -> None:
+    read = meaning("fedseg.launch.settings", "SCHEMA")
+    assert read.groups["algorithm"]["ditto"] is not ALGORITHMS["ditto"]
+    assert help_text(read, "") == help_text(SCHEMA, "")
+    names = [f"{group}={name}" for group, name in CHOICES]
+    names += [*SCHEMA.sections, *(prefix + name for prefix, name, _ in ALL_KNOBS)]
+    assert len(names) > 150
+    for name in names:
+        assert explained(read, name) == explained(SCHEMA, name)
+
+
+def test_what_was_only_read_cannot_be_called() -> None:
+    with pytest.raises(NotImplementedError, match="only the signature was read"):
+        meaning("fedseg.models.factory", "create_model")()
+    with pytest.raises(LookupError, match=r"fedseg\.models\.factory defines no nothing"):
+        meaning("fedseg.models.factory", "nothing")
 
 
 def test_help_explains_what_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -475,6 +512,8 @@ def test_help_explains_what_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "  encoder: tu-resnet10t" in text
     assert train.main(["ditoo", "--help"]) == 2
     assert "did you mean 'ditto'" in capsys.readouterr().err
+    assert train.main(["--help", "no_such_module:Name"]) == 2
+    assert "there is no module no_such_module" in capsys.readouterr().err
 
 
 def test_config_prints_what_would_run_and_stops(
