@@ -15,17 +15,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LINK = "lab"
 CONFIGURATIONS = ROOT / "docs" / "deployment"
 SIGNER = "consortium"
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MARK = "FEDSEG_LOOPBACK"
+"""In the environment of all that was started here, so that it is found wherever it went."""
 CURVE = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj")
 
 
@@ -39,6 +45,9 @@ def free_port() -> int:
 @dataclass
 class Loopback:
     """SuperLink and SuperNodes in one folder; leaving the context ends every process, come what may.
+
+    SIGTERM, SIGINT and SIGHUP leave it, too. Flower detaches some of its processes (1.42: the SuperLink's SuperExec),
+    and those are found by their environment, where the system shows it (Linux).
 
     Attributes:
         folder: for everything.
@@ -55,16 +64,30 @@ class Loopback:
     gate: int = field(default_factory=free_port)
     shelf: int = field(default_factory=free_port)
     local_gates: dict[str, int] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid4().hex)
+    handlers: dict[signal.Signals, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Loopback:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            heard = [number for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN]  # not after `nohup`
+            self.handlers = {number: signal.signal(number, _leave) for number in heard}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number in self.handlers:
+            signal.signal(number, signal.SIG_IGN)  # nothing may keep this from its end
         for name in [*self.processes]:
             self.kill(name)
+        while left := _marked(f"{MARK}={self.mark}"):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     # ---------------------------------------------------------------- certificates and keys
 
@@ -302,7 +325,8 @@ class Loopback:
     def _env(self, home: str) -> dict[str, str]:
         fixed = {"FLWR_HOME": str(self.folder / home / "flower"), "FLWR_TELEMETRY_ENABLED": "0"}
         fixed |= {"FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
-        return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **fixed, **self.environment}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, MARK: self.mark, **fixed, **self.environment}
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + 60
@@ -311,6 +335,23 @@ class Loopback:
                 return
             time.sleep(0.1)
         raise TimeoutError(f"the SuperLink does not listen\n{self.log('link')[-4000:]}")
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """A signal that ends the process ends it through the contexts that are open, once."""
+    for again in ENDS:
+        signal.signal(again, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes that were started with this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
