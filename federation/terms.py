@@ -20,7 +20,8 @@ class Terms:
             run's settings to it.
         masked: single updates leave masked only (privacy.aggregation=masked).
         max_epsilon: what leaves has passed differential privacy whose noise is drawn at the site (privacy.mechanism
-            patient or sparse), and spends at most this in a run; null asks for none.
+            patient or sparse), and all runs of a site on its own machine together spend at most this (in one place:
+            each run); null asks for none.
         max_delta: largest probability with which that bound may fail.
         methods: the site takes part in, by their names (fedavg) or import paths; empty for all.
         views: of models that may be made there (global, personal, adapted); empty for all.

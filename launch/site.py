@@ -25,7 +25,7 @@ from fedseg.evaluation import check_metrics
 from fedseg.federation.contract import VISITING, Row, Task
 from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
 from fedseg.federation.flower.records import Facts, Question
-from fedseg.federation.state import from_bytes
+from fedseg.federation.state import State, from_bytes
 from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
@@ -36,6 +36,7 @@ from fedseg.launch.restore import check_fingerprints, check_splits
 from fedseg.launch.run import note_findings, with_sites
 from fedseg.launch.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
+from fedseg.launch.spending import Spending, Spent, released
 from fedseg.launch.terms import check_terms, read_terms
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
@@ -170,20 +171,24 @@ class LaunchedSite:
     """
 
     def __init__(self, local: Local, question: Question, folder: Path, terms: Terms) -> None:
-        self.terms = terms
+        self.terms, self.run = terms, question.run
+        self.spending = Spending(local.state)
         self._filed: set[tuple[Any, ...]] | None = None  # whose scores the site's table holds
         self.local, self.folder = local, RunFolder(folder)
-        self.experiment = _refusing(lambda: self._experiment(question))
+        elsewhere = Spent()
+        if terms.max_epsilon is not None:
+            elsewhere = self.spending.elsewhere(self.run, terms.max_delta)
+        self.experiment = _refusing(lambda: self._experiment(question, elsewhere))
         self.scorer = Scorer(self.experiment, kept_masks(self.experiment, self.folder))
         self.pseudonym = Pseudonyms(local.state)
         self._record()
 
-    def _experiment(self, question: Question) -> Experiment:
+    def _experiment(self, question: Question, elsewhere: Spent) -> Experiment:
         config = self.local.applied(load(question.config, SCHEMA, "the run's config"))
         experiment = Experiment(config, channels=question.channels, encoder=_encoder(config, self.folder.path))
         if not self.local.shows_cases:
             experiment.refuse_seeded()
-        check_terms(experiment, self.local.site, self.terms)
+        check_terms(experiment, self.local.site, self.terms, elsewhere)
         for transform in experiment.transforms:
             transform.least_here = self.terms.least_sites
         check_metrics(experiment.evaluation.metrics, experiment.evaluation.tolerance)
@@ -254,6 +259,20 @@ class LaunchedSite:
             images=site.training_images,
             terms=self.terms,
         )
+
+    def release(self, before: State, after: State) -> None:
+        """Charge a turn to the site's own ledger of all runs; see `federation.flower.client.OpenSite`."""
+        events, most = released(before, after, self.experiment.transforms), self.terms.max_epsilon
+        if not events:
+            return
+        if most is not None:
+            now = Spent(self.spending.after(self.run, events), self.terms.max_delta)
+            if now.epsilon > most:
+                raise RefusedError(
+                    f"its terms (max_epsilon: {most:g}) let no more of it leave, in whatever run: with this turn "
+                    f"epsilon {now.told}; end the run, or let the site's people raise max_epsilon"
+                )
+        self.spending.add(self.run, events)
 
     def rows(self, task: Task) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from fedseg.configs.words import tree
 from fedseg.federation.engine import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.spending import Spent
 from fedseg.reporting.folder import file_name
 
 AT_SITE = ("patient", "sparse")
 """Mechanisms whose noise is drawn at the site; that of the others the site would have to believe the server."""
 
-
+NOTHING = Spent()
 CURE = "write lines such as 'least_sites: 3'"
 
 
@@ -82,19 +84,20 @@ def check_folder(folder: str | None, sites: Collection[str]) -> None:
         raise ConfigError(f"deployment.terms={folder}: {unknown(odd[0], known, 'file')}")
 
 
-def check_terms(experiment: Experiment, site: str, terms: Terms) -> None:
+def check_terms(experiment: Experiment, site: str, terms: Terms, elsewhere: Spent = NOTHING) -> None:
     """Refuse a run whose settings a site's terms forbid.
 
     Args:
         experiment: the run.
         site: its name.
         terms: its own.
+        elsewhere: what the site has spent in other runs.
 
     Raises:
         ConfigError: naming the site, the terms, and what to take instead.
     """
     algorithm, seen = experiment.algorithm(in_channels=3), site not in experiment.config.data.unseen
-    against = [*_protection(experiment, terms, algorithm), *_use(experiment, terms, algorithm, seen)]
+    against = [*_protection(experiment, terms, algorithm, elsewhere), *_use(experiment, terms, algorithm, seen)]
     if against:
         told = "; ".join(f"{term}: {cure}" for term, cure in against)
         raise ConfigError(f"site {site!r} has terms against this run: {told}; or leave it out (deployment.sites)")
@@ -114,7 +117,9 @@ def sites_behind_a_mean(schedule: Schedule) -> int:
     return schedule.min_sites - left_out.get(schedule.combine, 0)
 
 
-def _protection(experiment: Experiment, terms: Terms, algorithm: Algorithm) -> Iterator[tuple[str, str]]:
+def _protection(
+    experiment: Experiment, terms: Terms, algorithm: Algorithm, elsewhere: Spent
+) -> Iterator[tuple[str, str]]:
     """Terms on what leaves the site that are not met, and their cures."""
     schedule, privacy = experiment.schedule, experiment.privacy
     if not algorithm.shares:
@@ -126,12 +131,22 @@ def _protection(experiment: Experiment, terms: Terms, algorithm: Algorithm) -> I
     if terms.masked and privacy.aggregation != "masked":
         yield "masked", "take privacy.aggregation=masked"
     if terms.max_epsilon is not None:
-        spends = privacy.max_epsilon is not None and privacy.max_epsilon <= terms.max_epsilon
-        if privacy.mechanism not in AT_SITE or not spends:
-            most = f"privacy.max_epsilon={terms.max_epsilon:g}, or less"
-            yield f"max_epsilon {terms.max_epsilon:g}", f"take privacy.mechanism=patient (or sparse) and {most}"
+        left = terms.max_epsilon - elsewhere.epsilon
+        if privacy.mechanism not in AT_SITE or privacy.max_epsilon is None or privacy.max_epsilon > left:
+            yield _budget(terms.max_epsilon, elsewhere)
         if privacy.delta > terms.max_delta:
             yield f"max_delta {terms.max_delta:g}", f"take privacy.delta={terms.max_delta:g}"
+
+
+def _budget(most: float, elsewhere: Spent) -> tuple[str, str]:
+    """A term on epsilon that is not met, and the cure; epsilons of runs add up, which is never less than they cost."""
+    term = f"max_epsilon {most:g}" + (f", of which {elsewhere.told}" if elsewhere.epsilon else "")
+    left = (
+        floor((most - elsewhere.epsilon) * 1000) / 1000 if elsewhere.epsilon else most
+    )  # the cure must not be rounded up
+    if left <= 0:
+        return term, "nothing is left for any run; the site's people may raise max_epsilon"
+    return term, f"take privacy.mechanism=patient (or sparse) and privacy.max_epsilon={left:.12g}, or less"
 
 
 def _use(experiment: Experiment, terms: Terms, algorithm: Algorithm, seen: bool) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ class Account:
 
     def charged(self, memory: State, event: str, count: float = 1) -> State:
         """A memory after that many more events; ``spent`` says that as much again would be above the limit."""
-        ledger = {name: n for name, n in memory.scalars.items() if name.startswith((f"{GAUSSIAN}/", f"{PURE}/"))}
+        ledger = events_of(memory)
         ledger[event] = ledger.get(event, 0.0) + count
         again = {**ledger, event: ledger[event] + count}
         state = State(memory.tensors, {**ledger, EPSILON: self.epsilon(ledger)})
@@ -66,6 +66,11 @@ class Account:
         """The state of the budget in words."""
         g = self.guarantee
         return f"epsilon {epsilon:.3g} of {g.limit} at delta {g.delta:g} ({g.unit}) is spent: too little is left"
+
+
+def events_of(memory: State) -> dict[str, float]:
+    """The ledger in what a transform remembers."""
+    return {name: n for name, n in memory.scalars.items() if name.startswith((f"{GAUSSIAN}/", f"{PURE}/"))}
 
 
 def gaussian_event(noise: float, rate: float) -> str:

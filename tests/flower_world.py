@@ -78,6 +78,9 @@ class ToyOpen:
     def facts(self) -> Facts:
         return Facts(self.site.name, self.site.seen, 3, self.site.examples)
 
+    def release(self, before: State, after: State) -> None:
+        """Toy sites have no terms, and nothing to account for."""
+
     def rows(self, task: Task) -> list[Row]:
         return []
 

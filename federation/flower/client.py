@@ -44,6 +44,13 @@ class OpenSite(Protocol):
     def facts(self) -> Facts:
         """What the site tells of itself."""
 
+    def release(self, before: State, after: State) -> None:
+        """Note what leaves with a turn, before it does, from what the site kept before and after the turn.
+
+        Raises:
+            RefusedError: it would be more than the site's terms allow.
+        """
+
     def rows(self, task: Task) -> Sequence[Row]:
         """File the scores of the turn that was just taken at the site, and give those that the server may see."""
 
@@ -112,6 +119,7 @@ class SiteClient:
         opened.transport.restore({self.site: before})
         (update,) = opened.transport.ask({self.site: task}, {self.site: message})
         after = opened.transport.kept()[self.site]
+        opened.release(before, after)
         if after is not before and task.kind in STAGES and task.checkpoint == "round":
             kept.keep(task, after)
         rows = opened.rows(task)

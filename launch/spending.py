@@ -1,0 +1,112 @@
+"""What a site has spent of its patients' privacy, over all runs: its own ledger, in its own folder.
+
+The events of all runs are composed in one account (Renyi differential privacy, `privacy.accounting`), whose unit is a
+patient: what protects a site's whole update protects each of its patients, too. Only what was released counts, once
+for every time; a run that goes on from its checkpoint adds what is new, and a turn that is asked again adds itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedseg.common.files import write_atomic
+from fedseg.federation.checkpoint import CheckpointError
+from fedseg.federation.contract import Guarantee, Transform
+from fedseg.federation.state import State
+from fedseg.federation.transforms import remembered
+from fedseg.privacy.accounting import Account, Ledger, events_of
+
+SPENDING = "spent.json"
+MOST_NAMED = 5
+Runs = dict[str, dict[str, float]]
+_RUNS: TypeAdapter[Runs] = TypeAdapter(Runs)
+
+
+class Spent:
+    """What runs have spent.
+
+    Args:
+        runs: run -> event -> how often it was released.
+        delta: at which.
+    """
+
+    def __init__(self, runs: Mapping[str, Ledger] = MappingProxyType({}), delta: float = 1e-5) -> None:
+        self.runs = runs
+        self._guarantee = Guarantee("patient", delta, None)
+
+    @cached_property
+    def epsilon(self) -> float:
+        """Of all together."""
+        joint: dict[str, float] = {}
+        for events in self.runs.values():
+            joint |= {event: joint.get(event, 0.0) + count for event, count in events.items()}
+        return Account(self._guarantee).epsilon(joint) if joint else 0.0
+
+    @property
+    def told(self) -> str:
+        """In words; the costliest runs are named, each with what it costs alone."""
+        account = Account(self._guarantee)
+        costs = {run: account.epsilon(events) for run, events in self.runs.items()}
+        costly = sorted(costs, key=lambda run: -costs[run])
+        more = f", and {len(costly) - MOST_NAMED} more" if len(costly) > MOST_NAMED else ""
+        named = ", ".join(f"run {run}: {costs[run]:.3g}" for run in costly[:MOST_NAMED])
+        return f"{self.epsilon:.3g} is spent ({named}{more})"
+
+
+class Spending:
+    """The ledger of a site.
+
+    Args:
+        folder: the site's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SPENDING
+
+    def runs(self) -> Runs:
+        """Run -> event -> how often it was released.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            return _RUNS.validate_json(self.path.read_bytes()) if self.path.exists() else {}
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{self.path} is damaged, so that nobody knows what was spent; restore it from a copy"
+            ) from error
+
+    def add(self, run: str, events: Ledger) -> None:
+        """Note what a run releases."""
+        write_atomic(self.path, _RUNS.dump_json(self.after(run, events), indent=1), private=True)
+
+    def after(self, run: str, events: Ledger) -> Runs:
+        """What would stand there once a run had released that."""
+        runs = self.runs()
+        own = runs.get(run, {})
+        return {**runs, run: {**own, **{event: own.get(event, 0.0) + count for event, count in events.items()}}}
+
+    def elsewhere(self, run: str, delta: float) -> Spent:
+        """What all other runs have spent, at this delta."""
+        return Spent({name: events for name, events in self.runs().items() if name != run}, delta)
+
+
+def released(before: State, after: State, transforms: Sequence[Transform]) -> dict[str, float]:
+    """Events that a turn added to the accounts that a site keeps.
+
+    Args:
+        before: what the site kept before the turn.
+        after: what it keeps after it.
+        transforms: of the run.
+    """
+    events: dict[str, float] = {}
+    for transform in transforms:
+        earlier, now = (events_of(remembered(state, transform.name)) for state in (before, after))
+        new = {event: count - earlier.get(event, 0.0) for event, count in now.items()}
+        events |= {event: events.get(event, 0.0) + count for event, count in new.items() if count > 0}
+    return events
