@@ -55,7 +55,7 @@ def told(arguments: Sequence[str]) -> str:
 
 def settings_to_explain(names: Sequence[str]) -> "Schema":
     """Who owns which settings, read from the sources; imported where a part of somebody's own is named."""
-    from fedseg.configs.parts import is_path
+    from fedseg.common.parts import is_path
     from fedseg.configs.sources import meaning
 
     if any(is_path(name.rpartition("=")[2]) for name in names):

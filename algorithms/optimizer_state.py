@@ -12,8 +12,18 @@ from fedseg.federation.state import Tensors
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> Tensors:
-    """An optimiser's state as ``parameter/slot`` tensors; ``names`` in the optimiser's order of parameters."""
+    """An optimiser's state as ``parameter/slot`` tensors; ``names`` in the optimiser's order of parameters.
+
+    Raises:
+        ValueError: an optimiser from outside keeps something else.
+    """
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    for slot, value in (pair for slots in state.values() for pair in slots.items()):
+        if not isinstance(value, Tensor | None):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {slot} as {type(value).__name__}, not as a tensor, so that it "
+                "cannot be stored at the site; take training.optimizer_state=reset"
+            )
     return {
         f"{names[index]}/{slot}": value.detach().cpu().clone()
         for index, slots in state.items()

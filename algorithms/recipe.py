@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.common.parts import OwnPart, PartError, called, imported, is_path
 from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, ProperShare, check_ranges
-from fedseg.models.losses import Loss, build_loss
+from fedseg.models.heads import Activation
+from fedseg.models.losses import Loss, LossName, OwnLoss, build_loss
 from fedseg.models.normalize import build_normalizer
 
 POWER = 0.9  # of the polynomial schedule, as in nnU-Net (Isensee et al., Nature Methods 2021)
+BACKGROUND = "background"
 FALLING = ("cosine", "poly")
 """Schedules that end at 0, and so need to know when."""
+
+
+def ends(schedule: str) -> bool:
+    """Whether a schedule is told how many rounds there are."""
+    return schedule in FALLING or is_path(schedule)
 
 
 @dataclass(frozen=True)
@@ -27,18 +35,25 @@ class Training:
 
     Attributes:
         loss: dice_bce, dice, smooth_dice, bce or focal for sigmoid regions; dice_ce, dice, smooth_dice or ce for
-            exclusive ones; auto takes dice_bce or dice_ce. smooth_dice counts absent regions, too, and the background
-            of exclusive ones, smoothed by 1e-5.
+            exclusive ones; tversky, jaccard, lovasz or mcc for both; auto takes dice_bce or dice_ce. smooth_dice counts
+            absent regions, too, and the background of exclusive ones, smoothed by 1e-5. Or one of your own.
+        loss_options: settings of the loss itself, such as {alpha: 0.3, beta: 0.7}; --help training.loss=tversky lists
+            them.
+        region_weights: of regions in the loss, such as {cup: 3}; those that are not named have 1, as has the
+            background, which cross entropies and smooth_dice of exclusive regions count, too.
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
         harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
             histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
             deviation. What sites tell is a mean over their images, the target the mean over sites.
         harmonise_window: L of harmonise=fda: frequencies up to floor(L * min(height, width)).
         optimizer: of the local steps; amsgrad is Adam with the largest second moment so far (Reddi et al., ICLR 2018).
+            Or one of PyTorch's or your own, such as torch.optim:RMSprop.
+        optimizer_options: settings of such an optimiser, such as {alpha: 0.9}; weight_decay and momentum too.
         lr: learning rate.
         schedule: of the learning rate over rounds, within which it stays: constant; cosine to 0; poly, to 0 as
             (1 - p)^0.9 (nnU-Net's); step, times `decay` after every `decay_every` rounds. What is fitted for an
-            evaluation only (fine-tuning) takes lr itself.
+            evaluation only (fine-tuning) takes lr itself. Or a function of your own.
+        schedule_options: settings of such a function.
         warmup: rounds in which the learning rate rises in equal steps, before the schedule begins.
         schedule_rounds: the round at whose end cosine and poly would come to 0; later rounds keep the last rate; null
             takes federation.rounds.
@@ -50,13 +65,17 @@ class Training:
         channels_last: memory layout; faster for convolutions, differs from the other layout by rounding.
     """
 
-    loss: Literal["auto", "dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce"] = "auto"
+    loss: Literal["auto", LossName] | OwnPart = "auto"
+    loss_options: Mapping[str, Any] | None = None
+    region_weights: Mapping[str, PositiveFloat] | None = None
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     harmonise: Literal["none", "histogram", "fda", "zscore"] = "none"
     harmonise_window: HalfShare = 0.05
-    optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] | OwnPart = "adam"
+    optimizer_options: Mapping[str, Any] | None = None
     lr: FinitePositive = 1e-3
-    schedule: Literal["constant", "cosine", "poly", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "step"] | OwnPart = "constant"
+    schedule_options: Mapping[str, Any] | None = None
     warmup: NonNegativeInt = 0
     schedule_rounds: PositiveInt | None = None
     decay: PositiveShare = 0.1
@@ -73,6 +92,17 @@ class Training:
                 f"training.warmup={self.warmup} leaves no round of training.schedule_rounds={self.schedule_rounds} to "
                 "the schedule; warm up in fewer rounds"
             )
+        for name in ("weight_decay", "momentum"):
+            if is_path(self.optimizer) and getattr(self, name):
+                raise ValueError(
+                    f"training.{name} is of the suite's optimisers; to training.optimizer={self.optimizer} it is said "
+                    f"as training.optimizer_options={{{name}: {getattr(self, name)}}}"
+                )
+        if is_path(self.loss) and self.region_weights:
+            raise ValueError(
+                f"training.region_weights is of the suite's losses; training.loss={self.loss} takes weights in "
+                "training.loss_options, if it has any; leave training.region_weights out"
+            )
 
     def lr_in(self, round: int, rounds: int) -> float:
         """The learning rate in a round; it follows from the round alone, whoever was absent or resumed.
@@ -87,6 +117,8 @@ class Training:
             return self.lr * round / (self.warmup + 1)
         past, whole = round - self.warmup - 1, (self.schedule_rounds or rounds) - self.warmup
         done = min(past, whole - 1) / whole
+        if is_path(self.schedule):
+            return self.lr * self._own_factor(past, whole)
         factors = {
             "constant": 1.0,
             "cosine": 0.5 * (1 + math.cos(math.pi * done)),
@@ -94,6 +126,20 @@ class Training:
             "step": math.pow(self.decay, past // self.decay_every),
         }
         return self.lr * factors[self.schedule]
+
+    def _own_factor(self, past: int, whole: int) -> float:
+        """The factor of a schedule from outside.
+
+        Raises:
+            ValueError: it is none.
+        """
+        factor = called(self.schedule, "training.schedule", past, whole, **self.schedule_options or {})
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            raise ValueError(
+                f"training.schedule={self.schedule} returned {factor!r} for round {past} of {whole}; it should be a "
+                "factor of training.lr, a number from 0"
+            )
+        return float(factor)
 
     def require_sgd(self, method: str, why: str, *, momentum: bool = False) -> None:
         """Refuse other optimisers.
@@ -112,8 +158,13 @@ class Training:
             raise ValueError(f"algorithm={method}: {why}, so take training.momentum=0, not {self.momentum}")
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter], lr: float | None = None) -> torch.optim.Optimizer:
-        """The optimiser over these parameters, in PyTorch's fused form; `lr` instead of the setting."""
+        """The optimiser over these parameters, the suite's in PyTorch's fused form; `lr` instead of the setting."""
         chosen, lr = list(parameters), self.lr if lr is None else lr
+        if is_path(self.optimizer):
+            made = called(self.optimizer, "training.optimizer", chosen, lr=lr, **self.optimizer_options or {})
+            if not isinstance(made, torch.optim.Optimizer):
+                raise PartError(f"training.optimizer={self.optimizer} made {made!r}, which is no torch.optim.Optimizer")
+            return made
         if self.optimizer == "sgd":
             return torch.optim.SGD(chosen, lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
         kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
@@ -149,19 +200,42 @@ class Recipe:
         in_channels: int,
         private: PrivateStep | None = None,
         rounds: int = 1,
+        regions: Sequence[str] = (),
     ) -> Recipe:
-        """Make the recipe that the knobs describe.
+        """Make the recipe that the knobs describe; `regions` are the names of the network's outputs.
 
         Raises:
             ValueError: the loss does not exist or does not fit the activation, or no round is left to the schedule.
+            PartError: a part from outside cannot be used.
         """
-        if training.schedule in FALLING and training.warmup >= rounds:
+        if ends(training.schedule) and training.warmup >= rounds:
             raise ValueError(
                 f"training.warmup={training.warmup} leaves no round of federation.rounds={rounds} to "
                 f"training.schedule={training.schedule}; warm up in fewer rounds"
             )
-        name = training.loss
-        if name == "auto":
-            name = "dice_bce" if activation == "sigmoid" else "dice_ce"
+        if is_path(training.optimizer):  # here and below: what would stop the run later is raised now
+            training.build_optimizer([nn.Parameter(torch.zeros(1))])
+        for round in range(1, rounds + 1) if is_path(training.schedule) else ():
+            training.lr_in(round, rounds)
         normalize = build_normalizer(training.normalize, in_channels)
-        return cls(training, activation, normalize, build_loss(name, activation), private, rounds)
+        return cls(training, activation, normalize, _loss(training, activation, regions), private, rounds)
+
+    @property
+    def leaves_out_unknown(self) -> bool:
+        """Whether the loss leaves out pixels whose label is not known."""
+        return not isinstance(self.loss, OwnLoss) or self.loss.leaves_out_unknown
+
+
+def _loss(training: Training, activation: Activation, regions: Sequence[str]) -> Loss:
+    chosen: str = training.loss
+    if is_path(chosen):
+        return OwnLoss(imported(chosen, "training.loss"), training.loss_options or {}, chosen)
+    if chosen == "auto":
+        chosen = "dice_bce" if activation == "sigmoid" else "dice_ce"
+    named = training.region_weights or {}
+    classes = (BACKGROUND, *regions)
+    known = classes if activation == "softmax" else classes[1:]
+    if odd := sorted(named.keys() - set(known)):
+        raise ValueError(f"training.region_weights: {odd[0]!r} is no region; known: {', '.join(known)}")
+    weights = [named.get(name, 1.0) for name in classes] if named else None
+    return build_loss(cast(LossName, chosen), activation, training.loss_options, weights)

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import Event, ScalarEvent, YAMLError
 
+from fedseg.common.parts import PartError
 from fedseg.configs.knobs import knobs, unknown, validated
-from fedseg.configs.parts import PartError
 from fedseg.configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
 
 FOLDER = Path(__file__).parent
@@ -44,6 +44,8 @@ class Schema:
         top: owner of the settings without a section.
         own: settings of one run only: they are not taken over from another run's config.
         foreign: names of settings that other tools have -> what to do here.
+        parts: setting ``section.name`` that chooses a part -> its owners; the part's own settings are in the mapping
+            ``section.name_options``.
     """
 
     groups: Mapping[str, Mapping[str, Owner]]
@@ -51,6 +53,7 @@ class Schema:
     top: Owner
     own: tuple[str, ...] = ()
     foreign: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Owner]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ def traced(
         sources |= {f"{group}.{name}": source for name, source in said.items()}
         errors += problems
     for section, owner in schema.sections.items():
-        values, said, problems = _section(section, owner, [layers[0], *beside, *layers[1:]])
+        values, said, problems = _section(section, owner, [layers[0], *beside, *layers[1:]], schema)
         merged[section], more = validated(owner, values, f"{section}.") if not problems else ({}, [])
+        more = more or _check_options(section, merged[section], schema)
         sources |= {f"{section}.{name}": source for name, source in said.items()}
         errors += problems + more
     loose = [Layer(layer.source, {k: v for k, v in layer.values.items() if k not in parts}) for layer in layers]
@@ -342,14 +346,60 @@ def _beside(group: str, chosen: Chosen, schema: Schema) -> Layer:
     return Layer(chosen.file.source, {part: said for part, said in chosen.file.values.items() if part in others})
 
 
-def _section(section: str, owner: Owner, layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def _section(
+    section: str, owner: Owner, layers: Sequence[Layer], schema: Schema
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A section's settings, who said them, and what is wrong."""
     said = [Layer(layer.source, layer.values.get(section, {})) for layer in layers]
     if odd := [layer.values for layer in said if not isinstance(layer.values, Mapping)]:
         first = next(iter(knobs(owner)))
         told = f"{section}={shown(odd[0])} names no setting; write {section}.KEY=VALUE, such as {section}.{first}=..."
         return {}, {}, [told]
+    for name in _choosing(section, schema):
+        said = _choosing_anew(name, said)
     return *_merge(*said), []
+
+
+def _choosing(section: str, schema: Schema) -> dict[str, Mapping[str, Owner]]:
+    """A section's settings that choose a part, with the owners."""
+    return {key.rpartition(".")[2]: owners for key, owners in schema.parts.items() if key.startswith(f"{section}.")}
+
+
+def _choosing_anew(name: str, said: Sequence[Layer]) -> list[Layer]:
+    """A layer that chooses another part drops what earlier ones said of the options of theirs."""
+    kept: list[Layer] = []
+    choice = None
+    for layer in said:
+        if (chosen := layer.values.get(name, choice)) != choice:
+            earlier = [(one.source, {k: v for k, v in one.values.items() if k != options(name)}) for one in kept]
+            kept, choice = [Layer(*one) for one in earlier], chosen
+        kept.append(layer)
+    return kept
+
+
+def options(name: str) -> str:
+    """The setting that holds the own settings of the part that a setting chooses."""
+    return f"{name}_options"
+
+
+def _check_options(section: str, values: dict[str, Any], schema: Schema) -> list[str]:
+    """Read the options of parts by the signatures of these; what is wrong with them."""
+    errors = []
+    for name, owners in _choosing(section, schema).items():
+        key, choice, given = f"{section}.{options(name)}", values.get(name), values.get(options(name))
+        if choice not in owners:
+            if given:
+                errors.append(f"{section}.{name}={choice} has no settings of its own; leave out {key}={shown(given)}")
+            continue
+        try:
+            whole, wrong = validated(owners[str(choice)], given or {}, f"{key}.")
+        except PartError as error:
+            errors.append(str(error))
+            continue
+        errors += wrong
+        if given:
+            values[options(name)] = {option: whole[option] for option in given if option in whole}
+    return errors
 
 
 def _group(

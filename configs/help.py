@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices
+from fedseg.common.parts import PartError, is_path
+from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, options
 from fedseg.configs.knobs import REQUIRED, Knob, knobs, unknown
-from fedseg.configs.parts import PartError, is_path
 from fedseg.configs.words import tree
 
 WIDTH = 110
@@ -39,7 +39,8 @@ def explained(schema: Schema, name: str) -> str:
 
     Args:
         schema: who owns which settings.
-        name: as on the command line: ``ditto``, ``algorithm=ditto``, ``training``, ``data.size``.
+        name: as on the command line: ``ditto``, ``algorithm=ditto``, ``training``, ``data.size``,
+            ``training.loss=tversky``.
 
     Raises:
         ConfigError: there is nothing of that name, or it cannot be imported.
@@ -48,6 +49,8 @@ def explained(schema: Schema, name: str) -> str:
     for own, owners in schema.groups.items():
         if group in ("", own) and (choice in choices(own, owners) or is_path(choice)):
             return _explained_choice(own, choice, owners)
+    if group in schema.parts and choice in schema.parts[group]:
+        return _explained_part(group, choice, schema.parts[group])
     if name in schema.sections:
         owner = schema.sections[name]
         return "\n".join([heading(f"{name}: {first_line(owner)}"), *lines(knobs(owner), f"{name}.")])
@@ -57,6 +60,7 @@ def explained(schema: Schema, name: str) -> str:
     known = [
         *schema.sections,
         *settings,
+        *(f"{setting}={choice}" for setting, owners in schema.parts.items() for choice in owners),
         *(choice for g, owners in schema.groups.items() for choice in choices(g, owners)),
     ]
     raise ConfigError(unknown(name, known))
@@ -73,6 +77,15 @@ def _explained_choice(group: str, name: str, owners: Mapping[str, Callable[..., 
     said = [f"configs/{group}/{name}.yaml:", *(f"  {line}" for line in text.splitlines()), ""] if text else []
     told = (inspect.getdoc(owner) or "").partition("\n\nArgs:")[0]
     return "\n".join([heading(f"{group}={name}"), told, "", *said, *lines(knobs(owner), f"{group}.")])
+
+
+def _explained_part(setting: str, name: str, owners: Mapping[str, Callable[..., Any]]) -> str:
+    try:
+        owner = owners[name]
+    except PartError as error:
+        raise ConfigError(str(error)) from error
+    told = (inspect.getdoc(owner) or "").partition("\n\nArgs:")[0]
+    return "\n".join([heading(f"{setting}={name}"), told, "", *lines(knobs(owner), f"{options(setting)}.")])
 
 
 def _every_setting(schema: Schema) -> dict[str, Knob]:

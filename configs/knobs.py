@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from fedseg.common.names import SLIP, similar
+from fedseg.common.parts import OwnPart
 from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
@@ -41,12 +42,14 @@ class Knob:
         """The annotation as a user would write it, with its range."""
         if typing.get_origin(self.type) is typing.Literal:
             return "|".join(str(value) for value in typing.get_args(self.type))
+        if self.type == OwnPart:
+            return "package.module:Name"
         members = typing.get_args(self.type)
         if typing.get_origin(self.type) is typing.Annotated:
             range_ = FieldInfo.from_annotation(self.type).metadata
             bounds = [f"{SIGNS[word]} {limit:g}" for bound in range_ for word, limit in asdict(bound).items()]
             return f"{Knob(members[0], None, '').type_name} {' and '.join(bounds)}"
-        if type(None) in members:
+        if type(None) in members or OwnPart in members:
             return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)
         for written, read in WORDS.items():

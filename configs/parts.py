@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-class PartError(ValueError):
-    """A part that cannot be imported, or is none of its kind; the message names the cure."""
+from fedseg.common.parts import imported, is_path
 
 
 class OpenTable(dict[str, Callable[..., Any]]):
@@ -24,11 +17,19 @@ class OpenTable(dict[str, Callable[..., Any]]):
         known: the suite's own.
         group: what the settings call it, for messages.
         kind: class that a part must derive from; None takes any function or class.
+        given: how many arguments the suite gives to a class; None: its settings are its keyword-only arguments, as the
+            suite's own have them. A number makes all further arguments settings, as libraries have them.
     """
 
-    def __init__(self, known: Mapping[str, Callable[..., Any]], group: str, kind: type | None = None) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, Callable[..., Any]],
+        group: str,
+        kind: type | None = None,
+        given: int | None = None,
+    ) -> None:
         super().__init__(known)
-        self.group, self.kind = group, kind
+        self.group, self.kind, self.given = group, kind, given
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or is_path(name)
@@ -36,31 +37,25 @@ class OpenTable(dict[str, Callable[..., Any]]):
     def __missing__(self, name: str) -> Callable[..., Any]:
         if not is_path(name):
             raise KeyError(name)
-        return self._imported(name)
-
-    def _imported(self, path: str) -> Callable[..., Any]:
-        module, _, name = path.partition(":")
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.append(here)
-        try:
-            part = getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            if error.name and module.startswith(error.name):
-                raise PartError(
-                    f"{self.group}={path}: there is no module {error.name}, neither in {here} nor installed"
-                ) from error
-            raise
-        except AttributeError as error:
-            raise PartError(f"{self.group}={path}: the module {module} has no {name}") from error
-        wanted = f"a subclass of {self.kind.__name__}" if self.kind else "a function or a class"
-        fits = inspect.isclass(part) and issubclass(part, self.kind) if self.kind else callable(part)
-        if not fits:
-            raise PartError(f"{self.group}={path}: {name} is not {wanted}")
-        found: Callable[..., Any] = part
-        return found
+        part = imported(name, self.group, self.kind)
+        return part if self.given is None or not isinstance(part, type) else _foreign(part, self.given)
 
 
-def is_path(name: object) -> bool:
-    """Whether a choice is one of somebody's own, `package.module:Name`."""
-    return isinstance(name, str) and PATH.fullmatch(name) is not None
+class _Foreign:
+    """A class of a library, whose arguments are settings but for the first ones; documented as the class."""
+
+    def __init__(self, part: type, given: int) -> None:
+        self._part = part
+        takes = list(inspect.signature(part, eval_str=True).parameters.values())
+        named = [one for one in takes[given:] if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        settings = [one.replace(kind=one.KEYWORD_ONLY) for one in named]
+        self.__signature__ = inspect.Signature([*takes[:given], *settings])
+        self.__annotations__ = {one.name: one.annotation for one in settings if one.annotation is not one.empty}
+        told = "\n\n".join(inspect.getdoc(one) or "" for one in (part, vars(part).get("__init__"))).strip()
+        self.__doc__ = told.partition("\n\n")[0] + "".join(told.partition("\n\nArgs:")[1:])
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        return self._part(*arguments, **settings)
+
+
+_foreign = cache(_Foreign)  # knobs are remembered by owner

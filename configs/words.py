@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from fedseg.common.names import SLIP, near
+from fedseg.common.parts import OwnPart, is_path
 
 NULLS = ("null", "Null", "NULL", "~", "", "None")  # None: as Python, and so `wandb agent`, writes it
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -138,6 +139,8 @@ def meant(value: Any, kind: Any) -> Any:
     if not isinstance(value, Word | list | Mapping):
         return value
     origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if kind == OwnPart:
+        return _path(value)
     if origin is typing.Annotated:
         return meant(value, members[0])
     if origin in (typing.Union, types.UnionType):
@@ -159,6 +162,12 @@ def _text(value: Any) -> str:
         raise MisreadError(value)
     if value.kind == "plain" and value in NULLS:
         raise MisreadError(value, f"'{value}'")
+    return str(value)
+
+
+def _path(value: Any) -> str:
+    if not is_path(value):
+        raise MisreadError(value)
     return str(value)
 
 

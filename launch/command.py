@@ -16,6 +16,7 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
 MISTAKES = (
+    ("common.parts", "PartError"),
     ("configs.compose", "ConfigError"),
     ("datamodules.errors", "DataError"),
     ("reporting", "ReportingError"),

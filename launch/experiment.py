@@ -71,22 +71,29 @@ class Experiment:
                 self.pretrained.check(self.config.model)
             algorithm = self.algorithm(in_channels=3)
             if algorithm.labelled and not algorithm.leaves_out_unknown:
-                self._check_all_counts()
+                self._check_all_counts(f"the loss of algorithm={self.config.algorithm.name} does not", "method")
+            if algorithm.labelled and not algorithm.recipe.leaves_out_unknown:
+                told = f"training.loss={self.config.training.loss} has no argument `known`, so that it cannot"
+                self._check_all_counts(told, "loss")
             for transform in self.transforms:
                 transform.check(algorithm)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
 
-    def _check_all_counts(self) -> None:
-        """Refuse data of which something does not count, for methods whose loss takes all of it into account."""
+    def _check_all_counts(self, told: str, part: str) -> None:
+        """Refuse data of which something does not count, for parts that take all of it into account.
+
+        Args:
+            told: which one does not, up to "leave out pixels".
+            part: what another one is called.
+        """
         cures = {
-            "ignore_labels": "take another method, or count them as background with data.background_labels",
-            "unannotated": "take another method",
+            "ignore_labels": f"take another {part}, or count them as background with data.background_labels",
+            "unannotated": f"take another {part}",
         }
         for name, cure in cures.items():
             if self.config.data[name]:
-                told = f"data.{name}: the loss of algorithm={self.config.algorithm.name} does not leave out pixels"
-                raise ConfigError(f"{told}; {cure}")
+                raise ConfigError(f"data.{name}: {told} leave out pixels; {cure}")
 
     def check_sites(self) -> None:
         """Check what only the sites can tell, before the run's folder is written.
@@ -228,7 +235,7 @@ class Experiment:
         channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
         training, rounds = Training(**self._section("training")), self.config.federation.rounds
-        recipe = Recipe.build(training, regions.activation, channels, self._private_step, rounds)
+        recipe = Recipe.build(training, regions.activation, channels, self._private_step, rounds, regions.names)
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
         model: nn.Module = NETWORKS[network.pop("name")](channels, regions.channels, **network)

@@ -26,7 +26,7 @@ FOREIGN = {
     "crop_size": "there are no crops: whole slices are resized to data.size",
     "img_size": "it is data.size",
     "image_size": "it is data.size",
-    "class_weights": "there are none: training.loss=dice or focal copes with rare regions",
+    "class_weights": "they are training.region_weights, by region, such as {cup: 3}",
     "num_classes": "the regions are counted: name them in data.regions",
     "classes": "the regions are counted: name them in data.regions",
     "in_channels": "the images' channels are counted; data.channels makes them 1 or 3",

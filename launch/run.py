@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedseg.algorithms.recipe import FALLING
+from fedseg.algorithms.recipe import ends
 from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed, traced
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
@@ -99,7 +99,7 @@ def traced_settings(arguments: Sequence[str]) -> tuple[DictConfig, dict[str, str
     if changed := differences(complete, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
     training, rounds = complete.training, (complete.federation.rounds, config.federation.rounds)
-    if training.schedule in FALLING and training.schedule_rounds is None and rounds[0] != rounds[1]:
+    if ends(training.schedule) and training.schedule_rounds is None and rounds[0] != rounds[1]:
         raise ConfigError(
             f"federation.rounds={rounds[1]}: training.schedule={training.schedule} of this run falls over its "
             f"{rounds[0]} rounds, so that with more of them earlier rounds would have had other learning rates; keep "

@@ -19,6 +19,7 @@ from fedseg.federation.engine import Schedule
 from fedseg.federation.ranges import check_ranges
 from fedseg.launch.foreign import FOREIGN
 from fedseg.models import create_model
+from fedseg.models.losses import LOSSES as REGION_LOSSES
 from fedseg.privacy.settings import Compression, Privacy
 
 
@@ -154,6 +155,12 @@ METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)
 DATA = OpenTable(DATASETS, "data", MultiCenterDataModule)
 NETWORKS = OpenTable({"smp": create_model}, "model")
 """Functions (in_channels, classes, *, settings) -> network; smp's has the parts encoder, decoder, segmentation_head."""
+LOSSES = OpenTable(REGION_LOSSES, "training.loss", given=0)
+"""Classes, and functions (logits, mask, known, *, settings) -> scalar."""
+OPTIMIZERS = OpenTable({}, "training.optimizer", given=2)
+"""Functions and classes (parameters, lr, settings) -> torch.optim.Optimizer."""
+SCHEDULES = OpenTable({}, "training.schedule")
+"""Functions (past, rounds, *, settings) -> factor of training.lr in a round before which so many are past."""
 
 SCHEMA = Schema(
     groups={"algorithm": METHODS, "data": DATA, "model": NETWORKS},
@@ -170,4 +177,5 @@ SCHEMA = Schema(
     top=Run,
     own=("output", "resume", "experiment"),
     foreign=FOREIGN,
+    parts={"training.loss": LOSSES, "training.optimizer": OPTIMIZERS, "training.schedule": SCHEDULES},
 )

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
+from fedseg.common.parts import is_path
 from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
-from fedseg.configs.parts import is_path
 from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
 from fedseg.federation.contract import VISITING, Row, Task
@@ -113,10 +113,12 @@ class Local:
             ConfigError: a setting that is not a site's to choose, that the run's data set does not have, or a value
                 that cannot be used; a part from outside the suite that the site has not agreed to.
         """
-        for group in SCHEMA.groups:
-            if is_path(name := str(config[group].name)) and name not in self.parts:
+        chosen = {key: OmegaConf.select(config, key) for key in SCHEMA.parts}  # older runs lack some
+        chosen |= {group: config[group].name for group in SCHEMA.groups}
+        for key, name in chosen.items():
+            if is_path(name) and name not in self.parts:
                 raise ConfigError(
-                    f"the run uses {group}={name}, which is no part of the suite; this site imports it once its "
+                    f"the run uses {key}={name}, which is no part of the suite; this site imports it once its "
                     f"node-config says parts='{' '.join((*self.parts, name))}'"
                 )
         own: dict[str, Any] = {"data.cache": "disk", "data.cache_dir": str(self.state / "cache")}

@@ -11,17 +11,26 @@ livers were not outlined, a pixel outside of all tumours is liver or background.
 (the marginal loss of Shi et al., Medical Image Analysis 2021). With nothing known a loss is 0, and so is its gradient.
 """
 
-from typing import Literal, Protocol, get_args
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol, get_args
 
 import torch
-from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
-from torch import Tensor
+from pydantic import NonNegativeFloat
+from segmentation_models_pytorch.losses import DiceLoss, FocalLoss, JaccardLoss, LovaszLoss, MCCLoss, TverskyLoss
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedseg.models.dice import soft_dice_loss
 from fedseg.models.heads import Activation, probabilities
 
-LossName = Literal["dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce"]
+LossName = Literal[
+    "dice_bce", "dice", "smooth_dice", "bce", "focal", "dice_ce", "ce", "tversky", "jaccard", "lovasz", "mcc"
+]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Of predictions and masks of one region, both (1, 1, N); a scalar."""
 
 
 class Loss(Protocol):
@@ -51,14 +60,17 @@ def cross_entropy(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> 
 
 
 def _marginal_cross_entropy(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
-    """Mean over pixels of which some region is known: of the region that is there, or of all that is not ruled out."""
-    mask = mask * known
+    """Mean over pixels of which some region is known."""
+    return _mean(_marginal_terms(logits, mask * known, known), known.amax(dim=1))
+
+
+def _marginal_terms(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+    """Of each pixel: of the region that is there, or of all that is not ruled out."""
     elsewhere = mask.sum(dim=1, keepdim=True) == 0  # no known region is here
     possible = torch.cat([elsewhere, torch.where(elsewhere, known == 0, mask > 0)], dim=1)
-    weight = known.amax(dim=1)
-    possible = possible | (weight == 0).unsqueeze(1)
+    possible = possible | (known.amax(dim=1) == 0).unsqueeze(1)
     scores = logits.float().log_softmax(dim=1).masked_fill(~possible, torch.finfo(torch.float32).min)
-    return _mean(-scores.logsumexp(dim=1), weight)
+    return -scores.logsumexp(dim=1)
 
 
 def focal(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
@@ -106,13 +118,110 @@ def _mean(terms: Tensor, known: Tensor) -> Tensor:
     return (terms * known).sum() / known.sum().clamp(min=1)
 
 
-def build_loss(name: LossName, activation: Activation) -> Loss:
+@dataclass(frozen=True)
+class OverRegions:
+    """A loss of each region alone, over all pixels of the batch whose label is known; then the mean over regions.
+
+    Attributes:
+        criterion: of one region; it may be none of a mean over pixels, so that pixels are left out and not set to 0.
+        predicted: logits -> (B, R, H, W), a channel for each of the regions.
+        weights: of the regions in the mean; None counts all alike.
+    """
+
+    criterion: Criterion
+    predicted: Callable[[Tensor], Tensor]
+    weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        """The loss."""
+        found = self.predicted(logits)
+        terms = [
+            self._of_region(found[:, r], mask[:, r], None if known is None else known[:, r])
+            for r in range(mask.shape[1])
+        ]
+        weights = torch.ones(len(terms)) if self.weights is None else self.weights
+        weights = weights.to(found.device)
+        return (torch.stack(terms) * weights).sum() / weights.sum()
+
+    def _of_region(self, predicted: Tensor, mask: Tensor, known: Tensor | None) -> Tensor:
+        seen = slice(None) if known is None else known.flatten() > 0
+        predicted, mask = predicted.flatten()[seen], mask.flatten()[seen]
+        if not len(mask):
+            return predicted.sum()  # nothing is known: 0, and so is its gradient
+        return self.criterion(predicted.view(1, 1, -1), mask.view(1, 1, -1))
+
+
+def tversky(*, alpha: NonNegativeFloat = 0.5, beta: NonNegativeFloat = 0.5) -> Criterion:
+    """1 - Tversky index (Salehi et al., MLMI 2017), which says what missed and invented pixels cost; absent regions 0.
+
+    Args:
+        alpha: cost of a pixel that is invented (false positive); 0.5 and 0.5 are Dice.
+        beta: cost of a pixel that is missed (false negative).
+    """
+    if not alpha + beta:
+        raise ValueError(
+            "training.loss_options: alpha and beta are 0, so that nothing costs; make one of them positive"
+        )
+    made: Criterion = TverskyLoss("binary", from_logits=False, alpha=alpha, beta=beta)
+    return made
+
+
+def jaccard() -> Criterion:
+    """1 - soft Jaccard index (intersection over union); a region that is absent from the batch counts as 0."""
+    made: Criterion = JaccardLoss("binary", from_logits=False)
+    return made
+
+
+def mcc() -> Criterion:
+    """1 - Matthews correlation (Abhishek and Hamarneh, ISBI 2021), in which background counts as much as the region."""
+    made: Criterion = MCCLoss()
+    return made
+
+
+def lovasz() -> Criterion:
+    """Lovasz extension of the Jaccard loss (Berman et al., CVPR 2018): hinge on logits, or of softmax probabilities.
+
+    Of exclusive regions one that is absent from the batch counts as 0.
+    """
+    made: Criterion = LovaszLoss("binary")
+    return made
+
+
+LOSSES: dict[str, Callable[..., Criterion]] = {"tversky": tversky, "jaccard": jaccard, "lovasz": lovasz, "mcc": mcc}
+"""Losses of one region, with settings of their own."""
+
+
+def _lovasz_softmax(predicted: Tensor, mask: Tensor) -> Tensor:
+    """The class's term of Lovasz-Softmax, as the hinge of a number that lies as far off the right side as p errs."""
+    value: Tensor = LovaszLoss("binary")(predicted + mask - 1, mask)
+    return value * mask.any()
+
+
+FITTING: dict[Activation, dict[str, tuple[str, ...]]] = {
+    "sigmoid": {
+        "dice_bce": ("dice", "bce"),
+        **{name: (name,) for name in ("dice", "smooth_dice", "bce", "focal", *LOSSES)},
+    },
+    "softmax": {"dice_ce": ("dice", "ce"), **{name: (name,) for name in ("dice", "smooth_dice", "ce", *LOSSES)}},
+}
+"""Names of losses, and the terms that they are the sum of."""
+
+
+def build_loss(
+    name: LossName,
+    activation: Activation,
+    options: Mapping[str, Any] | None = None,
+    weights: Sequence[float] | None = None,
+) -> Loss:
     """Build a loss from its name.
 
     Args:
         name: "dice", "smooth_dice", "bce", "focal" or "dice_bce" (a sum) for sigmoid outputs; "dice", "smooth_dice",
-            "ce" or "dice_ce" for softmax.
+            "ce" or "dice_ce" for softmax; "tversky", "jaccard", "lovasz" and "mcc" for both.
         activation: of the regions; "softmax" networks have one output more, the background, first.
+        options: own settings of the loss, by the signatures in `LOSSES`.
+        weights: of the background and then of every region, in means over regions and classes; None counts all alike.
+            Only the cross entropies and smooth_dice of "softmax" know the background.
 
     Returns:
         See `Loss`.
@@ -120,26 +229,102 @@ def build_loss(name: LossName, activation: Activation) -> Loss:
     Raises:
         ValueError: an unknown name, or one that does not fit the activation.
     """
-    dice = soft_dice(activation)
-    smooth, bce, ce = smooth_dice(activation), binary_cross_entropy, cross_entropy
-    fitting: dict[Activation, dict[str, tuple[Loss, ...]]] = {
-        "sigmoid": {
-            "dice_bce": (dice, bce),
-            "dice": (dice,),
-            "smooth_dice": (smooth,),
-            "bce": (bce,),
-            "focal": (focal,),
-        },
-        "softmax": {"dice_ce": (dice, ce), "dice": (dice,), "smooth_dice": (smooth,), "ce": (ce,)},
-    }
     if name not in get_args(LossName):
         raise ValueError(f"unknown loss {name!r}; known: {', '.join(get_args(LossName))}")
-    if name not in fitting[activation]:
+    if name not in FITTING[activation]:
         kind = "exclusive regions (softmax)" if activation == "softmax" else "regions that may overlap (sigmoid)"
-        raise ValueError(f"loss {name!r} does not fit {kind}; use one of {', '.join(fitting[activation])}")
-    terms = fitting[activation][name]
+        raise ValueError(f"loss {name!r} does not fit {kind}; use one of {', '.join(FITTING[activation])}")
+    counted = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+    known = _alike(activation) if counted is None else _weighted(activation, counted)
+    if name in LOSSES:
+        known[name] = _of_regions(name, activation, options or {}, counted)
+    terms = [known[term] for term in FITTING[activation][name]]
 
     def loss(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
         return torch.stack([term(logits, mask, known) for term in terms]).sum()
 
     return loss
+
+
+def _alike(activation: Activation) -> dict[str, Loss]:
+    return {
+        "dice": soft_dice(activation),
+        "smooth_dice": smooth_dice(activation),
+        "bce": binary_cross_entropy,
+        "focal": focal,
+        "ce": cross_entropy,
+    }
+
+
+def _weighted(activation: Activation, weights: Tensor) -> dict[str, Loss]:
+    """The same losses with weights of background and regions."""
+    shares, regions = partial(probabilities, activation=activation), weights[1:]
+    smooth: Loss = OverRegions(soft_dice_loss, shares, regions)
+    if activation == "softmax":
+        smooth = _of_all_classes(OverRegions(soft_dice_loss, lambda logits: logits.float().softmax(dim=1), weights))
+    return {
+        "dice": OverRegions(DiceLoss("binary", from_logits=False), shares, regions),
+        "smooth_dice": smooth,
+        "bce": OverRegions(F.binary_cross_entropy_with_logits, Tensor.float, regions),
+        "focal": OverRegions(FocalLoss("binary", gamma=2.0), Tensor.float, regions),
+        "ce": partial(_weighted_cross_entropy, weights=weights),
+    }
+
+
+def _of_regions(name: str, activation: Activation, options: Mapping[str, Any], weights: Tensor | None) -> Loss:
+    regions = None if weights is None else weights[1:]
+    if name == "lovasz" and activation == "sigmoid":
+        return OverRegions(LOSSES[name](**options), Tensor.float, regions)
+    criterion = _lovasz_softmax if name == "lovasz" else LOSSES[name](**options)
+    return OverRegions(criterion, partial(probabilities, activation=activation), regions)
+
+
+def _of_all_classes(loss: Loss) -> Loss:
+    """A loss of regions, of background and regions; the background is known where all regions are."""
+
+    def wrapped(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        if known is not None:
+            known = torch.cat([known.amin(dim=1, keepdim=True), known], dim=1)
+        return loss(logits, torch.cat([1 - mask.sum(dim=1, keepdim=True), mask], dim=1), known)
+
+    return wrapped
+
+
+def _weighted_cross_entropy(logits: Tensor, mask: Tensor, known: Tensor | None = None, *, weights: Tensor) -> Tensor:
+    """The mean over pixels, each by the weight of what is there; where no known region is, of the background."""
+    mask = mask if known is None else mask * known
+    classes = torch.cat([1 - mask.sum(dim=1, keepdim=True), mask], dim=1)
+    weight = (classes * weights.to(mask.device).view(1, -1, 1, 1)).sum(dim=1)
+    if known is None:
+        terms = F.cross_entropy(logits.float(), classes.argmax(dim=1), reduction="none")
+    else:
+        terms, weight = _marginal_terms(logits, mask, known), weight * known.amax(dim=1)
+    return (terms * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class OwnLoss:
+    """A loss from outside the suite: a class, made with its settings, or a function that takes them by keyword.
+
+    Args:
+        part: of logits and mask, and of `known` if it has an argument of that name, a scalar.
+        options: its settings.
+        name: for messages.
+    """
+
+    def __init__(self, part: Callable[..., Any], options: Mapping[str, Any], name: str) -> None:
+        self._loss = part(**options) if isinstance(part, type) else partial(part, **options)
+        self.name = name
+        called = self._loss.forward if isinstance(self._loss, nn.Module) else self._loss
+        if not callable(called):
+            raise ValueError(f"training.loss={name}: what it makes cannot be called; give it __call__(logits, mask)")
+        self.leaves_out_unknown = "known" in inspect.signature(called).parameters
+
+    def __call__(self, logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        """The loss."""
+        if known is not None and not self.leaves_out_unknown:
+            raise ValueError(f"training.loss={self.name} has no argument `known`: it cannot leave out unknown pixels")
+        value = self._loss(logits, mask) if known is None else self._loss(logits, mask, known=known)
+        if not isinstance(value, Tensor) or value.dim():
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"training.loss={self.name} returned {what}, not a scalar; take its mean")
+        return value

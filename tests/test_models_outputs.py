@@ -1,14 +1,17 @@
 """Heads, losses and normalisation, with numbers worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
+import segmentation_models_pytorch.losses as smp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedseg.models import build_loss, build_normalizer, decide, probabilities
+from fedseg.models.losses import LOSSES
 
 # two regions, one image of 1 x 4 pixels; sigmoid of these logits is 3/4, 1/2, 1/4, 1/4 and 1/2 everywhere
 LOGITS = torch.tensor([[[[math.log(3), 0.0, -math.log(3), -math.log(3)]], [[0.0, 0.0, 0.0, 0.0]]]])
@@ -88,7 +91,8 @@ def test_losses_are_computed_in_single_precision() -> None:
     [
         ("dice_bce", "softmax", "use one of dice_ce"),
         ("ce", "sigmoid", "use one of dice_bce"),
-        ("lovasz", "sigmoid", "unknown"),
+        ("bce", "softmax", "use one of dice_ce"),
+        ("lovazs", "sigmoid", "unknown"),
     ],
 )
 def test_losses_that_do_not_fit_raise(name: str, activation: str, words: str) -> None:
@@ -161,6 +165,7 @@ EVERY_LOSS += [
     ("dice_ce", "softmax"),
     ("dice", "softmax"),
     ("ce", "softmax"),
+    *((name, activation) for name in LOSSES for activation in ("sigmoid", "softmax")),
 ]
 every_loss = pytest.mark.parametrize(("name", "activation"), EVERY_LOSS)
 
@@ -173,27 +178,84 @@ def three_regions(activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 4 if activation == "softmax" else 3, 5, 4), masks
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 3.0]])
 @every_loss
-def test_pixels_that_are_not_known_might_as_well_not_be_there(name: str, activation: str) -> None:
+def test_pixels_that_are_not_known_might_as_well_not_be_there(
+    name: str, activation: str, weights: list[float] | None
+) -> None:
     logits, mask = three_regions(activation)
     known = torch.ones_like(mask)
     known[..., 3:, :] = 0
-    loss = build_loss(name, activation)
+    loss = build_loss(name, activation, weights=weights)
     expected = loss(logits[..., :3, :], mask[..., :3, :])
     torch.testing.assert_close(loss(logits, mask, known), expected)
     torch.testing.assert_close(loss(logits, 1 - mask * known, known), loss(logits, 1 - mask, known))
     torch.testing.assert_close(loss(logits, mask, torch.ones_like(mask)), loss(logits, mask))
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 3.0]])
 @every_loss
-def test_a_loss_with_nothing_known_is_zero_and_has_no_gradient(name: str, activation: str) -> None:
+def test_a_loss_with_nothing_known_is_zero_and_has_no_gradient(
+    name: str, activation: str, weights: list[float] | None
+) -> None:
     logits, mask = three_regions(activation)
     logits.requires_grad_()
-    loss = build_loss(name, activation)(logits, mask, torch.zeros_like(mask))
+    loss = build_loss(name, activation, weights=weights)(logits, mask, torch.zeros_like(mask))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+@every_loss
+def test_equal_weights_change_nothing_and_one_weight_alone_leaves_its_region(name: str, activation: str) -> None:
+    logits, mask = three_regions(activation)
+    equal = build_loss(name, activation, weights=[2.0] * 4)(logits, mask)
+    torch.testing.assert_close(equal, build_loss(name, activation)(logits, mask))
+    second = build_loss(name, activation, weights=[1e-9, 1e-9, 1.0, 1e-9])(logits, mask)
+    if activation == "sigmoid":
+        torch.testing.assert_close(second, build_loss(name, activation)(logits[:, 1:2], mask[:, 1:2]))
+    else:
+        elsewhere = build_loss(name, activation, weights=[1.0, 1e-9, 1.0, 1e-9])(logits, mask)
+        assert second.isfinite()
+        assert (elsewhere == second) == (name not in ("ce", "dice_ce", "smooth_dice")), "the background counts there"
+
+
+def test_the_weighted_cross_entropy_is_pytorchs() -> None:
+    logits, mask = three_regions("softmax")
+    weights = [0.5, 1.0, 2.0, 3.0]
+    target = torch.cat([1 - mask.sum(1, keepdim=True), mask], dim=1).argmax(dim=1)
+    expected = nn.functional.cross_entropy(logits, target, torch.tensor(weights))
+    torch.testing.assert_close(build_loss("ce", "softmax", weights=weights)(logits, mask), expected)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("tversky", {"alpha": 0.3, "beta": 0.7}, smp.TverskyLoss),
+        ("tversky", {}, smp.DiceLoss),
+        ("jaccard", {}, smp.JaccardLoss),
+    ],
+)
+def test_losses_of_overlap_are_smps(name: str, options: dict[str, float], theirs: Any, activation: Any) -> None:
+    logits, mask = three_regions(activation)
+    shares = probabilities(logits, activation)
+    found = build_loss(name, activation, options)(logits, mask)
+    torch.testing.assert_close(found, theirs("multilabel", from_logits=False, **options)(shares, mask))
+    correlations = [smp.MCCLoss()(shares[:, r], mask[:, r]) for r in range(3)]
+    torch.testing.assert_close(build_loss("mcc", activation)(logits, mask), torch.stack(correlations).mean())
+
+
+def test_lovasz_is_smps_hinge_and_lovasz_softmax() -> None:
+    logits, mask = three_regions("sigmoid")
+    hinges = [smp.LovaszLoss("binary")(logits[:, r], mask[:, r]) for r in range(3)]
+    torch.testing.assert_close(build_loss("lovasz", "sigmoid")(logits, mask), torch.stack(hinges).mean())
+    logits, mask = three_regions("softmax")
+    classes = torch.cat([1 - mask.sum(1, keepdim=True), mask], dim=1)
+    expected = smp.LovaszLoss("multiclass")(logits, classes.argmax(dim=1))
+    beside = torch.cat([torch.full_like(logits[:, :1], -1e9), logits], dim=1)  # a background that is nowhere
+    torch.testing.assert_close(build_loss("lovasz", "softmax")(beside, classes), expected)
 
 
 def test_a_region_that_is_not_known_joins_the_background_under_softmax() -> None:

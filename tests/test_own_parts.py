@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 
 import compare
@@ -13,14 +15,20 @@ import evaluate
 import export
 import predict
 import train
+from fedseg.algorithms.optimizer_state import pack_optimizer
+from fedseg.common.parts import imported
 from fedseg.configs.compose import ConfigError, compose
+from fedseg.configs.help import explained
+from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.site import Local
+from fedseg.models.losses import OwnLoss
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import make_sites
 
 PARTS = '''
-from pydantic import NonNegativeFloat
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from monai.networks.nets import BasicUNet
 from torch import nn
 
@@ -69,6 +77,41 @@ class Mine(FolderDataModule):
 
     def __init__(self, *, root: str, batch_size: int = 3, **kwargs):
         super().__init__(root=root, batch_size=batch_size, **kwargs)
+
+
+def pixelwise(logits, mask, known=None, *, scale: NonNegativeFloat = 1.0):
+    """Cross entropy of a region's pixels.
+
+    Args:
+        scale: of the loss.
+    """
+    terms = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none")
+    return scale * (terms.mean() if known is None else (terms * known).sum() / known.sum().clamp(min=1))
+
+
+class Everywhere(nn.Module):
+    """A loss that knows nothing of pixels without labels; its arguments are settings."""
+
+    def __init__(self, scale: float = 1.0, reduction: str = "mean"):
+        super().__init__()
+        self.scale, self.reduction = scale, reduction
+
+    def forward(self, logits, mask):
+        found = nn.functional.binary_cross_entropy_with_logits(logits.float(), mask, reduction=self.reduction)
+        return self.scale * found
+
+
+def no_optimizer(parameters, lr):
+    return lr
+
+
+def halving(past, rounds, *, every: PositiveInt = 1):
+    """Half of it after every few rounds."""
+    return 0.5 ** (past // every)
+
+
+def rising(past, rounds):
+    return float("inf") if past else 1.0
 
 
 NUMBER = 3
@@ -150,3 +193,146 @@ def test_a_site_imports_an_outside_part_only_where_it_agreed(tmp_path: Path) -> 
         Local("a", tmp_path).applied(config)
     agreed = Local.read({"site": "a", "state": str(tmp_path), "parts": "outside_parts:Calm"})
     assert agreed.applied(config).algorithm.name == "outside_parts:Calm"
+
+
+# ------------------------------------------------------------------------------------------- parts of a training step
+
+STEP = ["algorithm=fedavg", "training.lr=0.02", "federation.rounds=2"]
+
+
+OWN = "training.loss=outside_parts:pixelwise"
+
+
+def scores_of(output: str, *settings: str) -> str:
+    assert train.main([*SMALL, *STEP, *settings, f"output={output}"]) == 0
+    return told_by(output)
+
+
+def told_by(output: str) -> str:
+    """Losses to the last digit, and scores."""
+    folder = RunFolder(output)
+    losses = folder.rounds()[["round", "site", "loss"]].to_csv()
+    return losses + (folder.path / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("loss", ["outside_parts:pixelwise", "outside_parts:Everywhere"])
+def test_loss_optimiser_and_schedule_from_outside_train_as_the_suites_own(loss: str, tmp_path: Path) -> None:
+    data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
+    ours = ["training.loss=bce", "training.optimizer=sgd", "training.momentum=0.5"]
+    ours += ["training.schedule=step", "training.decay=0.5", "training.decay_every=1"]
+    theirs = [f"training.loss={loss}", "training.optimizer=torch.optim:SGD", "training.schedule=outside_parts:halving"]
+    theirs += ["training.optimizer_options={momentum: 0.5, fused: true}"]
+    expected = scores_of("ours", *data, *ours)
+    assert scores_of("theirs", *data, *theirs) == expected
+    assert scores_of("other", *data, *theirs, "training.loss_options={scale: 3}") != expected
+    assert predict.main(["theirs", "--images", str(tmp_path / "data/alpha/images"), "--out", "masks"]) == 0
+    assert train.main(["output=theirs", "resume=true", "federation.rounds=3"]) == 2, "its schedule may know its end"
+
+
+def test_an_optimiser_of_a_library_keeps_its_state_at_the_site(tmp_path: Path) -> None:
+    data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
+    chosen = ["training.optimizer=torch.optim:RMSprop", "training.optimizer_options={alpha: 0.9}"]
+    kept = scores_of("kept", *data, *chosen, "training.optimizer_state=keep")
+    assert kept != scores_of("reset", *data, *chosen)
+    parts = scores_of("parts", *data, *chosen, "training.optimizer_state=keep", "federation.rounds=1")
+    assert parts != kept
+    assert train.main(["output=parts", "resume=true", "federation.rounds=2"]) == 0
+    assert told_by("parts") == kept
+
+
+def test_settings_of_parts_of_a_step_are_checked_by_their_signatures() -> None:
+    config = compose(["training.loss=outside_parts:pixelwise", "training.loss_options.scale=2"], SCHEMA)
+    assert config.training.loss_options == {"scale": 2.0}
+    again = compose(["training.loss=tversky"], SCHEMA, base=config)
+    assert again.training.loss_options is None, "another loss drops the settings of the one before"
+    helped = explained(SCHEMA, "training.loss=outside_parts:pixelwise")
+    assert "training.loss_options.scale = 1.0   [float >= 0]\n      of the loss." in helped
+    assert "training.optimizer_options.alpha = 0.99" in explained(SCHEMA, "training.optimizer=torch.optim:RMSprop")
+    assert "training.loss_options.beta = 0.5" in explained(SCHEMA, "training.loss=tversky")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            ["training.loss=outside_parts:pixelwise", "training.loss_options={scale: -1}"],
+            r"loss_options\.scale=-1 should",
+        ),
+        (["training.loss=outside_parts:pixelwise", "training.loss_options={scael: 1}"], r"did you mean .*scale"),
+        (["training.loss_options={alpha: 1}"], r"training\.loss=auto has no settings of its own; leave out"),
+        (["training.loss=outside_parts:none"], "the module outside_parts has no none"),
+        (["training.loss=outside_parts:NUMBER"], "NUMBER is not a function or a class"),
+        (["training.loss=outside_parts"], "or package.module:Name"),
+        (["training.loss=Dice"], "write training.loss=dice"),
+        (["training.optimizer=no_such:Name"], "there is no module no_such"),
+        (["training.optimizer=outside_parts:no_optimizer"], r"which is no torch\.optim\.Optimizer"),
+        (["training.optimizer=outside_parts:halving"], "cannot be called as it should: missing a required"),
+        (["training.optimizer=torch.optim:SGD", "training.momentum=0.5"], r"optimizer_options=\{momentum: 0\.5\}"),
+        (["training.schedule=outside_parts:rising"], "returned inf for round 1 of 3; it should be a factor"),
+        (["training.schedule=outside_parts:halving", "training.warmup=3"], "leaves no round of federation.rounds=3"),
+        (["training.loss=tversky", "training.loss_options={alpha: 0, beta: 0}"], "make one of them positive"),
+        (["training.region_weights={disk: 2}"], "'disk' is no region; known: disc, cup"),
+        (["training.region_weights={background: 2}"], "'background' is no region; known: disc, cup"),
+        (["training.region_weights={disc: 0}"], "region_weights"),
+        (
+            ["training.region_weights={disc: 2}", "training.loss=outside_parts:pixelwise"],
+            "leave training.region_weights out",
+        ),
+        (
+            ["data.ignore_labels=[3]", "training.loss=outside_parts:Everywhere"],
+            "has no argument `known`.*background_labels",
+        ),
+    ],
+)
+def test_a_part_of_a_step_that_cannot_be_used_is_refused(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check("federation.rounds=3", *settings)
+
+
+def check(*settings: str) -> None:
+    root = ["data=folder", "data.root=nowhere", "data.regions={disc: [1, 2], cup: [2]}"]
+    Experiment(compose(["algorithm=fedavg", *root, *settings], SCHEMA)).check()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.optimizer=torch.optim:SGD", "training.optimizer_options={momentum: 0.5}"],
+        ["training.loss=outside_parts:Everywhere", "data.background_labels=[3]"],
+        [OWN, "data.ignore_labels=[3]"],
+        ["training.region_weights={cup: 2}", "training.loss=lovasz", "data.ignore_labels=[3]"],
+        ["training.region_weights={background: 2}", "data.exclusive=true", "data.regions={rim: [1], cup: [2]}"],
+    ],
+)
+def test_the_cures_are_taken(settings: list[str]) -> None:
+    check("federation.rounds=3", *settings)
+
+
+def test_a_loss_that_is_no_mean_is_refused_where_it_is_computed() -> None:
+    loss = build_own("Everywhere", reduction="none")
+    with pytest.raises(ValueError, match=r"returned a tensor of shape \(1, 2, 4, 4\), not a scalar; take its mean"):
+        loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="has no argument `known`"):
+        build_own("Everywhere")(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4))
+
+
+def build_own(name: str, **options: Any) -> OwnLoss:
+    return OwnLoss(imported(f"outside_parts:{name}", "training.loss"), options, name)
+
+
+def test_what_an_optimiser_keeps_beside_tensors_cannot_be_stored() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.LBFGS([weight])
+    optimizer.step(lambda: (weight**2).sum())
+    with pytest.raises(ValueError, match=r"LBFGS keeps \w+ as \w+.* take training\.optimizer_state=reset"):
+        pack_optimizer(optimizer, ["weight"])
+
+
+@pytest.mark.parametrize("key", ["loss", "optimizer", "schedule"])
+def test_a_site_imports_parts_of_a_step_only_where_it_agreed(key: str, tmp_path: Path) -> None:
+    path = {"optimizer": "torch.optim:SGD", "loss": "outside_parts:pixelwise", "schedule": "outside_parts:halving"}[key]
+    config = compose([f"training.{key}={path}"], SCHEMA)
+    with pytest.raises(ConfigError, match=rf"the run uses training\.{key}={path}.*parts='{path}'"):
+        Local("a", tmp_path).applied(config)
+    agreed = Local.read({"site": "a", "state": str(tmp_path), "parts": path})
+    assert agreed.applied(config).training[key] == path
