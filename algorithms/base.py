@@ -19,6 +19,9 @@ from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import decide, probabilities
 from fedseg.models.select import Selector, everything, named, nothing
 
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory layout, by number of axes of images or volumes."""
+
 
 class Algorithm(StockModule):
     """Federated averaging of `self.model`, as a template.
@@ -73,6 +76,8 @@ class Algorithm(StockModule):
     writes its own `loss` and does not say so: such a method refuses data with ignored labels."""
     styles_images: bool = False
     """Whether it gives images styles of its own, which harmonising them would take away again."""
+    slices_only: str = ""
+    """Why it cannot learn from volumes (data.dimensions=3); empty where it can."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
@@ -94,7 +99,8 @@ class Algorithm(StockModule):
     def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
         super().__init__()
         if recipe.training.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            axes = max((p.ndim for p in model.parameters()), default=0)
+            model = model.to(memory_format=LAST.get(axes, torch.channels_last))
         self.model = model
         self.recipe = recipe
         if personal is not None:
@@ -275,11 +281,21 @@ class Algorithm(StockModule):
         return self.recipe.loss(logits, batch["mask"], batch.get("known"))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images in [0, 1] -> the network's input, in the chosen memory layout."""
+        """(B, C, ...) images in [0, 1] -> the network's input, in the chosen memory layout."""
         normalized: Tensor = self.preparation.to(images.device)(images)
         if self.recipe.training.channels_last:
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
+            normalized = normalized.contiguous(memory_format=LAST[normalized.ndim])
         return normalized
+
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(B, C, ...) images in [0, 1], of any size where patches are cut -> logits of the same size."""
+        window = self.recipe.window
+        found: Tensor = (
+            network(self.normalize(images))
+            if window is None
+            else window(lambda patches: network(self.normalize(patches)), images)
+        )
+        return found
 
     @property
     def preparation(self) -> nn.Module:
@@ -295,7 +311,7 @@ class Algorithm(StockModule):
 
     @torch.no_grad()
     def predict(self, images: Tensor, view: View) -> Tensor:
-        """(B, C, H, W) images in [0, 1] -> (B, R, H, W) probabilities of the regions; nothing is changed."""
+        """(B, C, ...) images in [0, 1] -> (B, R, ...) probabilities of the regions; nothing is changed."""
         return self.answers(self.network(view), images)
 
     @torch.no_grad()
@@ -303,7 +319,7 @@ class Algorithm(StockModule):
         """What a network of this method makes of images, as `predict` does of a view's."""
         training = network.training
         network.eval()
-        logits = network(self.normalize(images))
+        logits = self.logits(network, images)
         network.train(training)
         return probabilities(logits, self.recipe.activation)
 

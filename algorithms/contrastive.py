@@ -99,6 +99,7 @@ class Contrastive(FedAvg):
 
     personal = staticmethod(complement(part(*LEARNING)))
     views = ()
+    slices_only = "its pairs are slices of volumes, told apart by their place"
     unseen_views = ()
     labelled = False
     leaves_out_unknown = True

@@ -73,6 +73,7 @@ class FedDG(FedAvg):
 
     introduces = True
     styles_images = True
+    slices_only = "its amplitude spectra are of slices"
     leaves_out_unknown = True
     compares_patients = True
 

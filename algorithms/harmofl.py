@@ -27,6 +27,7 @@ class HarmoFL(Harmonised, FedSAM):
     """
 
     styles_images = True
+    slices_only = "its amplitude spectra are of slices"
 
     def __init__(
         self,

@@ -71,6 +71,8 @@ class Harmonised(Algorithm):
 class InStyle(Harmonised):
     """A method whose images are harmonised as `training.harmonise` says."""
 
+    slices_only = "styles (training.harmonise) are of slices"
+
     @property
     def style(self) -> Style:
         """The one that the setting names."""

@@ -72,7 +72,7 @@ def with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     hook = network.get_submodule("encoder").register_forward_hook(lambda _module, _args, out: maps.append(out[-1]))
     logits: Tensor = network(images)
     hook.remove()
-    return logits, maps[0].mean(dim=(2, 3))
+    return logits, maps[0].flatten(2).mean(dim=2)
 
 
 def model_contrast(z: Tensor, positive: Tensor, negatives: Sequence[Tensor], temperature: float) -> Tensor:

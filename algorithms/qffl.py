@@ -54,7 +54,7 @@ class QFFL(FedAvg):
             return
         self.model.eval()
         losses: list[tuple[Tensor, int]] = []
-        for batch in self._site.eval_batches("train"):
+        for batch in self._site.input_batches("train"):
             there = self.trainer.strategy.batch_to_device(batch)
             losses.append((self.criterion(self.model, there), len(batch["image"])))
         self.model.train()

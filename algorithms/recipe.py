@@ -17,6 +17,7 @@ from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, P
 from fedseg.models.heads import Activation
 from fedseg.models.losses import Loss, LossName, OwnLoss, build_loss
 from fedseg.models.normalize import build_normalizer
+from fedseg.models.window import Window
 
 POWER = 0.9  # of the polynomial schedule, as in nnU-Net (Isensee et al., Nature Methods 2021)
 BACKGROUND = "background"
@@ -183,6 +184,7 @@ class Recipe:
         loss: (logits, (B, R, H, W) masks, the same of what is known, or None) -> scalar.
         private: how local steps hide every patient; None where they need not.
         rounds: of the run, over which the learning rate may move.
+        window: slides over images that are larger than what the network sees; None where it sees them whole.
     """
 
     training: Training
@@ -191,6 +193,7 @@ class Recipe:
     loss: Loss
     private: PrivateStep | None = None
     rounds: int = 1
+    window: Window | None = None
 
     @classmethod
     def build(
@@ -201,6 +204,7 @@ class Recipe:
         private: PrivateStep | None = None,
         rounds: int = 1,
         regions: Sequence[str] = (),
+        window: Window | None = None,
     ) -> Recipe:
         """Make the recipe that the knobs describe; `regions` are the names of the network's outputs.
 
@@ -218,7 +222,7 @@ class Recipe:
         for round in range(1, rounds + 1) if is_path(training.schedule) else ():
             training.lr_in(round, rounds)
         normalize = build_normalizer(training.normalize, in_channels)
-        return cls(training, activation, normalize, _loss(training, activation, regions), private, rounds)
+        return cls(training, activation, normalize, _loss(training, activation, regions), private, rounds, window)
 
     @property
     def leaves_out_unknown(self) -> bool:

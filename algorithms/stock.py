@@ -31,8 +31,8 @@ class StockModule(pl.LightningModule):
         """The network that answers for a view."""
 
     @abstractmethod
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> the network's input."""
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> a network's logits."""
 
     @abstractmethod
     def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -54,9 +54,8 @@ class StockModule(pl.LightningModule):
         return "personal" if "personal" in self.views else self.views[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images in [0, 1] -> (B, outputs, H, W) logits; of exclusive regions the background is first."""
-        logits: Tensor = self.network(self.own_view)(self.normalize(images))
-        return logits
+        """(B, C, ...) images in [0, 1] -> (B, outputs, ...) logits; of exclusive regions the background is first."""
+        return self.logits(self.network(self.own_view), images)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val_loss`` and ``val_dice``."""
@@ -83,7 +82,7 @@ def dice(answer: Tensor, mask: Tensor, known: Any = None) -> Tensor:
     """Dice of every image and region in which there is anything.
 
     Args:
-        answer: (B, R, H, W) bool.
+        answer: (B, R, ...) bool.
         mask: of the same shape, {0, 1}.
         known: of the same shape: 0 where the label is not known; None where all are.
 
@@ -91,6 +90,6 @@ def dice(answer: Tensor, mask: Tensor, known: Any = None) -> Tensor:
         (N,) in [0, 1]; pairs of which both sides are empty are left out.
     """
     weight = torch.ones_like(mask) if known is None else known
-    overlap = (answer * mask * weight).sum(dim=(2, 3))
-    size = ((answer + mask) * weight).sum(dim=(2, 3))
+    overlap = (answer * mask * weight).flatten(2).sum(dim=2)
+    size = ((answer + mask) * weight).flatten(2).sum(dim=2)
     return (2 * overlap / size.clamp(min=1))[size > 0]

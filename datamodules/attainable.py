@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.fitting import to_shape
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.transforms import brought_back
 
@@ -25,19 +26,28 @@ def attainable_dice(labels: Labels, grid: Labels, regions: Regions, ignored: Seq
 
     Args:
         labels: (D, H, W) label ids as stored.
-        grid: (D, h, w), the same on the network's grid.
+        grid: (d, h, w), the same on the network's grid.
         regions: Of the run.
         ignored: Label ids of pixels that do not count.
     """
     counts = np.zeros((3, len(regions.names)), np.int64)
-    for plane, small in zip(labels, grid, strict=True):
+    back = _brought_back(grid, labels.shape, regions)
+    for plane, maps in zip(labels, back, strict=True):
         known = ~np.isin(plane, ignored)
         truth = _maps(plane, regions) & known
-        back = brought_back(_maps(small, regions)[None].astype(np.float32), (plane.shape[0], plane.shape[1]))[0]
-        mask = _decided(back, regions.exclusive) & known
+        mask = _decided(maps, regions.exclusive) & known
         counts += [[int(part[i].sum()) for i in range(len(truth))] for part in (mask & truth, mask, truth)]
     found = zip(regions.names, *counts.tolist(), strict=True)
     return {name: 2 * both / (own + true) for name, both, own, true in found if true}
+
+
+def _brought_back(grid: Labels, shape: Sequence[int], regions: Regions) -> Iterator[NDArray[np.float32]]:
+    """(R, H, W) of every slice; where there are as many on the grid, one at a time is in memory."""
+    maps = (_maps(small, regions).astype(np.float32) for small in grid)
+    if len(grid) == shape[0]:
+        yield from (brought_back(plane[None], (shape[1], shape[2]))[0] for plane in maps)
+    else:
+        yield from to_shape(np.stack(list(maps), axis=1), shape).swapaxes(0, 1)
 
 
 def _maps(labels: Labels, regions: Regions) -> NDArray[np.bool_]:
@@ -88,25 +98,25 @@ class Attainable:
 def attainable_findings(
     sites: Sequence[Attainable],
     annotated: Callable[[str], Sequence[str]],
-    size: str,
-    size_that_allows: Callable[[Sequence[Case], str, float], str],
+    setting: str,
+    setting_that_allows: Callable[[Sequence[Case], str, float], str],
 ) -> Iterator[Finding]:
     """Where the grid costs so much that scores tell more of it than of models.
 
     Args:
         sites: All that are there.
         annotated: The regions that count at a site.
-        size: data.size, as it is written.
-        size_that_allows: Of cases, a region and a mean Dice: the data.size on which a perfect mask reaches it.
+        setting: That the network's grid follows from, as it is written: data.size=128.
+        setting_that_allows: Of cases, a region and a mean Dice: the setting with which a perfect mask reaches it.
     """
     for site in sites:
         for region in annotated(site.site):
             if site.mean(region) < LOW:
                 what = (
-                    f"on the network's grid (data.size={size}) a perfect mask of {region!r} scores a Dice of "
+                    f"on the network's grid ({setting}) a perfect mask of {region!r} scores a Dice of "
                     f"{site.mean(region):.2f} only (mean of {len(site.cases[region])} cases, lowest "
                     f"{site.lowest(region):.2f}): no model can be expected to score more"
                 )
-                finer = size_that_allows(site.examples(region), region, LOW)
-                cure = f"set data.size={finer}, which allows at least {LOW:g}"
+                finer = setting_that_allows(site.examples(region), region, LOW)
+                cure = f"set {finer}, which allows at least {LOW:g}"
                 yield Finding("grid too coarse", what, cure, site.site)

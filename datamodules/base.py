@@ -32,16 +32,26 @@ from fedseg.datamodules.duplicates import Copies, prints
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, Report, refuse
 from fedseg.datamodules.fingerprints import of_case
-from fedseg.datamodules.grid import fit_planes
+from fedseg.datamodules.fitting import Fitting
 from fedseg.datamodules.listed import listed
 from fedseg.datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
+from fedseg.datamodules.patches import Patches
 from fedseg.datamodules.per_site import PerSite
-from fedseg.datamodules.readers import Axis, Intensity, MaskGeometry, Reading, Transparency, read_case, unknown_labels
+from fedseg.datamodules.readers import (
+    AXIAL,
+    Axis,
+    Intensity,
+    MaskGeometry,
+    Reading,
+    Transparency,
+    read_case,
+    unknown_labels,
+)
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.sampling import Batch, Loaders, Sampling
 from fedseg.datamodules.site import Shared, SiteData, SliceSet
 from fedseg.datamodules.splits import assign, budget, check_fractions, too_few
-from fedseg.datamodules.transforms import load_augmentation, resize, to_grey
+from fedseg.datamodules.transforms import load_augmentation, to_grey
 
 Assigned = Literal["train", "val", "test", "unused"]
 
@@ -54,7 +64,13 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     Args:
         regions: Region name to label ids, such as {disc: [1, 2], cup: [2]}; 0 is the background.
         exclusive: False: sigmoid per region, regions may nest. True: softmax over background and disjoint regions.
-        size: Side of the network's input in pixels, or [height, width]; images are resized to it once.
+        dimensions: Of what the network sees: 2, images and slices, or 3, volumes.
+        size: Side of the network's input in pixels, or its sides: [height, width], of volumes [slices, height, width].
+        fit: How images come to that size: "resize" does it once; "patches" leaves images as they are, trains on windows
+            of that size and predicts by a sliding one; "auto": resize in 2 dimensions, patches in 3.
+        resample: With patches, millimetres per pixel to which images are brought first: [row, column], of volumes
+            [slice, row, column]; null: as they are.
+        foreground_patches: Share of training patches that are centred on some region, small ones as often as large.
         channels: Of an image: 1 (colour becomes grey), 3 (grey is repeated) or "auto", what the images have.
         batch_size: Slices per batch.
         split: Fractions of each site's patients for train, val and test; official splits come first.
@@ -88,7 +104,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].
         axis: Of volumes, along which slices are cut: 0 sagittal, 1 coronal, 2 axial when canonical; auto: the one
-            whose voxels are thickest, at least 1.5 times as thick as the others, else 2.
+            whose voxels are thickest, at least 1.5 times as thick as the others, else 2; in 3 dimensions always 2.
         canonical: Turn volumes to one orientation first; false: axes and directions as stored.
         mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image", for masks
             whose header was lost.
@@ -114,7 +130,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         *,
         regions: Mapping[str, Sequence[int]],
         exclusive: bool = False,
+        dimensions: int = 2,
         size: int | Sequence[int] = 128,
+        fit: Literal["auto", "resize", "patches"] = "auto",
+        resample: Sequence[float] | None = None,
+        foreground_patches: float = 0.5,
         channels: Literal["auto"] | int = "auto",
         batch_size: int = 8,
         split: Sequence[float] = [0.6, 0.15, 0.25],
@@ -147,8 +167,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         per_site: Mapping[str, Mapping[str, Any]] = {},
     ) -> None:
         super().__init__()
+        if dimensions not in (2, 3):
+            raise DataError(f"data.dimensions={dimensions}: 2 for images and slices, or 3 for volumes")
         self.regions = Regions({name: tuple(ids) for name, ids in regions.items()}, exclusive)
-        self.size = _size(size)
+        self.dimensions = dimensions
+        self.fitting = Fitting(
+            _sides(size, dimensions), _in_patches(fit, dimensions), _resampled(resample, fit, dimensions)
+        )
+        self.foreground_patches = foreground_patches
         self.channels = channels
         self.batch_size = batch_size
         self.split = list(split)
@@ -173,7 +199,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             regions=self.regions.labels,
             ignored=tuple(sorted(self.ignore_labels)),
             scale_8bit=scale_8bit,
-            axis=axis,
+            axis=AXIAL if dimensions == 3 and axis == "auto" else axis,
             canonical=canonical,
             mask_geometry=mask_geometry,
             spacing=None if spacing is None else tuple(spacing),
@@ -198,9 +224,19 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 raise DataError(f"data.{name}={value}: at least {least}")
         if self.channels != "auto" and self.channels < 1:
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
+        self._check_volumes()
         self._check_labels()
         self._check_absent(self.absent, "data.absent")
         self._check_absent(self.unannotated, "data.unannotated")
+
+    def _check_volumes(self) -> None:
+        """What slices have, volumes cannot have, and what patches have, whole images cannot."""
+        if not 0 <= self.foreground_patches <= 1:
+            raise DataError(f"data.foreground_patches={self.foreground_patches}: a share, from 0 to 1")
+        if self.dimensions == 3:
+            for name in ("neighbours", "foreground_slices_only"):
+                if getattr(self, name):
+                    raise DataError(f"data.{name} is for slices: with data.dimensions=3 the network sees volumes")
 
     def _check_labels(self) -> None:
         """A label id means one thing."""
@@ -216,6 +252,18 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 f"data.ignore_labels and data.background_labels both have {label}: it counts as background or not at "
                 "all; take it out of one"
             )
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Sides of the network's input: height and width, of volumes slices, height and width."""
+        return self.fitting.size
+
+    @property
+    def patches(self) -> Patches | None:
+        """How patches are cut; None where images are resized as a whole."""
+        if not self.fitting.patches:
+            return None
+        return Patches(self.size, self.foreground_patches, tuple(sorted(self.regions.ids)))
 
     @property
     def known_labels(self) -> frozenset[int]:
@@ -270,7 +318,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         A subclass with its own :meth:`read` adds its settings to these.
         """
         rules = [[str(key), label] for key, label in (self.reading.label_values or {}).items()]  # their order counts
-        own = {"class": type(self).__qualname__, "size": self.size, "grey": self.channels == 1}
+        own = {"class": type(self).__qualname__, "fitting": vars(self.fitting), "grey": self.channels == 1}
         own |= {"exclusive": self.regions.exclusive}
         return vars(self.reading) | own | {"label_values": rules}
 
@@ -315,14 +363,16 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         splits = {site: self._assign(site, cases) for site, cases in by_site.items()}
         stores = [self._store(cases) for cases in by_site.values()]
         occurring = [self._occurrence(site, store, splits[site]) for site, store in zip(by_site, stores, strict=True)]
-        for finding in occurrence_findings(occurring, self.expected, self.size_that_keeps):
+        for finding in occurrence_findings(occurring, self.expected, self.setting_that_keeps):
             self.tell(finding)
-        best = [self._attainable(store) for store in stores]
-        for finding in attainable_findings(best, self.expected.annotated, written(self.size), self.size_that_allows):
+        best, grid = [self._attainable(store) for store in stores], self.fitting.setting
+        for finding in attainable_findings(best, self.expected.annotated, grid, self.setting_that_allows):
             self.tell(finding)
         channels = self._common_channels(stores)
         left_out = (self.ignore_labels, self.expected.unannotated)
-        slices = SliceSet(stores, self.regions, channels, self.neighbours, augmentation, *left_out)
+        slices = SliceSet(
+            stores, self.regions, channels, self.neighbours, augmentation, *left_out, self.dimensions, self.patches
+        )
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling, self.read)
         rows: list[dict[str, Any]] = []
@@ -362,29 +412,38 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         ]
         return Occurrence(site, self.trains(site), cases)
 
-    def size_that_keeps(self, cases: Sequence[Case], region: str) -> str:
-        """The data.size on which all of these cases show a region that their own masks show."""
+    def setting_that_keeps(self, cases: Sequence[Case], region: str) -> str:
+        """The setting, of a finer grid, with which all of these cases show a region that their own masks show."""
         ids = list(self.regions.labels[region])
-        masks = [mask for case in cases if (mask := self.read(case).labels) is not None]
-        size = self.size
-        while not all(np.isin(fit_planes(mask, size), ids).any() for mask in masks):
-            size = (2 * size[0], 2 * size[1])
-        return written(size)
+        samples = [(case, self.read(case)) for case in cases]
 
-    def size_that_allows(self, cases: Sequence[Case], region: str, dice: float) -> str:
-        """The data.size, one of its doubles, on which perfect masks of these cases have that Dice on average."""
-        size = self.size
+        def keeps(fitting: Fitting) -> bool:
+            masks = (fitting.labels(case, one.labels, one.spacing) for case, one in samples)
+            return all(np.isin(mask, ids).any() for mask in masks if mask is not None)
+
+        fitting = self.fitting
+        while not keeps(fitting):
+            fitting = fitting.finer
+        return fitting.setting
+
+    def setting_that_allows(self, cases: Sequence[Case], region: str, dice: float) -> str:
+        """The setting, of a finer grid, with which perfect masks of these cases have that Dice on average."""
+        fitting = self.fitting
         while True:
-            size = (2 * size[0], 2 * size[1])
-            found = [self.attainable(self.read(case).labels, size).get(region) for case in cases]
+            fitting = fitting.finer
+            found = [self._allowed(case, fitting).get(region) for case in cases]
             if np.mean([one for one in found if one is not None]) >= dice:
-                return written(size)
+                return fitting.setting
 
-    def attainable(self, labels: NDArray[np.uint8] | None, size: tuple[int, int]) -> dict[str, float]:
-        """Region to the best Dice that a grid allows, of a mask as stored."""
-        if labels is None:
+    def _allowed(self, case: Case, fitting: Fitting) -> dict[str, float]:
+        sample = self.read(case)
+        return self.attainable(sample.labels, fitting.labels(case, sample.labels, sample.spacing))
+
+    def attainable(self, labels: NDArray[np.uint8] | None, grid: NDArray[np.uint8] | None) -> dict[str, float]:
+        """Region to the best Dice that a grid allows, of a mask as stored and on that grid."""
+        if labels is None or grid is None:
             return {}
-        return attainable_dice(labels, fit_planes(labels, size), self.regions, sorted(self.ignore_labels))
+        return attainable_dice(labels, grid, self.regions, sorted(self.ignore_labels))
 
     def _attainable(self, store: Store) -> Attainable:
         found = Attainable(store.cases[0].site)
@@ -495,19 +554,21 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
         parts = zip(case.slices, sample.image, strict=True) if case.slices else [(case, sample.image)]
         seen = [finding for part, image in parts for finding in blank_image(part, image)]
-        fitted = self.fitted(sample)
+        fitted = self.fitted(case, sample)
         notes = (*sample.notes, *seen, *empty_mask(case, sample.labels))
-        best: dict[str, float] = {}
-        if sample.labels is not None and fitted.labels is not None:
-            best = attainable_dice(sample.labels, fitted.labels, self.regions, sorted(self.ignore_labels))
+        best = self.attainable(sample.labels, fitted.labels)
         kept = replace(fitted, notes=notes, prints=prints(case, fitted), plane=sample.plane)
         return replace(kept, attainable=tuple(best.items())), ids
 
-    def fitted(self, sample: Sample) -> Sample:
-        """A sample as the network takes it: grey if so asked, at the network's size."""
+    def fitted(self, case: Case, sample: Sample) -> Sample:
+        """A case as the network takes it: grey if so asked, on the network's grid.
+
+        Raises:
+            DataError: It cannot be brought to the spacing that is asked for.
+        """
         if self.channels == 1 and sample.image.shape[-1] == 3:
             sample = to_grey(sample)
-        return resize(sample, self.size)
+        return self.fitting(case, sample)
 
     def _common_channels(self, stores: Sequence[Store]) -> int:
         """Channels of every image: as asked for, or as found, where grey may join colour."""
@@ -559,12 +620,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         )
 
     def _slices(self, index: int, store: Store, numbers: Iterable[int], foreground_only: bool) -> NDArray[np.int64]:
-        """(N, 3) rows of store, case, slice."""
+        """(N, 3) rows of store, case, slice; a volume that is seen whole has one row."""
         ids = list(self.regions.ids)
         rows = [
             (index, number, k)
             for number in numbers
-            for k in range(store.entries[number].depth)
+            for k in range(store.entries[number].depth if self.dimensions == 2 else 1)
             if not foreground_only or np.isin(store.truth(number)[k], ids).any()
         ]
         return np.array(rows, np.int64).reshape(-1, 3)
@@ -731,16 +792,30 @@ class Epochs:
         return iter(self._site.train_batches(seed, len(self)))
 
 
-def written(size: tuple[int, int]) -> str:
-    """How data.size is written."""
-    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+def _sides(size: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    sides = [size] * dimensions if isinstance(size, int) else list(size)
+    if len(sides) != dimensions or min(sides) < 1:
+        names = "[height, width]" if dimensions == 2 else "[slices, height, width], with data.dimensions=3"
+        raise DataError(f"data.size={size}: give one side in pixels, or {names}")
+    return tuple(sides)
 
 
-def _size(size: int | Sequence[int]) -> tuple[int, int]:
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise DataError(f"data.size={size}: give one side in pixels, or [height, width]")
-    return sides[0], sides[1]
+def _in_patches(fit: str, dimensions: int) -> bool:
+    if fit == "resize" and dimensions == 3:
+        raise DataError("data.fit=resize is for images and slices: volumes are cut in patches; leave data.fit out")
+    return fit == "patches" or dimensions == 3
+
+
+def _resampled(spacing: Sequence[float] | None, fit: str, dimensions: int) -> tuple[float | None, float, float] | None:
+    if spacing is None:
+        return None
+    told = f"data.resample={list(spacing)}"
+    if not _in_patches(fit, dimensions):
+        raise DataError(f"{told}: images are resized to data.size; set data.fit=patches to keep a spacing")
+    if len(spacing) != dimensions or min(spacing) <= 0:
+        names = "[row, column]" if dimensions == 2 else "[slice, row, column]"
+        raise DataError(f"{told}: give {names} in millimetres, all above 0")
+    return (spacing[0] if dimensions == 3 else None, spacing[-2], spacing[-1])
 
 
 def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:

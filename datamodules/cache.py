@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from fedseg.datamodules.fingerprints import of_case
 from fedseg.datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 11  # raise when what is stored, or how files are decoded, changes
+FORMAT = 12  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Entry:
         block: Number of the array that holds its image.
         row: Its first slice there.
         depth: How many slices it has.
-        labels: Its first slice in the array of labels; -1 when it has none.
+        labels: Its first slice in the array of labels of the same number; -1 when it has none.
         label_ids: Label ids that its mask had before the resize.
         spacing: On the stored grid, in mm; None when unknown.
         notes: What reading the files had to decide.
@@ -67,17 +68,21 @@ class Store:
     Attributes:
         cases: In the order of ``entries``.
         entries: Where each case lies.
-        blocks: Images, one (N, h, w, C) array for each type and number of channels.
-        labels: (N, h, w) uint8 label ids of all labelled cases.
+        blocks: Images, one (N, h, w, C) array for each type, size and number of channels.
+        labels: Of each block the (N, h, w) uint8 label ids of its labelled cases.
     """
 
     def __init__(
-        self, cases: Sequence[Case], entries: Sequence[Entry], blocks: Sequence[NDArray[Any]], labels: NDArray[np.uint8]
+        self,
+        cases: Sequence[Case],
+        entries: Sequence[Entry],
+        blocks: Sequence[NDArray[Any]],
+        labels: Sequence[NDArray[np.uint8]],
     ) -> None:
         self.cases = list(cases)
         self.entries = list(entries)
         self.blocks = list(blocks)
-        self.labels = labels
+        self.labels = list(labels)
         self._number = {case.case: number for number, case in enumerate(cases)}
 
     def number(self, case: str) -> int:
@@ -92,17 +97,17 @@ class Store:
     def truth(self, number: int) -> NDArray[np.uint8]:
         """(D, h, w) label ids of a labelled case."""
         entry = self.entries[number]
-        return self.labels[entry.labels : entry.labels + entry.depth]
+        return self.labels[entry.block][entry.labels : entry.labels + entry.depth]
 
     def __getstate__(self) -> dict[str, Any]:
         """Sends a worker process the names of mapped files rather than their content."""
         return self.__dict__ | {
             "blocks": [_unmap(block) for block in self.blocks],
-            "labels": _unmap(self.labels),
+            "labels": [_unmap(block) for block in self.labels],
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"blocks": [_map(b) for b in state["blocks"]], "labels": _map(state["labels"])})
+        self.__dict__.update(state | {name: [_map(block) for block in state[name]] for name in ("blocks", "labels")})
 
 
 def _unmap(array: NDArray[Any]) -> NDArray[Any] | str:
@@ -143,23 +148,19 @@ def build_store(
 
 def _decode(
     cases: Sequence[Case], decode: Callable[[Case], Decoded]
-) -> tuple[list[Entry], list[NDArray[Any]], NDArray[np.uint8]]:
-    planes: dict[tuple[str, int], list[NDArray[Any]]] = {}
-    rows: dict[tuple[str, int], int] = {}
-    labels: list[NDArray[np.uint8]] = []
-    labelled = 0
+) -> tuple[list[Entry], list[NDArray[Any]], list[NDArray[np.uint8]]]:
+    kinds: dict[tuple[Any, ...], tuple[list[NDArray[Any]], list[NDArray[np.uint8]]]] = {}
+    slices, labelled = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
     entries: list[Entry] = []
     for case, sample, ids in _samples(cases, decode):
-        kind = (sample.image.dtype.name, sample.image.shape[-1])
-        planes.setdefault(kind, []).append(sample.image)
-        row, depth = rows.get(kind, 0), len(sample.image)
-        rows[kind] = row + depth
+        kind = (sample.image.dtype.name, *sample.image.shape[1:])
+        images, labels = kinds.setdefault(kind, ([], []))
         entries.append(
             Entry(
-                list(planes).index(kind),
-                row,
-                depth,
-                labelled if case.labelled else -1,
+                list(kinds).index(kind),
+                slices[kind],
+                len(sample.image),
+                labelled[kind] if case.labelled else -1,
                 ids,
                 sample.spacing,
                 sample.notes,
@@ -170,18 +171,24 @@ def _decode(
                 sample.attainable,
             )
         )
+        images.append(sample.image)
+        slices[kind] += len(sample.image)
         if sample.labels is not None:
             labels.append(sample.labels)
-            labelled += depth
-    blocks = []
-    for kind in list(planes):  # one list of pieces at a time is freed, so that the site is never in memory twice
-        blocks.append(np.concatenate(planes[kind]))
-        planes[kind] = []
-    masks = np.concatenate(labels) if labels else np.empty((0, *blocks[0].shape[1:3]), np.uint8)
-    arrays = [*blocks, masks]
-    for array in arrays:
-        array.flags.writeable = False  # a transform that works in place fails loudly instead of spoiling the cache
-    return entries, arrays[:-1], arrays[-1]
+            labelled[kind] += len(sample.labels)
+    blocks, masks = [], []
+    for (_, *size, _), (images, labels) in kinds.items():
+        blocks.append(_joined(images, (0, *size)))
+        masks.append(_joined(labels, (0, *size)))
+    return entries, blocks, masks
+
+
+def _joined(pieces: list[NDArray[Any]], empty: Sequence[int]) -> NDArray[Any]:
+    """One array; the list of pieces is emptied, so that the site is never in memory twice."""
+    whole = np.concatenate(pieces) if pieces else np.empty(empty, np.uint8)
+    pieces.clear()
+    whole.flags.writeable = False  # a transform that works in place fails loudly instead of spoiling the cache
+    return whole
 
 
 def _samples(
@@ -212,7 +219,7 @@ def _stamp(name: str) -> list[Any]:
     return [name, *(number for state in states for number in (state.st_size, state.st_mtime_ns))]
 
 
-def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels: NDArray[np.uint8]) -> None:
+def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels: list[NDArray[np.uint8]]) -> None:
     """Writes beside, then renames: a folder of the final name is always whole, whoever was killed when."""
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +229,7 @@ def _write(home: Path, entries: list[Entry], blocks: list[NDArray[Any]], labels:
     try:
         for number, block in enumerate(blocks):
             np.save(draft / f"images{number}.npy", block)
-        np.save(draft / "labels.npy", labels)
+            np.save(draft / f"labels{number}.npy", labels[number])
         (draft / "index.json").write_text(json.dumps([asdict(entry) for entry in entries]), encoding="utf-8")
         draft.chmod(0o777 & ~_umask())  # mkdtemp lets the owner only; a cache may be shared where that was said
         draft.rename(home)
@@ -248,10 +255,11 @@ def _open(home: Path, cases: Sequence[Case]) -> Store:
     try:
         rows = json.loads((home / "index.json").read_text(encoding="utf-8"))
         entries = [_entry(row) for row in rows]
-        files = sorted(home.glob("images*.npy"), key=lambda file: int(file.stem.removeprefix("images")))
-        blocks = [np.load(file, mmap_mode="r") for file in files]
-        labels = np.load(home / "labels.npy", mmap_mode="r" if any(entry.labels >= 0 for entry in entries) else None)
-        return Store(cases, entries, blocks, labels)  # what is empty cannot be mapped
+        numbers = range(1 + max(entry.block for entry in entries))
+        blocks = [np.load(home / f"images{number}.npy", mmap_mode="r") for number in numbers]
+        labelled = {entry.block for entry in entries if entry.labels >= 0}  # what is empty cannot be mapped
+        labels = [np.load(home / f"labels{n}.npy", mmap_mode="r" if n in labelled else None) for n in numbers]
+        return Store(cases, entries, blocks, labels)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"the cache {home} is damaged ({error}); delete that folder") from error
 

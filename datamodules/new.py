@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,14 @@ from fedseg.datamodules.cache import Entry, Store
 from fedseg.datamodules.cases import Case, Sample, check_cases
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
+from fedseg.datamodules.fitting import on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import by_modality
 from fedseg.datamodules.readers import VOLUMES, Reading, stem_of, suffix_of, write_back
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
-from fedseg.datamodules.transforms import brought_back, load_augmentation
+from fedseg.datamodules.transforms import load_augmentation
 
 
 def stacks(data: MultiCenterDataModule) -> bool:
@@ -108,40 +109,46 @@ class NewImages:
         return self.data.read_new(case)
 
     def batches(self, number: int) -> Iterator[Tensor]:
-        """Batches (B, C, h, w) in [0, 1] of one image, slices in order."""
-        return self._batches([number])
+        """Batches (B, C, h, w) in [0, 1] of one image, slices in order; in 3 dimensions one, (1, C, d, h, w)."""
+        return self._batched(self._pieces(number, whole=True))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Batches of all images, one after the other; a batch may hold slices of several."""
-        return self._batches(range(len(self.images)))
+        """Batches of all images in the network's size: slices of one after the other, or patches that cover them."""
+        return self._batched(one for number in range(len(self.images)) for one in self._pieces(number, whole=False))
 
-    def _batches(self, numbers: Iterable[int]) -> Iterator[Tensor]:
-        slices = (one for number in numbers for one in self._slices(number))
-        while batch := list(islice(slices, self.data.batch_size)):
+    def _batched(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        while batch := list(islice(pieces, self.data.batch_size)):
             yield torch.cat(batch)
 
-    def _slices(self, number: int) -> Iterator[Tensor]:
-        """(1, C, h, w) for every slice of one image."""
+    def _pieces(self, number: int, *, whole: bool) -> Iterator[Tensor]:
+        """(1, C, ...) for every slice of one image, or for every patch of it."""
         case = self.images[number].case
-        fitted = self.data.fitted(self.read(case))
+        fitted = self.data.fitted(case, self.read(case))
         entry = Entry(0, 0, len(fitted.image), -1, (), fitted.spacing)
-        store = Store([case], [entry], [fitted.image], np.empty((0, *self.data.size), np.uint8))
-        slices = SliceSet([store], self.data.regions, self.channels, self.data.neighbours, self._augmentation)
-        for place in range(entry.depth):
-            yield slices[Plan((Pick(0, 0, place),), masks=False)]["image"]
+        store = Store([case], [entry], [fitted.image], [np.empty((0, *fitted.image.shape[1:3]), np.uint8)])
+        data, patches = self.data, self.data.patches
+        slices = SliceSet(
+            [store], data.regions, self.channels, data.neighbours, self._augmentation,
+            dimensions=data.dimensions, patches=patches,
+        )  # fmt: skip
+        for place in range(entry.depth if data.dimensions == 2 else 1):
+            pick = Pick(0, 0, place)
+            corners = [None] if whole or patches is None else patches.corners(slices.image(pick).shape[:-1])
+            for corner in corners:
+                yield slices[Plan((pick._replace(corner=corner),), masks=False)]["image"]
 
-    def at_own_size(self, number: int, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    def at_own_size(self, number: int, found: NDArray[np.float32]) -> NDArray[np.float32]:
         """Brings what was predicted on the network's grid back to the image's.
 
         Args:
             number: Of the image.
-            planes: (D, R, h, w) probabilities.
+            found: (D, R, h, w) probabilities; of volumes in 3 dimensions (1, R, d, h, w).
 
         Returns:
             (D, R, H, W), interpolated as images are.
         """
-        _, height, width = self.images[number].shape
-        return brought_back(planes, (height, width))
+        maps = found[0] if found.ndim == 5 else found.swapaxes(0, 1)
+        return on_own_grid(maps, self.images[number].shape).swapaxes(0, 1)
 
     def write(self, number: int, array: NDArray[Any], folder: Path, name: str) -> Path:
         """Writes one map of an image in its own geometry.

@@ -93,14 +93,14 @@ class Expected:
 
 
 def occurrence_findings(
-    sites: Sequence[Occurrence], expected: Expected, size_that_keeps: Callable[[Sequence[Case], str], str]
+    sites: Sequence[Occurrence], expected: Expected, setting_that_keeps: Callable[[Sequence[Case], str], str]
 ) -> Iterator[Finding]:
     """Everything that is to be told of regions that vanish or do not occur, errors first.
 
     Args:
         sites: All that are there.
         expected: What a user said.
-        size_that_keeps: Of cases that lose a region: the data.size on which they would not.
+        setting_that_keeps: Of cases that lose a region: the setting with which they would not, as it is written.
     """
     labelled = [site for site in sites if site.cases]
     if labelled and expected.tested and not any(one.split == "test" for site in labelled for one in site.cases):
@@ -114,7 +114,7 @@ def occurrence_findings(
     yield from _not_annotated(labelled, expected)
     for site in labelled:
         for region in expected.annotated(site.site):
-            yield from _lost(site, region, expected, size_that_keeps)
+            yield from _lost(site, region, expected, setting_that_keeps)
             yield from _unmeasured(site, region)
 
 
@@ -188,14 +188,14 @@ def _declared(missing: Mapping[str, Sequence[str]], names: Sequence[str], expect
 
 
 def _lost(
-    site: Occurrence, region: str, expected: Expected, size_that_keeps: Callable[[Sequence[Case], str], str]
+    site: Occurrence, region: str, expected: Expected, setting_that_keeps: Callable[[Sequence[Case], str], str]
 ) -> Iterator[Finding]:
     had, lost = site.of(region), site.lost(region)
     if not lost:
         return
     names = few([one.case.case for one in lost])
     what = f"{region!r} vanishes on the network's grid in {len(lost)} of the {len(had)} cases that show it ({names})"
-    cure = f"set data.size={size_that_keeps([one.case for one in lost], region)}, which keeps it"
+    cure = f"set {setting_that_keeps([one.case for one in lost], region)}, which keeps it"
     if len(lost) > MOST_LOST * len(had) and expected.vanishing == "refuse":
         yield Finding("region vanishes", what, f"{cure}, or data.vanishing=allow to do without it", site.site)
     else:

@@ -69,24 +69,26 @@ class Regions:
         """What turns the network's outputs into probabilities."""
         return "softmax" if self.exclusive else "sigmoid"
 
-    def encode(self, labels: Tensor) -> Tensor:
+    def encode(self, labels: Tensor, dimensions: int = 2) -> Tensor:
         """One binary map per region; the background never has a channel.
 
         Args:
             labels: (..., H, W) integer label ids.
+            dimensions: After the regions: 3 makes (..., R, D, H, W) of (..., D, H, W).
 
         Returns:
             (..., R, H, W) float32, 0 or 1.
         """
         # comparisons are far faster than torch.isin, which widens the labels first
         maps = [reduce(torch.logical_or, (labels == label for label in ids)) for ids in self.labels.values()]
-        return torch.stack(maps, dim=-3).float()
+        return torch.stack(maps, dim=-1 - dimensions).float()
 
-    def known(self, labels: Tensor, ignored: Collection[int]) -> Tensor:
+    def known(self, labels: Tensor, ignored: Collection[int], dimensions: int = 2) -> Tensor:
         """Where labels count: of the shape of :meth:`encode`, 0 at pixels with an ignored label id, else 1."""
         nowhere = torch.zeros_like(labels, dtype=torch.bool)
         counts = ~reduce(torch.logical_or, (labels == label for label in ignored), nowhere)
-        return counts.float().unsqueeze(-3).repeat_interleave(len(self.labels), dim=-3)
+        place = -1 - dimensions
+        return counts.float().unsqueeze(place).repeat_interleave(len(self.labels), dim=place)
 
 
 def _check_ids(name: str, ids: tuple[int, ...]) -> None:

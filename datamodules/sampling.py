@@ -26,12 +26,16 @@ LONGEST_BATCH = 900.0  # seconds; a worker that takes longer stands still
 
 
 class Pick(NamedTuple):
-    """One slice to fetch: its store, case and place in the case, and the seed of its augmentation."""
+    """One slice or volume to fetch: its store, case and place in the case, and the seed of its augmentation.
+
+    Of a patch that is not drawn by chance also its corner.
+    """
 
     store: int
     case: int
     slice: int
     seed: int = 0
+    corner: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedseg.common.names import did_you_mean
+from fedseg.common.seeds import data_seed
 from fedseg.datamodules.cache import Store
 from fedseg.datamodules.cases import SPLITS, Case, Pixels, Sample, Split
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import few
+from fedseg.datamodules.patches import Patches
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.sampling import Batch, Feed, Loaders, Pick, Plan, Sampling, patient_plans, training_plans
 from fedseg.datamodules.transforms import Augmentation
@@ -35,6 +37,8 @@ class SliceSet(Dataset[Batch]):
         augmentation: For plans that ask for it.
         ignored: Label ids whose pixels do not count.
         unannotated: Site to regions that do not count there.
+        dimensions: 2: an image is a slice; 3: it is a volume.
+        patches: How patches are cut of images; None where images have the network's size.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class SliceSet(Dataset[Batch]):
         augmentation: Augmentation,
         ignored: Collection[int] = (),
         unannotated: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        dimensions: int = 2,
+        patches: Patches | None = None,
     ) -> None:
         self.stores = stores
         self.regions = regions
@@ -54,6 +60,8 @@ class SliceSet(Dataset[Batch]):
         self.augmentation = augmentation
         self.ignored = tuple(sorted(ignored))
         self.unannotated = {site: names for site, names in unannotated.items() if names}
+        self.dimensions = dimensions
+        self.patches = patches
 
     def __getitem__(self, plan: Plan) -> Batch:
         """A batch: see :class:`SiteData`."""
@@ -63,8 +71,7 @@ class SliceSet(Dataset[Batch]):
         images: list[Tensor] = []
         labels: list[NDArray[np.uint8]] = []
         for pick in plan.picks:
-            image = self.image(pick)
-            truth = self._truth(pick) if plan.masks else None
+            image, truth = self._cut(pick, plan)
             views: list[Pixels] = [image] * plan.views
             if plan.augment:
                 views, truth = self.augmentation(image, truth, pick.seed, plan.views)
@@ -82,11 +89,23 @@ class SliceSet(Dataset[Batch]):
             batch["patient"] = torch.tensor(plan.patients)
         if plan.masks:
             ids = torch.from_numpy(np.stack(labels))
-            batch["mask"] = self.regions.encode(ids)
+            batch["mask"] = self.regions.encode(ids, self.dimensions)
             if self.leaves_out:
                 annotated = torch.stack([self._annotated(self.stores[pick.store].cases[0].site) for pick in plan.picks])
-                batch["known"] = self.regions.known(ids, self.ignored) * annotated
+                known = self.regions.known(ids, self.ignored, self.dimensions)
+                batch["known"] = known * annotated.view(*annotated.shape[:2], *[1] * self.dimensions)
         return batch
+
+    def _cut(self, pick: Pick, plan: Plan) -> tuple[Pixels, NDArray[np.uint8] | None]:
+        """An image and its truth; where patches are cut, the patch that a pick names or, for training, draws."""
+        image = self.image(pick)
+        truth = self._truth(pick) if plan.masks else None
+        if self.patches is None or not (plan.augment or pick.corner is not None):
+            return image, truth
+        corner = pick.corner
+        if corner is None:
+            corner = self.patches.corner(image.shape[:-1], truth, data_seed(pick.seed, "patch"))
+        return self.patches.cut(image, corner), None if truth is None else self.patches.cut(truth, corner)
 
     @property
     def leaves_out(self) -> bool:
@@ -106,8 +125,13 @@ class SliceSet(Dataset[Batch]):
         return torch.tensor([float(name not in names) for name in self.regions.names])[:, None, None]
 
     def image(self, pick: Pick) -> Pixels:
-        """(h, w, channels * (2 * neighbours + 1)) as the network sees it, before augmentation."""
+        """As the network sees it, before patch and augmentation.
+
+        (h, w, channels * (2 * neighbours + 1)), or (d, h, w, channels).
+        """
         volume = self.stores[pick.store].images(pick.case)
+        if self.dimensions == 3:
+            return self._coloured(volume)
         around = range(pick.slice - self.neighbours, pick.slice + self.neighbours + 1)
         planes = [self._coloured(volume[min(max(k, 0), len(volume) - 1)]) for k in around]
         return planes[0] if len(planes) == 1 else cast(Pixels, np.concatenate(planes, axis=-1))
@@ -124,7 +148,10 @@ class SliceSet(Dataset[Batch]):
                 block = store.blocks[entry.block]
                 if (kind := (block.dtype.name, block.shape[-1])) not in tried:
                     tried.add(kind)
-                    self.augmentation.try_on(self.image(Pick(number, case, 0)))
+                    image = self.image(Pick(number, case, 0))
+                    if self.patches is not None:
+                        image = self.patches.cut(image, self.patches.corners(image.shape[:-1])[0])
+                    self.augmentation.try_on(image)
 
     def _coloured(self, plane: Pixels) -> Pixels:
         if plane.shape[-1] == self.channels:
@@ -132,12 +159,13 @@ class SliceSet(Dataset[Batch]):
         return cast(Pixels, np.repeat(plane, self.channels, axis=-1))
 
     def _truth(self, pick: Pick) -> NDArray[np.uint8]:
-        return cast("NDArray[np.uint8]", self.stores[pick.store].truth(pick.case)[pick.slice])
+        truth = self.stores[pick.store].truth(pick.case)
+        return truth if self.dimensions == 3 else cast("NDArray[np.uint8]", truth[pick.slice])
 
 
 def _to_tensor(views: Sequence[Pixels]) -> Tensor:
-    """(V, C, H, W) float32 in [0, 1]."""
-    stacked = np.ascontiguousarray(np.stack(views).transpose(0, 3, 1, 2))
+    """(V, C, H, W) or (V, C, D, H, W), float32 in [0, 1]."""
+    stacked = np.ascontiguousarray(np.moveaxis(np.stack(views), -1, 1))
     if stacked.dtype == np.uint8:
         return torch.from_numpy(stacked).float().div_(255)
     return torch.from_numpy(stacked).clamp_(0, 1)
@@ -159,7 +187,9 @@ class SiteData:
 
     A batch is a dict of ``image`` float32 (B, C, H, W) in [0, 1], not normalised; ``mask`` float32 (B, R, H, W), absent
     from unlabelled batches; ``known`` of the shape of ``mask``, 0 at pixels that do not count, absent from data that
-    ignores no label; ``case`` list of B names; ``slice`` and ``depth`` int64 (B,), 0 and 1 for a 2-D image.
+    ignores no label; ``case`` list of B names; ``slice`` and ``depth`` int64 (B,), 0 and 1 for a 2-D image. With
+    data.dimensions=3 images are volumes, (B, C, D, H, W), ``slice`` is 0, and ``depth`` the slices of the whole case.
+    Where patches are cut, training batches have the network's size, and evaluation sees every image as a whole.
 
     Attributes:
         name: Of the site, or "pooled".
@@ -290,28 +320,45 @@ class SiteData:
     def plain_batches(self) -> Iterable[Batch]:
         """All training images once, labelled or not, neither augmented nor with masks; the last batch may be shorter.
 
+        Where patches are cut: patches that cover the images, side by side.
+
         Raises:
             DataError: The site does not train.
         """
         if not len(self._images):
             raise DataError(f"site {self.name!r} has no training images: it is held out by data.unseen")
-        picks = [Pick(*row) for row in self._images.tolist()]
-        size = self._shared.batch_size
-        plans = [Plan(tuple(picks[i : i + size]), masks=False) for i in range(0, len(picks), size)]
+        return self._covering([Pick(*row) for row in self._images.tolist()], masks=False)
+
+    def input_batches(self, split: Split) -> Iterable[Batch]:
+        """The images of `eval_batches` in the network's size: where patches are cut, patches that cover them."""
+        return self._covering(self._scored_picks(split), masks=True)
+
+    def _covering(self, picks: Sequence[Pick], *, masks: bool) -> Feed:
+        slices, size = self._shared.slices, self._shared.batch_size
+        if (patches := slices.patches) is not None:
+            shapes = [slices.image(pick).shape[:-1] for pick in picks]
+            pairs = zip(picks, shapes, strict=True)
+            picks = [pick._replace(corner=corner) for pick, shape in pairs for corner in patches.corners(shape)]
+        plans = [Plan(tuple(picks[i : i + size]), masks=masks) for i in range(0, len(picks), size)]
         return Feed(self._shared.loaders, plans)
 
     def eval_batches(self, split: Split) -> Iterable[Batch]:
         """Batches of the labelled cases of a split, not augmented: case after case, slices in order.
 
-        A batch may hold slices of several cases, and the last one may be shorter.
+        A batch may hold slices of several cases, and the last one may be shorter. Where patches are cut, images have
+        sizes of their own, and a batch holds one image.
         """
-        picks = [
+        picks = self._scored_picks(split)
+        size = self._shared.batch_size if self._shared.slices.patches is None else 1
+        return Feed(self._shared.loaders, [Plan(tuple(picks[i : i + size])) for i in range(0, len(picks), size)])
+
+    def _scored_picks(self, split: Split) -> list[Pick]:
+        slices = self._shared.slices
+        return [
             Pick(store, case, number)
             for store, case in self._scored[split]
-            for number in range(self._shared.slices.stores[store].entries[case].depth)
+            for number in range(slices.stores[store].entries[case].depth if slices.dimensions == 2 else 1)
         ]
-        size = self._shared.batch_size
-        return Feed(self._shared.loaders, [Plan(tuple(picks[i : i + size])) for i in range(0, len(picks), size)])
 
     def cases(self, split: Split) -> list[Case]:
         """Labelled cases of a split, in the order of ``eval_batches``; those over the label budget do not train."""

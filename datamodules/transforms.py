@@ -97,38 +97,39 @@ class Augmentation:
     def __call__(
         self, image: Pixels, labels: NDArray[np.uint8] | None, seed: int, views: int = 1
     ) -> tuple[list[Pixels], NDArray[np.uint8] | None]:
-        """Augments one slice: a pure function of its arguments.
+        """Augments one slice or one volume, whose slices all move alike: a pure function of its arguments.
 
         Args:
-            image: (H, W, C).
-            labels: (H, W) label ids, or None.
+            image: (H, W, C) or (D, H, W, C).
+            labels: (H, W) or (D, H, W) label ids, or None.
             seed: Of this sample.
             views: How many versions of the image, which share their geometry and differ in appearance.
 
         Returns:
-            The views, each (H, W, C), and the labels.
+            The views, each of the image's shape, and the labels.
         """
+        one, its = ("image", "mask") if image.ndim == 3 else ("images", "masks")  # albumentations' names
         # One stream for all transforms of a part: Compose.set_random_seed would give each transform the same seed, and
         # two flips with probability 1/2 would then always flip together.
         stream = random.Random(seed)
         if self.geometric.transforms:
             _seed(self.geometric, stream)
-            given = {"image": image} if labels is None else {"image": image, "mask": labels}
+            given = {one: image} if labels is None else {one: image, its: labels}
             moved = self.geometric(**given)
-            image, labels = moved["image"], moved.get("mask")
+            image, labels = moved[one], moved.get(its)
         if not self.appearance.transforms:
             return [image] * views, labels
         seen = []
         for _ in range(views):
             _seed(self.appearance, stream)
-            seen.append(self.appearance(image=image)["image"])
+            seen.append(self.appearance(**{one: image})[one])
         return seen, labels
 
     def try_on(self, image: Pixels) -> None:
         """Runs every transform once.
 
         Args:
-            image: (H, W, C), of the kind that will come.
+            image: (H, W, C) or (D, H, W, C), of the kind that will come.
 
         Raises:
             DataError: A transform that cannot take such an image, or that changes its size.
@@ -143,8 +144,9 @@ def _try_on(transform: Any, image: Pixels, source: str) -> None:
     always.transforms[0].p = 1.0
     for seed in range(6):  # a rotation by a random quarter fits an oblong image at times
         _seed(always, random.Random(seed))
+        one, its = ("image", "mask") if image.ndim == 3 else ("images", "masks")
         try:
-            result = always(image=image, mask=np.zeros(image.shape[:2], np.uint8))["image"]
+            result = always(**{one: image, its: np.zeros(image.shape[:-1], np.uint8)})[one]
         except Exception as error:  # a transform raises what it likes
             raise DataError(
                 f"{source}: {name} fails on images of {image.shape[-1]} channels, {image.dtype}: {error}"

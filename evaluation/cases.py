@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedseg.datamodules.cases import Case, Sample, Split
+from fedseg.datamodules.fitting import to_shape
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.transforms import brought_back
 from fedseg.evaluation.calibration import Reliability
@@ -186,6 +187,7 @@ class _Slice(NamedTuple):
         case: Name of the case.
         number: Of the slice.
         depth: Slices of the case.
+        whole: Whether the network saw the volume as a whole.
         probabilities: (R, h, w).
         truth: (R, h, w) bool.
         known: (R, h, w) bool, or None.
@@ -194,6 +196,7 @@ class _Slice(NamedTuple):
     case: str
     number: int
     depth: int
+    whole: bool
     probabilities: Tensor = torch.empty(0)
     truth: Mask = np.empty(0, bool)
     known: Mask | None = None
@@ -215,15 +218,26 @@ def _on_own_grid(
 ) -> CaseMasks:
     sample = site.at_own_size(case)
     labels = sample.labels
-    if labels is None or len(labels) != len(parts):
-        raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
-    size = (labels.shape[1], labels.shape[2])
+    if labels is None:
+        raise ValueError(f"{case}: its mask was read before, and now has none")
     truth = np.stack([regions.encode(torch.from_numpy(plane)).numpy() > 0.5 for plane in labels], axis=1)
     counts = site.known(case, labels)
     known = None if counts is None else counts.swapaxes(0, 1)
-    told = (torch.from_numpy(brought_back(part.probabilities[None].float().numpy(), size)[0]) for part in parts)
+    told = _brought_back(case, parts, labels.shape)
     prediction, reliability = _decided(told, truth, known, regions, calibrated)
     return CaseMasks(case, prediction, truth, known, sample.spacing, reliability)
+
+
+def _brought_back(case: Case, parts: Sequence[_Slice], shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Probabilities (R, H, W) of every slice at its own size; one at a time, where the grid has as many slices."""
+    if len(parts) == shape[0]:
+        size = (shape[1], shape[2])
+        yield from (torch.from_numpy(brought_back(p.probabilities[None].float().numpy(), size)[0]) for p in parts)
+    elif parts[0].whole:
+        whole = torch.stack([part.probabilities for part in parts], dim=1)
+        yield from torch.from_numpy(to_shape(whole.numpy(), shape)).unbind(1)
+    else:
+        raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
 
 
 def _decided(
@@ -243,18 +257,19 @@ def _slices(
     predict: Predict, site: ScoredSite, split: Split, regions: Regions, only: Collection[str] | None
 ) -> Iterator[_Slice]:
     for batch in site.eval_batches(split):
-        names = batch["case"]
+        names, whole = batch["case"], batch["image"].ndim == 5
         wanted = [only is None or name in only for name in names]
         found = iter(_predicted(predict, batch, wanted, regions, site.name) if any(wanted) else ())
         for i, name in enumerate(names):
-            number, depth = int(batch["slice"][i]), int(batch["depth"][i])
-            yield _Slice(name, number, depth, *(next(found) if wanted[i] else ()))
+            first, depth = int(batch["slice"][i]), int(batch["depth"][i])
+            for number in range(depth) if whole else [first]:
+                yield _Slice(name, number, depth, whole, *(next(found) if wanted[i] else ()))
 
 
 def _predicted(
     predict: Predict, batch: dict[str, Any], wanted: list[bool], regions: Regions, site: str
 ) -> Iterator[tuple[Tensor, Mask, Mask | None]]:
-    """Of each wanted slice of a batch: probabilities, true masks, and where they count if that is told."""
+    """Of each wanted slice of a batch, or of a volume's: probabilities, true masks, and where they count if told."""
     truth = (batch["mask"][wanted] > 0.5).cpu()
     with torch.no_grad():
         probabilities = predict(batch["image"][wanted])
@@ -268,4 +283,9 @@ def _predicted(
         raise DivergedError(f"site {site!r}: the model's probabilities are not finite (cases {', '.join(names)})")
     known = (batch["known"][wanted] > 0.5).cpu() if "known" in batch else None
     for i, own in enumerate(probabilities.cpu()):
-        yield own, truth[i].numpy(), None if known is None else known[i].numpy()
+        its = None if known is None else known[i]
+        if own.ndim == 3:
+            yield own, truth[i].numpy(), None if its is None else its.numpy()
+        else:
+            for k in range(own.shape[1]):
+                yield own[:, k], truth[i][:, k].numpy(), None if its is None else its[:, k].numpy()

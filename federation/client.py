@@ -100,7 +100,7 @@ class Images:
         self._split = split
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (batch["image"] for batch in self._site.eval_batches(self._split))
+        return (batch["image"] for batch in self._site.input_batches(self._split))
 
 
 class _Plain:

@@ -94,7 +94,10 @@ class Site(Protocol):
         """All training images once, labelled or not, neither augmented nor with masks."""
 
     def eval_batches(self, split: Any) -> Iterable[Batch]:
-        """Batches of a split, case after case, not augmented."""
+        """Batches of a split, case after case, not augmented; images are whole, of whatever size."""
+
+    def input_batches(self, split: Any) -> Iterable[Batch]:
+        """The same images in the network's size; where patches are cut, patches that cover them."""
 
 
 class ClientHalf(Protocol):

@@ -81,8 +81,12 @@ class Card:
             "image_channels": self.models.channels // (2 * data.neighbours + 1),
             "neighbours": data.neighbours,
             "channels": self.models.channels,
-            "height": data.size[0],
-            "width": data.size[1],
+            "height": data.size[-2],
+            "width": data.size[-1],
+            "depth": data.size[0] if data.dimensions == 3 else None,
+            "patches": data.patches is not None,
+            "resampled": list(data.fitting.spacing) if data.fitting.spacing else None,
+            "overlap": float(config.evaluation.overlap),
             "normalisation": str(config.training.normalize),
             "harmonised": isinstance(self.models.method, Harmonised),
             "running_statistics": f"of {self.images} image(s) of another place" if self.images else "of training",
@@ -128,12 +132,18 @@ class Card:
 
     def snippet(self, facts: dict[str, Any]) -> str:
         """Five lines of Python that outline the regions."""
-        shape = f"{facts['channels']}, {facts['height']}, {facts['width']}"
+        shape = f"{facts['channels']}, {_sides(facts)}"
+        answer = "model(images)"
+        if facts["patches"]:
+            shape = ", ".join([str(facts["channels"]), *(["80"] if facts["depth"] else []), "100", "120"])  # any size
+            window = f"({_sides(facts)}), 4, model, {facts['overlap']:g}"
+            answer = f'sliding_window_inference(images, {window}, mode="gaussian")'
         lines = [
             "import torch",
+            *(["from monai.inferers import sliding_window_inference"] if facts["patches"] else []),
             f'model = torch.jit.load("{self.name}.pt")',
             f"images = torch.rand(1, {shape})  # yours instead, prepared as the six steps above say",
-            f"chances = model(images)  # one map per region: {', '.join(facts['regions'])}",
+            f"chances = {answer}  # one map per region: {', '.join(facts['regions'])}",
         ]
         if facts["activation"] == "sigmoid":
             lines.append("masks = chances > 0.5")
@@ -191,7 +201,9 @@ class Card:
 def _network(settings: Mapping[str, Any]) -> str:
     """In a line; a network from outside says what it is called and set to."""
     if "architecture" in settings:
-        return f"{settings['architecture']}, encoder {settings['encoder']}"
+        return f"{settings['architecture']}, " + (
+            f"encoder {settings['encoder']}" if "encoder" in settings else f"width {settings['width']}"
+        )
     own = {key: value for key, value in settings.items() if key not in ("name", "preset")}
     return str(settings["name"]) + "".join(f", {key} {value}" for key, value in own.items())
 
@@ -219,14 +231,14 @@ def encoder_origin(config: DictConfig) -> str:
 
 
 def _interface(facts: dict[str, Any]) -> dict[str, str]:
-    size, regions = f"{facts['height']}, {facts['width']}", facts["regions"]
+    size, regions = _sides(facts), facts["regions"]
     styled = "images take the style that the sites agreed on, then " if facts["harmonised"] else ""
     kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
     return {
         "images": f"(B, {facts['channels']}, {size}) float32 in [0, 1]",
         "normalisation": f"{styled}{facts['normalisation']}, inside of the program",
         "answer": f"(B, {len(regions)}, {size}) probabilities of {', '.join(regions)} ({facts['activation']}, {kind})",
-        "size": "the program is made for this height and width; the number of images in a batch is free",
+        "size": "the program is made for these sides; the number of images in a batch is free",
     }
 
 
@@ -269,12 +281,44 @@ def _steps(facts: dict[str, Any]) -> list[str]:
         f"Intensity, at full size: 8-bit values stay as they are until step 5. Of all others {rule}."
         + (f" Images of training were {told}." if told else ""),
         f"Colour: {colour}.",
-        f"Size: every slice is resized to {facts['height']} x {facts['width']}, whatever its aspect: by area where "
-        "that means fewer pixels (OpenCV's INTER_AREA), else linearly (INTER_LINEAR); 8-bit values are rounded.",
-        f"Input: {slices}. 8-bit values are divided by 255.",
-        "Back: the probabilities are resized to the image's size by the rule of step 4, in float32. There, "
-        f"{threshold}; slices go back to where step 1 took them.",
+        f"Size: {_sizing(facts)}.",
+        f"Input: {slices if facts['depth'] is None else 'the volume'}. 8-bit values are divided by 255."
+        + (_windows(facts) if facts["patches"] else ""),
+        f"Back: the probabilities are {_returning(facts)}. There, {threshold}; slices go back to where step 1 took "
+        "them.",
     ]
+
+
+def _sides(facts: Mapping[str, Any]) -> str:
+    return ", ".join(str(facts[side]) for side in ("depth", "height", "width") if facts[side] is not None)
+
+
+def _sizing(facts: Mapping[str, Any]) -> str:
+    if not facts["patches"]:
+        return (
+            f"every slice is resized to {facts['height']} x {facts['width']}, whatever its aspect: by area where that "
+            "means fewer pixels (OpenCV's INTER_AREA), else linearly (INTER_LINEAR); 8-bit values are rounded"
+        )
+    if facts["resampled"] is None:
+        return "every image keeps its own grid"
+    lengths = " x ".join(f"{length:g}" if length else "its own" for length in facts["resampled"])
+    return (
+        f"every image is brought to voxels of {lengths} mm (slice, row, column; sides rounded to whole voxels): along "
+        "axes that become shorter by area, then along the others linearly; 8-bit values are rounded"
+    )
+
+
+def _windows(facts: Mapping[str, Any]) -> str:
+    return (
+        f" The program slides over it as a window of ({_sides(facts)}), in MONAI's sliding_window_inference with "
+        f'overlap={facts["overlap"]:g} and mode="gaussian"; what is shorter is padded with 0.'
+    )
+
+
+def _returning(facts: Mapping[str, Any]) -> str:
+    if not facts["patches"]:
+        return "resized to the image's size by the rule of step 4, in float32"
+    return "on the image's own grid" if facts["resampled"] is None else "brought back to the image's grid as in step 4"
 
 
 def _score_table(rows: pd.DataFrame, region: str, metrics: Sequence[str]) -> str:

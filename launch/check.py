@@ -15,7 +15,6 @@ from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.knobs import knobs
 from fedseg.console import own_files, steady_output
 from fedseg.datamodules import DataError, MultiCenterDataModule
-from fedseg.datamodules.base import written
 from fedseg.datamodules.check.command import Checked, check
 from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
@@ -115,7 +114,7 @@ def _claim(output: Path) -> None:
 def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Path) -> None:
     """Prints the report, and leaves it with findings and contact sheet in a folder."""
     line = headline(checked.sites, checked.findings)
-    all_tables = tables(checked, data.regions, written(data.size)) if checked.sites else []
+    all_tables = tables(checked, data.regions, data.fitting.setting) if checked.sites else []
     print(as_text(title, line, all_tables, checked.findings))
     write_findings(checked.findings, output / "findings.csv")
     (output / "report.md").write_text(as_markdown(title, line, all_tables, checked.findings), encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude
 from fedseg.datamodules import Regions, SiteData
@@ -24,6 +25,11 @@ from fedseg.launch.experiment import Experiment
 COLUMNS = ("site", "other", "measure", "value")
 CYCLES = 4
 """Highest frequency of the spectra that are compared, in cycles per image."""
+
+
+def _slices(images: Tensor) -> Tensor:
+    """(N, C, h, w) of images or volumes."""
+    return images.movedim(2, 1).flatten(0, 1) if images.ndim == 5 else images
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Traits:
         spectra: list[Numbers] = []
         counts: list[int] = []
         for batch in site.plain_batches():
-            images = batch["image"]
+            images = _slices(batch["image"])
             height, width = images.shape[-2:]
             amplitudes = low_frequency_amplitude(images, min(CYCLES, min(height, width) // 2))
             levels.append(grey_levels(images.numpy()))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
+from fedseg.models import Window
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 
@@ -128,7 +130,11 @@ class Experiment:
                 model(images)
             except (ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
-                cure = "take data.batch_size=2 or more, or model.norm=group" if "more than 1 value" in reason else ""
+                cures = {
+                    "more than 1 value": "take data.batch_size=2 or more, or model.norm=group",
+                    "more than 1 spatial element": "take a larger data.size, or model.norm=group",
+                }
+                cure = next((cure for words, cure in cures.items() if words in reason), "")
                 told = f"the network cannot train with data.size={list(data.size)}, data.batch_size={data.batch_size}"
                 raise ConfigError(f"{told}: {reason}" + (f"; {cure}" if cure else "")) from error
 
@@ -217,6 +223,12 @@ class Experiment:
             )
         return PrivateStep(privacy.clip, privacy.noise, privacy.patients_per_step, privacy.randomness)
 
+    @property
+    def _window(self) -> Window | None:
+        """How images are predicted that are larger than what the network sees."""
+        data = self.data
+        return Window(data.size, data.batch_size, self.evaluation.overlap) if data.patches is not None else None
+
     @cached_property
     def deployment(self) -> Deployment:
         """How sites on other machines take part."""
@@ -235,14 +247,24 @@ class Experiment:
         channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
         training, rounds = Training(**self._section("training")), self.config.federation.rounds
-        recipe = Recipe.build(training, regions.activation, channels, self._private_step, rounds, regions.names)
+        recipe = Recipe.build(
+            training, regions.activation, channels, self._private_step, rounds, regions.names, self._window
+        )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
-        model: nn.Module = NETWORKS[network.pop("name")](channels, regions.channels, **network)
+        build = NETWORKS[network.pop("name")]
+        dimensions = (self.data.dimensions,) if "dimensions" in signature(build).parameters else ()
+        model: nn.Module = build(channels, regions.channels, *dimensions, **network)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
-        method = harmonised(cast(type[Algorithm], METHODS[settings.pop("name")]), training)
+        name = settings.pop("name")
+        method = harmonised(cast(type[Algorithm], METHODS[name]), training)
+        if self.data.dimensions == 3 and method.slices_only:
+            raise ConfigError(
+                f"algorithm={name} cannot learn from volumes: {method.slices_only}; take data.dimensions=2, or another "
+                "method"
+            )
         return method(model, recipe, **settings)
 
     def sites(self) -> dict[str, SiteData]:

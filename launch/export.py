@@ -142,7 +142,7 @@ def _export(
     return Exported(name, view, site, models.round(view, site, checkpoint), gap)
 
 
-def traced(deployed: nn.Module, channels: int, size: tuple[int, int], name: str) -> tuple[Any, float]:
+def traced(deployed: nn.Module, channels: int, size: Sequence[int], name: str) -> tuple[Any, float]:
     """A TorchScript program, tried on other images than it was traced with, and its largest error.
 
     Raises:

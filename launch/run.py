@@ -206,8 +206,9 @@ def finish(reporter: Reporter, config: DictConfig, meter: Meter) -> Summary:
 def inputs(experiment: Experiment) -> dict[str, Any]:
     """What the network takes and answers; the data is prepared, or lies on other machines."""
     data = experiment.data
-    height, width = data.size
+    *slices, height, width = data.size
     found = {"channels": experiment.in_channels, "height": height, "width": width, "regions": list(data.regions.names)}
+    found |= {"slices": slices[0]} if slices else {}
     if experiment.channels:
         return found
     sites = [data.site(name) for name in data.sites]

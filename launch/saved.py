@@ -70,6 +70,10 @@ class NamedSite:
         """There are none."""
         return ()
 
+    def input_batches(self, split: str) -> Iterable[Batch]:
+        """There are none."""
+        return ()
+
 
 class SavedModels:
     """What a run's folder can predict with.

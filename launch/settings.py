@@ -16,9 +16,9 @@ from fedseg.datamodules import DATASETS, MultiCenterDataModule
 from fedseg.evaluation import FULL
 from fedseg.federation.client import Compute
 from fedseg.federation.engine import Schedule
-from fedseg.federation.ranges import check_ranges
+from fedseg.federation.ranges import ProperShare, check_ranges
 from fedseg.launch.foreign import FOREIGN
-from fedseg.models import create_model
+from fedseg.models import create_model, create_monai_model
 from fedseg.models.losses import LOSSES as REGION_LOSSES
 from fedseg.privacy.settings import Compression, Privacy
 
@@ -62,6 +62,8 @@ class Evaluation:
             invented; on request lesion_f1, ece, brier and hd95_pooled too. Validation during training takes dice and
             iou.
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
+        overlap: of neighbouring windows, as a share of their size, where images are predicted by a sliding window
+            (data.fit=patches); more is smoother and slower.
         grid: of the final scoring: each case's own pixels, to which probabilities are brought back, or the network's.
             Validation during training takes the network's.
         predictions: keep the masks of every test case in the run's folder, in the case's own geometry; across machines
@@ -77,6 +79,7 @@ class Evaluation:
 
     metrics: tuple[str, ...] = FULL
     tolerance: float = 2.0
+    overlap: ProperShare = 0.25
     grid: Literal["own", "network"] = "own"
     predictions: bool = False
     groups: tuple[str, ...] = ()
@@ -153,8 +156,9 @@ class Wandb:
 
 METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)
 DATA = OpenTable(DATASETS, "data", MultiCenterDataModule)
-NETWORKS = OpenTable({"smp": create_model}, "model")
-"""Functions (in_channels, classes, *, settings) -> network; smp's has the parts encoder, decoder, segmentation_head."""
+NETWORKS = OpenTable({"smp": create_model, "monai": create_monai_model}, "model")
+"""Functions (in_channels, classes, *, settings) -> network, or (in_channels, classes, dimensions, *, settings); ours
+have the parts encoder, decoder and segmentation_head."""
 LOSSES = OpenTable(REGION_LOSSES, "training.loss", given=0)
 """Classes, and functions (logits, mask, known, *, settings) -> scalar."""
 OPTIMIZERS = OpenTable({}, "training.optimizer", given=2)

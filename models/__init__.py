@@ -18,6 +18,8 @@ from fedseg.models.select import (
     statistics,
     union,
 )
+from fedseg.models.volumes import create_monai_model
+from fedseg.models.window import Window
 
 __all__ = [
     "Activation",
@@ -26,11 +28,13 @@ __all__ = [
     "Norm",
     "Normalization",
     "Selector",
+    "Window",
     "build_loss",
     "build_normalizer",
     "complement",
     "convert_norm",
     "create_model",
+    "create_monai_model",
     "decide",
     "everything",
     "named",

@@ -15,11 +15,13 @@ from fedseg.models.weights import load_encoder
 # arguments of smp's constructors that create_model owns, or that other parts of the suite do
 RESERVED = {"encoder_name", "encoder_weights", "encoder_depth", "decoder_channels", "in_channels", "classes"}
 RESERVED |= {"activation", "aux_params", "kwargs", "self"}
+VOLUMES = "take model=unet3d with data.dimensions=3, or data.dimensions=2"
 
 
 def create_model(
     in_channels: int,
     classes: int,
+    dimensions: int = 2,
     *,
     architecture: str = "unet",
     encoder: str = "resnet18",
@@ -39,6 +41,7 @@ def create_model(
     Args:
         in_channels: channels of an image.
         classes: outputs per pixel (logits).
+        dimensions: 2; volumes need another network.
         architecture: smp's name in lower case: unet, unetplusplus, manet, linknet, fpn, pspnet, deeplabv3,
             deeplabv3plus, pan, upernet, segformer, dpt (the last with vision transformers of timm only, such as
             tu-vit_tiny_patch16_224).
@@ -63,6 +66,8 @@ def create_model(
         ValueError: an unknown or unfitting name or value, with the nearest known name.
         FileNotFoundError: `encoder_weights` is no local file.
     """
+    if dimensions != 2:
+        raise ValueError(f"networks of segmentation-models-pytorch see images, not volumes: {VOLUMES}")
     if min(in_channels, classes) < 1:
         raise ValueError(f"in_channels={in_channels} and classes={classes} must be positive")
     if groups < 1:

@@ -48,5 +48,5 @@ def decide(probabilities: Tensor, activation: Activation) -> Tensor:
         background = 1 - probabilities.sum(dim=1, keepdim=True)
         winner = torch.cat([background, probabilities], dim=1).argmax(dim=1, keepdim=True)
         regions = torch.arange(1, probabilities.shape[1] + 1, device=probabilities.device)
-        return winner == regions.view(1, -1, 1, 1)
+        return winner == regions.view(1, -1, *[1] * (probabilities.ndim - 2))
     raise ValueError(f"activation must be 'sigmoid' or 'softmax', got {activation!r}")

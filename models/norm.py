@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Norm = Literal["batch", "instance", "group"]
-CONVERTIBLE = (nn.BatchNorm2d, BatchNormAct2d)
+CONVERTIBLE: dict[type[nn.Module], type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
+    nn.BatchNorm2d: nn.InstanceNorm2d,
+    nn.BatchNorm3d: nn.InstanceNorm3d,
+    BatchNormAct2d: nn.InstanceNorm2d,
+}
 
 
 class InstanceNormAct2d(nn.InstanceNorm2d):
@@ -50,7 +54,7 @@ def convert_norm(model: nn.Module, norm: Norm, groups: int) -> int:
     """Replace every batch normalisation of `model` in place.
 
     Args:
-        model: network; its batch normalisation must be 2-D.
+        model: network; its batch normalisation must be of images or volumes.
         norm: "batch" changes nothing; "instance" normalises every channel of every image, in training and evaluation
             alike, with affine weights and without running statistics; "group" does so for groups of channels.
         groups: wanted number of groups of "group".
@@ -85,7 +89,7 @@ def _converted(name: str, old: _BatchNorm, norm: Norm, groups: int) -> nn.Module
     settings = {"eps": old.eps, "affine": old.affine, **rest}
     new: nn.Module
     if norm == "instance":
-        new = (InstanceNormAct2d if rest else nn.InstanceNorm2d)(old.num_features, **settings)
+        new = (InstanceNormAct2d if rest else CONVERTIBLE[type(old)])(old.num_features, **settings)
     else:
         new = (GroupNormAct if rest else nn.GroupNorm)(gcd(old.num_features, groups), old.num_features, **settings)
     new.load_state_dict({key: value for key, value in old.state_dict().items() if key in new.state_dict()})

@@ -24,12 +24,13 @@ class Affine(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, C, H, W) in [0, 1] to the same shape."""
-        return (images - self.mean) / self.std
+        """Map (B, C, H, W) or (B, C, D, H, W) in [0, 1] to the same shape."""
+        channel = (-1, *[1] * (images.ndim - 2))
+        return (images - self.mean.view(channel)) / self.std.view(channel)
 
 
 class ZScore(nn.Module):
@@ -40,8 +41,8 @@ class ZScore(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
-        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True, correction=0)
+        """Map (B, C, H, W) or (B, C, D, H, W) to the same shape."""
+        std, mean = torch.std_mean(images, dim=tuple(range(2, images.ndim)), keepdim=True, correction=0)
         return (images - mean) / std.clamp_min(1e-3)
 
 
@@ -55,7 +56,7 @@ def build_normalizer(name: Normalization, in_channels: int) -> nn.Module:
         in_channels: channels of an image.
 
     Returns:
-        Module on (B, C, H, W) in [0, 1], without entries in `state_dict()`.
+        Module on (B, C, H, W) or (B, C, D, H, W) in [0, 1], without entries in `state_dict()`.
 
     Raises:
         ValueError: an unknown name.

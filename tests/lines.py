@@ -66,6 +66,9 @@ class LineSite:
     def train_batches(self, seed: int, steps: int) -> Sequence[Batch]:
         return [{"image": self.rows, "mask": self.targets}] * steps
 
+    def input_batches(self, split: str) -> Iterator[Batch]:
+        return self.eval_batches(split)
+
     def eval_batches(self, split: str) -> Iterator[Batch]:
         yield from self.train_batches(0, 1)
 

@@ -113,7 +113,9 @@ def test_check_and_run_warn_of_the_same_and_the_cure_works(root: Path, tmp_path:
 def test_the_check_has_a_table_by_site_and_region(root: Path) -> None:
     data = module(root, 48)
     checked = check(data)
-    (table,) = [one for one in tables(checked, data.regions, "48") if one.title.startswith("Best attainable")]
+    (table,) = [
+        one for one in tables(checked, data.regions, data.fitting.setting) if one.title.startswith("Best attainable")
+    ]
     assert [row[:3] for row in table.rows] == [
         (site, region, "7") for site in ("thick", "thin") for region in ("vessel", "disc")
     ]

@@ -119,7 +119,7 @@ def test_memory_is_one_array_per_site(root: Path) -> None:
     stores = folder(root).site("north")._shared.slices.stores
     assert [[block.shape for block in store.blocks] for store in stores] == [[(8, 20, 24, 3)]] * 3
     assert {block.dtype for store in stores for block in store.blocks} == {np.dtype(np.uint8)}
-    assert stores[0].labels.dtype == np.uint8
+    assert stores[0].labels[0].dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
         stores[0].images(0)[:] = 0
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedseg.models import create_model
+from fedseg.models import create_model, create_monai_model
 
 SMALL: dict[str, Any] = {"decoder_channels": [32, 16, 16, 8, 8]}
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
@@ -31,11 +31,13 @@ def test_every_architecture_has_the_three_parts_and_maps_pixels(architecture: st
 def test_configs_state_departures_only_and_build(file: Path) -> None:
     departures = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(departures, dict)
-    parameters = inspect.signature(create_model).parameters
+    build, dimensions = {"smp": (create_model, 2), "monai": (create_monai_model, 3)}[departures.pop("name")]
+    parameters = inspect.signature(build).parameters
     assert all(parameters[str(key)].default != value for key, value in departures.items())
-    model = create_model(3, 2, **{str(key): value for key, value in departures.items()}).eval()
+    model = build(3, 2, dimensions, **{str(key): value for key, value in departures.items()}).eval()
+    sides = [{2: 64, 3: 32}[dimensions]] * dimensions
     with torch.no_grad():
-        assert model(torch.rand(2, 3, 64, 64)).shape == (2, 2, 64, 64)
+        assert model(torch.rand(2, 3, *sides)).shape == (2, 2, *sides)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_100", "efficientnet-b0"])

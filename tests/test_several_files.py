@@ -496,7 +496,8 @@ def test_volumes_of_several_modalities_are_scaled_apart(tmp_path: Path) -> None:
     )
     save_volume(tmp_path / "b/images/p0.nii.gz", four, np.diag([-1.0, -1.0, 4.0, 1.0]))
     again = FolderDataModule(root=str(tmp_path / "b"), size=[20, 24])
-    joined = again.fitted(again.read(Case("b", "p0", "p0", str(tmp_path / "b/images/p0.nii.gz"))))
+    case = Case("b", "p0", "p0", str(tmp_path / "b/images/p0.nii.gz"))
+    joined = again.fitted(case, again.read(case))
     assert np.array_equal(joined.image, image), "as one 4-D file"
 
 

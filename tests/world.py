@@ -128,6 +128,9 @@ class ToySite:
     def eval_batches(self, split: str) -> Iterator[Batch]:
         yield self._batch(torch.arange(len(self.images)))
 
+    def input_batches(self, split: str) -> Iterator[Batch]:
+        return self.eval_batches(split)
+
     def _batch(self, pick: Tensor) -> Batch:
         return {
             "image": self.images[pick],

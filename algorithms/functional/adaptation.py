@@ -35,14 +35,14 @@ class Views:
 
     @staticmethod
     def draw(images: Tensor, generator: torch.Generator) -> "Views":
-        """Draw a view per image (B, C, H, W); without odd quarter turns when the images are not square."""
-        batch, _, height, width = images.shape
+        """Draw a view per image (B, C, ..., H, W); without odd quarter turns when the images are not square."""
+        batch, height, width = len(images), *images.shape[-2:]
         step = 1 if height == width else 2
         turns = step * torch.randint(0, 4 // step, (batch,), generator=generator, device=generator.device)
         return Views(turns, torch.randint(0, 2, (batch,), generator=generator, device=generator.device))
 
     def forward(self, images: Tensor) -> Tensor:
-        """See (B, C, H, W) images through their views.
+        """See (B, C, ..., H, W) images through their views; slices of a volume turn alike.
 
         Raises:
             ValueError: the number of images is not that of the views, or an odd quarter turn of images that are not
@@ -194,12 +194,17 @@ def disagreement(first: Tensor, second: Tensor, activation: Activation) -> Tenso
 def local_range(maps: Tensor, radius: int) -> Tensor:
     """Largest minus smallest value in the window of ``2 * radius + 1`` pixels around each pixel of (B, C, H, W) maps.
 
-    Windows are cut off at the border. Rows and columns are pooled one after the other: the same extremes for a tenth of
-    the comparisons.
+    Windows are cut off at the border; those of volumes (B, C, D, H, W) are cubes. Axes are pooled one after the other:
+    the same extremes for a tenth of the comparisons.
     """
+    window = 2 * radius + 1
 
     def largest(values: Tensor) -> Tensor:
-        window = 2 * radius + 1
+        if values.ndim == 5:
+            whole, beside = (window, 1, 1), (radius, 0, 0)
+            values = functional.max_pool3d(values, whole, stride=1, padding=beside)
+            values = functional.max_pool3d(values, (1, window, 1), stride=1, padding=(0, radius, 0))
+            return functional.max_pool3d(values, (1, 1, window), stride=1, padding=(0, 0, radius))
         vertical = functional.max_pool2d(values, (window, 1), stride=1, padding=(radius, 0))
         return functional.max_pool2d(vertical, (1, window), stride=1, padding=(0, radius))
 

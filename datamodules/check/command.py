@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fedseg.datamodules.attainable import Attainable, attainable_dice, attainable_findings
-from fedseg.datamodules.base import Assigned, MultiCenterDataModule, written
+from fedseg.datamodules.attainable import Attainable, attainable_findings
+from fedseg.datamodules.base import Assigned, MultiCenterDataModule
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.duplicates import Fingerprints
-from fedseg.datamodules.check.reading import open_case
+from fedseg.datamodules.check.reading import Opened, open_case
 from fedseg.datamodules.check.sheet import Sheet
 from fedseg.datamodules.check.statistics import SiteStatistics, site_findings
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding
-from fedseg.datamodules.grid import fit_planes
 from fedseg.datamodules.listed import listed
 from fedseg.datamodules.occurrence import Occurrence, occurrence_findings, shown
 from fedseg.datamodules.splits import too_few
@@ -68,20 +68,30 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
         opened = open_case(data, case, findings)
         findings += sites[case.site].add(opened, data.regions, known)
-        if (labels := opened.labels) is not None:
-            ids, grid = np.flatnonzero(np.bincount(labels.ravel())), fit_planes(labels, data.size)
+        if (labels := opened.labels) is not None and (grid := _on_grid(data, opened, findings)) is not None:
+            ids = np.flatnonzero(np.bincount(labels.ravel()))
             of_case = shown(case, serves[case.site].get(case.case), ids.tolist(), grid, data.regions)
             occurring[case.site].cases.append(of_case)
-            best[case.site].add(case, attainable_dice(labels, grid, data.regions, sorted(data.ignore_labels)))
+            best[case.site].add(case, data.attainable(labels, grid))
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
     expected = replace(data.expected, tested=data.expected.tested and all(planned.values()))
-    findings += occurrence_findings(list(occurring.values()), expected, data.size_that_keeps)
-    of_sites, size = list(best.values()), written(data.size)
-    findings += attainable_findings(of_sites, expected.annotated, size, data.size_that_allows)
+    findings += occurrence_findings(list(occurring.values()), expected, data.setting_that_keeps)
+    of_sites, grid_of = list(best.values()), data.fitting.setting
+    findings += attainable_findings(of_sites, expected.annotated, grid_of, data.setting_that_allows)
     findings += [*prints.findings(served), *site_findings(measured, data)]
     return Checked(measured, findings, sheet, of_sites)
+
+
+def _on_grid(data: MultiCenterDataModule, opened: Opened, findings: list[Finding]) -> NDArray[np.uint8] | None:
+    """A case's mask on the network's grid; None where it cannot be brought there."""
+    case = opened.case
+    try:
+        return data.fitting.labels(case, opened.labels, opened.parts[0].spacing)
+    except DataError as error:
+        findings.append(Finding.of_error("no spacing", error, site=case.site, case=case.case))
+        return None
 
 
 def _planned(

@@ -70,17 +70,17 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
 
-def tables(checked: Checked, regions: Regions, size: str) -> list[Table]:
+def tables(checked: Checked, regions: Regions, grid: str) -> list[Table]:
     """All tables.
 
     Args:
         checked: What was found.
         regions: Of the run.
-        size: data.size, as it is written.
+        grid: the setting that the network's grid follows from, as it is written: data.size=128.
     """
     sites = checked.sites
     found = [_cases(sites, checked.findings), _images(sites), _regions(sites, regions)]
-    found += [_attainable(checked.attainable, regions, size), _intensities(sites)]
+    found += [_attainable(checked.attainable, regions, grid), _intensities(sites)]
     measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
     return [*found, *(_distances(one) for one in measured if one is not None)]
 
@@ -132,7 +132,7 @@ def _regions(sites: Sequence[SiteStatistics], regions: Regions) -> Table:
     return Table("Regions", columns, rows, "Size: share of the image or volume, over cases that show the region.", 2)
 
 
-def _attainable(sites: Sequence[Attainable], regions: Regions, size: str) -> Table:
+def _attainable(sites: Sequence[Attainable], regions: Regions, grid: str) -> Table:
     rows = [
         (site.site, name, str(len(cases)), f"{site.mean(name):.3f}", f"{site.lowest(name):.3f}")
         for site in sorted(sites, key=lambda site: site.site)
@@ -140,7 +140,7 @@ def _attainable(sites: Sequence[Attainable], regions: Regions, size: str) -> Tab
         if (cases := site.cases.get(name))
     ]
     note = "Dice of a perfect mask reduced to that grid and brought back: no model can be expected to score more."
-    title = f"Best attainable Dice on the network's grid (data.size={size}), on the images' own grid"
+    title = f"Best attainable Dice on the network's grid ({grid}), on the images' own grid"
     return Table(title, ("site", "region", "cases", "mean", "lowest"), rows, note, 2)
 
 

@@ -25,9 +25,10 @@ from fedseg.datamodules.readers.labels import map_labels, unknown_labels
 from fedseg.datamodules.readers.layers import Layer, combine
 from fedseg.datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
 from fedseg.datamodules.readers.stored import Stored, seen
-from fedseg.datamodules.readers.volumes import put_back, write_back
+from fedseg.datamodules.readers.volumes import AXIAL, put_back, write_back
 
 __all__ = [
+    "AXIAL",
     "FLAT",
     "GRID_CURE",
     "PLACE_CURE",
