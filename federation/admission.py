@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedseg.common.text import FORMULA
 from fedseg.federation.state import State, Tensors, Update
 
 PLAIN = frozenset(
@@ -33,8 +34,6 @@ PLAIN = frozenset(
 """Types of tensors that a group without a counterpart at the server may hold."""
 RANK = 8
 LONGEST_SITE = 100
-FORMULA = ("=", "+", "-", "@")
-"""What makes a spreadsheet compute a cell."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import FORMULA, printable
 from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.configs.words import tree
-from fedseg.federation.admission import FORMULA, bounds
+from fedseg.federation.admission import bounds
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import RoundRecord
 from fedseg.federation.engine import RoundError, check_cohort
-from fedseg.federation.flower.keys import Pins
+from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.ledger import LEDGER, Ledger
@@ -193,7 +194,7 @@ def read_keys(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); write lines such as 'north: KEY'") from error
     keys = {str(site): str(key) for site, key in told.items()} if isinstance(told, Mapping) else {"": ""}
-    if odd := [site for site, key in keys.items() if not re.fullmatch("[0-9a-f]{64}", key)]:
+    if odd := [site for site, key in keys.items() if not KEY.fullmatch(key)]:
         raise ConfigError(f"{path}: {odd[0]!r} has no key of 64 hexadecimal digits; take the line of its site.pub")
     return keys
 
@@ -220,8 +221,8 @@ def agreed(sites: Mapping[str, Facts], settings: Experiment) -> int:
     for facts in sites.values():
         for name, value in facts.settings.items():
             if value != first.settings.get(name):
-                told = f"{first.site!r} has {first.settings.get(name)}, {facts.site!r} has {value}"
-                raise ConfigError(f"sites must agree on {name}: {told}")
+                told = f"{first.site!r} has {_shown(first.settings.get(name))}, {facts.site!r} has {_shown(value)}"
+                raise ConfigError(f"sites must agree on {_shown(name)}: {told}")
     found = {facts.channels: facts.site for facts in sites.values()}
     wanted = max(found) if settings.config.data.channels == "auto" else settings.config.data.channels
     for channels, site in found.items():
@@ -297,6 +298,10 @@ def goes_back_to(checkpoint: Checkpoint, site: str) -> set[int]:
     """Rounds whose end the server may come back to: the last checkpoint's, and that of the site's best model."""
     best = checkpoint.best()
     return {checkpoint.round, *(best[name].round for name in (f"personal/{site}", "global") if name in best)}
+
+
+def _shown(told: str | None) -> str:
+    return printable(str(told)[:200])
 
 
 def _in_order(sites: Mapping[str, Facts]) -> list[str]:

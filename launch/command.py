@@ -10,11 +10,13 @@ from pathlib import Path
 from types import FrameType
 
 from fedseg import missing
+from fedseg.common.text import printable
 from fedseg.console import own_files, steady_output
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 OLDEST = (3, 10)
 ROOT = Path(__file__).resolve().parent.parent
+LINES = "\n\t"
 MISTAKES = (
     ("common.parts", "PartError"),
     ("configs.compose", "ConfigError"),
@@ -71,7 +73,7 @@ def _ended_by(error: BaseException, go_on: str) -> int:
         return INTERRUPTED
     if isinstance(error, mistakes()):
         with failing_run(MISTAKE):
-            print(f"error: {_told(error)}", file=sys.stderr)
+            print(f"error: {printable(_told(error), but=LINES)}", file=sys.stderr)
         return MISTAKE
     with failing_run(FAILED):
         raise error

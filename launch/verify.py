@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from fedseg.common.text import printable
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Row
 from fedseg.federation.ledger import BEGUN, HASH, LEDGER, SAVED, START, broken, canonical, digests, read, receipt
@@ -235,10 +236,10 @@ def _run(arguments: Sequence[str]) -> int:
         raise ReportingError(f"{runs[0].path} and {runs[1].path} are both ledgers of runs; name one run, and sites")
     found = problems(runs[0] if runs else None, sites)
     for told in found:
-        print(told)
+        print(printable(told))
     checked = ", ".join(f"{log.site or 'run'}: {len(log.entries)} entries" for log in logs)
     head = f"; the run's last hash is {runs[0].entries[-1][HASH]}" if runs else ""
-    print(f"{checked}: {f'{len(found)} things do not fit' if found else 'all fits'}{head}")
+    print(f"{printable(checked)}: {f'{len(found)} things do not fit' if found else 'all fits'}{head}")
     return UNFIT if found else 0
 
 

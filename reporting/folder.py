@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 
 from fedseg.common.files import PART, ends_a_line, naming, write_atomic
+from fedseg.common.text import cell
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import Meter, describe_process, extend_environment
 
@@ -65,6 +66,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 GROUP_COLUMNS = ("site", "case", "column", "value")
 FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
+FOREIGN = ("event", "detail", "group", "tensor")
+"""Columns for words of a site that nothing is found by, so that they may be changed to be harmless."""
 NETWORK_GRID = "network"
 YOUNGER: dict[str, dict[str, str | float]] = {
     METRICS: {"unit": "", "grid": NETWORK_GRID},
@@ -665,9 +668,12 @@ def _lines(rows: Iterable[Row], columns: Sequence[str], name: str) -> str:
     for row in rows:
         if row.keys() != expected:
             raise ReportingError(f"{name}: a row has the columns {sorted(row)}, not {sorted(expected)}.")
-        writer.writerow([_one_line(row[column]) for column in columns])
+        writer.writerow([_told(row[column], column) for column in columns])
     return stream.getvalue()
 
 
-def _one_line(value: Any) -> Any:
-    return re.sub(r"[\r\n]+", " ", value) if isinstance(value, str) else value
+def _told(value: Any, column: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    line = re.sub(r"[\r\n]+", " ", value)
+    return cell(line) if column in FOREIGN else line

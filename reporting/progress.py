@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from fedseg.common.text import printable
+
 BAR = "{desc} {bar} {percentage:3.0f}%{postfix} [{elapsed}, {remaining} left]"
 NARROW = 79
 
@@ -69,7 +71,7 @@ class Progress:
         """A site has answered; only training moves the bar."""
         if self._bar is not None:
             shown = f"{task} {site}" + (f" loss {scalars['loss']:.4f}" if "loss" in scalars else "")
-            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.set_postfix_str(printable(shown), refresh=False)
             self._bar.update(1 if task == "train" else 0)
 
     def round_done(self, round: int, values: Mapping[str, float], events: Sequence[str] = ()) -> None:
@@ -101,7 +103,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Write a line without tearing the bar."""
-        tqdm.write(text, file=self.stream)
+        tqdm.write(printable(text, but="\n"), file=self.stream)
         self.stream.flush()
 
     def close(self) -> None:

@@ -20,7 +20,16 @@ from fedseg.reporting.groups import group_scores, group_tables
 from fedseg.reporting.letters import legible
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
 from fedseg.reporting.progress import Progress
-from fedseg.reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, Summary, over_sites, site_scores, summarise
+from fedseg.reporting.summary import (
+    CHECKPOINTS,
+    HEADLINE,
+    VIEWS,
+    Summary,
+    over_sites,
+    said_of_privacy,
+    site_scores,
+    summarise,
+)
 from fedseg.reporting.wandb import WandbRun
 
 LOSSES = ("loss", "loss_personal")
@@ -248,14 +257,6 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         if figure is not None:
             save_curves(figure, folder.plots)
     return summary
-
-
-def said_of_privacy(settings: Mapping[str, Any]) -> str:
-    """What table and report say of noise that anybody who knows the run's seed can subtract."""
-    mechanism = settings.get("privacy.mechanism", "none")
-    if mechanism == "none" or settings.get("privacy.randomness") != "seeded":
-        return ""
-    return f"privacy.mechanism={mechanism}, noise seeded: reproducible, protects nobody"
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """The result of a run: sites x views, for the last round and for the round chosen on validation."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
+from fedseg.common.text import printable
 from fedseg.evaluation import INVENTED, LOWER_IS_BETTER
 from fedseg.reporting.units import MIXED, grid_of, in_common, stated, titled
 
@@ -148,10 +149,11 @@ class Table:
         Args:
             stream: where it will be printed; on a terminal that wants colour (NO_COLOR unset) it is coloured.
         """
+        shown = [tuple(map(printable, row)) for row in (self.header, *self.rows)]
         colour = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
-        widths = [max(len(row[i]) for row in (self.header, *self.rows) if row) for i in range(len(self.header))]
+        widths = [max(len(row[i]) for row in shown if row) for i in range(len(self.header))]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [_aligned(self.header, widths), rule, *(_aligned(row, widths) if row else rule for row in self.rows)]
+        lines = [_aligned(row, widths) if row else rule for row in (shown[0], (), *shown[1:])]
         if colour:
             lines = [f"{DIM}{line}{RESET}" if line == rule else line for line in lines]
             lines[0] = f"{BOLD}{lines[0]}{RESET}"
@@ -215,6 +217,14 @@ class Summary:
     @property
     def _said(self) -> list[str]:
         return [f"{self.privacy}\n"] if self.privacy else []
+
+
+def said_of_privacy(settings: Mapping[str, Any]) -> str:
+    """What table and report say of noise that anybody who knows the run's seed can subtract."""
+    mechanism = settings.get("privacy.mechanism", "none")
+    if mechanism == "none" or settings.get("privacy.randomness") != "seeded":
+        return ""
+    return f"privacy.mechanism={mechanism}, noise seeded: reproducible, protects nobody"
 
 
 def summarise(scores: pd.DataFrame) -> Summary:
@@ -430,4 +440,4 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(printable(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import printable
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import METRICS, SPLITS, RunFolder
 from fedseg.reporting.overlays import Picture, best_slice, displayed, shrunk
@@ -159,7 +160,7 @@ class WandbRun:
             values: Names and numbers.
             last: No other round follows; pictures and tables still join its row.
         """
-        known = {key: float(value) for key, value in values.items() if not np.isnan(value)}
+        known = {printable(key): float(value) for key, value in values.items() if not np.isnan(value)}
         if self._run is not None and known and round > self._sent:
             self._sent = round
             with self._guarded():

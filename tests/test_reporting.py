@@ -39,8 +39,8 @@ from fedseg.reporting.overlays import (
     window,
 )
 from fedseg.reporting.progress import Progress, duration
-from fedseg.reporting.reporter import Reporter, said_of_privacy, validation_values
-from fedseg.reporting.summary import summarise
+from fedseg.reporting.reporter import Reporter, validation_values
+from fedseg.reporting.summary import said_of_privacy, summarise
 from fedseg.reporting.wandb import (
     RunAddress,
     WandbRun,

@@ -6,6 +6,7 @@ of its own (Ed25519), made at its first message and kept in its folder.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedseg.common.files import write_atomic
 
 PRIVATE, PUBLIC = "site.key", "site.pub"
+KEY = re.compile("[0-9a-f]{64}")
 
 
 class SiteKey:
@@ -40,7 +42,9 @@ class SiteKey:
 
 
 def signed(public: str, text: str, signature: str) -> bool:
-    """Whether a signature is of this text, by the owner of this key."""
+    """Whether a signature is of this text, by the owner of this key; a key is written in one way only."""
+    if not KEY.fullmatch(public):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), text.encode())
     except (InvalidSignature, ValueError):

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedseg.common.text import printable
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.keys import SiteKey
@@ -202,7 +203,7 @@ def checked_update(answer: Answer, state: State, facts: Facts, task: Task) -> Up
     if answer.site != site:
         raise ValueError("it carries another site's name")
     if answer.refusal:
-        return Update(site=site, examples=0, refusal=answer.refusal[:500])
+        return Update(site=site, examples=0, refusal=printable(answer.refusal[:500]))
     if answer.examples < 0:
         raise ValueError("it tells a negative number of images")
     if answer.examples > facts.most:

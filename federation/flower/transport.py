@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
+from fedseg.common.text import printable
 from fedseg.federation.admission import nameless, quoted
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.envelope import Envelope
@@ -174,7 +175,7 @@ class FlowerTransport:
     def _unfit(self, answer: Answer) -> str:
         """Why the greeting of a site lets it take no part; empty if it may."""
         if answer.refusal or answer.facts is None or answer.facts.site != answer.site:
-            return answer.refusal[:2000] or "no facts came"
+            return printable(answer.refusal[:2000]) or "no facts came"
         if reason := oversized(answer.facts):
             return reason
         if answer.site in self._nodes:

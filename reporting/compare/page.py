@@ -19,6 +19,7 @@ from fedseg.reporting.compare.choice import Choice
 from fedseg.reporting.compare.tables import Grid
 from fedseg.reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, count, units
 from fedseg.reporting.letters import legible
+from fedseg.reporting.summary import said_of_privacy
 
 MOST = 4  # examples in a sentence
 BADGES: dict[Answer, tuple[str, str]] = {
@@ -238,7 +239,16 @@ def notes(analysis: Analysis) -> list[str]:
         if thin
         else []
     )
-    return [*alone, *partial, *same_models(analysis), *analysis.gathered.notes]
+    return [*alone, *partial, *unprotected(analysis), *same_models(analysis), *analysis.gathered.notes]
+
+
+def unprotected(analysis: Analysis) -> list[str]:
+    """Methods whose noise anybody can subtract who knows the run's seed."""
+    found: dict[str, dict[str, None]] = {}
+    for method, runs in analysis.gathered.runs.items():
+        for told in filter(None, (said_of_privacy(run.settings) for run in runs)):
+            found.setdefault(told, {})[method] = None
+    return [f"{', '.join(methods)}: {told}." for told, methods in found.items()]
 
 
 def same_models(analysis: Analysis) -> list[str]:
