@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.privacy.masked import GROUP
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
 
@@ -54,6 +56,11 @@ def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monke
         "visits": "publish",
     }
     assert expected.get(kind, "train") in set(audit["task"])
+    if kind == "consultations":  # the ledger tells of masked rows, too
+        entries = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+        sent = [set(told["sent"]) for entry in entries if entry["what"] == "train" for told in entry["sites"].values()]
+        assert len(sent) == len(SITES)
+        assert all(GROUP in groups and "model" not in groups for groups in sent)
     if kind == "refusals":
         assert "(unread)" in set(audit["group"])
         assert (run.events()["event"] == "refused").sum() >= 3

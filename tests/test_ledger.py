@@ -20,7 +20,7 @@ from fedseg.federation.ledger import HASH, LEDGER, START, Ledger, broken, canoni
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.launch import flower_server
 from fedseg.launch.run import execute
-from fedseg.launch.verify import Log, main, problems
+from fedseg.launch.verify import Log, _receipt_in, main, problems
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
 from tests.tiny_run import phantom_run
@@ -126,6 +126,7 @@ def test_a_run_in_one_process_has_a_chain_that_goes_on_when_it_is_resumed(
     rows = lines(tmp_path / LEDGER)
     assert [row["round"] for row in rows if row["what"] == "begun"] == [0, 1]
     assert {"train", "evaluate", "checkpoint"} <= {row["what"] for row in rows}
+    assert not any("signature" in told for row in rows for told in row.get("sites", {}).values())
     assert main([str(tmp_path)]) == 0
     assert f"all fits; the run's last hash is {rows[-1][HASH]}" in capsys.readouterr().out
     state = next((tmp_path / "checkpoints").glob("server-00002*"))
@@ -252,6 +253,21 @@ def test_other_keys_do_not_help_whoever_rewrites(finished: Path, tmp_path: Path)
     other = SiteKey(tmp_path / "other", "site_02").public
     keys.write_text("".join(f"{site}: {other}\n" for site in SITES))
     assert any("the run has another key under this name" in told for told in found_in(folder))
+
+
+def test_an_answer_that_a_killed_server_could_not_note_is_not_held_against_it(finished: Path, tmp_path: Path) -> None:
+    """Only where the run went on from there: behind its last entry something is missing."""
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    run, sites = places(folder)
+    noted, own = lines(run / LEDGER), lines(sites[1] / LEDGER)
+    resumed = [row for row in noted if row["what"] == "begun"][-1]
+    key = SiteKey(sites[1].parent, "site_02")
+    for head, told in ((resumed["previous"], []), (noted[-1][HASH], ["the run's ledger ends before it"])):
+        signs = {**_receipt_in(own[-1]), "head": head}
+        write(sites[1] / LEDGER, chained([*own, {**signs, "key": key.public, "signature": key.sign(canonical(signs))}]))
+        found = found_in(folder)
+        assert len(found) == len(told)
+        assert all(words in line for words, line in zip(told, found, strict=True))
 
 
 def test_what_a_site_wrote_afterwards_proves_nothing(finished: Path, tmp_path: Path) -> None:

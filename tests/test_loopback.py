@@ -19,6 +19,7 @@ import pytest
 from scripts.loopback import CONFIGURATIONS, Loopback, free_port
 
 NOBODY = 65534
+PORTS = ("SuperLink", "its gate", "the shelf of signed apps", "the gate of a site", "its SuperNode")
 ROOT = Path(__file__).parent.parent
 PLAY = """
 import sys
@@ -52,6 +53,18 @@ def alive(pids: set[int]) -> list[str]:
     """The commands of those that still run."""
     paths = [Path(f"/proc/{pid}/cmdline") for pid in sorted(pids)]
     return [path.read_text().replace("\0", " ") for path in paths if path.exists() and path.read_text()]
+
+
+def listening(pids: set[int]) -> list[tuple[str, int]]:
+    """Addresses (as the system writes them) and ports on which these processes listen."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(file.readlink()))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    found = {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+    return sorted((place.rpartition(":")[0], int(place.rpartition(":")[2], 16)) for place in found)
 
 
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "SIGHUP", "error"])
@@ -129,9 +142,11 @@ def test_sigterm_ends_superlink_gates_and_supernodes_of_the_guide(tmp_path: Path
             assert process.poll() is None
             time.sleep(0.1)
         started = family(process.pid)
-        commands = " ".join(alive(started))
+        commands, doors = " ".join(alive(started)), listening(started)
         process.terminate()
         assert process.wait(60) == 143
+    assert len(doors) == len(PORTS), "each is in the table of docs/hardening.md"
+    assert {address for address, _ in doors} == {"0100007F"}, "127.0.0.1; the guide's own gate alone is for others"
     for program in ("flower-superlink", "flower-supernode", "flower-superexec", "nginx: worker"):
         assert program in commands
     assert alive(started) == []
