@@ -1,0 +1,121 @@
+"""One plan for volumes of several sites: `python -m fedseg.launch.plan DIR [KEY=VALUE ...]`."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from fedseg.common.files import write_atomic
+from fedseg.configs.compose import ConfigError
+from fedseg.datamodules import DataError, MultiCenterDataModule
+from fedseg.datamodules.cases import Case
+from fedseg.datamodules.check.reading import open_case
+from fedseg.datamodules.findings import Finding, refuse
+from fedseg.datamodules.plan import Modality, Plan, Tallies, tally
+from fedseg.launch.check import UsageError, build
+from fedseg.launch.command import guarded
+
+HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
+python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: sums over its volumes, no case's own
+python -m fedseg.launch.plan told=[A.json,B.json,...]        one plan from what sites told
+
+Writes the plan as an experiment: python train.py experiment=plan.yaml data.root=DIR ...
+
+  output=FILE   of the plan; plan.yaml
+  voxels=N      of a patch, at most; 262144 (64 x 64 x 64)
+  modality=ct   values in Hounsfield units, one window for all sites; mr scales each volume by itself
+
+Settings of the data are those of python train.py."""
+OWN: Mapping[str, str] = {
+    "output": "plan.yaml", "voxels": str(64**3), "modality": "mr", "site": "", "tell": "", "told": ""
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return guarded(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(HELP)
+        return
+    own, rest = _split(arguments)
+    if own["told"]:
+        if rest:
+            raise ConfigError(f"told= needs no data; leave {' '.join(rest)} out")
+        files = [Path(name.strip()) for name in own["told"].strip("[]").split(",")]
+        sites = {path.name: Tallies.load(path) for path in files}
+    else:
+        try:
+            data, *_ = build([*rest, "data.dimensions=3"])
+        except UsageError as error:
+            raise ConfigError(f"{error}\n\n{HELP}") from error
+        sites = dict(_tallies(data, own["site"]))
+    if own["tell"]:
+        _tell(sites, own)
+        return
+    plan = Plan.of(reduce(add, sites.values(), Tallies.nothing()), int(own["voxels"]), cast(Modality, own["modality"]))
+    name = next((word.partition("=")[2] for word in rest if word.startswith("data=")), "folder")
+    write_atomic(Path(own["output"]), yaml.safe_dump(plan.settings(name), default_flow_style=None, sort_keys=False))
+    cases = ", ".join(f"{name} {told.cases}" for name, told in sites.items())
+    print(f"volumes: {cases}\n\n{Path(own['output']).read_text(encoding='utf-8')}")
+    print(f"python train.py experiment={own['output']} data.root=DIR ...")
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own words, and settings of the data."""
+    given = dict(word.split("=", 1) for word in arguments if word.partition("=")[0] in OWN and "=" in word)
+    own = {**OWN, **given}
+    if own["modality"] not in get_args(Modality):
+        raise ConfigError(f"modality={own['modality']}: {' or '.join(get_args(Modality))}")
+    if not own["voxels"].isdigit() or not int(own["voxels"]):
+        raise ConfigError(f"voxels={own['voxels']}: a whole number of 1 or more")
+    return own, [word for word in arguments if word.partition("=")[0] not in OWN or "=" not in word]
+
+
+def _tell(sites: Mapping[str, Tallies], own: Mapping[str, str]) -> None:
+    if len(sites) != 1:
+        raise ConfigError(f"tell= is for one site; name it: site={next(iter(sites))}")
+    ((name, told),) = sites.items()
+    told.save(Path(own["tell"]))
+    print(f"{own['tell']}: sums over {told.cases} volumes of {name}; nothing of a single volume")
+
+
+def _tallies(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Tallies]]:
+    by_site: dict[str, list[Case]] = defaultdict(list)
+    for case in data.survey(refuse):
+        if case.labelled:
+            by_site[case.site].append(case)
+    if only and only not in by_site:
+        raise ConfigError(f"site={only}: no labelled volumes of that site; there is {', '.join(sorted(by_site))}")
+    for site in [only] if only else sorted(by_site):
+        yield site, tally(site, (_looked_at(data, case) for case in by_site[site]))
+
+
+def _looked_at(
+    data: MultiCenterDataModule, case: Case
+) -> tuple[Sequence[int], tuple[float, float, float], NDArray[Any]]:
+    """Shape, spacing, and values as stored of the voxels of any region; of modalities those of the first."""
+    findings: list[Finding] = []
+    opened = open_case(data, case, findings)
+    for finding in findings:
+        if finding.severity == "error":
+            refuse(finding)
+    labels, (part, *_) = opened.labels, opened.parts
+    if labels is None or part.spacing is None:
+        raise DataError(f"{case}: its spacing is not known; give data.spacing")
+    return labels.shape, part.spacing, part.images[0][np.isin(labels, sorted(data.regions.ids))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
