@@ -43,6 +43,7 @@ class Task:
         views: views to evaluate; empty for all that the method has.
         topic: what a transform's server side asks its site side in a consultation: ``transform/stage``; elsewhere
             `VISITING`, or empty.
+        sites: how many sites train at the same time, whose updates may become one; 0 where that is not told.
     """
 
     kind: Kind
@@ -57,6 +58,7 @@ class Task:
     adapt: bool = False
     views: tuple[str, ...] = ()
     topic: str = ""
+    sites: int = 0
 
 
 class Site(Protocol):

@@ -368,7 +368,7 @@ class Federation:
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))
             present = [site for site in present if site in along]
-        tasks = {site: self._task(round, site) for site in present}
+        tasks = {site: replace(self._task(round, site), sites=len(present)) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         messages = {site: joined(message, along[site]) if along else message for site, message in messages.items()}
         for site, message in messages.items():

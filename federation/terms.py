@@ -16,8 +16,8 @@ class Terms:
     """A site's own terms (terms.yaml); a site without a file has these defaults.
 
     Attributes:
-        least_sites: sites behind every mean; with masked sums the site itself sees to it, else it can only hold the
-            run's settings to it.
+        least_sites: sites behind every mean; with masked sums the site itself sees to it, else it holds the run's
+            settings and what each training task says of its round to it, which is the server's word.
         masked: single updates leave masked only (privacy.aggregation=masked).
         max_epsilon: what leaves has passed differential privacy whose noise is drawn at the site (privacy.mechanism
             patient or sparse), and all runs of a site on its own machine together spend at most this (in one place:
@@ -46,8 +46,15 @@ class Terms:
     def __post_init__(self) -> None:
         check_ranges(Terms, vars(self), "terms")
 
-    def forbids(self, task: Task) -> str:
-        """Which term stands against a task, whatever was said before the run; empty if none does."""
+    def forbids(self, task: Task, shares: bool = True) -> str:
+        """Which term stands against a task, whatever was said before the run; empty if none does.
+
+        Args:
+            task: what is asked.
+            shares: whether updates of the run's method become one at all.
+        """
+        if task.kind == "train" and shares and max(task.sites, 1) < self.least_sites:
+            return f"least_sites: {self.least_sites}, and this round is of {max(task.sites, 1)}"
         visiting = task.topic == VISITING
         if task.kind == "publish" and visiting and not self.model_scored_elsewhere:
             return "model_scored_elsewhere: false"

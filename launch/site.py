@@ -262,6 +262,11 @@ class LaunchedSite:
             terms=self.terms,
         )
 
+    def forbids(self, task: Task) -> str:
+        """Which of the site's terms stands against a task; see `federation.flower.client.OpenSite`."""
+        method: Any = self.transport.worker
+        return self.terms.forbids(task, method.shares)
+
     def release(self, before: State, after: State) -> None:
         """Charge a turn to the site's own ledger of all runs; see `federation.flower.client.OpenSite`."""
         events, most = released(before, after, self.experiment.transforms), self.terms.max_epsilon

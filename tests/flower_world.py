@@ -73,7 +73,9 @@ class ToyOpen:
     def __init__(self, way: InProcess, site: ToySite) -> None:
         self.transport = way
         self.site = site
-        self.terms = Terms()
+
+    def forbids(self, task: Task) -> str:
+        return Terms().forbids(task)
 
     def facts(self) -> Facts:
         return Facts(self.site.name, self.site.seen, 3, self.site.examples)

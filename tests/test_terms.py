@@ -274,6 +274,21 @@ def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
     assert not state.tensors
 
 
+def test_a_round_of_fewer_sites_than_the_terms_say_is_refused(tmp_path: Path) -> None:
+    """It is the server's word; but it has to give it, and the site signs what it was told."""
+    grid = grid_with(tmp_path, {"site_01": {"least_sites": 3}})
+    across(tmp_path, "algorithm=fedavg", "federation.rounds=1", "federation.min_sites=3", grid=grid)
+    question = last_question(grid, 1, kind="train")
+    assert question.task is not None
+    assert question.task.sites == 3
+    for told in (2, 0):
+        answer, state = asked(grid, 1, replace(question, task=replace(question.task, sites=told)))
+        assert f"(least_sites: 3, and this round is of {told or 1})" in answer.refusal
+        assert not state.tensors
+    alone = replace(question.task, sites=1)
+    assert Terms(least_sites=3).forbids(alone, shares=False) == "", "nothing is shared"
+
+
 @pytest.mark.parametrize(("stage", "message"), [
     ("keys", State(scalars={"sites": 3.0})),
     ("train", State({"sealed": {"b": torch.zeros(1), "c": torch.zeros(1)}})),

@@ -19,7 +19,6 @@ from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
 from fedseg.federation.ledger import LEDGER, Ledger, canonical, digests, receipt, text_digest
 from fedseg.federation.state import State, to_bytes
-from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -37,9 +36,8 @@ class OpenSite(Protocol):
     def transport(self) -> InProcess:
         """The worker and what it trains on."""
 
-    @property
-    def terms(self) -> Terms:
-        """What the site agrees to."""
+    def forbids(self, task: Task) -> str:
+        """Which of the site's terms stands against a task; empty if none does."""
 
     def facts(self) -> Facts:
         """What the site tells of itself."""
@@ -113,7 +111,7 @@ class SiteClient:
     def _turn(
         self, opened: OpenSite, kept: Kept, question: Question, task: Task, message: State
     ) -> tuple[Answer, State]:
-        if term := opened.terms.forbids(task):
+        if term := opened.forbids(task):
             raise RefusedError(f"its terms forbid this, whatever the run's settings say ({term})")
         before = kept.before(task, question.base)
         opened.transport.restore({self.site: before})
