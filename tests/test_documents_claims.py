@@ -14,7 +14,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -220,3 +220,22 @@ def test_models_go_to_wandb_only_when_that_was_said(said: bool) -> None:
     meter: Any = None
     finish(reporter, settings, meter)
     assert told == ([folder] if said else [])
+
+
+def test_the_reading_of_the_attack_table_is_what_the_table_says() -> None:
+    rows = re.findall(r"^\| (\w+) \|((?: [\d.]+ \(\d\) \|){7})$", text_of("hardening"), re.MULTILINE)
+    rules = [f"{rule}" for rule in get_args(combine.Rule)]
+    cells = {attack: dict(zip(rules, re.findall(r"([\d.]+) \((\d)\)", row), strict=True)) for attack, row in rows}
+    dice = {attack: {rule: float(value) for rule, (value, _) in row.items()} for attack, row in cells.items()}
+    named = {(attack, rule) for attack, row in cells.items() for rule, (_, count) in row.items() if count == "2"}
+    attacks = [attack for attack in dice if attack != "none"]
+    assert len(attacks) == 6
+    assert min(dice["none"], key=dice["none"].get) == "krum"
+    assert all(value >= dice["none"]["mean"] - 4 for value in dice["none"].values())
+    assert (dice["none"]["krum"], dice["none"]["mean"]) == (77.1, 80.9)
+    assert (dice["scaling"]["mean"], dice["label_flip"]["mean"]) == (2.8, 12.5)
+    assert (dice["scaling"]["norm_bound"], dice["scaling"]["geometric_median"]) == (82.2, 78.7)
+    assert (dice["label_flip"]["norm_bound"], dice["label_flip"]["geometric_median"]) == (27.9, 9.0)
+    assert min(dice[attack][rule] for attack in attacks for rule in ("median", "trimmed_mean")) == 72.5
+    assert min(dice[attack]["multi_krum"] for attack in attacks) == 80.2
+    assert named == {("scaling", rule) for rule in rules if rule != "mean"} | {("collusion", "multi_krum")}
