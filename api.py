@@ -23,6 +23,7 @@ from fedseg.launch.reopen import Reopened
 from fedseg.launch.run import default_folder, execute, read_settings
 from fedseg.launch.saved import Chosen, SavedModels
 from fedseg.launch.settings import DATA, METHODS
+from fedseg.launch.trained import TrainedModel
 from fedseg.reporting.compare.report import Report
 from fedseg.reporting.curves import draw_curves
 from fedseg.reporting.folder import RunFolder
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from fedseg.datamodules import MultiCenterDataModule
 
-__all__ = ["Run", "compare", "data_sets", "load_sites", "methods", "open_run", "run"]
+__all__ = ["Run", "TrainedModel", "compare", "data_sets", "load_sites", "methods", "open_run", "run"]
 
 
 def methods() -> list[str]:

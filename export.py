@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DESCRIPTION = """Write the global model and each site's own: NAME.safetensors (weights), NAME.pt (TorchScript, runs
-without this suite) and NAME.md (a card: regions, input, training sites, scores, terms, limits).
+without this suite), NAME.ckpt (a checkpoint for Lightning) and NAME.md (a card: regions, input, training sites, scores,
+terms, limits).
 
 docs/prediction.md says more."""
 
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> None:
     for model in found:
         whose = f"site {model.site}'s own model" if model.site else "the global model"
         whose += f" with the statistics of {options.images}" if model.view == "own-statistics" else ""
-        print(f"{options.out / model.name}.{{safetensors,pt,md}}: {whose}, round {model.round}")
+        print(f"{options.out / model.name}.{{safetensors,pt,ckpt,md}}: {whose}, round {model.round}")
     print(f"exported programs answer as the models do: probabilities differ by {max(m.gap for m in found):.1g} at most")
 
 

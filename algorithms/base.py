@@ -12,15 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
-from fedseg.algorithms.stock import StockModule, View, dice
+from fedseg.algorithms.stock import LAST, StockModule, View, dice
 from fedseg.federation.contract import LOSS, Average, Batch, Cohort, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
-from fedseg.models.heads import decide, probabilities
+from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
-
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Memory layout, by number of axes of images or volumes."""
 
 
 class Algorithm(StockModule):
@@ -166,6 +163,10 @@ class Algorithm(StockModule):
         """That network as a module which holds everything it needs, to be saved or traced as a whole."""
         return self.network(view)
 
+    def answers_with(self) -> State:
+        """What came beside the model's own tensors and is needed to answer, such as heads of other sites."""
+        return State()
+
     def probe(self, site: Site, split: str) -> dict[str, float]:
         """What the method says of itself at a site without any label, name -> value; nothing is changed."""
         return {}
@@ -276,27 +277,6 @@ class Algorithm(StockModule):
         """The recipe's loss of a network on a batch, over the pixels whose label is known."""
         return self.task_loss(network(self.normalize(batch["image"])), batch)
 
-    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The recipe's loss of logits for a batch, over the pixels whose label is known."""
-        return self.recipe.loss(logits, batch["mask"], batch.get("known"))
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """(B, C, ...) images in [0, 1] -> the network's input, in the chosen memory layout."""
-        normalized: Tensor = self.preparation.to(images.device)(images)
-        if self.recipe.training.channels_last:
-            normalized = normalized.contiguous(memory_format=LAST[normalized.ndim])
-        return normalized
-
-    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """(B, C, ...) images in [0, 1], of any size where patches are cut -> logits of the same size."""
-        window = self.recipe.window
-        found: Tensor = (
-            network(self.normalize(images))
-            if window is None
-            else window(lambda patches: network(self.normalize(patches)), images)
-        )
-        return found
-
     @property
     def preparation(self) -> nn.Module:
         """What happens to images in [0, 1] before the network, as a module without entries in `state_dict()`."""
@@ -308,20 +288,6 @@ class Algorithm(StockModule):
         if self._reference is None:
             self._reference = {name: t.to(self.device) for name, t in self.received.get("model").items()}
         return self._reference
-
-    @torch.no_grad()
-    def predict(self, images: Tensor, view: View) -> Tensor:
-        """(B, C, ...) images in [0, 1] -> (B, R, ...) probabilities of the regions; nothing is changed."""
-        return self.answers(self.network(view), images)
-
-    @torch.no_grad()
-    def answers(self, network: nn.Module, images: Tensor) -> Tensor:
-        """What a network of this method makes of images, as `predict` does of a view's."""
-        training = network.training
-        network.eval()
-        logits = self.logits(network, images)
-        network.train(training)
-        return probabilities(logits, self.recipe.activation)
 
     def mean_dice(self, network: nn.Module, batches: Iterable[Batch]) -> float | None:
         """Mean Dice of a network over the images and regions in which there is anything; None where that is nothing."""

@@ -62,6 +62,12 @@ class Harmonised(Algorithm):
         target = message.get(TARGET)
         self._towards = [self.style.towards(target)] if target else []
 
+    def answers_with(self) -> State:
+        """What the method needs, and the target."""
+        needed = super().answers_with()
+        target = {TARGET: self.received[TARGET]} if TARGET in self.received.tensors else {}
+        return State({**needed.tensors, **target}, needed.scalars)
+
     @property
     def preparation(self) -> nn.Module:
         """Give images the target's style, then normalise them."""

@@ -179,6 +179,12 @@ class LCFed(FedRep):
         """The whole chain, the heads of the others included."""
         return StandaloneNetwork(self.network(view))
 
+    def answers_with(self) -> State:
+        """The heads of all sites, their codes, and the site's place among them."""
+        codes = {name: t for name, t in self.received.get("model").items() if name == CODES}
+        place = {SITE: self.received.scalars[SITE]} if SITE in self.received.scalars else {}
+        return State({**self._heads, **({"model": codes} if codes else {})}, place)
+
     def send(self, site: Site) -> State:
         """The shared differences, and the head for all to see, once it was trained."""
         answer = super().send(site)

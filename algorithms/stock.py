@@ -14,6 +14,8 @@ from fedseg.federation.contract import Batch
 from fedseg.models.heads import decide, probabilities
 
 View = str
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory layout, by number of axes of images or volumes."""
 
 
 class StockModule(pl.LightningModule):
@@ -30,17 +32,45 @@ class StockModule(pl.LightningModule):
     def network(self, view: View) -> nn.Module:
         """The network that answers for a view."""
 
+    @property
     @abstractmethod
-    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> a network's logits."""
+    def preparation(self) -> nn.Module:
+        """What happens to images in [0, 1] before the network, as a module without entries in `state_dict()`."""
 
-    @abstractmethod
     def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of logits for a batch."""
+        """The recipe's loss of logits for a batch, over the pixels whose label is known."""
+        return self.recipe.loss(logits, batch["mask"], batch.get("known"))
 
-    @abstractmethod
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, C, ...) images in [0, 1] -> the network's input, in the chosen memory layout."""
+        normalized: Tensor = self.preparation.to(images.device)(images)
+        if self.recipe.training.channels_last:
+            normalized = normalized.contiguous(memory_format=LAST[normalized.ndim])
+        return normalized
+
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(B, C, ...) images in [0, 1], of any size where patches are cut -> logits of the same size."""
+        window = self.recipe.window
+        found: Tensor = (
+            network(self.normalize(images))
+            if window is None
+            else window(lambda patches: network(self.normalize(patches)), images)
+        )
+        return found
+
+    @torch.no_grad()
     def predict(self, images: Tensor, view: View) -> Tensor:
-        """Images in [0, 1] -> probabilities of the regions by a view."""
+        """(B, C, ...) images in [0, 1] -> (B, R, ...) probabilities of the regions; nothing is changed."""
+        return self.answers(self.network(view), images)
+
+    @torch.no_grad()
+    def answers(self, network: nn.Module, images: Tensor) -> Tensor:
+        """What a network of this method makes of images, as `predict` does of a view's."""
+        training = network.training
+        network.eval()
+        logits = self.logits(network, images)
+        network.train(training)
+        return probabilities(logits, self.recipe.activation)
 
     @property
     def own_view(self) -> View:

@@ -251,21 +251,17 @@ class Experiment:
             training, regions.activation, channels, self._private_step, rounds, regions.names, self._window
         )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
-        network = self._section("model")
-        build = NETWORKS[network.pop("name")]
-        dimensions = (self.data.dimensions,) if "dimensions" in signature(build).parameters else ()
-        model: nn.Module = build(channels, regions.channels, *dimensions, **network)
+        model = build_network(self._section("model"), channels, regions.channels, self.data.dimensions)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
-        name = settings.pop("name")
-        method = harmonised(cast(type[Algorithm], METHODS[name]), training)
-        if self.data.dimensions == 3 and method.slices_only:
+        why = chosen_method(settings, training).slices_only
+        if self.data.dimensions == 3 and why:
             raise ConfigError(
-                f"algorithm={name} cannot learn from volumes: {method.slices_only}; take data.dimensions=2, or another "
+                f"algorithm={settings['name']} cannot learn from volumes: {why}; take data.dimensions=2, or another "
                 "method"
             )
-        return method(model, recipe, **settings)
+        return build_method(settings, model, recipe)
 
     def sites(self) -> dict[str, SiteData]:
         """All sites by name, and the pool of the seen ones.
@@ -313,6 +309,28 @@ class Experiment:
         if not isinstance(section, dict):
             raise ConfigError(f"{name} is not a section: {section!r}")
         return {str(key): value for key, value in section.items() if key != "preset"}
+
+
+def build_network(settings: Mapping[str, Any], channels: int, outputs: int, dimensions: int) -> nn.Module:
+    """The network that the section `model` describes."""
+    build = NETWORKS[settings["name"]]
+    among = (dimensions,) if "dimensions" in signature(build).parameters else ()
+    model: nn.Module = build(channels, outputs, *among, **_without_name(settings))
+    return model
+
+
+def build_method(settings: Mapping[str, Any], model: nn.Module, recipe: Recipe) -> Algorithm:
+    """The method that the section `algorithm` describes, over a network."""
+    return chosen_method(settings, recipe.training)(model, recipe, **_without_name(settings))
+
+
+def chosen_method(settings: Mapping[str, Any], training: Training) -> type[Algorithm]:
+    """The class that the section `algorithm` names, or what it becomes when its data are harmonised."""
+    return harmonised(cast(type[Algorithm], METHODS[settings["name"]]), training)
+
+
+def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in ("name", "preset")}
 
 
 def quieten_libraries(loggers: Sequence[str] = ("pytorch_lightning", "lightning")) -> None:

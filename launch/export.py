@@ -20,6 +20,7 @@ from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
+from fedseg.launch.trained import TrainedModel
 from fedseg.models import Activation, probabilities
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
@@ -78,7 +79,9 @@ def export_models(
     checkpoint: Chosen = "best",
     terms: str | None = None,
 ) -> list[Exported]:
-    """Write the global model and every site's own: NAME.safetensors, NAME.pt (TorchScript) and NAME.md (its card).
+    """Write the global model and every site's own, each in four files.
+
+    These are NAME.safetensors, NAME.pt (TorchScript), NAME.ckpt (Lightning's) and NAME.md (its card).
 
     The data of the run need not be there. Adapted models are no part of it: they exist for the images only from which
     they were made (`predict.py --view adapted`).
@@ -92,7 +95,7 @@ def export_models(
         terms: under which the models may be used, for the cards; None says that nobody stated them.
 
     Raises:
-        ReportingError: no such run or site, no model to export, or a program that does not answer as its model does.
+        ReportingError: no such run or site, no model to export, or a file that does not answer as its model does.
         DataError: an image that cannot be read, or that the network does not take.
     """
     models = SavedModels(Reopened.read(RunFolder(run)))
@@ -130,8 +133,10 @@ def _export(
     images: NewImages | None,
 ) -> Exported:
     name = view if site is None else f"personal-{file_name(site)}"
-    deployed = Deployed(models.load(view, site, checkpoint, images), view)
+    worker = models.load(view, site, checkpoint, images)
+    deployed = Deployed(worker, view)
     size = models.run.experiment.data.size
+    module = _as_lightning(models, worker, view, site)
     program, gap = traced(deployed, models.channels, size, name)
     card = Card(models, view, site, checkpoint, name, terms, len(images.images) if images is not None else 0)
     program.save(str(out / f"{name}.pt"))
@@ -139,7 +144,34 @@ def _export(
     facts = {key: _text(value) for key, value in card.facts().items()}
     (out / f"{name}.safetensors").write_bytes(save(tensors, facts))
     write_atomic(out / f"{name}.md", card.markdown())
+    module.save(out / f"{name}.ckpt")
+    _check_checkpoint(out / f"{name}.ckpt", worker, models, view)
     return Exported(name, view, site, models.round(view, site, checkpoint), gap)
+
+
+def _as_lightning(models: SavedModels, worker: Algorithm, view: str, site: str | None) -> TrainedModel:
+    try:
+        return TrainedModel.of(worker, models.run.experiment, models.channels, view, site)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ReportingError(f"{models.title}: {_needs_more(models)} ({error})") from error
+
+
+def _needs_more(models: SavedModels) -> str:
+    method = type(models.method).__name__
+    return f"{method} cannot answer from its network alone; let {method}.answers_with() return what came beside it"
+
+
+def _check_checkpoint(path: Path, worker: Algorithm, models: SavedModels, view: str) -> None:
+    """Open it again, and let it answer.
+
+    Raises:
+        ReportingError: it answers differently.
+    """
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, models.channels, *models.run.experiment.data.size, generator=generator)
+    again = TrainedModel.load_from_checkpoint(path, map_location="cpu")
+    if not torch.equal(again.predict(images, again.own_view), worker.predict(images, network_view(view))):
+        raise ReportingError(f"{models.title}: {_needs_more(models)}")
 
 
 def traced(deployed: nn.Module, channels: int, size: Sequence[int], name: str) -> tuple[Any, float]:

@@ -294,7 +294,7 @@ def _weighted_cross_entropy(logits: Tensor, mask: Tensor, known: Tensor | None =
     """The mean over pixels, each by the weight of what is there; where no known region is, of the background."""
     mask = mask if known is None else mask * known
     classes = torch.cat([1 - mask.sum(dim=1, keepdim=True), mask], dim=1)
-    weight = (classes * weights.to(mask.device).view(1, -1, 1, 1)).sum(dim=1)
+    weight = torch.einsum("bc...,c->b...", classes, weights.to(mask.device))
     if known is None:
         terms = F.cross_entropy(logits.float(), classes.argmax(dim=1), reduction="none")
     else:

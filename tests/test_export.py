@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,6 +22,9 @@ from torch import nn
 import export
 import predict
 import train
+from fedseg import api
+from fedseg.algorithms.harmonised import Harmonised
+from fedseg.federation.state import State
 from fedseg.launch.export import Deployed, traced
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import SavedModels
@@ -68,7 +72,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_programs_answer_as_the_run_does(exported: tuple[str, RunFolder, Path]) -> None:
     method, folder, out = exported
     names = METHODS[method][0]
-    assert {path.name for path in out.iterdir()} == {f"{n}.{e}" for n in names for e in ("pt", "safetensors", "md")}
+    assert {path.name for path in out.iterdir()} == {
+        f"{n}.{e}" for n in names for e in ("pt", "safetensors", "ckpt", "md")
+    }
     run = Reopened.read(folder)
     run.prepare_data()
     models = SavedModels(run)
@@ -80,6 +86,64 @@ def test_programs_answer_as_the_run_does(exported: tuple[str, RunFolder, Path]) 
             expected = worker.predict(batch["image"], view)
             torch.testing.assert_close(program(batch["image"]), expected, rtol=0, atol=1e-5)
             assert expected.std() > 0
+
+
+def stock_trainer(folder: Path) -> pl.Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, **quiet)
+
+
+def test_a_checkpoint_opens_in_lightning_and_answers_bit_for_bit(
+    exported: tuple[str, RunFolder, Path], tmp_path: Path
+) -> None:
+    method, folder, out = exported
+    run = Reopened.read(folder)
+    run.prepare_data()
+    stock = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    )
+    for name in sorted(METHODS[method][0])[:2]:
+        view, _, site = name.partition("-")
+        module = api.TrainedModel.load_from_checkpoint(out / f"{name}.ckpt")
+        settings = run.experiment.config
+        assert (module.hparams.view, module.hparams.site) == (view, site or None)
+        assert (module.hparams.algorithm["name"], module.hparams.training["lr"]) == (method, settings.training.lr)
+        data = run.experiment.data.of(site or "site_01")
+        worker = SavedModels(run).load(view, site or None)
+        answers = stock.predict(module, datamodule=data)
+        expected = [worker.predict(batch["image"], view) for batch in data.test_dataloader()]
+        assert len(answers) == len(expected) > 0
+        assert all(torch.equal(answer, own) for answer, own in zip(answers, expected, strict=True))
+        (validated,), (tested,) = stock.validate(module, data, verbose=False), stock.test(module, data, verbose=False)
+        assert {"val_loss", "val_dice"} <= validated.keys()
+        assert {"test_loss", "test_dice"} <= tested.keys()
+
+
+def test_an_exported_model_goes_on_training_at_a_site(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "algorithm=fedavg", "training.lr=0.05")
+    assert call(run.path, "--out", tmp_path / "out") == 0
+    module = api.TrainedModel.load_from_checkpoint(tmp_path / "out/global.ckpt")
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    reopened = Reopened.read(run)
+    reopened.prepare_data()
+    stock = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    )
+    stock.fit(module, datamodule=reopened.experiment.data.of("site_01"))
+    assert any(not torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert stock.optimizers[0].param_groups[0]["lr"] == 0.05
+
+
+def test_a_model_that_needs_more_than_its_network_says_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path / "run", "algorithm=fedavg", "training.harmonise=zscore")
+    with monkeypatch.context() as patched:
+        patched.setattr(Harmonised, "answers_with", lambda self: State())
+        assert call(run.path, "--out", tmp_path / "out") == 2
+    assert "let FedAvg.answers_with() return what came beside it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert call(run.path, "--out", tmp_path / "out") == 0
 
 
 def test_sites_have_models_of_their_own(exported: tuple[str, RunFolder, Path]) -> None:

@@ -221,8 +221,11 @@ def test_equal_weights_change_nothing_and_one_weight_alone_leaves_its_region(nam
         assert (elsewhere == second) == (name not in ("ce", "dice_ce", "smooth_dice")), "the background counts there"
 
 
-def test_the_weighted_cross_entropy_is_pytorchs() -> None:
+@pytest.mark.parametrize("volume", [False, True])
+def test_the_weighted_cross_entropy_is_pytorchs(volume: bool) -> None:
     logits, mask = three_regions("softmax")
+    if volume:
+        logits, mask = logits.unsqueeze(-1), mask.unsqueeze(-1)
     weights = [0.5, 1.0, 2.0, 3.0]
     target = torch.cat([1 - mask.sum(1, keepdim=True), mask], dim=1).argmax(dim=1)
     expected = nn.functional.cross_entropy(logits, target, torch.tensor(weights))

@@ -127,7 +127,7 @@ def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statist
     cases, out = stored(ditto, "site_03", tmp_path / "new"), tmp_path / "out"
     new = str(tmp_path / "new")
     assert export.main([str(ditto.folder.path), "--out", str(out), "--images", new, "--site", "site_01"]) == 0
-    assert f"own-statistics.{{safetensors,pt,md}}: the global model with the statistics of {new}" in (
+    assert f"own-statistics.{{safetensors,pt,ckpt,md}}: the global model with the statistics of {new}" in (
         capsys.readouterr().out
     )
     asked = ["--images", new, "--view", OWN_STATISTICS, "--probabilities", "--out", str(tmp_path / "masks")]
