@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedseg.algorithms.functional.pieces import in_pieces
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import Parts
 from fedseg.algorithms.recipe import Recipe
@@ -71,6 +72,9 @@ class Algorithm(StockModule):
     leaves_out_unknown: bool = True
     """Whether `loss` leaves out the pixels whose label is not known (``batch["known"]``). It is False for a class that
     writes its own `loss` and does not say so: such a method refuses data with ignored labels."""
+    adds_up: bool = True
+    """Whether a step's loss is a mean over images, beside terms without any, so that a batch may be computed in pieces.
+    It is False for a class that writes its own loss or step and does not say so: it refuses `training.pieces`."""
     styles_images: bool = False
     """Whether it gives images styles of its own, which harmonising them would take away again."""
     slices_only: str = ""
@@ -79,10 +83,12 @@ class Algorithm(StockModule):
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A loss of one's own is not trusted with labels that are not known, unless it says that it leaves them out."""
+        """What a class writes itself is trusted with unknown labels and with pieces of a batch only if it says so."""
         super().__init_subclass__(**kwargs)
         if "loss" in vars(cls) and "leaves_out_unknown" not in vars(cls):
             cls.leaves_out_unknown = False
+        if {"loss", "training_step", "optimizer_step"} & vars(cls).keys() and "adds_up" not in vars(cls):
+            cls.adds_up = False
 
     def __new__(cls, *_: Any, **settings: Any) -> Algorithm:
         """Refuse settings outside the ranges that the constructors' annotations state."""
@@ -95,6 +101,11 @@ class Algorithm(StockModule):
 
     def __init__(self, model: nn.Module, recipe: Recipe, *, personal: str | None = None) -> None:
         super().__init__()
+        if recipe.training.pieces > 1 and not self.adds_up:
+            raise ValueError(
+                f"training.pieces={recipe.training.pieces}: a step of {type(self).__name__} is no sum over pieces of "
+                "its batch; take training.pieces=1, and a smaller data.batch_size where memory is short"
+            )
         if recipe.training.channels_last:
             axes = max((p.ndim for p in model.parameters()), default=0)
             model = model.to(memory_format=LAST.get(axes, torch.channels_last))
@@ -306,10 +317,14 @@ class Algorithm(StockModule):
         if self.recipe.private is not None:
             return self.recipe.private.objective(self.loss, batch, [p for p in self.parameters() if p.requires_grad])
         told = len(self._losses.get(LOSS, ()))
-        loss = self.loss(batch)
+        if self.recipe.training.pieces > 1:
+            learning = [p for p in self.parameters() if p.requires_grad]
+            objective, loss = in_pieces(self.loss, batch, self.recipe.training.pieces, learning)
+        else:
+            objective = loss = self.loss(batch)
         if len(self._losses.get(LOSS, ())) == told:
             self.note(loss)
-        return loss
+        return objective
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser over all that can learn; its state is fresh or, if so declared, the site's own."""

@@ -27,6 +27,7 @@ class Ditto(FedAvg):
     views = ("global", "personal")
     models_per_step = 2
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(self, *args: Any, lam: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

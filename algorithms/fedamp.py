@@ -32,6 +32,7 @@ class FedAMP(SingleAnswers):
 
     views = ("global", "personal")
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(
         self,

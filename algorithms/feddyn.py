@@ -31,6 +31,7 @@ class FedDyn(FedAvg):
     """
 
     leaves_out_unknown = True
+    adds_up = True
     exact_groups = frozenset({"model"})
 
     def __init__(self, *args: Any, alpha: FinitePositive = 0.01, **kwargs: Any) -> None:

@@ -21,6 +21,7 @@ class FedProx(FedAvg):
     """
 
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(self, *args: Any, mu: NonNegativeFloat = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -25,6 +25,7 @@ class FedRoD(FedAvg):
 
     views = ("global", "personal")
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

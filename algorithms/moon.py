@@ -32,6 +32,7 @@ class Moon(FedAvg):
     """
 
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(
         self, *args: Any, mu: NonNegativeFloat = 1.0, temperature: FinitePositive = 0.5, **kwargs: Any

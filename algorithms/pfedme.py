@@ -35,6 +35,7 @@ class PFedMe(FedAvg):
 
     views = ("global", "personal")
     leaves_out_unknown = True
+    adds_up = True
 
     def __init__(
         self,

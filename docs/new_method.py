@@ -30,6 +30,7 @@ class MyMethod(FedAvg):
     leaves_out_unknown = (
         True  # its loss takes no pixel into account whose label is not known: task_loss leaves them out
     )
+    adds_up = True  # its loss is a mean over images: a batch may be computed in pieces (training.pieces)
 
     def __init__(self, *args: Any, strength: NonNegativeFloat = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

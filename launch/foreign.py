@@ -15,6 +15,7 @@ FOREIGN = {
     "batch_size": "it is data.batch_size",
     "num_workers": "it is data.workers",
     "precision": "it is trainer.precision",
+    "accumulate_grad_batches": "it is training.pieces, of a batch: data.batch_size=32 training.pieces=4",
     "gradient_clip_val": "it is trainer.gradient_clip",
     "accelerator": "it is trainer.accelerator",
     "devices": "there is none: a run uses one device; engine=flower-simulation spreads sites over GPUs",
