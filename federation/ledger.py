@@ -45,6 +45,7 @@ class Ledger:
 
     def __init__(self, path: Path, whole: bool = True) -> None:
         self.path = path
+        self.known: dict[int, str] = {}  # digests of the messages that are under way, by identity of their tensors
         entries = read(path) if whole else last(path)
         if whole and (found := broken(entries)):
             raise CheckpointError(f"{path} is damaged: {found[0]}; restore it from a copy, or start the run anew")
@@ -81,15 +82,17 @@ class Ledger:
         self, tasks: Mapping[str, Task], messages: Mapping[str, State], answers: Iterator[Update]
     ) -> Iterator[Update]:
         """The answers as they come; with the last one, or when nobody waits for more, they are an entry."""
-        known: dict[int, str] = {}
-        shown = {site: digests(messages[site], known) for site in tasks}
+        self.known = {}
+        shown = {site: digests(messages[site], self.known) for site in tasks}
         sites: dict[str, Row] = {}
         try:
             for update in answers:
-                sites[update.site] = {"shown": shown[update.site], "sent": digests(update)}
-                sites[update.site] |= {"examples": update.examples, "refusal": update.refusal[:200], **update.seal}
+                sent = {} if "sent" in update.seal else {"sent": digests(update)}  # known where it was sealed
+                told = {"examples": update.examples, "refusal": update.refusal[:200], **update.seal}
+                sites[update.site] = {"shown": shown[update.site], **sent, **told}
                 yield update
         finally:
+            self.known = {}
             if tasks:
                 self.append({**about(next(iter(tasks.values()))), "sites": sites})
 

@@ -159,6 +159,13 @@ class Mean:
         return State({**mean, **self._filed}, {k: v / self.total for k, v in self._scalars.items()})
 
 
+def in_one_piece(state: State) -> State:
+    """The same tensors as they travel; trained ones may lie in another order, and to collect them twice costs twice."""
+    return State(
+        {g: {n: t.detach().cpu().contiguous() for n, t in ts.items()} for g, ts in state.tensors.items()}, state.scalars
+    )
+
+
 def to_bytes(state: State) -> bytes:
     """Serialise to safetensors; names may hold any character."""
     groups = list(state.tensors)

@@ -95,7 +95,7 @@ class Across:
             seen = [site for site in sites if transport.sites[site].seen]
             scores = Shown(transport)
             ledger.begun(checkpoint.round, run_id(folder), alike=not settings.algorithm(in_channels=3).answers_singly)
-            transport.head = lambda: ledger.head
+            transport.head, transport.known = (lambda: ledger.head), (lambda: ledger.known)
             federation = experiment.federation_over(transport, seen, checkpoint, Heard(reporter, scores), ledger)
             train_and_score(federation, scores, reporter)
             cross(federation, scores, reporter, config)

@@ -18,7 +18,7 @@ from fedseg.federation.flower.kept import STAGES, Kept
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
 from fedseg.federation.ledger import LEDGER, Ledger, canonical, digests, receipt, text_digest
-from fedseg.federation.state import State, to_bytes
+from fedseg.federation.state import State, in_one_piece, to_bytes
 from fedseg.federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -86,6 +86,7 @@ class SiteClient:
             answer: the answer.
             state: what goes with it.
         """
+        state = in_one_piece(state)
         found, key = pack(answer, state), SiteKey(self.folder, self.site)
         seal = {"question": text_digest(text), "answer": text_digest(found.text), "examples": answer.examples}
         own = receipt(question.run, self.site, question.about, question.head, digests(message), digests(state), seal)

@@ -81,6 +81,7 @@ class FlowerTransport:
         sites: name -> what the site told of itself; filled by `meet`.
         pins: which name belongs to which key.
         head: tells the hash of the last entry of the run's ledger.
+        known: tells digests of tensors, by identity, that were made of the messages to be sent.
         greeted: site (empty where it gave no name) and bytes of every greeting that came.
         goes_back_to: rounds whose end the server may come back to, for a site.
         rows: scores that sites showed, until somebody takes them.
@@ -94,6 +95,7 @@ class FlowerTransport:
     sites: dict[str, Facts] = field(default_factory=dict)
     pins: Pins = field(default_factory=Pins)
     head: Callable[[], str] = _start
+    known: Callable[[], dict[int, str]] = dict
     greeted: list[tuple[str, int]] = field(default_factory=list)
     goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
     rows: list[dict[str, Cell | None]] = field(default_factory=list)
@@ -194,10 +196,11 @@ class FlowerTransport:
         question, asked, shown = self._asked[site]
         text, below = signature_of(envelope)
         seal = {"question": text_digest(asked.text), "answer": text_digest(text), "examples": answer.examples}
-        own = receipt(question.run, answer.site, question.about, question.head, shown, digests(state), seal)
+        sent = digests(state)
+        own = receipt(question.run, answer.site, question.about, question.head, shown, sent, seal)
         if not signed(key, canonical(own), below.signature):
             return {}
-        return {**seal, "signature": below.signature}
+        return {**seal, "sent": sent, "signature": below.signature}
 
     # ---------------------------------------------------------------- the contract's transport
 
@@ -211,7 +214,7 @@ class FlowerTransport:
             if site in self._nodes
         }
         answers: dict[int, Envelope | str] = {}
-        self._known = {}
+        self._known = self.known()
         arriving = self._exchange(posts, self.timeout, next(iter(tasks.values())).round if tasks else 0)
         for site, task in tasks.items():
             node = self._nodes.get(site, 0)
