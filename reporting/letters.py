@@ -9,6 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 OTHER_SCRIPTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
@@ -22,13 +23,20 @@ OTHER_SCRIPTS = (
 def legible(figure: Figure) -> Figure:
     r"""Lets a figure show every name: in an installed font that has its letters, else escaped as in \u5317.
 
+    A name is never read as a formula, which a dollar would begin; numbers at an axis may be.
+
     Returns:
         The same figure.
     """
+    formulas: set[int] = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             _ticks(axis)
+            if isinstance(axis.get_major_formatter(), ScalarFormatter | LogFormatter):
+                formulas |= {*map(id, axis.findobj(Text))} - {id(axis.label)}
     for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in formulas:
+            text.set_parse_math(False)
         if isinstance(text, Text) and not text.get_text().isascii():
             text.set_fontfamily([*text.get_fontfamily(), *families()])
             text.set_text(escaped(text.get_text()))

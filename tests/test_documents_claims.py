@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
+from fedseg.console import own_files
 from fedseg.datamodules import manifest
 from fedseg.datamodules.errors import DataError
 from fedseg.federation import combine
@@ -37,6 +39,7 @@ from fedseg.privacy.accounting import gaussian_event
 from fedseg.privacy.encryption import DEGREE
 from fedseg.privacy.masked import Masked, threshold
 from fedseg.privacy.masks import FRACTION
+from fedseg.reporting.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("hardening", "privacy", "reliability")
@@ -186,6 +189,18 @@ def test_keys_of_a_site_are_its_owners(tmp_path: Path) -> None:
     Pseudonyms(tmp_path)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert found["site.key"] == found["pseudonyms.key"] == 0o600
+
+
+def test_rights_of_files_that_exist(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for name in ("events.csv", "run-id.txt"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    with own_files():
+        run.append_events([{"round": 1, "site": "a", "event": "absent", "detail": ""}])
+        write_atomic(tmp_path / "run-id.txt", "0")
+    found = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("events.csv", "run-id.txt")]
+    assert found == [0o644, 0o600]
 
 
 def private(*settings: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from fedseg.common.text import FORMULA
 from fedseg.configs.compose import ConfigError
@@ -29,6 +30,7 @@ from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.report import Extras, write
 from fedseg.reporting.compare.runs import LeftOut, read_run
 from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.letters import legible
 from fedseg.reporting.progress import Progress
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Table
@@ -176,6 +178,21 @@ def test_the_page_of_a_comparison_runs_nothing_and_says_what_protects_nobody(tmp
     assert "&lt;img src=x" in page
     assert "fedavg: privacy.mechanism=patient, noise seeded: reproducible, protects nobody." in page
     assert "local: privacy" not in page
+
+
+def test_a_name_in_a_figure_is_no_formula(tmp_path: Path) -> None:
+    r"""Matplotlib reads what stands between dollars, and fails where it is none; powers of ten stay what they are."""
+    name = r"$\no$"
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 1000], label=name)
+    axes.set(title=name, xlabel=name, ylabel=name, yscale="log")
+    axes.set_xticks([1, 2], labels=[name, "b"])
+    axes.legend()
+    with pytest.raises(ValueError, match="Unknown symbol"):
+        figure.savefig(tmp_path / "a.png")
+    legible(figure).savefig(tmp_path / "a.png")
+    assert all(label.get_parse_math() for label in axes.get_yticklabels())
 
 
 @pytest.mark.parametrize("change", [str.upper, lambda key: f"{key[:8]} {key[8:]}", lambda key: f"{key}\n"])
