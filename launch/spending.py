@@ -7,6 +7,7 @@ for every time; a run that goes on from its checkpoint adds what is new, and a t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Guarantee, Transform
+from fedseg.federation.contract import Guarantee, Task, Transform
+from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State
 from fedseg.federation.transforms import remembered
 from fedseg.privacy.accounting import Account, Ledger, events_of
+from fedseg.reporting.folder import RunFolder
 
 SPENDING = "spent.json"
+AT_SITE = ("patient", "sparse")
+"""Mechanisms whose noise is drawn at the site; that of the others the site would have to believe the server."""
 MOST_NAMED = 5
 Runs = dict[str, dict[str, float]]
 _RUNS: TypeAdapter[Runs] = TypeAdapter(Runs)
@@ -75,11 +80,22 @@ class Spending:
             CheckpointError: the file is damaged.
         """
         try:
-            return _RUNS.validate_json(self.path.read_bytes()) if self.path.exists() else {}
+            return _RUNS.validate_json(self.path.read_bytes()) if self.path.exists() else self._kept()
         except ValidationError as error:
             raise CheckpointError(
                 f"{self.path} is damaged, so that nobody knows what was spent; restore it from a copy"
             ) from error
+
+    def _kept(self) -> Runs:
+        """What the accounts tell that the site kept of each run, where this file is missing: lost, or not made yet."""
+        found: Runs = {}
+        for folder in sorted(path.parent for path in self.path.parent.glob("*/kept")):
+            run = RunFolder(folder)
+            mechanism = run.settings().get("privacy.mechanism") if run.holds_run else None
+            if mechanism in AT_SITE:
+                latest = Kept(folder / "kept").before(Task("publish", sys.maxsize, 0))
+                found |= {folder.name: events} if (events := events_of(remembered(latest, mechanism))) else {}
+        return found
 
     def add(self, run: str, events: Ledger) -> None:
         """Note what a run releases."""

@@ -15,11 +15,8 @@ from fedseg.configs.words import tree
 from fedseg.federation.engine import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.spending import Spent
+from fedseg.launch.spending import AT_SITE, Spent
 from fedseg.reporting.folder import file_name
-
-AT_SITE = ("patient", "sparse")
-"""Mechanisms whose noise is drawn at the site; that of the others the site would have to believe the server."""
 
 NOTHING = Spent()
 CURE = "write lines such as 'least_sites: 3'"

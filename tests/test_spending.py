@@ -191,6 +191,16 @@ def test_a_site_that_is_killed_after_its_ledger_was_written_has_counted(
     assert after == {event: 2 * count for event, count in before.items()}
 
 
+def test_a_ledger_that_was_lost_is_made_again_from_what_the_site_kept(world: World) -> None:
+    before = world.ledger
+    (world.site / "spent.json").unlink()
+    with pytest.raises(RoundError, match=f"of which .* is spent .run {run_id(world.first)}: "):
+        world.run("second", f"privacy.max_epsilon={MOST:g}")
+    world.run("second", "privacy.max_epsilon=1")
+    assert {run: world.ledger[run] for run in before} == before
+    assert len(world.ledger) == 2
+
+
 def test_a_ledger_that_is_damaged_stops_the_site_and_not_its_accounts(world: World) -> None:
     (world.site / "spent.json").write_text("{")
     with pytest.raises(RoundError, match="a file that it kept is damaged; the site's log names it"):
