@@ -34,6 +34,7 @@ from fedseg.federation.contract import (
 )
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.selection import History, Past, PowerOfChoice, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
@@ -58,6 +59,9 @@ class Schedule:
         fraction: share of the sites that is asked in a round.
         sampling: fixed asks the same number of sites in every round; poisson asks every site with that probability,
             independently of the others, as accounts of privacy need.
+        selection: uniform asks sites by chance alone; loss (power of choice) draws candidates by chance and asks those
+            of them that told the highest training loss when they last took part, first those that never did.
+        candidates: share of the sites that selection=loss draws; with that of fraction it is uniform.
         dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
@@ -79,6 +83,8 @@ class Schedule:
     local_epochs: PositiveFloat = 1.0
     fraction: PositiveShare = 1.0
     sampling: Literal["fixed", "poisson"] = "fixed"
+    selection: Literal["uniform", "loss"] = "uniform"
+    candidates: PositiveShare = 1.0
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
@@ -91,6 +97,16 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_ranges(Schedule, vars(self), "federation")
+        if self.selection == "loss" and self.sampling != "fixed":
+            raise ValueError(
+                f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection=loss "
+                "does not; take federation.sampling=fixed"
+            )
+        if self.selection != "loss" and self.candidates != 1.0:
+            raise ValueError(
+                f"federation.candidates={self.candidates} is for federation.selection=loss; take "
+                "federation.candidates=1"
+            )
 
     def turns(self, present: Sequence[str]) -> list[list[str]]:
         """Sites that train from one model, one group after the other."""
@@ -109,6 +125,25 @@ class Schedule:
                 f"(federation.fraction={self.fraction}); no round could take place"
             )
         return asked
+
+    def drawn(self, sites: int) -> int:
+        """How many of so many sites are candidates of a round whose sites are chosen by loss.
+
+        Raises:
+            ValueError: there is nothing to choose.
+        """
+        asked, drawn = self.asked(sites), round_half_up(self.candidates * sites)
+        if asked == sites:
+            raise ValueError(
+                f"federation.selection=loss has no choice where a round asks all {sites} sites "
+                f"(federation.fraction={self.fraction}); take a smaller fraction, or federation.selection=uniform"
+            )
+        if drawn < asked:
+            raise ValueError(
+                f"federation.candidates={self.candidates} draws {drawn} of {sites} sites, and a round asks {asked}; "
+                f"take federation.candidates={self.fraction} or more"
+            )
+        return drawn
 
 
 class Algorithm(ServerHalf, Protocol):
@@ -129,6 +164,7 @@ class Federation:
         observer: told what happens.
         transforms: applied to the mean in reverse order; their client side lives in the transport.
         ledger: notes every exchange, if there is one.
+        select: which sites a round asks, and how much each does; None leaves it to the schedule.
     """
 
     algorithm: Algorithm
@@ -140,6 +176,7 @@ class Federation:
     observer: Observer
     transforms: Sequence[Transform] = ()
     ledger: Ledger | None = None
+    select: Select | None = None
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
@@ -156,6 +193,32 @@ class Federation:
             raise ValueError(
                 f"federation.combine={self.schedule.combine} compares single updates, which {why} does not allow; take "
                 "federation.combine=mean"
+            )
+        self._prepare_selection()
+
+    def _prepare_selection(self) -> None:
+        """Take the schedule's selection, if it has one.
+
+        Raises:
+            ValueError: there are two.
+        """
+        if self.schedule.selection == "loss" and not self._pools:
+            if self.select is not None:
+                raise ValueError("federation.selection=loss and one of your own; take federation.selection=uniform")
+            asked, drawn = self.schedule.asked(len(self.sites)), self.schedule.drawn(len(self.sites))
+            self.select = PowerOfChoice(self.sites, asked, drawn)
+        self._check_selection()
+
+    def _check_selection(self) -> None:
+        """Refuse to choose sites by what must not be looked at.
+
+        Raises:
+            ValueError: naming what hides single sites.
+        """
+        if self.select is not None and (why := self._sums_only):
+            raise ValueError(
+                f"federation.selection={self.schedule.selection} asks sites by what single ones told, which {why} "
+                "does not allow; take federation.selection=uniform"
             )
 
     @property
@@ -194,6 +257,7 @@ class Federation:
         Raises:
             RoundError: too few sites sent a usable update.
         """
+        self._check_selection()
         snapshot = self.checkpoint.load()
         if snapshot is None:
             round, server = 0, self.algorithm.init_server(self._introduce())
@@ -226,17 +290,25 @@ class Federation:
             self._record.audit.extend(_left(self._record.round, task.kind, update, passed))
             yield update
 
-    def sample(self, round: int) -> tuple[list[str], list[str]]:
+    def sample(self, round: int, history: History | None = None) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
+        work, absent = self._selected(round, history or {})
+        return list(work), absent
+
+    def _selected(self, round: int, history: History) -> tuple[dict[str, float], list[str]]:
+        """Sites that take part in a round, with the share of its steps that each is to do; those that are absent."""
         if self._pools:
-            return [POOL], []
+            return {POOL: 1.0}, []
         rng = random.Random(derive_seed(self.seed, "sample", round))
-        if self.schedule.sampling == "poisson":
-            asked = {site for site in self.trainers if rng.random() < self.schedule.fraction}
+        if self.select is not None:
+            asked = checked(self.select(round, history, rng), self.trainers)
+        elif self.schedule.sampling == "poisson":
+            asked = {site: 1.0 for site in self.trainers if rng.random() < self.schedule.fraction}
         else:
-            asked = set(rng.sample(list(self.trainers), self.schedule.asked(len(self.trainers))))
-        absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked
-        return [s for s in self.trainers if s in asked - absent], [s for s in self.trainers if s in absent]
+            asked = dict.fromkeys(rng.sample(list(self.trainers), self.schedule.asked(len(self.trainers))), 1.0)
+        absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked.keys()
+        present = {site: asked[site] for site in self.trainers if site in asked and site not in absent}
+        return present, [site for site in self.trainers if site in absent]
 
     def evaluate(
         self,
@@ -322,7 +394,9 @@ class Federation:
 
     def _round(self, round: int, server: State) -> State:
         start = time.perf_counter()
-        present, absent = self.sample(round)
+        history = history_of(server)
+        work, absent = self._selected(round, history)
+        present = list(work)
         asked = len(present) + len(absent)
         self._record = RoundRecord(round, 0.0)
         self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
@@ -337,8 +411,10 @@ class Federation:
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
             for together in self.schedule.turns(present):
-                server = self._train(round, server, together, asked)
+                server = self._train(round, server, {site: work[site] for site in together}, asked)
             self._check_travelled(round)
+            if self.select is not None:
+                server = remembering(server, {**history, **self._told(round)})
         last = round == self.schedule.rounds
         if not last and self._spent(server):
             last = True
@@ -355,9 +431,14 @@ class Federation:
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
 
-    def _train(self, round: int, server: State, present: Sequence[str], asked: int) -> State:
+    def _told(self, round: int) -> dict[str, Past]:
+        """What sites told with the updates of this round that were used."""
+        rows = (row for row in self._record.rounds if row["task"] == "train")
+        return {row["site"]: Past(round, row["steps"], row[LOSS]) for row in rows}
+
+    def _train(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
         """The server's state after a round, its transforms' memories included."""
-        mean = self._mean()
+        mean, present = self._mean(), list(work)
         admission = Admission(
             server,
             self.algorithm.per_site,
@@ -368,7 +449,7 @@ class Federation:
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))
             present = [site for site in present if site in along]
-        tasks = {site: replace(self._task(round, site), sites=len(present)) for site in present}
+        tasks = {site: replace(self._task(round, site, work[site]), sites=len(present)) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         messages = {site: joined(message, along[site]) if along else message for site, message in messages.items()}
         for site, message in messages.items():
@@ -530,9 +611,9 @@ class Federation:
             return RobustMean(self._combination, self.algorithm.per_site, seed, self.algorithm.uniform_groups)
         return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
-    def _task(self, round: int, site: str) -> Task:
+    def _task(self, round: int, site: str, share: float = 1.0) -> Task:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
-        share = 1.0 - self.schedule.work_spread * rng.random()
+        share *= 1.0 - self.schedule.work_spread * rng.random()
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
@@ -613,6 +694,8 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
         ValueError: naming who needs more.
     """
     asked = schedule.asked(sites)
+    if schedule.selection == "loss":
+        schedule.drawn(sites)
     combination = Combination(schedule.combine, schedule.hostile)
     if asked < combination.least:
         raise ValueError(
