@@ -49,6 +49,8 @@ class Knob:
             range_ = FieldInfo.from_annotation(self.type).metadata
             bounds = [f"{SIGNS[word]} {limit:g}" for bound in range_ for word, limit in asdict(bound).items()]
             return f"{Knob(members[0], None, '').type_name} {' and '.join(bounds)}"
+        if members and OwnPart in typing.get_args(members[0]):
+            return f"list[{Knob(members[0], None, '').type_name}]"
         if type(None) in members or OwnPart in members:
             return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)

@@ -29,12 +29,11 @@ from fedseg.federation.state import State
 from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import check_states, open_checkpoint
-from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_wandb, train_and_score
+from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score
 from fedseg.launch.scoring import Notes
 from fedseg.launch.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
 from fedseg.reporting.folder import COLUMNS, KEYS, METRICS, RUN_ID, RunFolder
-from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Across:
         folder.write_splits([])  # which case serves for what stands in each site's own folder
         folder.write_inputs(inputs(experiment))
         folder.truncate(checkpoint.round if checkpoint.round else -1)
-        with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
+        with open_reporter(config, folder, job_type, experiment.title) as reporter:
             reporter.progress.say(f"{experiment.title}; {', '.join(sites)}; the run's folder: {folder.path}")
             reporter.notice(other_versions(transport.sites, checkpoint.round))
             reporter.notice(at_first_sight(transport.pins, checkpoint.round))

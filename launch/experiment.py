@@ -34,6 +34,7 @@ from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluati
 from fedseg.models import Window
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
+from fedseg.reporting.loggers import check_loggers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Experiment:
             ConfigError: a setting that is out of range, or that does not fit another one.
         """
         try:
+            check_loggers(self.config.get("loggers") or ())
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
             _ = self.schedule, self.data, self.deployment
             if self.pretrained is not None:

@@ -33,6 +33,7 @@ from fedseg.reporting import crossing
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.environment import Meter
 from fedseg.reporting.folder import FINDINGS, RunFolder, flattened
+from fedseg.reporting.loggers import RoundLoggers
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 from fedseg.reporting.wandb import RUN_ID, RunAddress, WandbRun, swept_by_agent
@@ -180,7 +181,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     folder.truncate(checkpoint.round if checkpoint.round else -1)
     if experiment.pretrained is not None:
         print(f"starts from the {experiment.pretrained.told()}", flush=True)
-    with Reporter(folder, open_wandb(config, folder, job_type), title=experiment.title) as reporter:
+    with open_reporter(config, folder, job_type, experiment.title) as reporter:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment, kept_masks(experiment, folder))
         ledger.begun(checkpoint.round, "", alike=not experiment.algorithm(in_channels=3).answers_singly)
@@ -291,6 +292,16 @@ def run_name(config: DictConfig) -> str:
     """DATA-ALGORITHM-seedN; under `wandb agent` also the run's id, since a sweep may vary anything else."""
     name = f"{data_name(config)}-{method_name(config)}-seed{config.seed}"
     return f"{name}-{os.environ[RUN_ID]}" if swept_by_agent() else name
+
+
+def open_reporter(config: DictConfig, folder: RunFolder, job_type: str, title: str) -> Reporter:
+    """The observer of a run, with W&B and loggers as its settings say.
+
+    Raises:
+        ReportingError: one of these cannot be opened.
+    """
+    loggers = RoundLoggers(config.loggers, folder, folder.settings()) if config.loggers else None
+    return Reporter(folder, open_wandb(config, folder, job_type), title=title, loggers=loggers)
 
 
 def open_wandb(config: DictConfig, folder: RunFolder, job_type: str) -> WandbRun:

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from fedseg.algorithms import ALGORITHMS, Algorithm
 from fedseg.algorithms.recipe import Training
+from fedseg.common.parts import OwnPart
 from fedseg.configs.compose import Schema
 from fedseg.configs.parts import OpenTable
 from fedseg.datamodules import DATASETS, MultiCenterDataModule
@@ -39,6 +40,8 @@ class Run:
             "algorithm=ditto data.labelled_patients=2") and starting from the encoder of the one before.
         engine: in-process trains all sites in this process; flower-simulation spreads them over cores or GPUs with
             Flower's simulation; flower is for runs across machines, which `flwr run` starts (docs/deployment.md).
+        loggers: Lightning's, told of every round what W&B is told: csv, tensorboard, mlflow, in the run's folder (or
+            where MLFLOW_TRACKING_URI says), or package.module:Name of one that takes save_dir.
         experiment: a file configs/experiment/NAME.yaml, or the path of a YAML file, for example another run's
             config.yaml; merged below the command line.
     """
@@ -50,6 +53,7 @@ class Run:
     pretrained: str | None = None
     stages: tuple[str, ...] = ()
     engine: Literal["in-process", "flower-simulation", "flower"] = "in-process"
+    loggers: tuple[Literal["csv", "tensorboard", "mlflow"] | OwnPart, ...] = ()
     experiment: str | None = None
 
 

@@ -5,6 +5,7 @@ CIRCUMSTANCE = (
     "resume",
     "experiment",
     "wandb.",
+    "loggers",
     "trainer.accelerator",
     "trainer.threads",
     "trainer.deterministic",

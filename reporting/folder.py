@@ -130,6 +130,7 @@ README = """# The folder of one training run
 | `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
 | `run-id.txt`, `sites/` | present if Flower carried the run: its name at the sites; what they keep, in a simulation |
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
+| `csv/`, `tensorboard/`, `mlflow.db` | of Lightning's loggers, if `loggers` named them |
 
 *View*: which model answers: `global` is shared by all sites, `personal` is a site's own, `adapted` was fitted to an
 unseen site's images without labels; `own-statistics` is the global model with normalisation statistics of an unseen

@@ -18,6 +18,7 @@ from fedseg.reporting.curves import draw_curves, save_curves
 from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, GROUP_SCORES, METRICS, Row, RunFolder, file_name
 from fedseg.reporting.groups import group_scores, group_tables
 from fedseg.reporting.letters import legible
+from fedseg.reporting.loggers import RoundLoggers
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
 from fedseg.reporting.progress import Progress
 from fedseg.reporting.summary import (
@@ -78,15 +79,23 @@ class Reporter:
         wandb: The run at W&B (possibly disabled).
         progress: The bar.
         title: What the run is, for plots.
+        loggers: Lightning's, beside W&B.
     """
 
     def __init__(
-        self, folder: RunFolder, wandb: WandbRun, *, progress: Progress | None = None, title: str = ""
+        self,
+        folder: RunFolder,
+        wandb: WandbRun,
+        *,
+        progress: Progress | None = None,
+        title: str = "",
+        loggers: RoundLoggers | None = None,
     ) -> None:
         self.folder = folder
         self.wandb = wandb
         self.progress = Progress() if progress is None else progress
         self.title = title
+        self.loggers = RoundLoggers((), folder, {}) if loggers is None else loggers
         self._validation: dict[str, float] = {}  # of the round that is under way, for the progress line
         self._round: int | None = None
         self._rounds = 0
@@ -124,7 +133,7 @@ class Reporter:
             if round == self._round:
                 self._values |= values
             else:
-                self.wandb.log_round(round, values)
+                self._log_round(round, values)
             shown = ((f"val {view} {HEADLINE}", f"val/{view}/{HEADLINE}") for view in VIEWS)
             self._validation = {name: values[key] for name, key in shown if key in values}
 
@@ -146,7 +155,7 @@ class Reporter:
             sizes[f"bytes/{row['direction']}"] += row["bytes"]
         told = {f"train/{name}": loss for name, loss in losses.items() if name == LOSSES[0] or not math.isnan(loss)}
         values = {**self._values, **told, "events": len(record.events), **sizes}
-        self.wandb.log_round(record.round, values, last=record.round == self._rounds)
+        self._log_round(record.round, values, last=record.round == self._rounds)
         if record.round != self._round:
             return  # the introduction, before the first round
         self._round, self._values = None, {}
@@ -155,6 +164,10 @@ class Reporter:
         shown |= {} if spent is None else {"epsilon": spent}
         events = [f"{row['event']}: {row['site']} {row['detail']}".rstrip() for row in record.events]
         self.progress.round_done(record.round, {**shown, **self._validation}, events)
+
+    def _log_round(self, round: int, values: Mapping[str, float], *, last: bool = False) -> None:
+        self.wandb.log_round(round, values, last=last)
+        self.loggers.log_round(round, values)
 
     def training_done(self, rounds: int) -> None:
         """All rounds are done; what is told from now on belongs to the scoring of saved models."""
@@ -191,6 +204,7 @@ class Reporter:
         self.folder.write_audit_summary()
         self.wandb.log_cases(scores[scores["checkpoint"].isin(CHECKPOINTS)])
         self.wandb.summarise({**summary.values, **sweep_values(summary)})
+        self.loggers.log_round(self._trained or 0, summary.values)
         out = sys.stdout if stream is None else stream
         print(f"\n{summary.text(out)}\nThe run's folder: {self.folder.path}", file=out)
         return summary
@@ -198,6 +212,7 @@ class Reporter:
     def close(self, exit_code: int = 0) -> None:
         """End the bar and the W&B run; another exit code than 0 marks the run as failed."""
         self.progress.close()
+        self.loggers.finish(exit_code)
         self.wandb.finish(exit_code)
 
     def __enter__(self) -> "Reporter":
@@ -212,6 +227,7 @@ class Reporter:
             self.close()
         else:
             self.progress.close()
+            self.loggers.finish(1)
             self.wandb.leave()
 
     def _catch_up(self) -> None:
