@@ -33,6 +33,8 @@ class Compute:
         gradient_clip: largest gradient norm of a local step; null does not clip.
         deterministic: ask PyTorch for deterministic kernels (slower on GPUs; CPU runs are deterministic anyway).
         threads: threads of PyTorch on the CPU; null leaves PyTorch's choice.
+        workers: processes on the CPU that train and score sites side by side, with the same results; each has `threads`
+            threads, or with null its share of the cores.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -40,11 +42,17 @@ class Compute:
     gradient_clip: PositiveFloat | None = None
     deterministic: bool = False
     threads: PositiveInt | None = None
+    workers: PositiveInt = 1
 
     def __post_init__(self) -> None:
         check_ranges(Compute, vars(self), "trainer")
         if self.gradient_clip is not None and self.precision != "32-true":
             raise ValueError("trainer.gradient_clip needs trainer.precision=32-true: the optimisers are fused")
+        if self.workers > 1 and self.device.type != "cpu":
+            raise ValueError(
+                f"trainer.workers={self.workers} is for the CPU; take trainer.accelerator=cpu, or "
+                "engine=flower-simulation for several GPUs"
+            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no CUDA device; take cpu or auto")
 

@@ -61,6 +61,13 @@ class InProcess:
         """What every site keeps."""
         return self._kept
 
+    def remember(self, site: str, kept: State) -> None:
+        """What a site keeps from now on."""
+        self._kept[site] = kept
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
     def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
         """Continue from what sites kept earlier; when that was does not matter here."""
         self._kept = dict(kept)

@@ -24,6 +24,7 @@ MISTAKES = (
     ("reporting", "ReportingError"),
     ("federation.checkpoint", "CheckpointError"),
     ("federation.engine", "RoundError"),
+    ("federation.workers", "WorkersError"),
 )
 """Where the errors are defined whose message is for the user."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fedseg.federation.contract import Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
+from fedseg.federation.workers import SideBySide
 from fedseg.launch.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
 from fedseg.models import Window
@@ -55,7 +57,7 @@ class Experiment:
         quieten_libraries()
         keep_freed_memory()
         try:
-            threads = self.compute.threads
+            threads = 1 if self.compute.workers > 1 else self.compute.threads  # a fork must not meet threads
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if threads is not None:
@@ -71,6 +73,10 @@ class Experiment:
             check_loggers(self.config.get("loggers") or ())
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
             _ = self.schedule, self.data, self.deployment
+            if self.compute.workers > 1 and self.data.workers:
+                raise ConfigError(
+                    f"trainer.workers={self.compute.workers} prepare their batches themselves; leave data.workers=0"
+                )
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
             algorithm = self.algorithm(in_channels=3)
@@ -81,6 +87,11 @@ class Experiment:
                 self._check_all_counts(told, "loss")
             for transform in self.transforms:
                 transform.check(algorithm)
+                if transform.lives_in != "state" and self.compute.workers > 1:
+                    raise ConfigError(
+                        f"{transform.name} remembers in one process, and trainer.workers={self.compute.workers} serve "
+                        "a site by several; take trainer.workers=1"
+                    )
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
 
@@ -279,9 +290,16 @@ class Experiment:
     def federation(
         self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer, ledger: Ledger | None = None
     ) -> Federation:
-        """The run in this process: one worker for all sites."""
-        way = self.in_process(self.sites(), evaluate)
-        return self.federation_over(way, self.data.sites, checkpoint, observer, ledger)
+        """The run on this machine."""
+        return self.federation_over(self.way(evaluate), self.data.sites, checkpoint, observer, ledger)
+
+    def way(self, evaluate: Evaluate) -> InProcess | SideBySide:
+        """To all sites: one worker after the other, or several side by side."""
+        one = self.in_process(self.sites(), evaluate)
+        if (workers := self.compute.workers) == 1:
+            return one
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return SideBySide(one, workers, self.compute.threads or max(1, cores // workers))
 
     def in_process(self, sites: Mapping[str, SiteData], evaluate: Evaluate) -> InProcess:
         """A worker for these sites."""

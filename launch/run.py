@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,13 +186,15 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment, kept_masks(experiment, folder))
         ledger.begun(checkpoint.round, "", alike=not experiment.algorithm(in_channels=3).answers_singly)
-        federation = experiment.federation(checkpoint, scorer, Notes(reporter, scorer), ledger)
-        train_and_score(federation, scorer, reporter)
-        cross(federation, scorer, reporter, config)
-        if config.evaluation.overlays:
-            regions = experiment.data.regions.names
-            for pictures in paint_overlays(federation, experiment, folder.scores()).values():
-                reporter.overlays(pictures, regions)
+        with closing(experiment.way(scorer)) as way:
+            sites, notes = experiment.data.sites, Notes(reporter, scorer)
+            federation = experiment.federation_over(way, sites, checkpoint, notes, ledger)
+            train_and_score(federation, scorer, reporter)
+            cross(federation, scorer, reporter, config)
+            if config.evaluation.overlays:
+                regions = experiment.data.regions.names
+                for pictures in paint_overlays(federation, experiment, folder.scores()).values():
+                    reporter.overlays(pictures, regions)
         return finish(reporter, config, meter)
 
 

@@ -8,6 +8,7 @@ CIRCUMSTANCE = (
     "loggers",
     "trainer.accelerator",
     "trainer.threads",
+    "trainer.workers",
     "trainer.deterministic",
     "data.root",
     "data.cache",

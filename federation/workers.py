@@ -1,0 +1,174 @@
+"""Sites of one machine side by side: processes that answer tasks, forked from the one that holds the data."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, cast
+
+import torch
+
+from fedseg.federation.contract import Row, Task
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+
+PATIENCE = 5.0  # seconds after which a process that waits looks whether its parent is still there
+
+
+class WorkersError(RuntimeError):
+    """A process that answers tasks ended on its own."""
+
+
+class SideBySide:
+    """Answers of several sites at a time, with the results of `InProcess`, bit for bit.
+
+    Processes are forked when the first task comes: they share the data, and each has a worker of its own. Answers are
+    handed on in the order of the tasks.
+
+    Args:
+        inner: what answers one task after the other; it keeps what sites keep.
+        count: how many processes.
+        threads: of PyTorch in each of them.
+    """
+
+    def __init__(self, inner: InProcess, count: int, threads: int) -> None:
+        self.inner = inner
+        self._count, self._threads = count, threads
+        self._processes: list[tuple[BaseProcess, Connection]] = []
+
+    @property
+    def sites(self) -> Mapping[str, Any]:
+        """Of all tasks."""
+        return self.inner.sites
+
+    @property
+    def evaluate(self) -> Any:
+        """What scores."""
+        return self.inner.evaluate
+
+    @evaluate.setter
+    def evaluate(self, evaluate: Any) -> None:
+        """Processes have the former one; new ones are forked with this one."""
+        self.close()
+        self.inner.evaluate = evaluate
+
+    def kept(self) -> Mapping[str, State]:
+        """What every site keeps."""
+        return self.inner.kept()
+
+    def restore(self, kept: Mapping[str, State], at: Mapping[str, int] | None = None) -> None:
+        """Continue from what sites kept earlier."""
+        self.inner.restore(kept, at)
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        """Answer the tasks; an error carries site, task and round."""
+        if len(tasks) < 2 or not hasattr(self.inner.evaluate, "take"):
+            yield from self.inner.ask(tasks, messages)
+            return
+        waiting, answers = list(tasks), dict[str, Any]()
+        idle, busy = [connection for _, connection in self._running()], dict[Connection, str]()
+        try:
+            for name in tasks:
+                while name not in answers:
+                    while idle and waiting:
+                        connection, next_ = idle.pop(), waiting.pop(0)
+                        _send(connection, (next_, tasks[next_], messages[next_], self.inner.kept().get(next_)))
+                        busy[connection] = next_
+                    for ready in wait(list(busy)):
+                        assert isinstance(ready, Connection)
+                        answers[busy.pop(ready)] = self._received(ready)
+                        idle.append(ready)
+                yield self._taken(name, answers.pop(name))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all processes."""
+        for process, connection in self._processes:
+            connection.close()
+            process.terminate()
+            process.join()
+        self._processes = []
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _running(self) -> list[tuple[BaseProcess, Connection]]:
+        context = multiprocessing.get_context("fork")
+        while len(self._processes) < self._count:
+            ours, theirs = context.Pipe()
+            others = [connection for _, connection in self._processes]
+            process = context.Process(target=self._serve, args=(theirs, [ours, *others], os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append((process, ours))
+        return self._processes
+
+    @staticmethod
+    def _received(connection: Connection) -> Any:
+        try:
+            return _read(connection)
+        except (EOFError, ConnectionError) as error:
+            raise WorkersError(
+                "a process that answers for sites ended on its own, perhaps for want of memory; take fewer "
+                "(trainer.workers)"
+            ) from error
+
+    def _taken(self, name: str, answer: Any) -> Update:
+        if isinstance(answer, BaseException):
+            raise answer
+        update, kept, rows = answer
+        self.inner.remember(name, kept)
+        cast(Any, self.inner.evaluate).rows += rows
+        assert isinstance(update, Update)
+        return update
+
+    def _serve(self, connection: Connection, others: list[Connection], parent: int) -> None:
+        """In a process of its own: answer until the parent ends."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for other in others:
+            other.close()
+        torch.set_num_threads(self._threads)
+        while True:
+            while not connection.poll(PATIENCE):
+                if os.getppid() != parent:
+                    return
+            try:
+                name, task, message, kept = _read(connection)
+            except EOFError:
+                return
+            _send(connection, self._answer(name, task, message, kept))
+
+    def _answer(self, name: str, task: Task, message: State, kept: State | None) -> Any:
+        self.inner.restore({} if kept is None else {name: kept})
+        try:
+            (update,) = self.inner.ask({name: task}, {name: message})
+        except Exception as error:
+            return error if _travels(error) else WorkersError(f"{type(error).__name__}: {error}")
+        rows: list[Row] = cast(Any, self.inner.evaluate).take()
+        return update, self.inner.kept()[name], rows
+
+
+def _send(connection: Connection, what: Any) -> None:
+    """In plain bytes: PyTorch would send tensors as shared memory, of which there may be little."""
+    connection.send_bytes(pickle.dumps(what))
+
+
+def _read(connection: Connection) -> Any:
+    return pickle.loads(connection.recv_bytes())
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error survives being sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
