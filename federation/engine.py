@@ -189,11 +189,6 @@ class Federation:
             _check_cyclic(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
         if self.algorithm.answers_singly:
             _check_answers(self.schedule)
-        if self.schedule.combine != "mean" and (why := self._sums_only):
-            raise ValueError(
-                f"federation.combine={self.schedule.combine} compares single updates, which {why} does not allow; take "
-                "federation.combine=mean"
-            )
         self._prepare_selection()
 
     def _prepare_selection(self) -> None:
@@ -215,7 +210,7 @@ class Federation:
         Raises:
             ValueError: naming what hides single sites.
         """
-        if self.select is not None and (why := self._sums_only):
+        if self.select is not None and (why := sums_only(self.transforms)):
             raise ValueError(
                 f"federation.selection={self.schedule.selection} asks sites by what single ones told, which {why} "
                 "does not allow; take federation.selection=uniform"
@@ -244,12 +239,6 @@ class Federation:
     @property
     def _combination(self) -> Combination:
         return Combination(self.schedule.combine, self.schedule.hostile)
-
-    @property
-    def _sums_only(self) -> str:
-        """The transform that leaves no single update to look at, or whose account is that of a mean; empty if none."""
-        closed = (t.name for t in self.transforms if t.hides_updates or t.guarantee is not None or t.accumulator())
-        return next(closed, "")
 
     def run(self) -> State:
         """Train until all rounds are done, going on from the checkpoint if there is one.
@@ -604,7 +593,7 @@ class Federation:
         own = next(filter(None, (transform.accumulator() for transform in self.transforms)), None)
         if own is not None:
             return own
-        if self._sums_only:
+        if sums_only(self.transforms):
             return Mean(self.algorithm.per_site, self.algorithm.uniform_groups)
         seed = derive_seed(self.seed, "sketch")
         if self.schedule.combine != "mean" and not self._pools:
@@ -687,15 +676,31 @@ class Federation:
         )
 
 
+def sums_only(transforms: Sequence[Transform]) -> str:
+    """The transform that leaves no single update to look at, or whose account is that of a mean; empty if none."""
+    closed = (t.name for t in transforms if t.hides_updates or t.guarantee is not None or t.accumulator())
+    return next(closed, "")
+
+
 def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int) -> None:
     """Whether a round can have as many sites as the schedule and the transforms need.
 
     Raises:
         ValueError: naming who needs more.
     """
-    asked = schedule.asked(sites)
+    asked, why = schedule.asked(sites), sums_only(transforms)
     if schedule.selection == "loss":
         schedule.drawn(sites)
+        if why:
+            raise ValueError(
+                f"federation.selection=loss asks sites by what single ones told, which {why} does not allow; take "
+                "federation.selection=uniform"
+            )
+    if schedule.combine != "mean" and why:
+        raise ValueError(
+            f"federation.combine={schedule.combine} compares single updates, which {why} does not allow; take "
+            "federation.combine=mean"
+        )
     combination = Combination(schedule.combine, schedule.hostile)
     if asked < combination.least:
         raise ValueError(

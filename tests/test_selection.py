@@ -129,6 +129,8 @@ def test_what_single_sites_told_is_not_read_where_they_are_hidden(tmp_path: Path
     chain = transforms(mechanism="sparse", epsilon_round=1.0, max_epsilon=9.0, clip=0.01)
     with pytest.raises(ValueError, match=r"sparse does not allow; take federation\.selection=uniform"):
         simulate("fedavg", tmp_path, schedule=BY_LOSS, transforms=chain)
+    with pytest.raises(ValueError, match=r"sparse does not allow; take federation\.combine=mean"):
+        check_cohort(Schedule(combine="median"), chain, 4)  # before anything runs, as for the selection
     with pytest.raises(ValueError, match=r"asks sites by what single ones told, which sparse"):
         simulate("fedavg", tmp_path, transforms=chain, before=with_selection(lambda *_: {"s0": 1.0}))
     simulate("fedavg", tmp_path / "cure", schedule={**BY_LOSS, "selection": "uniform"}, transforms=chain)
