@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor, nn
 
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
@@ -115,9 +114,9 @@ def to_shape(maps: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.floa
     found: Tensor = torch.from_numpy(np.ascontiguousarray(maps)).float()[None]
     smaller = [min(old, new) for old, new in zip(found.shape[2:], shape, strict=True)]
     if smaller != list(found.shape[2:]):
-        found = F.adaptive_avg_pool3d(found, (smaller[0], smaller[1], smaller[2]))
+        found = nn.functional.adaptive_avg_pool3d(found, (smaller[0], smaller[1], smaller[2]))
     if smaller != list(shape):
-        found = F.interpolate(found, size=tuple(shape), mode="trilinear", align_corners=False)
+        found = nn.functional.interpolate(found, size=tuple(shape), mode="trilinear", align_corners=False)
     result: NDArray[np.float32] = found[0].numpy()
     return result
 
