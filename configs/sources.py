@@ -10,7 +10,9 @@ import ast
 import importlib
 import sys
 from functools import cache
+from importlib.abc import InspectLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
@@ -59,10 +61,25 @@ def meaning(module: str, name: str) -> Any:
         return _imported(node, name)
     told = _told(node)
     needed = {part.id for part in ast.walk(told) if isinstance(part, ast.Name)} & known.keys() - {name}
-    space = {"__name__": module, **{part: meaning(module, part) for part in needed}}
-    code = ast.fix_missing_locations(ast.Module([told], []))
-    exec(compile(code, f"<{module}>", "exec", dont_inherit=True), space)  # annotations are evaluated at once
-    return space[name]
+    part = ModuleType(module)
+    vars(part).update({other: meaning(module, other) for other in needed})
+    Definition(told).exec_module(part)
+    return vars(part)[name]
+
+
+class Definition(InspectLoader):
+    """Imports one definition of a module instead of all of them; its annotations are evaluated at once.
+
+    Args:
+        told: the definition.
+    """
+
+    def __init__(self, told: ast.stmt) -> None:
+        self._told = told
+
+    def get_source(self, fullname: str) -> str:
+        """The definition alone."""
+        return ast.unparse(ast.fix_missing_locations(self._told))
 
 
 def _defined(node: ast.stmt) -> list[str]:

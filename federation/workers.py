@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
@@ -14,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from fedseg.federation.contract import Row, Task
-from fedseg.federation.state import State, Update
+from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
 
 PATIENCE = 5.0  # seconds after which a process that waits looks whether its parent is still there
@@ -77,7 +76,8 @@ class SideBySide:
                 while name not in answers:
                     while idle and waiting:
                         connection, next_ = idle.pop(), waiting.pop(0)
-                        _send(connection, (next_, tasks[next_], messages[next_], self.inner.kept().get(next_)))
+                        kept = self.inner.kept().get(next_, State())
+                        connection.send((next_, tasks[next_], to_bytes(messages[next_]), to_bytes(kept)))
                         busy[connection] = next_
                     for ready in wait(list(busy)):
                         assert isinstance(ready, Connection)
@@ -113,7 +113,7 @@ class SideBySide:
     @staticmethod
     def _received(connection: Connection) -> Any:
         try:
-            return _read(connection)
+            return connection.recv()
         except (EOFError, ConnectionError) as error:
             raise WorkersError(
                 "a process that answers for sites ended on its own, perhaps for want of memory; take fewer "
@@ -121,13 +121,14 @@ class SideBySide:
             ) from error
 
     def _taken(self, name: str, answer: Any) -> Update:
-        if isinstance(answer, BaseException):
-            raise answer
-        update, kept, rows = answer
-        self.inner.remember(name, kept)
+        kind, *told = answer
+        if issubclass(kind, Exception):
+            raise kind(*told)
+        sent, examples, refusal, kept, rows = told
+        update = from_bytes(sent)
+        self.inner.remember(name, from_bytes(kept))
         cast(Any, self.inner.evaluate).rows += rows
-        assert isinstance(update, Update)
-        return update
+        return Update(update.tensors, update.scalars, site=name, examples=examples, refusal=refusal)
 
     def _serve(self, connection: Connection, others: list[Connection], parent: int) -> None:
         """In a process of its own: answer until the parent ends."""
@@ -141,34 +142,28 @@ class SideBySide:
                 if os.getppid() != parent:
                     return
             try:
-                name, task, message, kept = _read(connection)
+                name, task, message, kept = connection.recv()
             except EOFError:
                 return
-            _send(connection, self._answer(name, task, message, kept))
+            connection.send(self._answer(name, task, from_bytes(message), from_bytes(kept)))
 
-    def _answer(self, name: str, task: Task, message: State, kept: State | None) -> Any:
-        self.inner.restore({} if kept is None else {name: kept})
+    def _answer(self, name: str, task: Task, message: State, kept: State) -> tuple[Any, ...]:
+        """The kind of what happened, and of an update all that there is to tell; of an error its message."""
+        self.inner.restore({name: kept})
         try:
             (update,) = self.inner.ask({name: task}, {name: message})
         except Exception as error:
-            return error if _travels(error) else WorkersError(f"{type(error).__name__}: {error}")
+            return _sendable(error)
         rows: list[Row] = cast(Any, self.inner.evaluate).take()
-        return update, self.inner.kept()[name], rows
+        sent, now = to_bytes(update), to_bytes(self.inner.kept()[name])
+        return (Update, sent, update.examples, update.refusal, now, rows)
 
 
-def _send(connection: Connection, what: Any) -> None:
-    """In plain bytes: PyTorch would send tensors as shared memory, of which there may be little."""
-    connection.send_bytes(pickle.dumps(what))
-
-
-def _read(connection: Connection) -> Any:
-    return pickle.loads(connection.recv_bytes())
-
-
-def _travels(error: Exception) -> bool:
-    """Whether an error survives being sent."""
+def _sendable(error: Exception) -> tuple[type, str]:
+    """An error's kind and message; the kind is another one where it takes more than a message."""
+    kind = type(error)
     try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return False
-    return True
+        kind(str(error))
+    except TypeError:
+        return WorkersError, f"{kind.__name__}: {error}"
+    return kind, str(error)
