@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.findings import Finding
-from fedseg.datamodules.fitting import to_shape
+from fedseg.datamodules.fitting import on_own_grid
 from fedseg.datamodules.regions import Regions
-from fedseg.datamodules.transforms import brought_back
 
 Labels = NDArray[np.uint8]
 LOW = 0.9
@@ -31,7 +30,8 @@ def attainable_dice(labels: Labels, grid: Labels, regions: Regions, ignored: Seq
         ignored: Label ids of pixels that do not count.
     """
     counts = np.zeros((3, len(regions.names)), np.int64)
-    back = _brought_back(grid, labels.shape, regions)
+    maps_on_grid = (_maps(small, regions).astype(np.float32) for small in grid)
+    back = on_own_grid(maps_on_grid, len(grid), labels.shape)
     for plane, maps in zip(labels, back, strict=True):
         known = ~np.isin(plane, ignored)
         truth = _maps(plane, regions) & known
@@ -39,15 +39,6 @@ def attainable_dice(labels: Labels, grid: Labels, regions: Regions, ignored: Seq
         counts += [[int(part[i].sum()) for i in range(len(truth))] for part in (mask & truth, mask, truth)]
     found = zip(regions.names, *counts.tolist(), strict=True)
     return {name: 2 * both / (own + true) for name, both, own, true in found if true}
-
-
-def _brought_back(grid: Labels, shape: Sequence[int], regions: Regions) -> Iterator[NDArray[np.float32]]:
-    """(R, H, W) of every slice; where there are as many on the grid, one at a time is in memory."""
-    maps = (_maps(small, regions).astype(np.float32) for small in grid)
-    if len(grid) == shape[0]:
-        yield from (brought_back(plane[None], (shape[1], shape[2]))[0] for plane in maps)
-    else:
-        yield from to_shape(np.stack(list(maps), axis=1), shape).swapaxes(0, 1)
 
 
 def _maps(labels: Labels, regions: Regions) -> NDArray[np.bool_]:

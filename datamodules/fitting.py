@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.grid import fit_planes
+from fedseg.datamodules.readers import Spacing
 from fedseg.datamodules.transforms import brought_back, resize
 
 Labels = NDArray[np.uint8]
-Spacing = tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Fitting:
             spacing=(voxel[0], voxel[1], voxel[2]),
         )
 
-    def labels(self, case: Case, labels: Labels | None, spacing: Spacing) -> Labels | None:
+    def labels(self, case: Case, labels: Labels | None, spacing: Spacing | None) -> Labels | None:
         """Label ids (D, H, W) on the network's grid; of a smaller one, each voxel has the label that covers most of it.
 
         Raises:
@@ -72,7 +72,7 @@ class Fitting:
         fitted: Labels = ids.astype(np.uint8)[covered.argmax(axis=0)]
         return fitted
 
-    def _shape(self, case: Case, shape: Sequence[int], spacing: Spacing) -> tuple[int, int, int]:
+    def _shape(self, case: Case, shape: Sequence[int], spacing: Spacing | None) -> tuple[int, int, int]:
         sides = list(shape)
         if self.spacing is not None:
             if spacing is None:
@@ -121,8 +121,20 @@ def to_shape(maps: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.floa
     return result
 
 
-def on_own_grid(maps: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:
-    """Brings maps (R, d, h, w) from the network's grid back to a case's, (R, D, H, W), as images were brought there."""
-    if maps.shape[1] == shape[0]:
-        return brought_back(maps.swapaxes(0, 1), (shape[1], shape[2])).swapaxes(0, 1)
-    return to_shape(maps, shape)
+def on_own_grid(
+    slices: Iterable[NDArray[np.float32]], count: int, shape: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
+    """Brings maps from the network's grid back to a case's, as images were brought there.
+
+    Args:
+        slices: (R, h, w) of every slice.
+        count: How many slices there are; where the case has as many, one at a time is in memory.
+        shape: Slices, rows and columns of the case.
+
+    Yields:
+        (R, H, W) of every slice of the case.
+    """
+    if count == shape[0]:
+        yield from (brought_back(maps[None], (shape[1], shape[2]))[0] for maps in slices)
+    else:
+        yield from to_shape(np.stack(list(slices), axis=1), shape).swapaxes(0, 1)

@@ -133,7 +133,7 @@ class NewImages:
         )  # fmt: skip
         for place in range(entry.depth if data.dimensions == 2 else 1):
             pick = Pick(0, 0, place)
-            corners = [None] if whole or patches is None else patches.corners(slices.image(pick).shape[:-1])
+            corners = [None] if whole or patches is None else patches.corners(slices.shape(pick))
             for corner in corners:
                 yield slices[Plan((pick._replace(corner=corner),), masks=False)]["image"]
 
@@ -147,8 +147,8 @@ class NewImages:
         Returns:
             (D, R, H, W), interpolated as images are.
         """
-        maps = found[0] if found.ndim == 5 else found.swapaxes(0, 1)
-        return on_own_grid(maps, self.images[number].shape).swapaxes(0, 1)
+        slices = found[0].swapaxes(0, 1) if found.ndim == 5 else found
+        return np.stack(list(on_own_grid(slices, len(slices), self.images[number].shape)))
 
     def write(self, number: int, array: NDArray[Any], folder: Path, name: str) -> Path:
         """Writes one map of an image in its own geometry.

@@ -136,6 +136,13 @@ class SliceSet(Dataset[Batch]):
         planes = [self._coloured(volume[min(max(k, 0), len(volume) - 1)]) for k in around]
         return planes[0] if len(planes) == 1 else cast(Pixels, np.concatenate(planes, axis=-1))
 
+    def shape(self, pick: Pick) -> tuple[int, ...]:
+        """(h, w) or (d, h, w) of what `image` gives."""
+        store = self.stores[pick.store]
+        entry = store.entries[pick.case]
+        height, width = store.blocks[entry.block].shape[1:3]
+        return (entry.depth, height, width) if self.dimensions == 3 else (height, width)
+
     def try_augmentation(self) -> None:
         """Runs every transform once on each kind of image there is.
 
@@ -150,7 +157,7 @@ class SliceSet(Dataset[Batch]):
                     tried.add(kind)
                     image = self.image(Pick(number, case, 0))
                     if self.patches is not None:
-                        image = self.patches.cut(image, self.patches.corners(image.shape[:-1])[0])
+                        image = self.patches.cut(image, self.patches.corners(self.shape(Pick(number, case, 0)))[0])
                     self.augmentation.try_on(image)
 
     def _coloured(self, plane: Pixels) -> Pixels:
@@ -336,9 +343,7 @@ class SiteData:
     def _covering(self, picks: Sequence[Pick], *, masks: bool) -> Feed:
         slices, size = self._shared.slices, self._shared.batch_size
         if (patches := slices.patches) is not None:
-            shapes = [slices.image(pick).shape[:-1] for pick in picks]
-            pairs = zip(picks, shapes, strict=True)
-            picks = [pick._replace(corner=corner) for pick, shape in pairs for corner in patches.corners(shape)]
+            picks = [pick._replace(corner=c) for pick in picks for c in patches.corners(slices.shape(pick))]
         plans = [Plan(tuple(picks[i : i + size]), masks=masks) for i in range(0, len(picks), size)]
         return Feed(self._shared.loaders, plans)
 

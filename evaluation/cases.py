@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedseg.datamodules.cases import Case, Sample, Split
-from fedseg.datamodules.fitting import to_shape
+from fedseg.datamodules.fitting import on_own_grid
 from fedseg.datamodules.regions import Regions
-from fedseg.datamodules.transforms import brought_back
 from fedseg.evaluation.calibration import Reliability
 from fedseg.evaluation.metrics import CALIBRATION, LENGTHS, Mask, Spacing, check_metrics, score_known
 from fedseg.models.heads import decide
@@ -220,24 +219,15 @@ def _on_own_grid(
     labels = sample.labels
     if labels is None:
         raise ValueError(f"{case}: its mask was read before, and now has none")
+    if len(parts) != len(labels) and not parts[0].whole:
+        raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
     truth = np.stack([regions.encode(torch.from_numpy(plane)).numpy() > 0.5 for plane in labels], axis=1)
     counts = site.known(case, labels)
     known = None if counts is None else counts.swapaxes(0, 1)
-    told = _brought_back(case, parts, labels.shape)
+    on_grid = (part.probabilities.float().numpy() for part in parts)
+    told = (torch.from_numpy(maps) for maps in on_own_grid(on_grid, len(parts), labels.shape))
     prediction, reliability = _decided(told, truth, known, regions, calibrated)
     return CaseMasks(case, prediction, truth, known, sample.spacing, reliability)
-
-
-def _brought_back(case: Case, parts: Sequence[_Slice], shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Probabilities (R, H, W) of every slice at its own size; one at a time, where the grid has as many slices."""
-    if len(parts) == shape[0]:
-        size = (shape[1], shape[2])
-        yield from (torch.from_numpy(brought_back(p.probabilities[None].float().numpy(), size)[0]) for p in parts)
-    elif parts[0].whole:
-        whole = torch.stack([part.probabilities for part in parts], dim=1)
-        yield from torch.from_numpy(to_shape(whole.numpy(), shape)).unbind(1)
-    else:
-        raise ValueError(f"{case}: its mask was read with {len(parts)} slices, and now has other ones")
 
 
 def _decided(

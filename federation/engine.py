@@ -205,16 +205,8 @@ class Federation:
         self._check_selection()
 
     def _check_selection(self) -> None:
-        """Refuse to choose sites by what must not be looked at.
-
-        Raises:
-            ValueError: naming what hides single sites.
-        """
-        if self.select is not None and (why := sums_only(self.transforms)):
-            raise ValueError(
-                f"federation.selection={self.schedule.selection} asks sites by what single ones told, which {why} "
-                "does not allow; take federation.selection=uniform"
-            )
+        if self.select is not None:
+            check_selection(self.schedule.selection, self.transforms)
 
     @property
     def _names(self) -> list[str]:
@@ -682,21 +674,30 @@ def sums_only(transforms: Sequence[Transform]) -> str:
     return next(closed, "")
 
 
+def check_selection(selection: str, transforms: Sequence[Transform]) -> None:
+    """Refuse to choose sites by what must not be looked at.
+
+    Raises:
+        ValueError: naming what hides single sites.
+    """
+    if why := sums_only(transforms):
+        raise ValueError(
+            f"federation.selection={selection} asks sites by what single ones told, which {why} does not allow; take "
+            "federation.selection=uniform"
+        )
+
+
 def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int) -> None:
     """Whether a round can have as many sites as the schedule and the transforms need.
 
     Raises:
         ValueError: naming who needs more.
     """
-    asked, why = schedule.asked(sites), sums_only(transforms)
+    asked = schedule.asked(sites)
     if schedule.selection == "loss":
         schedule.drawn(sites)
-        if why:
-            raise ValueError(
-                f"federation.selection=loss asks sites by what single ones told, which {why} does not allow; take "
-                "federation.selection=uniform"
-            )
-    if schedule.combine != "mean" and why:
+        check_selection(schedule.selection, transforms)
+    if schedule.combine != "mean" and (why := sums_only(transforms)):
         raise ValueError(
             f"federation.combine={schedule.combine} compares single updates, which {why} does not allow; take "
             "federation.combine=mean"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.common.cores import usable_cores
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import MultiCenterDataModule, SiteData
@@ -298,8 +298,7 @@ class Experiment:
         one = self.in_process(self.sites(), evaluate)
         if (workers := self.compute.workers) == 1:
             return one
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return SideBySide(one, workers, self.compute.threads or max(1, cores // workers))
+        return SideBySide(one, workers, self.compute.threads or max(1, usable_cores() // workers))
 
     def in_process(self, sites: Mapping[str, SiteData], evaluate: Evaluate) -> InProcess:
         """A worker for these sites."""

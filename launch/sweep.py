@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
+from fedseg.common.cores import usable_cores
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.sweeps import Combination, Sweep
@@ -239,7 +240,7 @@ def workers(configs: Sequence[DictConfig], asked: int | None) -> list[dict[str, 
     if any(config.trainer.accelerator != "cpu" for config in configs) and torch.cuda.is_available():
         given = os.environ.get(DEVICES)
         gpus = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = usable_cores()
     threads = max(int(config.trainer.threads or 1) for config in configs)
     count = asked or len(gpus) or max(1, cores // threads)
     return [{DEVICES: gpus[index % len(gpus)]} if gpus else {} for index in range(count)]

@@ -102,15 +102,13 @@ def smooth_dice(activation: Activation) -> Loss:
     A class that is nowhere in the batch has a term, too: it costs nearly 1 while anything is predicted to be it.
     """
 
-    def loss(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
-        if activation == "sigmoid":
-            return soft_dice_loss(logits.float().sigmoid(), mask, known=known)
-        if known is not None:  # the background is known where all regions are
-            known = torch.cat([known.amin(dim=1, keepdim=True), known], dim=1)
-        background = 1 - mask.sum(dim=1, keepdim=True)
-        return soft_dice_loss(logits.float().softmax(dim=1), torch.cat([background, mask], dim=1), known=known)
+    def of_regions(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        return soft_dice_loss(logits.float().sigmoid(), mask, known=known)
 
-    return loss
+    def of_classes(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        return soft_dice_loss(logits.float().softmax(dim=1), mask, known=known)
+
+    return of_regions if activation == "sigmoid" else _of_all_classes(of_classes)
 
 
 def _mean(terms: Tensor, known: Tensor) -> Tensor:

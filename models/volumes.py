@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from fedseg.models.freeze import freeze
 from fedseg.models.norm import Norm, convert_norm
-
-if TYPE_CHECKING:
-    from monai.networks.nets import BasicUNet, DynUNet, SegResNet
 
 Architecture = Literal["unet", "segresnet", "dynunet"]
 WIDEST = 320  # channels of a DynUNet's deepest levels, as in nnU-Net
@@ -153,7 +150,7 @@ def _unet(channels: int, classes: int, dimensions: int, width: int, _: list[list
     from monai.networks.nets import BasicUNet
 
     features = [width, width, 2 * width, 4 * width, 8 * width, width]
-    net: BasicUNet = BasicUNet(dimensions, channels, classes, features, norm="batch")
+    net = BasicUNet(dimensions, channels, classes, features, norm="batch")
     encoder = Descent(net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4, channels=features[:-1])
     return PartedNetwork(encoder, Ascent(net.upcat_4, net.upcat_3, net.upcat_2, net.upcat_1), net.final_conv)
 
@@ -161,7 +158,7 @@ def _unet(channels: int, classes: int, dimensions: int, width: int, _: list[list
 def _segresnet(channels: int, classes: int, dimensions: int, width: int, _: list[list[int]]) -> PartedNetwork:
     from monai.networks.nets import SegResNet
 
-    net: SegResNet = SegResNet(dimensions, width, channels, classes, norm="batch")
+    net = SegResNet(dimensions, width, channels, classes, norm="batch")
     first, *deeper = net.down_layers
     ascent = Ascent(*(Added(up, block) for up, block in zip(net.up_samples, net.up_layers, strict=True)))
     widths = [width * 2**level for level in range(len(net.down_layers))]
@@ -179,6 +176,6 @@ def _dynunet(channels: int, classes: int, dimensions: int, width: int, strides: 
         )
     kernels = [[3] * dimensions for _ in strides]
     filters = [min(width * 2**level, max(WIDEST, width)) for level in range(len(strides))]
-    net: DynUNet = DynUNet(dimensions, channels, classes, kernels, strides, strides[1:], filters, norm_name="batch")
+    net = DynUNet(dimensions, channels, classes, kernels, strides, strides[1:], filters, norm_name="batch")
     encoder = Descent(net.input_block, *net.downsamples, net.bottleneck, channels=filters)
     return PartedNetwork(encoder, Ascent(*net.upsamples), net.output_block)

@@ -495,7 +495,7 @@ def test_help_from_the_sources_is_that_of_the_live_signatures() -> None:
 
 
 def test_what_was_only_read_cannot_be_called() -> None:
-    with pytest.raises(NotImplementedError, match="only the signature was read"):
+    with pytest.raises(TypeError, match="only the signature was read"):
         meaning("fedseg.models.factory", "create_model")()
     with pytest.raises(LookupError, match=r"fedseg\.models\.factory defines no nothing"):
         meaning("fedseg.models.factory", "nothing")
