@@ -3,6 +3,7 @@
 from fedseg import one_copy
 from fedseg.algorithms.apfl import APFL
 from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.cfl import CFL
 from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedala import FedALA
@@ -67,6 +68,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "perfedavg": PerFedAvg,
     "fedrod": FedRoD,
     "fedamp": FedAMP,
+    "cfl": CFL,
     "prrfl": PRRFL,
     "feddg": FedDG,
     "iopfl": IOPFL,

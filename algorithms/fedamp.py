@@ -7,11 +7,11 @@ from copy import deepcopy
 from math import exp
 from typing import Any
 
-import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from fedseg.algorithms.answers import SingleAnswers, weighted
+from fedseg.algorithms.functional.rows import row_of
 from fedseg.federation.contract import Batch, Site
 from fedseg.federation.ranges import FinitePositive, Share
 from fedseg.federation.state import State, Tensors, squared_distance
@@ -82,8 +82,7 @@ class FedAMP(SingleAnswers):
 def likeness(models: Sequence[Tensors], share: float, sigma: float | None) -> list[list[float]]:
     """Weights of all models at each; rows sum to one."""
     count = len(models)
-    # in the order of the numbers, not in that of memory, so that a model read from a file gives the same sum
-    rows = [torch.cat([model[name].flatten() for name in sorted(model)]).double() for model in models]
+    rows = [row_of(model) for model in models]
     apart = [[float((a - b).pow(2).sum()) for b in rows] for a in rows]
     others = max(count - 1, 1)
     scale = sigma if sigma is not None else sum(map(sum, apart)) / (count * others)

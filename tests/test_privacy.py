@@ -533,6 +533,7 @@ SINGLY = {
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
     **dict.fromkeys(("fedcost", "qffl", "ga"), r"compares the updates of a round with each other \(reads_updates\)"),
+    "cfl": r"compares the updates of a round with each other \(reads_updates\)",
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",

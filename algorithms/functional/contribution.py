@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from fedseg.algorithms.functional.rows import cosine, row_of
 from fedseg.federation.state import Tensors
 
 Version = Literal["2023", "nvflare"]
@@ -21,14 +21,9 @@ def cosines_to_others(updates: Sequence[Tensors], weights: Sequence[float]) -> l
         updates: differences of trainable parameters.
         weights: of the updates in the sums.
     """
-    rows = [torch.cat([update[name].flatten() for name in sorted(update)]).double() for update in updates]
+    rows = [row_of(update) for update in updates]
     whole = torch.stack([weight * row for weight, row in zip(weights, rows, strict=True)]).sum(dim=0)
-    return [_cosine(row, whole - weight * row) for weight, row in zip(weights, rows, strict=True)]
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    size = float(a.norm() * b.norm())
-    return float(a @ b) / size if size else 0.0
+    return [cosine(row, whole - weight * row) for weight, row in zip(weights, rows, strict=True)]
 
 
 def shares(
