@@ -183,11 +183,16 @@ class Run:
         return predict_folder(PredictionRequest(self.path, Path(images), Path(out), site, **more))
 
     def export(
-        self, out: Path | str, sites: Sequence[str] = (), terms: str | None = None, images: Path | str | None = None
+        self,
+        out: Path | str,
+        sites: Sequence[str] = (),
+        terms: str | None = None,
+        images: Path | str | None = None,
+        bundle: bool = False,
     ) -> list[Exported]:
         """Models for use elsewhere, with their cards, as ``python export.py``."""
         given = None if images is None else Path(images)
-        return export_models(self.path, Path(out), sites=sites, images=given, terms=terms)
+        return export_models(self.path, Path(out), sites=sites, images=given, terms=terms, bundle=bundle)
 
 
 def _words(settings: Sequence[str], more: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 DESCRIPTION = """Write the global model and each site's own: NAME.safetensors (weights), NAME.pt (TorchScript, runs
 without this suite), NAME.ckpt (a checkpoint for Lightning) and NAME.md (a card: regions, input, training sites, scores,
-terms, limits).
+terms, limits). With --bundle each is also a MONAI bundle, the folder NAME: from files of images to masks with MONAI
+alone.
 
 docs/prediction.md says more."""
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", choices=("best", "last"), default="best", help="best models on validation (default), or last"
     )
     made.add_argument("--terms", help="under which terms the models may be used, for their cards")
+    made.add_argument("--bundle", action="store_true", help="also write each model as a MONAI bundle, a folder")
     return made
 
 
@@ -58,12 +60,15 @@ def run(arguments: Sequence[str]) -> None:
         images=options.images,
         checkpoint=options.checkpoint,
         terms=options.terms,
+        bundle=options.bundle,
     )
     for model in found:
         whose = f"site {model.site}'s own model" if model.site else "the global model"
         whose += f" with the statistics of {options.images}" if model.view == "own-statistics" else ""
         print(f"{options.out / model.name}.{{safetensors,pt,ckpt,md}}: {whose}, round {model.round}")
-    print(f"exported programs answer as the models do: probabilities differ by {max(m.gap for m in found):.1g} at most")
+        if options.bundle:
+            print(f"{options.out / model.name}/: the same as a MONAI bundle; its docs/README.md says how it runs")
+    print(f"exported programs answer as the models do: they differ by {max(m.gap for m in found):.1g} at most")
 
 
 if __name__ == "__main__":

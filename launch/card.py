@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedseg.algorithms.harmonised import Harmonised
 from fedseg.configs.compose import ConfigError
-from fedseg.datamodules.new import stacks
+from fedseg.datamodules.new import modalities, stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.run import saved_config
-from fedseg.launch.saved import Chosen, SavedModels
+from fedseg.launch.saved import NEW, Chosen, SavedModels
 from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
@@ -75,6 +75,9 @@ class Card:
             "intensity": reading.intensity,
             "percentiles": list(reading.percentiles) if reading.intensity == "percentile" else None,
             "window": list(reading.window) if reading.intensity == "window" and reading.window else None,
+            "scale_8bit": reading.scale_8bit,
+            "spacing": list(reading.spacing) if reading.spacing else None,
+            "modalities": list(modalities(data, self.site or NEW)),
             "stacked": stacks(data),
             "training_values": self.models.values,
             "colour": "luminance" if data.channels == 1 else "as stored",
@@ -133,11 +136,11 @@ class Card:
     def snippet(self, facts: dict[str, Any]) -> str:
         """Five lines of Python that outline the regions."""
         shape = f"{facts['channels']}, {_sides(facts)}"
-        answer = "model(images)"
+        answer, activate = "model(images)", {"sigmoid": ".sigmoid()", "softmax": ".softmax(1)[:, 1:]"}
         if facts["patches"]:
             shape = ", ".join([str(facts["channels"]), *(["80"] if facts["depth"] else []), "100", "120"])  # any size
             window = f"({_sides(facts)}), 4, model, {facts['overlap']:g}"
-            answer = f'sliding_window_inference(images, {window}, mode="gaussian")'
+            answer = f'sliding_window_inference(images, {window}, mode="gaussian"){activate[facts["activation"]]}'
         lines = [
             "import torch",
             *(["from monai.inferers import sliding_window_inference"] if facts["patches"] else []),
@@ -234,12 +237,20 @@ def _interface(facts: dict[str, Any]) -> dict[str, str]:
     size, regions = _sides(facts), facts["regions"]
     styled = "images take the style that the sites agreed on, then " if facts["harmonised"] else ""
     kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
+    answer = f"probabilities, by {facts['activation']},"
+    if facts["patches"]:
+        answer = f"scores before {facts['activation']}{', the background first,' * (facts['activation'] == 'softmax')}"
     return {
         "images": f"(B, {facts['channels']}, {size}) float32 in [0, 1]",
         "normalisation": f"{styled}{facts['normalisation']}, inside of the program",
-        "answer": f"(B, {len(regions)}, {size}) probabilities of {', '.join(regions)} ({facts['activation']}, {kind})",
+        "answer": f"(B, {outputs(facts)}, {size}) {answer} of {', '.join(regions)} ({kind})",
         "size": "the program is made for these sides; the number of images in a batch is free",
     }
+
+
+def outputs(facts: Mapping[str, Any]) -> int:
+    """Channels of the program's answer: probabilities of regions, or of patches the scores that make them."""
+    return len(facts["regions"]) + int(facts["patches"] and facts["activation"] == "softmax")
 
 
 def _steps(facts: dict[str, Any]) -> list[str]:
@@ -255,6 +266,8 @@ def _steps(facts: dict[str, Any]) -> list[str]:
     rule = f"v becomes (v - low) / (high - low), clipped to [0, 1]; low and high are {limits.get(facts['intensity'])}"
     if facts["intensity"] == "unit":
         rule = "they are in [0, 1] already"
+    stay = not facts["scale_8bit"] or facts["intensity"] == "unit"
+    eight = "8-bit values stay as they are until step 5. Of all others " if stay else "of all values, 8-bit ones too, "
     seen = {"uint8": "8-bit", "float32": "not 8-bit"}
     told = " and ".join(seen.get(kind, kind) for kind in facts["training_values"])
     cut = (
@@ -278,8 +291,7 @@ def _steps(facts: dict[str, Any]) -> list[str]:
         threshold = "each pixel goes to the most probable of background (1 minus the sum) and regions"
     return [
         f"Orientation: a volume is {cut}. Flat images stay as stored.",
-        f"Intensity, at full size: 8-bit values stay as they are until step 5. Of all others {rule}."
-        + (f" Images of training were {told}." if told else ""),
+        f"Intensity, at full size: {eight}{rule}." + (f" Images of training were {told}." if told else ""),
         f"Colour: {colour}.",
         f"Size: {_sizing(facts)}.",
         f"Input: {slices if facts['depth'] is None else 'the volume'}. 8-bit values are divided by 255."
@@ -311,7 +323,8 @@ def _sizing(facts: Mapping[str, Any]) -> str:
 def _windows(facts: Mapping[str, Any]) -> str:
     return (
         f" The program slides over it as a window of ({_sides(facts)}), in MONAI's sliding_window_inference with "
-        f'overlap={facts["overlap"]:g} and mode="gaussian"; what is shorter is padded with 0.'
+        f'overlap={facts["overlap"]:g} and mode="gaussian"; what is shorter is padded with 0. Its scores are averaged '
+        f"before {facts['activation']} makes probabilities of them."
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
 from fedseg.datamodules.new import NewImages
+from fedseg.launch.bundle import write_bundle
 from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
@@ -27,11 +28,13 @@ from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.summary import OWN_STATISTICS
 
 TOLERANCE = 1e-4
-"""Largest difference in probability that may lie between a model and its exported form."""
+"""Largest difference that may lie between the answers of a model and of its exported form."""
 
 
 class Deployed(nn.Module):
     """All from images to answers in one module: (B, C, H, W) in [0, 1] -> (B, R, H, W) probabilities.
+
+    Where a window slides, overlapping answers are averaged before they become probabilities: then the scores are given.
 
     Args:
         algorithm: a worker that has received; it is moved to the CPU.
@@ -43,12 +46,13 @@ class Deployed(nn.Module):
         algorithm.cpu()
         self.normalize = algorithm.preparation
         self.network = algorithm.standalone(network_view(view))
-        self.activation: Activation = algorithm.recipe.activation
+        self.activation: Activation | None = None if algorithm.recipe.window else algorithm.recipe.activation
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities of the regions."""
-        return probabilities(self.network(self.normalize(images)), self.activation)
+        """Probabilities of the regions, or the scores that become these."""
+        scores: Tensor = self.network(self.normalize(images))
+        return scores if self.activation is None else probabilities(scores, self.activation)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Exported:
         view: global, personal or own-statistics.
         site: whose it is; None for the global one.
         round: after which it was saved.
-        gap: largest difference in probability between the program and the model.
+        gap: largest difference between the answers of program and model: in probability, of patches in their scores.
+        card: what must be known of it.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Exported:
     site: str | None
     round: int
     gap: float
+    card: Card
 
 
 def export_models(
@@ -78,10 +84,12 @@ def export_models(
     images: Path | None = None,
     checkpoint: Chosen = "best",
     terms: str | None = None,
+    bundle: bool = False,
 ) -> list[Exported]:
     """Write the global model and every site's own, each in four files.
 
-    These are NAME.safetensors, NAME.pt (TorchScript), NAME.ckpt (Lightning's) and NAME.md (its card).
+    These are NAME.safetensors, NAME.pt (TorchScript), NAME.ckpt (Lightning's) and NAME.md (its card); beside them, if
+    asked for, the folder NAME: a MONAI bundle.
 
     The data of the run need not be there. Adapted models are no part of it: they exist for the images only from which
     they were made (`predict.py --view adapted`).
@@ -93,6 +101,7 @@ def export_models(
         images: of a place that took no part, a folder or one: also write the global model with their statistics.
         checkpoint: the best saved models by validation Dice, or the last ones.
         terms: under which the models may be used, for the cards; None says that nobody stated them.
+        bundle: also write each model as a MONAI bundle.
 
     Raises:
         ReportingError: no such run or site, no model to export, or a file that does not answer as its model does.
@@ -105,7 +114,10 @@ def export_models(
         given = NewImages(models.run.experiment.data, images, models.channels, NEW)
         wanted.append((view, None, given))
     with draft(out) as folder:
-        return [_export(models, view, site, folder, checkpoint, terms, given) for view, site, given in wanted]
+        found = [_export(models, view, site, folder, checkpoint, terms, given) for view, site, given in wanted]
+        for card in (one.card for one in found if bundle):
+            write_bundle(folder / card.name, folder / f"{card.name}.pt", card, models.run.experiment.data.batch_size)
+        return found
 
 
 def _wanted(models: SavedModels, sites: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -146,7 +158,7 @@ def _export(
     write_atomic(out / f"{name}.md", card.markdown())
     module.save(out / f"{name}.ckpt")
     _check_checkpoint(out / f"{name}.ckpt", worker, models, view)
-    return Exported(name, view, site, models.round(view, site, checkpoint), gap)
+    return Exported(name, view, site, models.round(view, site, checkpoint), gap, card)
 
 
 def _as_lightning(models: SavedModels, worker: Algorithm, view: str, site: str | None) -> TrainedModel:

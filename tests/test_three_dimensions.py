@@ -26,6 +26,8 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.check import main as check_command
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.reopen import Reopened
+from fedseg.launch.saved import SavedModels
 from fedseg.launch.settings import SCHEMA
 from fedseg.models import create_model, create_monai_model, normalisation, part
 from fedseg.reporting.folder import RunFolder
@@ -237,8 +239,10 @@ def test_the_exported_program_with_monai_s_window_answers_as_the_run(volumes: Pa
     assert told.stdout.strip() == "(1, 1, 80, 100, 120)"
     program = torch.jit.load(volumes / "exported" / "global.pt")
     images = torch.rand(1, 2, 12, 14, 9, generator=torch.Generator().manual_seed(0))
-    found = sliding_window_inference(images, (8, 8, 8), 2, program, 0.25, mode="gaussian")
-    assert found.shape == (1, 1, 12, 14, 9)
+    found = sliding_window_inference(images, (8, 8, 8), 2, program, 0.25, mode="gaussian").sigmoid()
+    worker = SavedModels(Reopened.read(RunFolder(volumes / "run"))).load("global", None)
+    torch.testing.assert_close(found, worker.predict(images, "global"), rtol=0, atol=1e-5)
+    assert found.std() > 0.01
 
 
 @pytest.mark.slow
