@@ -20,6 +20,7 @@ from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
 from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
+from fedseg.algorithms.fedsoup import FedSoup
 from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.ga import GA
 from fedseg.algorithms.harmofl import HarmoFL
@@ -68,6 +69,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "perfedavg": PerFedAvg,
     "fedrod": FedRoD,
     "fedamp": FedAMP,
+    "fedsoup": FedSoup,
     "cfl": CFL,
     "prrfl": PRRFL,
     "feddg": FedDG,

@@ -543,6 +543,7 @@ PATIENT = SINGLY | {
     "ditto": r"trains a second model in the same step \(twin\.",
     "fedsam": r"its step takes a second gradient, of patients unclipped \(perturbation\)",
     "fedala": r"its start is fitted to patients' images without noise \(merge\)",
+    "fedsoup": r"what it sends is chosen by validation images without noise \(soup\)",
     "perfedavg": r"its step takes a second gradient, of patients unclipped \(perturbation\)",
     "pfedme": r"trains a second model in the same step \(twin\.",
     "fedrod": r"trains a second model in the same step \(head\.",

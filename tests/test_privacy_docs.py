@@ -33,6 +33,7 @@ REASONS = {
     "normalises over batches": "statistics",
     "second model": "second model",
     "(merge)": "merge",
+    "(soup)": "soup",
     "(perturbation)": "perturbation",
     "(exact_groups)": "exact_groups",
     "shows whole tensors": "per_site",
