@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ import albumentations as A  # noqa: N812
 
 FOLDER = Path(__file__).parent.parent / "configs" / "augment"
 PARTS = ("geometric", "appearance")
+SLICES = "flip_slices"
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -88,11 +89,13 @@ class Augmentation:
         geometric: Moves pixels of image and mask alike.
         appearance: Changes the image's values only.
         source: The file it came from.
+        flip_slices: Probability that the slices of a volume come in reverse order, before all else.
     """
 
     geometric: A.Compose
     appearance: A.Compose
     source: str
+    flip_slices: float = 0.0
 
     def __call__(
         self, image: Pixels, labels: NDArray[np.uint8] | None, seed: int, views: int = 1
@@ -112,6 +115,9 @@ class Augmentation:
         # One stream for all transforms of a part: Compose.set_random_seed would give each transform the same seed, and
         # two flips with probability 1/2 would then always flip together.
         stream = random.Random(seed)
+        if self.flip_slices and stream.random() < self.flip_slices:
+            image = cast(Pixels, np.ascontiguousarray(image[::-1]))
+            labels = None if labels is None else np.ascontiguousarray(labels[::-1])
         if self.geometric.transforms:
             _seed(self.geometric, stream)
             given = {one: image} if labels is None else {one: image, its: labels}
@@ -134,6 +140,11 @@ class Augmentation:
         Raises:
             DataError: A transform that cannot take such an image, or that changes its size.
         """
+        if self.flip_slices and image.ndim == 3:
+            raise DataError(
+                f"{self.source}: {SLICES} is for volumes (data.dimensions=3), the network sees images; leave it out, "
+                "or take VerticalFlip"
+            )
         for transform in (*_leaves(self.geometric), *_leaves(self.appearance)):
             _try_on(transform, image, self.source)
 
@@ -185,10 +196,15 @@ def load_augmentation(name: str) -> Augmentation:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise DataError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict) or not set(content) <= set(PARTS):
-        raise DataError(f"{path}: expected two lists of transforms at most, named {' and '.join(PARTS)}")
+    if not isinstance(content, dict) or not set(content) <= {*PARTS, SLICES}:
+        raise DataError(
+            f"{path}: expected two lists of transforms at most, named {' and '.join(PARTS)}, and of volumes {SLICES}"
+        )
+    share = content.get(SLICES, 0.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise DataError(f"{path}: {SLICES} is a probability from 0 to 1, such as 0.5, not {share!r}")
     parts = {part: [_build(entry, part, path) for entry in content.get(part) or []] for part in PARTS}
-    return Augmentation(_compose(parts["geometric"]), _compose(parts["appearance"]), str(path))
+    return Augmentation(_compose(parts["geometric"]), _compose(parts["appearance"]), str(path), float(share))
 
 
 def _compose(transforms: list[Any]) -> A.Compose:

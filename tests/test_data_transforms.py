@@ -75,11 +75,13 @@ def test_masks_move_with_images_and_values_stay() -> None:
 def test_every_pipeline_takes_every_image(name: str, channels: int, kind: type) -> None:
     image = picture(1, 32, 40, 8)[..., :channels]
     image = image if kind is np.uint8 else (image / np.float32(255)).astype(np.float32)
-    augmentation = load_augmentation(name)
+    augmentation, mask = load_augmentation(name), square(32, 40)
+    if augmentation.flip_slices:
+        image, mask = np.stack([image, image // 2, image // 3]), np.stack([mask] * 3)
     augmentation.try_on(image)
     before = image.copy()
-    (first,), labels = augmentation(image, square(32, 40), 5)
-    (again,), _ = augmentation(image, square(32, 40), 5)
+    (first,), labels = augmentation(image, mask, 5)
+    (again,), _ = augmentation(image, mask, 5)
     assert (first.shape, first.dtype) == (image.shape, kind)
     assert labels is not None
     assert np.array_equal(first, again)
@@ -87,9 +89,36 @@ def test_every_pipeline_takes_every_image(name: str, channels: int, kind: type) 
     assert name == "none" or any(not np.array_equal(augmentation(image, None, s)[0][0], image) for s in range(5))
 
 
+@pytest.mark.parametrize(("share", "seen"), [(0.0, {0}), (0.5, {0, 1}), (1.0, {1})])
+def test_slices_of_a_volume_come_in_reverse_with_their_masks_and_for_all_views(
+    share: float, seen: set[int], tmp_path: Path
+) -> None:
+    augmentation = load_augmentation(pipeline(tmp_path, f"flip_slices: {share}"))
+    volume, labels = picture(1, 20, 24, 4).transpose(2, 0, 1)[..., None], np.zeros((4, 20, 24), np.uint8)
+    labels[0] = 1
+    turned = set()
+    for seed in range(20):
+        views, moved = augmentation(volume, labels, seed, views=2)
+        assert moved is not None
+        reverse = bool(moved[-1].all())
+        turned.add(int(reverse))
+        assert np.array_equal(moved, labels[::-1] if reverse else labels)
+        assert all(np.array_equal(view, volume[::-1] if reverse else volume) for view in views)
+    assert turned == seen
+
+
+def test_slices_are_not_flipped_where_images_are_slices_and_both_cures_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"flip_slices is for volumes .*leave it out, or take VerticalFlip"):
+        load_augmentation("volumes").try_on(picture(1))
+    for cure in ("geometric: []", "geometric: [{VerticalFlip: {p: 0.5}}]"):
+        load_augmentation(pipeline(tmp_path, cure)).try_on(picture(1))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("flip_slices: 2", "flip_slices is a probability from 0 to 1, such as 0.5, not 2"),
+        ("flip_slices: true", "not True"),
         (
             "geometric: [{HorizontalFlop: {p: 1}}]",
             "mine.yaml, geometric: albumentations has no HorizontalFlop; did you mean 'HorizontalFlip'",
