@@ -2,24 +2,30 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.steps                        the methods the suite is named for
     OMP_NUM_THREADS=1 python -m benchmarks.steps "feddg algorithm.second_order=true" ditto --common model=unet
+    OMP_NUM_THREADS=1 python -m benchmarks.steps --all --write docs/methods/costs.csv    the table of all methods
 
 Each method plays its first round for real, so that what sites tell each other is there in the second one. Then all
 methods take turns: one local fit of the first site each, on batches read beforehand. CPU seconds (on a GPU: seconds) of
 the whole fit over its steps: forward, backward, optimiser, and what a method does once when a fit ends. Medians over
-repetitions but the first; ratios are of paired times. Bytes are those of the last round and of the first site.
+repetitions but the first; ratios are of paired times. Bytes are those of the last round and of the first site; what it
+told before the first round is counted apart. Methods named with --write replace their rows and leave the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 
+from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Batch, RoundRecord, Task
@@ -36,13 +42,17 @@ NAMED = [
     "iopfl",
     "contrastive algorithm.pairing=instance",
 ]
+NEEDED = {"contrastive": ["algorithm.pairing=instance"]}
+"""What a method's defaults lack on the images of the main job."""
 
 
 class Traffic:
-    """An observer that adds up the bytes of one site's last round."""
+    """An observer that adds up the bytes of one site's last round, and of what it told before the first."""
 
     def __init__(self) -> None:
         self.bytes = {"up": 0, "down": 0}
+        self.told = 0
+        self.sends: list[str] = []
         self.site = ""
 
     def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
@@ -52,10 +62,15 @@ class Traffic:
         """Nothing."""
 
     def round_done(self, record: RoundRecord) -> None:
-        """Only the last round's traffic stays."""
-        for direction in self.bytes:
-            rows = (row for row in record.traffic if (row["site"], row["direction"]) == (self.site, direction))
-            self.bytes[direction] = sum(row["bytes"] for row in rows)
+        """Only the last round's traffic stays; a record after it is of a publication."""
+        rows = [row for row in record.traffic if row["site"] == self.site]
+        sent = [row for row in rows if row["direction"] == "up"]
+        if record.round == 0:
+            self.told = sum(row["bytes"] for row in sent)
+        elif record.round == 1:
+            self.sends = [row["group"] for row in sent]
+            for direction in self.bytes:
+                self.bytes[direction] = sum(row["bytes"] for row in rows if row["direction"] == direction)
 
 
 class Fit:
@@ -111,28 +126,63 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def measured(methods: Sequence[str], common: Sequence[str], repeats: int, steps: int) -> list[dict[str, Any]]:
+    """A row for each method; FedAvg's is first."""
+    fits = {method: Fit(method, common, steps) for method in ["fedavg", *(m for m in methods if m != "fedavg")]}
+    seconds: dict[str, list[float]] = {method: [] for method in fits}
+    for _ in range(repeats + 1):
+        for method, fit in fits.items():
+            seconds[method].append(fit.seconds())
+    rows = []
+    for method, taken in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(taken[1:], seconds["fedavg"][1:], strict=True))
+        traffic = fits[method].traffic
+        moved = {**traffic.bytes, "kept": fits[method].kept_bytes(), "told": traffic.told}
+        groups = {"sends": " ".join(traffic.sends)}
+        rows.append({"method": method, "seconds": statistics.median(taken[1:]), "step": ratio, **moved, **groups})
+    return rows
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], common: Sequence[str], steps: int) -> None:
+    """Put rows into the table of all methods, in the order of their names in the code."""
+    header = (
+        f"# Measured by `python -m benchmarks.steps --write`: a fit of {steps} steps of the main job "
+        f"({' '.join(['default.yaml', *common])}), one thread of a CPU, PyTorch {torch.__version__.split('+')[0]}.\n"
+        "# step: CPU seconds over FedAvg's; up, down: bytes of a round and site; kept: bytes at a site between rounds; "
+        "told: bytes before round 1.\n"
+    )
+    columns = ("method", "step", "up", "down", "kept", "told", "sends", "settings")
+    found: dict[str, Mapping[str, Any]] = {}
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = {row["method"]: row for row in csv.DictReader(line for line in lines if not line.startswith("#"))}
+    for row in rows:
+        name, *settings = row["method"].split()
+        found[name] = {**row, "method": name, "step": f"{row['step']:.2f}", "settings": " ".join(settings)}
+    table = pd.DataFrame([found[name] for name in ALGORITHMS if name in found], columns=columns)
+    path.write_text(header + table.to_csv(index=False), encoding="utf-8")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=NAMED, help="methods or presets, each with settings of its own")
+    parser.add_argument("--all", action="store_true", help="every method at its own defaults")
     parser.add_argument("--common", nargs="*", default=[], help="settings that all methods share")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="local steps of a fit")
+    parser.add_argument("--write", type=Path, help="put the rows into this table")
     options = parser.parse_args()
     quieten_libraries()
-    methods = ["fedavg", *options.methods]
-    fits = {method: Fit(method, options.common, options.steps) for method in methods}
-    seconds: dict[str, list[float]] = {method: [] for method in methods}
-    for _ in range(options.repeats + 1):
-        for method, fit in fits.items():
-            seconds[method].append(fit.seconds())
-    width = max(map(len, methods))
+    methods = [" ".join([name, *NEEDED.get(name, [])]) for name in ALGORITHMS] if options.all else options.methods
+    rows = measured(methods, options.common, options.repeats, options.steps)
+    width = max(len(row["method"]) for row in rows)
     print(f"{'method':{width}}  seconds  times FedAvg's    kept (kB)      up (kB)    down (kB)")
-    for method, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(taken[1:], seconds["fedavg"][1:], strict=True))
-        moved = fits[method].traffic.bytes
-        sizes = "".join(f"{size / 1e3:13.1f}" for size in (fits[method].kept_bytes(), moved["up"], moved["down"]))
-        print(f"{method:{width}}{statistics.median(taken[1:]):9.3f}{ratio:16.2f}{sizes}")
+    for row in rows:
+        sizes = "".join(f"{row[what] / 1e3:13.1f}" for what in ("kept", "up", "down"))
+        print(f"{row['method']:{width}}{row['seconds']:9.3f}{row['step']:16.2f}{sizes}")
+    if options.write:
+        write(options.write, rows, options.common, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""The tables of all methods are what the methods declare, and take up a new method by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.steps import write
+from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.fedavg import FedAvg
+from fedseg.launch import methods as tables
+from fedseg.launch.methods import COSTS, Method, costs, main, methods, rewritten, run, short_text, table_text
+from fedseg.launch.settings import METHODS
+from fedseg.reporting import ReportingError
+
+ROOT = Path(__file__).parent.parent
+BY_DATA = {"feddg", "contrastive"}  # what these keep or send depends on images
+
+
+def found(name: str) -> Method:
+    return next(method for method in methods() if method.name == name)
+
+
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if f"`{name}`" in line.split(" | ")[0]]
+    return line.strip("| ").split(" | ")
+
+
+def test_the_documents_are_what_the_methods_declare() -> None:
+    assert run(["check=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "told"),
+    [
+        ("local", 5, "nothing"),
+        ("scaffold", 5, "`control`"),
+        ("harmofl", 5, "tells 2.3 kB before round 1"),
+        ("fedavg", 6, "-"),
+        ("fedbn", 6, "normalisation"),
+        ("fedrep", 6, "segmentation_head"),
+        ("apfl", 6, "`alpha`, `twin`"),
+        ("iopfl", 4, "global, adapted"),
+        ("contrastive", 7, "images"),
+        ("fedprox", 8, "-"),
+        ("ditto", 8, "privacy of patients"),
+        ("lcfed", 8, "privacy of sites, privacy of patients, secure aggregation, volumes, pieces of a batch"),
+        ("scaffold", 12, "arrays"),
+        ("fedprox", 12, "arrays"),  # by a test that is given it
+        ("feddyn", 12, "the paper"),  # its test reads another method's archive for its data only
+        ("pfedme", 12, "the paper"),
+    ],
+)
+def test_a_method_is_told_as_it_is(name: str, column: int, told: str) -> None:
+    assert row(table_text(), name)[column] == told
+
+
+def test_what_was_measured_is_what_the_formula_says() -> None:
+    for method in [method for method in methods() if method.name in costs()]:
+        measured = costs()[method.name]
+        start = method.built.init_server({}).sizes()
+        if method.name not in BY_DATA | {"pooled"}:
+            assert int(measured["kept"]) == sum(method.built.keep().sizes().values()), method.name
+        shared = [group for group in measured["sends"].split() if group in ("model", "buffers")]
+        if shared == measured["sends"].split():
+            assert int(measured["up"]) == sum(start[group] for group in shared), method.name
+    once = int(costs()["fedavg"]["up"])
+    assert int(costs()["scaffold"]["up"]) == 2 * once - found("scaffold").built.init_server({}).sizes()["buffers"]
+
+
+class Calm(FedAvg):
+    """Calm (Nobody, 2026): a method that learns half as much."""
+
+    slices_only = "it is a test"
+
+
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(ALGORITHMS, "calm", Calm)
+    monkeypatch.setitem(METHODS, "calm", Calm)
+    methods.cache_clear()
+    yield
+    monkeypatch.undo()
+    methods.cache_clear()
+
+
+@pytest.mark.usefixtures("calm")
+def test_a_new_method_is_taken_up_and_not_said_to_be_measured() -> None:
+    told = row(table_text(), "calm")
+    assert told[1] == "Calm (Nobody, 2026): a method that learns half as much"
+    assert told[8:] == ["volumes", "not measured", "not measured", "not measured", "the paper"]
+    assert row(short_text(), "calm")[2:] == ["global", "-"]
+
+
+@pytest.mark.usefixtures("calm")
+def test_a_document_that_lags_behind_is_refused_and_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "README.md"
+    document.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    assert main([str(document), "check=true"]) == 2
+    assert f"python -m fedseg.launch.methods {document}" in capsys.readouterr().err
+    assert main([str(document)]) == 0
+    assert "| `calm` |" in document.read_text(encoding="utf-8")
+    assert main([str(document), "check=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("# Nothing\n", "has no table of methods; mark its place: <!-- from methods: table -->"),
+        ("<!-- from methods: short -->\n", "lacks its '<!-- end -->'"),
+        ("<!-- from methods: long -->\n<!-- end -->\n", "'long' is no table of methods; there are table, refusals"),
+    ],
+)
+def test_marks_that_cannot_be_read_are_refused(text: str, told: str) -> None:
+    with pytest.raises(ReportingError, match=r"page\.md") as error:
+        rewritten(text, Path("page.md"))
+    assert told in str(error.value)
+
+
+def test_links_lead_to_pages_and_sections() -> None:
+    for method in methods():
+        page, section = method.page
+        if page:
+            text = (ROOT / "docs" / "methods" / page).read_text(encoding="utf-8")
+            headings = [tables.slug(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")]
+            assert not section or section in headings
+
+
+def test_rows_that_are_measured_again_leave_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "costs.csv"
+    path.write_text(COSTS.read_text(encoding="utf-8"), encoding="utf-8")
+    measured = {
+        "method": "ditto algorithm.lam=1",
+        "seconds": 1.0,
+        "step": 2.5,
+        "up": 1,
+        "down": 1,
+        "kept": 1,
+        "told": 0,
+    }
+    write(path, [{**measured, "sends": "model"}], ["model=unet"], 5)
+    before = [line for line in COSTS.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "ditto"))]
+    after = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "ditto"))]
+    assert before == after
+    assert "ditto,2.50,1,1,1,0,model,algorithm.lam=1" in path.read_text(encoding="utf-8")
