@@ -98,8 +98,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
         transparency: What counts in masks whose colours and opacity both vary: "ignore" opacity, take it as the
             "drawing", or "auto", which refuses where that is not certain.
-        intensity: How values other than 8-bit become [0, 1]: by "percentile" or "minmax" of a case, a fixed "window",
-            or "unit" (they are in [0, 1] already).
+        intensity: How values other than 8-bit become [0, 1]: by "percentile", "minmax" or "zscore" of a case, a
+            fixed "window", or "unit" (they are in [0, 1] already).
         scale_8bit: Also 8-bit images become [0, 1] by data.intensity, so that files of several depths become alike.
         percentiles: Of a case's values, that become 0 and 1 under intensity=percentile.
         window: Values that become 0 and 1 under intensity=window, such as [-160, 240].

@@ -49,7 +49,7 @@ def channels_differ(found: Mapping[str, Counter[int]], wanted: int | str) -> Ite
 
 
 def mixed_depths(types: Mapping[str, Counter[str]], reading: Reading) -> Iterator[Finding]:
-    """8-bit images beside deeper ones: only those are stretched, so they differ although their pixels may not.
+    """8-bit images, which are not stretched: beside deeper ones, or where it was asked for.
 
     Args:
         types: Site to types of images once scaled, "uint8" or "float32", and how many cases have them.
@@ -59,6 +59,9 @@ def mixed_depths(types: Mapping[str, Counter[str]], reading: Reading) -> Iterato
         return
     shallow = [f"{site} ({found[EIGHT_BIT]})" for site, found in types.items() if found[EIGHT_BIT]]
     deep = [f"{site} ({number})" for site, found in types.items() if (number := found.total() - found[EIGHT_BIT])]
+    if shallow and not deep and reading.intensity in ("window", "zscore"):
+        what = f"all images are 8-bit, which data.intensity={reading.intensity} leaves as they are"
+        yield Finding("intensity not applied", what, "set data.scale_8bit=true, or leave data.intensity out")
     if shallow and deep:
         what = (
             f"8-bit images at {few(shallow)}, deeper ones at {few(deep)}: data.intensity={reading.intensity} changes "

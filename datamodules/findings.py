@@ -54,6 +54,7 @@ KINDS: Mapping[str, Severity] = {
     "lossy mask": "warning",
     "white is zero": "warning",
     "mixed bit depth": "warning",
+    "intensity not applied": "warning",
     "planes differ": "warning",
     "segments differ": "warning",
     "slice order": "warning",

@@ -22,7 +22,7 @@ from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.fitting import on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import by_modality
-from fedseg.datamodules.readers import VOLUMES, Reading, stem_of, suffix_of, write_back
+from fedseg.datamodules.readers import OF_CASE, VOLUMES, Reading, stem_of, suffix_of, write_back
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
@@ -85,7 +85,7 @@ class NewImages:
         depth, height, width, found = sample.image.shape
         intensity = self.data.reading_of(case.site).intensity
         flat = suffix_of(Path(case.image)) not in VOLUMES
-        if flat and stacks(self.data) and sample.image.dtype != np.uint8 and intensity in ("percentile", "minmax"):
+        if flat and stacks(self.data) and sample.image.dtype != np.uint8 and intensity in OF_CASE:
             raise DataError(
                 f"{case}: the values of {case.image} are scaled, which the run did over all slices of a patient "
                 f"(data.stack_slices, data.intensity={intensity}), of which this file is one; give the patient's "

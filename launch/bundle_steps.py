@@ -30,6 +30,7 @@ COMMON = "LPS"  # orientation of volumes: to the patient's left, back and head
 AXIAL = 2
 COARSER = 1.5 * (1 - 1e-4)  # times as thick as the others are the voxels along the axis of the slices
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+REACH = 4  # standard deviations from the mean that become 0 and 1 by zscore
 ORIENTATION = 0x0112  # EXIF's
 
 
@@ -181,7 +182,7 @@ class Scale:
     """Brings the values of every file to [0, 1], and joins the files as channels; 8-bit values may stay as they are.
 
     Attributes:
-        intensity: percentile, minmax, window or unit.
+        intensity: percentile, minmax, window, zscore or unit.
         percentiles: of a case's values, that become 0 and 1.
         window: values that become 0 and 1.
         scale_8bit: treat 8-bit values as all others.
@@ -205,7 +206,7 @@ class Scale:
     def _scaled(self, image: Array, name: str, volume: bool) -> Array:
         if image.dtype == np.uint8 and (not self.scale_8bit or self.intensity == "unit"):
             return image
-        if self.stacked and not volume and self.intensity in ("percentile", "minmax"):
+        if self.stacked and not volume and self.intensity in ("percentile", "minmax", "zscore"):
             raise ValueError(f"{name} is a slice whose values were scaled by patient; give the patient's volume")
         values = image.astype(np.float32)
         if not np.isfinite(values).all():
@@ -224,10 +225,13 @@ class Scale:
         elif self.intensity == "percentile" and self.percentiles:
             bounds = [float(value) for value in np.percentile(values, self.percentiles)]
             low, high = bounds if bounds[0] < bounds[1] else (low, high)
+        elif self.intensity == "zscore" and (inside := values[values != 0]).size:
+            mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+            low, high = mean - REACH * deviation, mean + REACH * deviation
         if high <= low:
             return np.zeros_like(values)
         found: Array = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
-        return found
+        return np.where(values == 0, np.float32(0), found) if self.intensity == "zscore" else found
 
 
 @dataclass(frozen=True)

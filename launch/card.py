@@ -262,8 +262,10 @@ def _steps(facts: dict[str, Any]) -> list[str]:
         "percentile": f"the percentiles {low:g} and {high:g} {some} (smallest and largest where these coincide)",
         "minmax": f"the smallest and the largest {some}",
         "window": f"{low:g} and {high:g}",
+        "zscore": f"4 standard deviations below and above the mean {some.replace('all values', 'all values but 0')}",
     }
     rule = f"v becomes (v - low) / (high - low), clipped to [0, 1]; low and high are {limits.get(facts['intensity'])}"
+    rule += "; 0 stays 0" if facts["intensity"] == "zscore" else ""
     if facts["intensity"] == "unit":
         rule = "they are in [0, 1] already"
     stay = not facts["scale_8bit"] or facts["intensity"] == "unit"

@@ -90,7 +90,10 @@ KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
         (*VOLUME, "data.modalities=[flair, t1]", "data.resample=[3, 1, 1]", "data.exclusive=true",
          "data.regions={rim: [1], cup: [2]}", "training.normalize=zscore"),
     ),
-    "own grid": (volumes, (*VOLUME, "data.regions={whole: [1, 2]}", "training.normalize=none")),
+    "own grid": (
+        volumes,
+        (*VOLUME, "data.regions={whole: [1, 2]}", "training.normalize=none", "data.intensity=zscore"),
+    ),
 }  # fmt: skip
 
 

@@ -93,6 +93,14 @@ def test_intensity_policies() -> None:
     mostly_empty = np.zeros((1, 1, 1000, 1), np.float32)
     mostly_empty[0, 0, 0] = 4
     assert scale(mostly_empty, PLAIN).max() == 1  # percentiles coincide: the full range counts
+    brain = np.where(values % 2, 0, values).astype(np.float32)  # every other voxel lies outside
+    inside = brain[brain != 0]
+    seen = scale(brain, Reading("zscore"))
+    assert np.allclose(8 * (seen[brain != 0] - 0.5), (inside - inside.mean()) / inside.std(), atol=1e-5)
+    assert not seen[brain == 0].any()
+    assert scale(brain * 0, Reading("zscore")).max() == scale(brain * 0 + 7, Reading("zscore")).max() == 0
+    far = np.append(brain.ravel(), [1e6]).reshape(1, 1, -1, 1)
+    assert scale(far, Reading("zscore")).max() == 1
     with pytest.raises(DataError, match="expects \\[0, 1\\]"):
         scale(values, Reading("unit"))
     with pytest.raises(DataError, match="not finite"):

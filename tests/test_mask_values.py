@@ -942,5 +942,19 @@ def test_one_picture_at_two_depths_is_told_and_made_alike_by_the_cure(tmp_path: 
     assert "mixed bit depth" not in kinds
 
 
+@pytest.mark.parametrize(("knobs", "told"), [({"intensity": "zscore"}, True), ({"intensity": "minmax"}, False)])
+def test_a_scaling_that_8_bit_images_do_not_get_is_told_and_both_cures_work(
+    tmp_path: Path, knobs: dict[str, str], told: bool
+) -> None:
+    make_site(tmp_path, "a")
+    for more in ({}, {"scale_8bit": True}):
+        found = folder(tmp_path, **knobs, **more).findings
+        assert [one.kind for one in found].count("intensity not applied") == (told and not more)
+        assert [one.kind for one in check(FolderDataModule(root=str(tmp_path), **knobs, **more)).findings].count(
+            "intensity not applied"
+        ) == (told and not more)
+    assert "intensity not applied" not in [one.kind for one in folder(tmp_path).findings]
+
+
 def as_unit(image: np.ndarray) -> np.ndarray:
     return image / 255 if image.dtype == np.uint8 else image

@@ -23,7 +23,7 @@ from fedseg.datamodules.readers.intensity import scale
 from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
 from fedseg.datamodules.readers.labels import map_labels, unknown_labels
 from fedseg.datamodules.readers.layers import Layer, combine
-from fedseg.datamodules.readers.settings import Axis, Intensity, MaskGeometry, Reading, Transparency
+from fedseg.datamodules.readers.settings import OF_CASE, Axis, Intensity, MaskGeometry, Reading, Transparency
 from fedseg.datamodules.readers.stored import Stored, seen
 from fedseg.datamodules.readers.volumes import AXIAL, put_back, write_back
 
@@ -31,6 +31,7 @@ __all__ = [
     "AXIAL",
     "FLAT",
     "GRID_CURE",
+    "OF_CASE",
     "PLACE_CURE",
     "SEGMENT",
     "VOLUMES",

@@ -11,6 +11,8 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.readers.kinds import Array
 from fedseg.datamodules.readers.settings import Reading
 
+REACH = 4  # standard deviations from the mean, of zscore
+
 
 def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:
     """8-bit values stay as they are (255 becomes 1 when a batch is made); all others become float32 in [0, 1].
@@ -20,10 +22,12 @@ def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArr
     * "percentile": the case's percentiles become 0 and 1, the rest is clipped (its full range where they coincide).
     * "minmax": the case's smallest and largest value become 0 and 1.
     * "window": two fixed values become 0 and 1, the rest is clipped; for CT, or to keep the sites' differences.
+    * "zscore": the mean of the values that are not 0 becomes 1/2, and 4 of their standard deviations below and above it
+      become 0 and 1; the rest is clipped, and 0 stays 0. For magnetic resonance images of the brain alone.
     * "unit": values are in [0, 1] already.
 
-    A constant image becomes 0 under the first two. ``channelwise``, each channel has limits of its own, as modalities
-    of a volume need.
+    A constant image becomes 0 under those of a case. ``channelwise``, each channel has limits of its own, as
+    modalities of a volume need.
 
     Raises:
         DataError: Values that are not finite, complex or, for "unit", outside [0, 1].
@@ -41,7 +45,7 @@ def scale(image: Array, reading: Reading, *, channelwise: bool = False) -> NDArr
         if values.min() < 0 or values.max() > 1:
             raise DataError(
                 f"the image runs from {values.min():g} to {values.max():g}, but data.intensity=unit expects [0, 1]; "
-                "choose percentile, minmax or window"
+                "choose percentile, minmax, window or zscore"
             )
         return values
     if channelwise and values.shape[-1] > 1:
@@ -69,7 +73,7 @@ def _scaled(values: NDArray[np.float32], reading: Reading) -> NDArray[np.float32
     if high <= low:
         return np.zeros_like(values)
     unit: NDArray[np.float32] = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
-    return unit
+    return np.where(values == 0, np.float32(0), unit) if reading.intensity == "zscore" else unit
 
 
 def _limits(values: NDArray[np.float32], reading: Reading) -> tuple[float, float]:
@@ -79,4 +83,7 @@ def _limits(values: NDArray[np.float32], reading: Reading) -> tuple[float, float
         low, high = (float(value) for value in np.percentile(values, reading.percentiles))
         if low < high:
             return low, high
+    if reading.intensity == "zscore" and (inside := values[values != 0]).size:
+        mean, deviation = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+        return mean - REACH * deviation, mean + REACH * deviation
     return float(values.min()), float(values.max())

@@ -13,7 +13,9 @@ from fedseg.datamodules.readers.rules import rule
 Transparency = Literal["auto", "ignore", "drawing"]
 Axis = Literal["auto"] | int
 MaskGeometry = Literal["header", "image"]
-Intensity = Literal["percentile", "minmax", "window", "unit"]
+Intensity = Literal["percentile", "minmax", "window", "zscore", "unit"]
+OF_CASE: tuple[Intensity, ...] = ("percentile", "minmax", "zscore")
+"""Those that depend on all values of a case: a slice alone would be scaled otherwise."""
 
 
 @dataclass(frozen=True)
