@@ -18,6 +18,7 @@ from fedseg.algorithms.fednova import FedNova
 from fedseg.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedseg.algorithms.fedper import FedPer, FedRep, LGFedAvg
 from fedseg.algorithms.fedprox import FedProx
+from fedseg.algorithms.fedrdn import FedRDN
 from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.fedsoup import FedSoup
@@ -48,6 +49,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "moon": Moon,
     "fedsam": FedSAM,
     "harmofl": HarmoFL,
+    "fedrdn": FedRDN,
     "fedce": FedCE,
     "fedcost": FedCost,
     "qffl": QFFL,

@@ -77,6 +77,8 @@ class Algorithm(StockModule):
     It is False for a class that writes its own loss or step and does not say so: it refuses `training.pieces`."""
     styles_images: bool = False
     """Whether it gives images styles of its own, which harmonising them would take away again."""
+    prepares: str = ""
+    """What its `preparation` does to images before `training.normalize`, as a card says it; empty if nothing."""
     slices_only: str = ""
     """Why it cannot learn from volumes (data.dimensions=3); empty where it can."""
     adapts: bool = False

@@ -43,10 +43,11 @@ class StockModule(pl.LightningModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, ...) images in [0, 1] -> the network's input, in the chosen memory layout."""
-        normalized: Tensor = self.preparation.to(images.device)(images)
-        if self.recipe.training.channels_last:
-            normalized = normalized.contiguous(memory_format=LAST[normalized.ndim])
-        return normalized
+        return self.in_layout(self.preparation.to(images.device)(images))
+
+    def in_layout(self, images: Tensor) -> Tensor:
+        """Images in the chosen memory layout."""
+        return images.contiguous(memory_format=LAST[images.ndim]) if self.recipe.training.channels_last else images
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """(B, C, ...) images in [0, 1], of any size where patches are cut -> logits of the same size."""

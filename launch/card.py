@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from fedseg.algorithms.harmonised import Harmonised
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules.new import modalities, stacks
 from fedseg.evaluation import METRICS
@@ -91,7 +90,7 @@ class Card:
             "resampled": list(data.fitting.spacing) if data.fitting.spacing else None,
             "overlap": float(config.evaluation.overlap),
             "normalisation": str(config.training.normalize),
-            "harmonised": isinstance(self.models.method, Harmonised),
+            "prepared": self.models.method.prepares,
             "running_statistics": f"of {self.images} image(s) of another place" if self.images else "of training",
             "network": OmegaConf.to_container(config.model),
             "encoder": encoder_origin(config),
@@ -235,14 +234,15 @@ def encoder_origin(config: DictConfig) -> str:
 
 def _interface(facts: dict[str, Any]) -> dict[str, str]:
     size, regions = _sides(facts), facts["regions"]
-    styled = "images take the style that the sites agreed on, then " if facts["harmonised"] else ""
+    given = [facts["prepared"]] if facts["prepared"] else []
+    given += [facts["normalisation"]] if facts["normalisation"] != "none" or not given else []
     kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
     answer = f"probabilities, by {facts['activation']},"
     if facts["patches"]:
         answer = f"scores before {facts['activation']}{', the background first,' * (facts['activation'] == 'softmax')}"
     return {
         "images": f"(B, {facts['channels']}, {size}) float32 in [0, 1]",
-        "normalisation": f"{styled}{facts['normalisation']}, inside of the program",
+        "normalisation": f"{', then '.join(given)}, inside of the program",
         "answer": f"(B, {outputs(facts)}, {size}) {answer} of {', '.join(regions)} ({kind})",
         "size": "the program is made for these sides; the number of images in a batch is free",
     }

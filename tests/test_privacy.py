@@ -529,6 +529,7 @@ SINGLY = {
     "local": "shares nothing",
     "feddg": r"tells the server of a site's data before round 1 \(introduces\)",
     "harmofl": r"tells the server of a site's data before round 1 \(introduces\)",
+    "fedrdn": r"tells the server of a site's data before round 1 \(introduces\)",
     "lcfed": r"shows the group head of each site singly \(per_site\)",
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
