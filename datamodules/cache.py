@@ -208,7 +208,8 @@ def _identity(case: Case) -> list[Any]:
     parts = case.slices or (case,)
     files = [_stamp(name) for part in parts for name in (*part.image_files, *part.mask_files)]
     layers = [layer for part in parts for layer in part.masks]
-    return [case.site, case.case, case.labelled, *files, *layers]
+    absent = [list(part.absent) for part in parts if part.absent]
+    return [case.site, case.case, case.labelled, *files, *layers, *absent]
 
 
 def _stamp(name: str) -> list[Any]:

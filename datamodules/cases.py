@@ -34,6 +34,7 @@ class Case:
         mask: Path of the mask; empty likewise; None means that the case is not labelled.
         split: Official split, honoured.
         channels: Paths of further images on the grid of ``image`` (other modalities): its further channels, in order.
+        absent: Places among all modalities of those that the case lacks: their channels are 0.
         masks: Where several files make the mask: of each the region that it shows (empty where it holds label ids) and
             its path (empty where it would show nothing); ``mask`` is the first path then.
         slices: For a case made of single 2-D images: those images, in order.
@@ -50,6 +51,7 @@ class Case:
     masks: tuple[tuple[str, str], ...] = ()
     slices: tuple[Case, ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
+    absent: tuple[int, ...] = ()
 
     @property
     def labelled(self) -> bool:

@@ -53,6 +53,7 @@ KINDS: Mapping[str, Severity] = {
     "blank image": "warning",
     "lossy mask": "warning",
     "white is zero": "warning",
+    "missing modality": "warning",
     "mixed bit depth": "warning",
     "intensity not applied": "warning",
     "planes differ": "warning",

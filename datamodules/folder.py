@@ -16,6 +16,7 @@ from fedseg.datamodules.manifest import Expect, not_listed, read_manifest
 from fedseg.datamodules.pairing import (
     Files,
     MissingMasks,
+    MissingModalities,
     apart,
     by_modality,
     ending_of,
@@ -24,6 +25,7 @@ from fedseg.datamodules.pairing import (
     missing_cure,
     pair,
     pairing_cure,
+    present,
 )
 from fedseg.datamodules.per_site import FILES
 from fedseg.datamodules.readers import VOLUMES, suffix_of
@@ -54,6 +56,7 @@ class FolderDataModule(MultiCenterDataModule):
             region has a file, one whose file lacks. A manifest's empty cells mean unlabelled unless "empty".
         modalities: Names of the images that are one case's channels, in this order, such as [flair, t1]: NAME_flair
             and NAME_t1, NAME in the folders images/flair and images/t1, or columns image_flair and image_t1.
+        missing_modalities: A case that lacks one of several modalities is an "error", or "zeros": that channel is 0.
         kwargs: See MultiCenterDataModule.
 
     Raises:
@@ -73,6 +76,7 @@ class FolderDataModule(MultiCenterDataModule):
         mask_suffix: str = "",
         missing_masks: MissingMasks = "error",
         modalities: Sequence[str] = [],
+        missing_modalities: MissingModalities = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(regions=regions, **kwargs)
@@ -83,7 +87,11 @@ class FolderDataModule(MultiCenterDataModule):
         self.mask_suffix = mask_suffix
         self.missing_masks: MissingMasks = missing_masks
         self.modalities = tuple(modalities)
+        self.missing_modalities: MissingModalities = missing_modalities
         _check_modalities(self.modalities, "data.modalities")
+        if missing_modalities == "zeros" and (stack_slices or len(self.modalities) < 2):
+            why = "slices of a stack must have the same ones" if stack_slices else "data.modalities names no two"
+            raise DataError(f"data.missing_modalities=zeros: {why}; leave it out, or give whole volumes of several")
         self._stating: set[str] = set()  # sites whose patients the manifest names
 
     def cases(self) -> list[Case]:
@@ -105,7 +113,7 @@ class FolderDataModule(MultiCenterDataModule):
             def settle(site: str, cells: Mapping[str, str], source: str) -> None:
                 self._settle(site, partial(self.per_site.add_cells, site, cells, source), report)
 
-            expect = Expect(self.regions.names, self.modalities, self.wanted, self._missing)
+            expect = Expect(self.regions.names, self.modalities, self.wanted, self._missing, self.missing_modalities)
             found = read_manifest(table, report, settle, expect)
             self._stating = {case.site for case, patient in found if patient}
             found = [(case, patient or case.case) for case, patient in found]
@@ -147,7 +155,7 @@ class FolderDataModule(MultiCenterDataModule):
         except DataError as error:
             report(Finding.of_error("layout", error, site=site))
 
-    def _images(self, site: Path, report: Report) -> dict[str, tuple[Path, ...]]:
+    def _images(self, site: Path, report: Report) -> dict[str, tuple[Path | None, ...]]:
         """The images of a site's cases by name, each case's in the order of the modalities."""
         modalities = self.modalities_of(site.name)
         folder = folder_of(site, "images", report, self.per_site.get(site.name, "images", None))
@@ -155,7 +163,7 @@ class FolderDataModule(MultiCenterDataModule):
         if not any(files.values()):
             cure = "add images; every folder in data.root is a site, so move others away"
             report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
-        return by_modality(files, modalities, site.name, report)
+        return by_modality(files, modalities, site.name, report, self.missing_modalities)
 
     def _masks(self, site: Path, report: Report) -> dict[str, dict[str, Path]]:
         """Files of a site's masks, by region where each has a folder."""
@@ -188,7 +196,7 @@ class FolderDataModule(MultiCenterDataModule):
     def _folder(
         self,
         site: Path,
-        images: Mapping[str, tuple[Path, ...]],
+        images: Mapping[str, tuple[Path | None, ...]],
         masks: Files,
         endings: Mapping[str, str | None],
         report: Report,
@@ -205,13 +213,14 @@ class FolderDataModule(MultiCenterDataModule):
             report(Finding("ambiguous name", what, "rename it, or list masks in sites.csv", site.name, file=str(path)))
         needed = self._needed(site.name, found.regions, report) if apart(masks, suffix) and found.masks else ()
         for stem, files in images.items():
-            image, channels = str(files[0]), tuple(str(path) for path in files[1:])
+            (image, *channels), absent = present(files)
             mask, layers, lacking = layers_of(found.masks.get(stem, []), needed, self._missing(site.name))
             if lacking:
                 what = f"has no mask {stem}{suffix}.*" if not needed else f"has no mask of {few(lacking)}"
                 report(Finding("missing mask", what, hint or missing_cure(needed), site.name, stem, image))
             patient = self._patient(site.name, stem, report)
-            yield Case(site.name, stem, patient, image, mask, channels=channels, masks=layers), patient
+            case = Case(site.name, stem, patient, image, mask, channels=tuple(channels), masks=layers, absent=absent)
+            yield case, patient
 
     def _needed(self, site: str, found: Collection[str], report: Report) -> tuple[str, ...]:
         """Regions of which every image of a site has a file; tells of those that no image has, unless declared."""
@@ -236,7 +245,7 @@ class FolderDataModule(MultiCenterDataModule):
     def _pairing_cure(
         self,
         site: Path,
-        images: Mapping[str, tuple[Path, ...]],
+        images: Mapping[str, tuple[Path | None, ...]],
         masks: Files,
         endings: Mapping[str, str | None],
         suffix: str,

@@ -7,14 +7,23 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedseg.common.names import nearest
 from fedseg.datamodules.cases import SPLITS, Case, Split
 from fedseg.datamodules.findings import Finding, Report, few, refuse
-from fedseg.datamodules.pairing import BETWEEN, Masks, MissingMasks, layers_of, missing_cure
+from fedseg.datamodules.pairing import (
+    BETWEEN,
+    Masks,
+    MissingMasks,
+    MissingModalities,
+    lacking_modalities,
+    layers_of,
+    missing_cure,
+    present,
+)
 from fedseg.datamodules.per_site import READING
 from fedseg.datamodules.readers import stem_of, suffix_of
 from fedseg.datamodules.site_folders import KNOWN, there
@@ -34,12 +43,14 @@ class Expect:
         modalities: Names of the columns image_MODALITY, in order; none: one column image.
         needed: Regions of which every mask of a site needs a file, where they have columns.
         missing: What a missing mask of a site means; "error" is "unlabelled" here, as a cell can be left empty.
+        modality: What it means that the cell of one of several images is empty.
     """
 
     regions: Sequence[str] = ()
     modalities: Sequence[str] = ()
     needed: Callable[[str], Sequence[str]] = lambda _: ()
     missing: Callable[[str], MissingMasks] = lambda _: "unlabelled"
+    modality: MissingModalities = "error"
 
 
 Columns = dict[str, str]  # column to the modality, or to the region, that it holds; to "" where there is one only
@@ -184,8 +195,10 @@ class _Row:
 
     def read(self, images: Columns, masks: Columns) -> Iterator[tuple[Case, str]]:
         """The case, and the patient that the row names; none where an image lacks."""
-        paths = [_located(self.table, self.cell(name)) for name in images]
-        case = self.cell("case") or _without(stem_of(paths[0]), next(iter(images.values())))
+        every = {name: _located(self.table, cell) if (cell := self.cell(name)) else None for name in images}
+        named = [(name, path) for name, path in every.items() if path is not None]
+        first, path = named[0] if named else (next(iter(images)), self.table)
+        case = self.cell("case") or _without(stem_of(path), images[first])
 
         def fault(kind: str, what: str, cure: str) -> None:
             self.report(Finding(kind, f"line {self.line}: {what}", cure, self.cell("site"), case, str(self.table)))
@@ -193,11 +206,17 @@ class _Row:
         if None in self.cells:
             fault("manifest", "more cells than the header", "quote cells that contain the separator")
         split = self._split(fault)
-        if empty := [name for name in ("site", *images) if not self.cell(name)]:
-            fault("manifest", f"the cell {empty[0]!r} is empty", "fill it or remove the row")
+        lacked = [name for name, path in every.items() if path is None]
+        refused = lacked if self.expect.modality == "error" or not named else ()
+        if empty := [*([] if self.cell("site") else ["site"]), *refused]:
+            cure = ", or set data.missing_modalities=zeros" * (empty[0] in images and bool(named))
+            fault("manifest", f"the cell {empty[0]!r} is empty", f"fill it or remove the row{cure}")
             return
+        if lacked:
+            names = [images[name] for name in lacked]
+            self.report(lacking_modalities(names, self.expect.modality, self.cell("site"), case, str(path)))
         mask, layers = self._mask(masks, fault)
-        lacking = [(path, name) for path, name in zip(paths, images, strict=True) if not there(path.is_file)]
+        lacking = [(path, name) for name, path in named if not there(path.is_file)]
         for path, name in lacking:
             cure = f"{_why_not(path, self.cell(name))}{CORRECT}"
             fault("missing image", f"image {path} does not exist", cure)
@@ -205,9 +224,10 @@ class _Row:
             return
         patient = self.cell("patient") or self.cell("group")
         group = self.cell("group") or patient or case
-        first, *rest = (str(path) for path in paths)
+        (image, *rest), absent = present([*every.values()])
         columns = tuple((name, self.cell(name)) for name in self.cells if name)
-        yield Case(self.cell("site"), case, group, first, mask, split, tuple(rest), layers, columns=columns), patient
+        found = Case(self.cell("site"), case, group, image, mask, split, tuple(rest), layers, columns=columns)
+        yield replace(found, absent=absent), patient
 
     def _split(self, fault: Callable[[str, str, str], None]) -> Split | None:
         word = self.cell("split").lower()

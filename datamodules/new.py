@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.fitting import on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
-from fedseg.datamodules.pairing import by_modality
+from fedseg.datamodules.pairing import MissingModalities, by_modality, present
 from fedseg.datamodules.readers import OF_CASE, VOLUMES, Reading, stem_of, suffix_of, write_back
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
@@ -75,8 +75,8 @@ class NewImages:
         self.channels = channels // (2 * data.neighbours + 1)
         self._augmentation = load_augmentation("none")
         cases = [
-            Case(site, name, name, str(first), channels=tuple(str(file) for file in more))
-            for name, (first, *more) in _files(path, modalities(data, site), site).items()
+            Case(site, name, name, first, channels=tuple(more), absent=absent)
+            for name, ((first, *more), absent) in _files(path, data, site).items()
         ]
         self.images = [self._checked(case) for case in check_cases(cases)]
 
@@ -190,10 +190,16 @@ def write_map(array: NDArray[Any], image: str, reading: Reading, folder: Path, n
     return path
 
 
-def _files(path: Path, names: Sequence[str], site: str) -> Mapping[str, tuple[Path, ...]]:
-    """The images of every case, one for each modality."""
+def missing_modalities(data: MultiCenterDataModule) -> MissingModalities:
+    """What it means that a case lacks one."""
+    return data.missing_modalities if isinstance(data, FolderDataModule) else "error"
+
+
+def _files(path: Path, data: MultiCenterDataModule, site: str) -> Mapping[str, tuple[list[str], tuple[int, ...]]]:
+    """The images of every case, one for each modality, and the places of those that it lacks."""
+    names = modalities(data, site)
     if path.is_file() and not names:
-        return {stem_of(path): (path,)}
+        return {stem_of(path): ([str(path)], ())}
     if not path.is_dir():
         each = f" with a file for each of {', '.join(names)}" if names else ", or an image"
         what = "is a file" if path.is_file() else "does not exist"
@@ -201,4 +207,5 @@ def _files(path: Path, names: Sequence[str], site: str) -> Mapping[str, tuple[Pa
     files = files_by_folder(path, "images", names, site=site)
     if not any(files.values()):
         raise DataError(f"images: {path} holds no image")
-    return by_modality(files, names, site, refuse)
+    found = by_modality(files, names, site, refuse, missing_modalities(data))
+    return {name: present(own) for name, own in found.items()}

@@ -15,6 +15,7 @@ REGION = "{region}"  # in data.mask_suffix: the name of a region
 ANY = "*"  # in data.mask_suffix: whatever follows, such as the number of a lesion
 BETWEEN = "_. -"  # signs between a case's name and its modality
 Files = Mapping[str, Mapping[str, Path]]  # sub-folder (empty: none) to stem to path
+MissingModalities = Literal["error", "zeros"]
 MissingMasks = Literal["error", "unlabelled", "empty"]
 Masks = list[tuple[str, Path]]  # region (empty where a file holds label ids), file
 
@@ -22,7 +23,9 @@ Masks = list[tuple[str, Path]]  # region (empty where a file holds label ids), f
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def by_modality(files: Files, modalities: Sequence[str], site: str, report: Report) -> dict[str, tuple[Path, ...]]:
+def by_modality(
+    files: Files, modalities: Sequence[str], site: str, report: Report, missing: MissingModalities = "error"
+) -> dict[str, tuple[Path | None, ...]]:
     """The images of each case, in the order of its modalities.
 
     Args:
@@ -30,6 +33,7 @@ def by_modality(files: Files, modalities: Sequence[str], site: str, report: Repo
         modalities: Their names at this site; none: every file is a case.
         site: Its name.
         report: Told of files without a modality and of modalities that a case lacks.
+        missing: What it means that a case lacks one; "zeros" leaves its place empty.
     """
     if not modalities:
         return {stem: (path,) for stem, path in files.get("", {}).items()}
@@ -43,11 +47,26 @@ def by_modality(files: Files, modalities: Sequence[str], site: str, report: Repo
     for name, images in found.items():
         if lacking := [modality for modality in modalities if modality not in images]:
             first = next(iter(images.values()))
-            what = f"has no {', '.join(lacking)} beside it"
-            report(Finding("missing image", what, "add it, or leave the case out", site, name, str(first)))
-        else:
-            whole[name] = tuple(images[modality] for modality in modalities)
+            report(lacking_modalities(lacking, missing, site, name, str(first)))
+        if missing == "zeros" or not lacking:
+            whole[name] = tuple(images.get(modality) for modality in modalities)
     return whole
+
+
+def present(files: Sequence[Path | None]) -> tuple[list[str], tuple[int, ...]]:
+    """Paths of the modalities that a case has, and the places of those that it lacks."""
+    there = [str(path) for path in files if path is not None]
+    return there, tuple(place for place, path in enumerate(files) if path is None)
+
+
+def lacking_modalities(names: Sequence[str], missing: MissingModalities, site: str, case: str, image: str) -> Finding:
+    """What is told of modalities that a case lacks."""
+    told = ", ".join(names)
+    if missing == "zeros":
+        what = f"has no {told}: what the network sees of it is 0 everywhere"
+        return Finding("missing modality", what, "add it, or leave the case out", site, case, image)
+    cure = "add it, leave the case out, or set data.missing_modalities=zeros"
+    return Finding("missing image", f"has no {told} beside it", cure, site, case, image)
 
 
 def _of_modalities(

@@ -75,6 +75,7 @@ class SliceSet(Dataset[Batch]):
             views: list[Pixels] = [image] * plan.views
             if plan.augment:
                 views, truth = self.augmentation(image, truth, pick.seed, plan.views)
+                self._blank(views, self.stores[pick.store].cases[pick.case])
             images.append(_to_tensor(views))
             if truth is not None:
                 labels.append(truth)
@@ -95,6 +96,14 @@ class SliceSet(Dataset[Batch]):
                 known = self.regions.known(ids, self.ignored, self.dimensions)
                 batch["known"] = known * annotated.view(*annotated.shape[:2], *[1] * self.dimensions)
         return batch
+
+    def _blank(self, views: Sequence[Pixels], case: Case) -> None:
+        """What augmentation made of modalities that a case lacks is 0 again."""
+        for place in case.absent:
+            for view in views:
+                channels = view[..., place :: self.channels // (2 * self.neighbours + 1)]
+                if channels.any():
+                    channels[:] = 0
 
     def _cut(self, pick: Pick, plan: Plan) -> tuple[Pixels, NDArray[np.uint8] | None]:
         """An image and its truth; where patches are cut, the patch that a pick names or, for training, draws."""

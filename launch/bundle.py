@@ -122,7 +122,10 @@ def _inference(facts: dict[str, Any], batch: int) -> dict[str, Any]:
         "preprocessing": {"_target_": "Compose", "transforms": _before(facts)},
         "dataset": {
             "_target_": "Dataset",
-            "data": _step("cases", folder="@dataset_dir", modalities=facts["modalities"]),
+            "data": _step(
+                "cases", folder="@dataset_dir", modalities=facts["modalities"],
+                zeros=facts["missing_modalities"] == "zeros",
+            ),
             "transform": "@preprocessing",
         },
         "inferer": window if facts["patches"] else {"_target_": "SimpleInferer"},

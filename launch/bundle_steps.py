@@ -39,12 +39,13 @@ def suffix_of(path: Path) -> str:
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
 
 
-def cases(folder: str, modalities: Sequence[str]) -> list[Item]:
+def cases(folder: str, modalities: Sequence[str], zeros: bool = False) -> list[Item]:
     """Name and files of every case of a folder.
 
     Args:
         folder: of images: NAME.nii.gz or NAME.png; with modalities NAME_MODALITY of each.
         modalities: of a case, in the order of the network's channels; none: every file is a case.
+        zeros: one that a case lacks is 0 everywhere (its place is under ``absent``), instead of an error.
 
     Raises:
         ValueError: no image, a file of another type, or a case without one of its modalities.
@@ -64,9 +65,19 @@ def cases(folder: str, modalities: Sequence[str]) -> list[Item]:
         raise ValueError(f"{folder} holds no image; set --dataset_dir to a folder that does")
     wanted = modalities or [""]
     for name, images in found.items():
-        if lacking := [modality for modality in wanted if modality not in images]:
+        lacking = [modality for modality in wanted if modality not in images]
+        if lacking and not zeros:
             raise ValueError(f"{folder}: {name} has no {', '.join(lacking)}; add it, or leave the case out")
-    return [{"name": name, "image": [images[modality] for modality in wanted]} for name, images in found.items()]
+        if lacking:
+            print(f"warning: {name} has no {', '.join(lacking)}; the network sees 0 in its place")
+    return [
+        {
+            "name": name,
+            "image": [images[modality] for modality in wanted if modality in images],
+            "absent": [place for place, modality in enumerate(wanted) if modality not in images],
+        }
+        for name, images in found.items()
+    ]
 
 
 def _parted(stem: str, modalities: Sequence[str], path: Path) -> tuple[str, str]:
@@ -201,7 +212,10 @@ class Scale:
         scaled = [self._scaled(image, item["name"], volume) for image in item["image"]]
         if len(scaled) > 1 and any(image.dtype != np.uint8 for image in scaled):
             scaled = [image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1) for image in scaled]
-        return {**item, "image": np.concatenate(scaled, axis=-1)}
+        joined = np.concatenate(scaled, axis=-1)
+        for place in item["absent"]:
+            joined = np.insert(joined, place, 0, axis=-1)
+        return {**item, "image": joined}
 
     def _scaled(self, image: Array, name: str, volume: bool) -> Array:
         if image.dtype == np.uint8 and (not self.scale_8bit or self.intensity == "unit"):

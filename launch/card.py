@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.configs.compose import ConfigError
-from fedseg.datamodules.new import modalities, stacks
+from fedseg.datamodules.new import missing_modalities, modalities, stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.run import saved_config
 from fedseg.launch.saved import NEW, Chosen, SavedModels
@@ -77,6 +77,7 @@ class Card:
             "scale_8bit": reading.scale_8bit,
             "spacing": list(reading.spacing) if reading.spacing else None,
             "modalities": list(modalities(data, self.site or NEW)),
+            "missing_modalities": missing_modalities(data),
             "stacked": stacks(data),
             "training_values": self.models.values,
             "colour": "luminance" if data.channels == 1 else "as stored",
@@ -279,6 +280,9 @@ def _steps(facts: dict[str, Any]) -> list[str]:
     )
     repeated = f"; a grey image is repeated in all {facts['image_channels']}" if facts["image_channels"] == 3 else ""
     colour = "as stored, without transparency" + repeated
+    if facts["modalities"]:
+        colour = f"the modalities {', '.join(facts['modalities'])} are the channels, in this order"
+        colour += "; one that a case lacks is 0 everywhere" * (facts["missing_modalities"] == "zeros")
     if facts["colour"] == "luminance":
         colour = "red, green and blue become luminance, 0.299 R + 0.587 G + 0.114 B (8-bit values are rounded)"
     count = facts["neighbours"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
 from fedseg.datamodules.findings import few
-from fedseg.datamodules.new import NewImage, NewImages
+from fedseg.datamodules.new import NewImage, NewImages, modalities
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
@@ -98,6 +98,7 @@ def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels,
     images = NewImages(data, request.images, models.channels, request.site or NEW)
     _check_names(images, regions)
     _warn_of_values(images, models.values)
+    _warn_of_absent(images)
     worker = models.load(view, request.site, request.checkpoint, images)
     place = f"site {request.site}" if request.site else "images from elsewhere"
     print(
@@ -143,6 +144,14 @@ def _warn_of_values(images: NewImages, trained: Sequence[str]) -> None:
             f"{were}; intensities are scaled otherwise, and masks may be poor: store the values as those of training",
             file=sys.stderr,
         )
+
+
+def _warn_of_absent(images: NewImages) -> None:
+    """Modalities that an image lacks, which the network sees as 0."""
+    names = modalities(images.data, images.name)
+    for image in images.images:
+        if lacking := ", ".join(names[place] for place in image.case.absent):
+            print(f"warning: {image.case.case} has no {lacking}; the network sees 0 in its place", file=sys.stderr)
 
 
 def _name(image: NewImage, region: str) -> str:

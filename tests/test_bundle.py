@@ -68,6 +68,13 @@ def store(path: Path, array: np.ndarray, affine: np.ndarray, turn: list[list[int
     nibabel.save(nibabel.Nifti1Image(array, affine).as_reoriented(np.array(turn)), path)
 
 
+def two_modalities(folder: Path, *, masks: bool) -> None:
+    """New cases lack one at times."""
+    volumes(folder, masks=masks, modalities=("flair", "t1"))
+    for name in () if masks else ("v0_t1", "v2_flair"):
+        (folder / f"{name}.nii.gz").unlink()
+
+
 KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pictures": (pictures, ("data.size=32", *FILES, "data.regions={disc: [1, 2], cup: [2]}")),
     "luminance": (
@@ -86,9 +93,9 @@ KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
          "data.regions={whole: [1, 2]}", "data.spacing=[2, 1.1, 0.9]"),
     ),
     "volumes": (
-        lambda folder, masks: volumes(folder, masks=masks, modalities=("flair", "t1")),
-        (*VOLUME, "data.modalities=[flair, t1]", "data.resample=[3, 1, 1]", "data.exclusive=true",
-         "data.regions={rim: [1], cup: [2]}", "training.normalize=zscore"),
+        two_modalities,
+        (*VOLUME, "data.modalities=[flair, t1]", "data.missing_modalities=zeros", "data.resample=[3, 1, 1]",
+         "data.exclusive=true", "data.regions={rim: [1], cup: [2]}", "training.normalize=zscore"),
     ),
     "own grid": (
         volumes,

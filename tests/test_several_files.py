@@ -408,6 +408,43 @@ def test_modalities_are_channels_in_their_order(tmp_path: Path, layout: Masks, c
     assert [row["case"] for row, now in zip(before, after, strict=True) if row != now] == ["p0"]
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("layout", [by_ending, sub_folders, columns])
+def test_a_missing_modality_is_named_and_0_where_that_is_wished(tmp_path: Path, layout: Masks, place: int) -> None:
+    knobs = layout(tmp_path)
+    whole = folder(tmp_path, **knobs).site("a").image("p0")
+    name = knobs["modalities"][place]
+    gone = next(path for path in (tmp_path / "a/images").rglob("*p0*") if name in str(path.relative_to(tmp_path)))
+    table = tmp_path / "sites.csv"
+    if table.is_file():
+        table.write_text(table.read_text().replace(str(gone.relative_to(tmp_path)), ""))
+    else:
+        gone.unlink()
+    with pytest.raises(DataError, match=r"(?s)p0.*leave the case out|remove the row.*data.missing_modalities=zeros"):
+        folder(tmp_path, **knobs)
+    data = folder(tmp_path, **knobs, missing_modalities="zeros", augment="strong")
+    image = data.site("a").image("p0")
+    assert not image[..., place].any()
+    assert np.array_equal(image[..., 1 - place], whole[..., 1 - place])
+    (told,) = [finding for finding in data.findings if finding.kind == "missing modality"]
+    assert (told.case, told.what.split(":")[0]) == ("p0", f"has no {name}")
+    assert told in check(FolderDataModule(root=str(tmp_path), **knobs, missing_modalities="zeros")).findings
+    seen = [
+        (channel.any(), case, number)
+        for batch in data.site("a").train_batches(0, 12)
+        for own, case in zip(batch["image"], batch["case"], strict=True)
+        for number, channel in enumerate(own.numpy())
+    ]
+    assert {(case, number) for there, case, number in seen if not there} == {("p0", place)}
+
+
+@pytest.mark.parametrize("knobs", [{"modalities": ["flair"]}, {"modalities": ["flair", "t1"], "stack_slices": True}])
+def test_zeros_need_several_modalities_of_whole_cases(knobs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.missing_modalities=zeros: .*; leave it out"):
+        FolderDataModule(root=str(tmp_path), missing_modalities="zeros", **knobs)
+    FolderDataModule(root=str(tmp_path), **knobs)
+
+
 @pytest.mark.parametrize("layout", [by_ending, nnunet])
 def test_modalities_are_proposed_where_names_show_them(tmp_path: Path, layout: Masks) -> None:
     wanted = layout(tmp_path)["modalities"]

@@ -32,6 +32,7 @@ from fedseg.datamodules.readers import (
     misplaced,
     nothing,
     seen,
+    with_absent,
 )
 
 Array = NDArray[Any]
@@ -98,7 +99,7 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     except DataError as error:
         findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, parts, None, None)
-    return Opened(case, parts, image, _joined(parts))
+    return Opened(case, parts, with_absent(image, case), _joined(parts))
 
 
 def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Opened:

@@ -17,6 +17,7 @@ from fedseg.datamodules.readers.case import (
     misplaced,
     nothing,
     read_case,
+    with_absent,
 )
 from fedseg.datamodules.readers.drawing import SEGMENT, ids_by_colour
 from fedseg.datamodules.readers.intensity import scale
@@ -63,5 +64,6 @@ __all__ = [
     "stem_of",
     "suffix_of",
     "unknown_labels",
+    "with_absent",
     "write_back",
 ]

@@ -67,11 +67,19 @@ def read_case(case: Case, reading: Reading) -> Sample:
         image = join([part.images for part in parts], reading, channelwise=bool(parts[0].plane))
     except DataError as error:
         raise DataError(f"{case}: {error}") from None
+    image = with_absent(image, case)
     masks = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(masks) if masks else None
     notes = tuple(note for part in parts for note in part.notes)
     colours = sorted({pair for part in parts for pair in part.colours})
     return Sample(image, labels, reading.spacing_of(parts[0].spacing), notes, tuple(colours), plane=parts[0].plane)
+
+
+def with_absent(image: Pixels, case: Case) -> Pixels:
+    """The channels of the modalities that a case has, with zeros for those that it lacks."""
+    for place in case.absent:
+        image = np.insert(image, place, 0, axis=-1)
+    return image
 
 
 @dataclass(frozen=True)
