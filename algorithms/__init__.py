@@ -34,6 +34,7 @@ from fedseg.algorithms.pfedme import PFedMe
 from fedseg.algorithms.prrfl import PRRFL
 from fedseg.algorithms.qffl import QFFL
 from fedseg.algorithms.scaffold import Scaffold
+from fedseg.algorithms.softpull import SoftPull
 
 __all__ = ["ALGORITHMS", "Algorithm"]
 
@@ -71,6 +72,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "perfedavg": PerFedAvg,
     "fedrod": FedRoD,
     "fedamp": FedAMP,
+    "softpull": SoftPull,
     "fedsoup": FedSoup,
     "cfl": CFL,
     "prrfl": PRRFL,

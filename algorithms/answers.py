@@ -1,17 +1,21 @@
-"""Servers that answer every site with a model of its own."""
+"""Servers that answer sites with models of their own."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.federation.contract import Average, Task
+from fedseg.federation.contract import Average, Site, Task
 from fedseg.federation.state import State, Tensors, Update, add
 
 REPLY, ROUNDS = "reply", "rounds"
+SHARED = ("model", "buffers")
 
 
 class SingleAnswers(FedAvg):
@@ -54,6 +58,63 @@ class SingleAnswers(FedAvg):
         groups = {f"{REPLY}/{site}": tensors for site, tensors in made.items()}
         model = weighted(list(trained.values()), shares)
         return State({**after.tensors, "model": model, **groups}, {**after.scalars, ROUNDS: rounds + 1})
+
+
+class OwnAnswers(FedAvg):
+    """A server that holds more models than the global one, and a site whose personal model is one of them.
+
+    Such a model has running statistics of its own. A site trains what it is for; for scores it comes beside the global
+    one. Sites keep a count of their rounds, which tells that they have a personal model.
+    """
+
+    views = ("global", "personal")
+    reads_updates = True
+    answers_singly = True
+    trained: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("trained", torch.zeros(()))
+        self._answer: Sequence[nn.Module] = ()  # the personal model; in a tuple, as the site need not keep it
+
+    @abstractmethod
+    def own(self, server: State, site: str, task: Task) -> Tensors:
+        """Parameters and running statistics that are a site's; none where these are the global ones."""
+
+    def broadcast(self, server: State, site: str, task: Task) -> State:
+        """For training what is the site's; for scores the global model, and that beside it."""
+        message, own = super().broadcast(server, site, task), self.own(server, site, task)
+        if not own or task.kind == "train":
+            return State({**message.tensors, **replaced(server, own).tensors}, message.scalars)
+        return State({**message.tensors, REPLY: own}, message.scalars)
+
+    def receive(self, message: State, kept: State, site: Site) -> None:
+        """Load what came, and the personal model where that is another one."""
+        super().receive(message, kept, site)
+        own = message.get(REPLY)
+        self._answer = (deepcopy(self.model),) if own else ()
+        for network in self._answer:
+            self._load(network, own)
+
+    def send(self, site: Site) -> State:
+        """The differences."""
+        self.trained += 1
+        return super().send(site)
+
+    def network(self, view: str) -> nn.Module:
+        """The received model, or the personal one."""
+        return self._answer[0].to(self.device) if view == "personal" and self._answer else self.model
+
+
+def replaced(server: State, own: Tensors) -> State:
+    """The shared tensors, those replaced that are given."""
+    shared = {kind: server[kind] for kind in SHARED if kind in server.tensors}
+    return State({kind: {name: own.get(name, t) for name, t in tensors.items()} for kind, tensors in shared.items()})
+
+
+def joined(state: State) -> Tensors:
+    """Parameters and running statistics under one roof; their names differ."""
+    return {name: tensor for tensors in state.tensors.values() for name, tensor in tensors.items()}
 
 
 def weighted(models: Sequence[Tensors], shares: Sequence[float]) -> Tensors:

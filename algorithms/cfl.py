@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
 
-from fedseg.algorithms.answers import ROUNDS, weighted
-from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.answers import ROUNDS, OwnAnswers, joined, replaced, weighted
 from fedseg.algorithms.functional.parting import parting
 from fedseg.algorithms.functional.rows import row_of
-from fedseg.federation.contract import Average, Site, Task
+from fedseg.federation.contract import Average, Task
 from fedseg.federation.ranges import Share
 from fedseg.federation.state import Mean, State, Tensors, Update
 
-SHARED = ("model", "buffers")
 GROUP, WEIGHT = "group", "weight"
-"""``group/<site>``, a number: which group it is in; ``group/<number>``: a group's tensors, where there are several;
-``group``, in a message: those of the site's group."""
+"""``group/<site>``, a number: which group it is in; ``group/<number>``: a group's tensors, where there are several."""
 
 
-class CFL(FedAvg):
+class CFL(OwnAnswers):
     """CFL (Sattler, Mueller, Samek, TNNLS 2020): sites whose updates point apart part, and each group has its FedAvg.
 
     All sites begin in one group. When its updates nearly cancel out, the server looks for the two parts between which
@@ -44,11 +38,6 @@ class CFL(FedAvg):
         first_parting: the round in which groups part at the earliest.
     """
 
-    views = ("global", "personal")
-    reads_updates = True
-    answers_singly = True
-    trained: Tensor
-
     def __init__(
         self,
         *args: Any,
@@ -59,43 +48,16 @@ class CFL(FedAvg):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.cancel, self.cosine, self.first_parting = cancel, cosine, first_parting
-        self.register_buffer("trained", torch.zeros(()))  # rounds of this site
-        self._group: Sequence[nn.Module] = ()  # its group's model; in a tuple, as the site need not keep it
-
-    # ---------------------------------------------------------------- client half
-
-    def receive(self, message: State, kept: State, site: Site) -> None:
-        """Load what came, and the model of the site's group where that is another one."""
-        super().receive(message, kept, site)
-        own = message.get(GROUP)
-        self._group = (deepcopy(self.model),) if own else ()
-        for network in self._group:
-            self._load(network, own)
-
-    def send(self, site: Site) -> State:
-        """The differences."""
-        self.trained += 1
-        return super().send(site)
-
-    def network(self, view: str) -> nn.Module:
-        """The received model, or that of the site's group."""
-        return self._group[0].to(self.device) if view == "personal" and self._group else self.model
-
-    # ---------------------------------------------------------------- server half
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """All sites in one group."""
         server = super().init_server(introductions)
         return State(server.tensors, {**server.scalars, **{f"{GROUP}/{site}": 0.0 for site in introductions}})
 
-    def broadcast(self, server: State, site: str, task: Task) -> State:
-        """For training the model of the site's group; for scores the global one, and that beside it."""
-        message = super().broadcast(server, site, task)
-        number = _number(server, site)
-        if task.kind == "train":
-            return State({**message.tensors, **_state(server, number).tensors}, message.scalars)
-        own = server.get(f"{GROUP}/{number}") if f"{GROUP}/{site}" in server.scalars else {}
-        return State({**message.tensors, GROUP: own}, message.scalars) if own else message
+    def own(self, server: State, site: str, task: Task) -> Tensors:
+        """The model of the site's group, where there are several; whoever joins trains that of the first one."""
+        member = task.kind == "train" or f"{GROUP}/{site}" in server.scalars
+        return server.get(f"{GROUP}/{_number(server, site)}") if member else {}
 
     def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
         """Let groups part, then take the mean of each."""
@@ -105,7 +67,7 @@ class CFL(FedAvg):
         before = {site: _number(server, site) for site in {**_named(server, GROUP), **cohort.weights}}
         now = self.parted(before, told, cohort.weights) if rounds >= self.first_parting else before
         start = {number: before[site] for site, number in now.items()}  # a part goes on from what it was a part of
-        models = {number: _state(server, start[number]) for number in sorted(start)}
+        models = {number: replaced(server, server.get(f"{GROUP}/{start[number]}")) for number in sorted(start)}
         for number in {now[update.site] for update in told}:
             members = [update for update in told if now[update.site] == number]
             change = mean if len(members) == len(told) else mean_of(members, cohort.weights)
@@ -150,13 +112,6 @@ def _number(server: State, site: str) -> int:
     return int(server.scalars.get(f"{GROUP}/{site}", 0.0))
 
 
-def _state(server: State, number: int) -> State:
-    """A group's shared tensors; everybody's, as long as there is one group."""
-    own = server.get(f"{GROUP}/{number}")
-    shared = {kind: server[kind] for kind in SHARED if kind in server.tensors}
-    return State({kind: {name: own.get(name, t) for name, t in tensors.items()} for kind, tensors in shared.items()})
-
-
 def _everybody(models: Mapping[int, State], shares: Sequence[float]) -> dict[str, Tensors]:
     """The mean of the groups' models, and these beside it where there are several."""
     first, *others = models.values()
@@ -164,8 +119,4 @@ def _everybody(models: Mapping[int, State], shares: Sequence[float]) -> dict[str
         return first.tensors
     parts = [share / sum(shares) for share in shares]
     mean = {kind: weighted([model[kind] for model in models.values()], parts) for kind in first.tensors}
-    groups = {
-        f"{GROUP}/{number}": {n: t for ts in model.tensors.values() for n, t in ts.items()}
-        for number, model in models.items()
-    }
-    return {**mean, **groups}
+    return {**mean, **{f"{GROUP}/{number}": joined(model) for number, model in models.items()}}

@@ -534,6 +534,7 @@ SINGLY = {
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
     **dict.fromkeys(("fedcost", "qffl", "ga"), r"compares the updates of a round with each other \(reads_updates\)"),
+    "softpull": r"compares the updates of a round with each other \(reads_updates\)",
     "cfl": r"compares the updates of a round with each other \(reads_updates\)",
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
