@@ -11,14 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg.algorithms.functional.pieces import in_pieces
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
-from fedseg.algorithms.parts import Parts
+from fedseg.algorithms.parts import FROZEN, Parts, copies, mark, without
 from fedseg.algorithms.recipe import Recipe
 from fedseg.algorithms.stock import LAST, StockModule, View, dice
-from fedseg.federation.contract import LOSS, Average, Batch, Cohort, Site, Task
+from fedseg.federation.contract import LOSS, Average, Batch, Cohort, MessageError, Site, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
+
+OTHERS_FROZEN = (
+    "the tensors of the network that do not learn (model.freeze_encoder=true) differ from those at the server; take "
+    "the same file of weights (model.encoder_weights) on all machines: random ones may differ from one to another"
+)
 
 
 class Algorithm(StockModule):
@@ -122,6 +127,8 @@ class Algorithm(StockModule):
             self.unseen_views, self.adapts = (), False
         self.save_hyperparameters(self._settings)
         self.parts = Parts(model, self.personal)
+        self._frozen_mark = mark(self.frozen) if self.parts.frozen else None
+        self._copies: dict[str, str] = {}  # tensors of second models that never change: their name in the model
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
         self._pristine: State | None = None
         self._optimizer_state: Tensors = {}
@@ -136,6 +143,12 @@ class Algorithm(StockModule):
     def shares(self) -> bool:
         """Whether any tensor of the model is averaged."""
         return bool(self.parts.parameters or self.parts.buffers)
+
+    @property
+    def frozen(self) -> Tensors:
+        """The model's tensors that never change."""
+        state = self.model.state_dict()
+        return {name: state[name] for name in self.parts.frozen}
 
     @property
     def mixes_patients(self) -> str:
@@ -198,8 +211,15 @@ class Algorithm(StockModule):
         return State()
 
     def receive(self, message: State, kept: State, site: Site) -> None:
-        """Load the shared tensors that came and what this site kept (its first time: what everybody starts from)."""
+        """Load the shared tensors that came and what this site kept (its first time: what everybody starts from).
+
+        Raises:
+            MessageError: what never changes is not the same here as where the message comes from.
+        """
+        if message.scalars.get(FROZEN, self._frozen_mark) != self._frozen_mark:
+            raise MessageError(OTHERS_FROZEN)
         if self._pristine is None:
+            self._copies = copies(self, self.model, self.parts.frozen)
             self._pristine = self.keep().clone()
         self.received = message
         self._reference = None
@@ -209,7 +229,15 @@ class Algorithm(StockModule):
         stays = kept if self.trained_here else self._pristine
         self._optimizer_state = stays.get("optimizer")
         self._load(self.model, {**stays.get("model"), **message.get("model"), **message.get("buffers")})
-        self._load(self, stays.get("own"))
+        frozen = self.frozen
+        self._load(self, {**{copy: frozen[name] for copy, name in self._copies.items()}, **stays.get("own")})
+
+    def take_frozen(self, tensors: Tensors) -> None:
+        """Take what never changes from a saved run, for a worker that was built without the weights it began with."""
+        twins = copies(self, self.model, self.parts.frozen)
+        self._load(self.model, tensors)
+        self._load(self, {copy: tensors[name] for copy, name in twins.items() if name in tensors})
+        self._frozen_mark = mark(self.frozen) if self.parts.frozen else None
 
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
         """The images of one local fit: labelled and augmented, whole patients drawn by chance if steps are private."""
@@ -229,8 +257,17 @@ class Algorithm(StockModule):
         """Fit a model for an unseen site from its images (only asked of methods that declare `adapts`)."""
 
     def send(self, site: Site) -> State:
-        """The differences of all shared tensors, and the mean loss."""
+        """The differences of all shared tensors, and the mean loss.
+
+        Raises:
+            RuntimeError: what never changes has changed.
+        """
         state = self.model.state_dict()
+        if self.parts.frozen and mark(self.frozen) != self._frozen_mark:
+            raise RuntimeError(
+                f"parameters of {type(self.model).__name__} that do not learn have changed in a local fit; they would "
+                "neither travel nor be kept. What is computed otherwise than by gradients belongs in buffers"
+            )
         answer = State()
         for group, names in (("model", self.parts.parameters), ("buffers", self.parts.buffers)):
             if names:
@@ -242,9 +279,13 @@ class Algorithm(StockModule):
         return answer
 
     def keep(self) -> State:
-        """Personal tensors of the model, everything else that hangs on the method, and optimiser state if declared."""
-        state = self.model.state_dict()
-        own = {name: t for name, t in self.state_dict().items() if not name.startswith("model.")}
+        """Personal tensors of the model, everything else that hangs on the method, and optimiser state if declared.
+
+        Not what never changes, in second models neither.
+        """
+        state, whole = self.model.state_dict(), self.state_dict()
+        same = {copy for copy, name in self._copies.items() if torch.equal(whole[copy], state[name])}
+        own = {name: t for name, t in whole.items() if not name.startswith("model.") and name not in same}
         kept = State({"model": {name: state[name] for name in self.parts.stays}, "own": own})
         if self._optimizer_state:
             kept.tensors["optimizer"] = self._optimizer_state
@@ -253,14 +294,24 @@ class Algorithm(StockModule):
     # ---------------------------------------------------------------- server half: State and Update only
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
-        """The shared tensors of the freshly built model."""
+        """The shared tensors of the freshly built model, and what never changes."""
         state = self.model.state_dict()
-        groups = {"model": self.parts.parameters, "buffers": self.parts.buffers}
+        groups = {"model": self.parts.parameters, "buffers": self.parts.buffers, FROZEN: self.parts.frozen}
         return State({g: {n: state[n].detach().cpu().clone() for n in names} for g, names in groups.items() if names})
 
+    def restored(self, server: State) -> State:
+        """A saved state of the server; earlier versions filed what never changes with the rest."""
+        names = frozenset(self.parts.frozen)
+        if not names or FROZEN in server.tensors:
+            return server
+        found = {n: t for group in ("model", "buffers") for n, t in server.get(group).items() if n in names}
+        rest = without(server, names)
+        return State({**rest.tensors, FROZEN: found}, rest.scalars)
+
     def broadcast(self, server: State, site: str, task: Task) -> State:
-        """The shared tensors, the same for every site."""
-        return State({group: server[group] for group in ("model", "buffers") if group in server.tensors})
+        """The shared tensors, the same for every site, and the mark of what never changes."""
+        shared: dict[str, Tensors] = {g: server[g] for g in ("model", "buffers") if g in server.tensors}
+        return State(shared, {} if self._frozen_mark is None else {FROZEN: self._frozen_mark})
 
     def weigh(self, server: State, updates: Sequence[Update]) -> list[float]:
         """By number of labelled training images."""

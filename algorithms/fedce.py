@@ -96,7 +96,7 @@ class FedCE(FedAvg):
         """The model, and for training the site's weight in the last round."""
         message = super().broadcast(server, site, task)
         share = {SHARE: server.scalars[f"{SHARE}/{site}"]} if f"{SHARE}/{site}" in server.scalars else {}
-        return State(message.tensors, share if task.kind == "train" else {})
+        return State(message.tensors, {**message.scalars, **(share if task.kind == "train" else {})})
 
     def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
         """Weigh the updates by what they contribute, and remember their cosines and weights."""

@@ -113,7 +113,7 @@ class IOPFL(FedAvg):
         super().on_train_end()
         local = self.model.state_dict()
         old = self.trajectory.state_dict() if self.trained else local
-        self.trajectory.load_state_dict(average_states(old, local, self.alpha))
+        self.trajectory.load_state_dict({**average_states(old, local, self.alpha), **self.frozen})
         self.trained.fill_(True)
 
     def network(self, view: str) -> nn.Module:
@@ -128,11 +128,13 @@ class IOPFL(FedAvg):
         """The whole trajectory, running statistics and counters included; nothing if the site never trained."""
         if not self.trained:
             return State()
-        return State({PERSONAL: {name: t.detach().cpu().clone() for name, t in self.trajectory.state_dict().items()}})
+        moves = {name: t for name, t in self.trajectory.state_dict().items() if name not in self.parts.frozen}
+        return State({PERSONAL: {name: t.detach().cpu().clone() for name, t in moves.items()}})
 
     def adapt(self, images: Iterable[Tensor]) -> None:
         """Mix the published models for these images; reads the images only and changes none of the models."""
-        personal = [tensors for group, tensors in self.received.tensors.items() if group.startswith(f"{PERSONAL}/")]
+        published = [tensors for group, tensors in self.received.tensors.items() if group.startswith(f"{PERSONAL}/")]
+        personal = [{**self.frozen, **tensors} for tensors in published]
         seed = torch.initial_seed()
 
         def ready(batch: Tensor) -> Tensor:

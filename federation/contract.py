@@ -24,6 +24,10 @@ VISITING = "visiting"
 """Topic of tasks by which a site's personal model is scored at others: it is given away, or came along to be scored."""
 
 
+class MessageError(ValueError):
+    """A site cannot use what came; the reason may be told elsewhere: it names nothing of the site's data."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one site is asked to do; nobody can write notes on it.
@@ -197,6 +201,9 @@ class ServerHalf(Protocol):
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The server's state before round 1."""
+
+    def restored(self, server: State) -> State:
+        """A saved state of the server, whatever version wrote it."""
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The message for one site."""

@@ -243,7 +243,7 @@ class Federation:
         if snapshot is None:
             round, server = 0, self.algorithm.init_server(self._introduce())
         else:
-            round, server = snapshot.round, snapshot.server
+            round, server = snapshot.round, self.algorithm.restored(snapshot.server)
             self.transport.restore(snapshot.kept)
         while round < self.schedule.rounds and not self._spent(server):
             round += 1

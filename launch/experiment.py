@@ -252,10 +252,11 @@ class Experiment:
         """Channels of the network's input."""
         return self.channels * (2 * self.data.neighbours + 1) if self.channels else self.data.in_channels
 
-    def algorithm(self, in_channels: int | None = None) -> Algorithm:
+    def algorithm(self, in_channels: int | None = None, trained: bool = False) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.
 
-        A pre-trained encoder is loaded once the images' channels are known, that is without ``in_channels``.
+        A pre-trained encoder is loaded once the images' channels are known, that is without ``in_channels``. What takes
+        a saved model (``trained``) needs the encoder's file no more than that run.
         """
         channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
@@ -264,7 +265,10 @@ class Experiment:
             training, regions.activation, channels, self._private_step, rounds, regions.names, self._window
         )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
-        model = build_network(self._section("model"), channels, regions.channels, self.data.dimensions)
+        network = self._section("model")
+        if trained:
+            network |= dict.fromkeys({"encoder_weights", "encoder_weights_key"} & network.keys())
+        model = build_network(network, channels, regions.channels, self.data.dimensions)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")

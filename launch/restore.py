@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.parts import FROZEN, copies
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.federation.checkpoint import CURE, Checkpoint, CheckpointError
@@ -111,14 +113,23 @@ def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection
         sites: of the run; None where they keep their states themselves.
 
     Raises:
-        CheckpointError: names the file that is damaged, or of another run.
+        CheckpointError: names the file that is damaged, of another run, or of a network whose tensors that do not learn
+            cannot be built again here.
     """
     index = checkpoint.index
     if sites is not None and (strange := sorted(index["kept"].keys() - set(sites))):
         raise CheckpointError(f"{checkpoint.folder} is of another run: it has a state of {strange[0]!r}; {CURE}")
     best = checkpoint.best().values()
     for file in sorted({index["server"], *(one.server for one in best)} - {""}):
-        read_server(algorithm, checkpoint, file)
+        saved = read_server(algorithm, checkpoint, file)
+        if algorithm.parts.frozen and any(
+            not torch.equal(tensor, algorithm.frozen[name]) for name, tensor in saved.get(FROZEN).items()
+        ):
+            raise CheckpointError(
+                f"{checkpoint.folder / file}: the tensors of the network that do not learn (model.freeze_encoder=true) "
+                "are not those that are built here; give back the file of weights and the libraries' versions with "
+                "which the run began (environment.json), or start the run anew with another output="
+            )
     for file in sorted({*index["kept"].values(), *(one.kept for one in best)} - {""}):
         read_kept(algorithm, checkpoint, file)
 
@@ -129,7 +140,7 @@ def read_server(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> Stat
     Raises:
         CheckpointError: it is damaged, or of another method or network.
     """
-    return _read(checkpoint, file, partial(misfit_of_server, algorithm))
+    return algorithm.restored(_read(checkpoint, file, partial(misfit_of_server, algorithm)))
 
 
 def read_kept(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
@@ -143,16 +154,20 @@ def read_kept(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:
 
 def misfit_of_server(algorithm: Algorithm, state: State) -> str:
     """What in a server's state is not of this method and network; empty when all is."""
-    return _misfit(Algorithm.init_server(algorithm, {}), state, but=algorithm.one_column_per_site)
+    saved = algorithm.restored(state)
+    return _misfit(
+        Algorithm.init_server(algorithm, {}), saved, {*algorithm.one_column_per_site, *algorithm.parts.frozen}
+    )
 
 
 def misfit_of_kept(algorithm: Algorithm, state: State) -> str:
     """What in a site's state is not of this method and network; empty when all is."""
     own = forgotten(state)
-    return _misfit(algorithm.keep(), own) if own.tensors else ""
+    copied = copies(algorithm, algorithm.model, algorithm.parts.frozen)  # kept by earlier versions
+    return _misfit(algorithm.keep(), own, {*algorithm.parts.frozen, *copied}) if own.tensors else ""
 
 
-def _misfit(expected: State, found: State, but: Collection[str] = ()) -> str:
+def _misfit(expected: State, found: State, but: Collection[str]) -> str:
     for group, tensors in expected.tensors.items():
         wanted, there = _shapes(tensors), _shapes(found.get(group))
         names = (wanted.keys() | there.keys()) - set(but)

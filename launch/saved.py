@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedseg.algorithms import Algorithm
 from fedseg.algorithms.functional.adaptation import with_running_statistics
+from fedseg.algorithms.parts import FROZEN
 from fedseg.common.names import nearest
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Best
@@ -93,7 +94,7 @@ class SavedModels:
     def __init__(self, run: Reopened) -> None:
         self.run = run
         self.channels, self.values = _inputs(run.folder)
-        self.method = run.experiment.algorithm(self.channels)
+        self.method = run.experiment.algorithm(self.channels, trained=True)
         splits = run.folder.splits()
         if splits.empty:
             raise ReportingError(
@@ -190,8 +191,10 @@ class SavedModels:
         server = read_server(self.method, self.run.checkpoint, saved.server)
         kept = self._kept(name, chosen) if view == "personal" else State()
         round, seed = saved.round, self.run.experiment.config.seed
+        worker = self.run.experiment.algorithm(self.channels, trained=True)
+        for half in (self.method, worker):  # built without the file or the run that the weights came from
+            half.take_frozen(server.get(FROZEN))
         message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(network_view(view),)))
-        worker = self.run.experiment.algorithm(self.channels)
         if view in FITTED and images is None:
             raise ReportingError(f"the {view} model is made from the images that it is for; there are none")
         if view == ADAPTED:

@@ -56,7 +56,7 @@ def create_model(
         norm: replaces batch normalisation by instance or group normalisation, in encoder and decoder.
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
         freeze_encoder: the encoder does not learn, and its normalisation uses the running statistics it came with; for
-            probing a pre-trained encoder.
+            probing a pre-trained encoder. It neither travels nor is kept by sites, which must start from the same one.
         options: further arguments of the architecture, by smp's names, as in {decoder_attention_type: scse}.
 
     Returns:

@@ -15,5 +15,18 @@ def freeze(module: nn.Module) -> None:
     module.register_forward_pre_hook(_stay_in_evaluation)
 
 
+def frozen(model: nn.Module) -> frozenset[str]:
+    """Keys of `state_dict()` that never change: all below a part given to `freeze`, and parameters that do not learn.
+
+    A network must have been built for this: running statistics beside parameters that do not learn may still move.
+    """
+    parts = [
+        name for name, module in model.named_modules() if _stay_in_evaluation in module._forward_pre_hooks.values()
+    ]
+    below = tuple(f"{name}." if name else "" for name in parts)
+    fixed = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return frozenset(name for name in model.state_dict() if name in fixed or name.startswith(below))
+
+
 def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
     module.eval()

@@ -122,7 +122,8 @@ def create_monai_model(
             thick slices.
         norm: batch, instance or group normalisation, everywhere.
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
-        freeze_encoder: the encoder does not learn, and its normalisation works as in evaluation.
+        freeze_encoder: the encoder does not learn, and its normalisation works as in evaluation. It neither travels nor
+            is kept by sites, which must start from the same one.
 
     Returns:
         Normalised images (B, in_channels, ...) to logits (B, classes, ...) of the same size.

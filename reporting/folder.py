@@ -109,7 +109,7 @@ README = """# The folder of one training run
 | `fingerprints.csv` | digests of the files of every case: the run goes on, and is scored again, on these bytes only |
 | `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
-| `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, or kept at the site |
+| `tensors.csv` | every tensor of the network: parameter, running statistic or counter; averaged, kept or constant |
 | `summary.md`, `summary.csv` | the result: mean scores per site and view (written when the run ends) |
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
 | `rounds.csv` | loss, optimiser steps of all models that a step trains, examples and seconds per round and site |
@@ -393,7 +393,7 @@ class RunFolder:
         write_atomic(self.path / FINGERPRINTS, header + _lines(rows, FINGERPRINT_COLUMNS, FINGERPRINTS))
 
     def write_tensors(self, rows: Sequence[Row]) -> None:
-        """Save what becomes of every tensor of the network, averaged or kept at the site (tensors.csv)."""
+        """Save what becomes of every tensor of the network: averaged, kept, or never changed (tensors.csv)."""
         columns = tuple(rows[0]) if rows else ()
         write_atomic(self.path / TENSORS, _header(columns) + _lines(rows, columns, TENSORS))
 

@@ -25,6 +25,7 @@ from fedseg.federation.contract import Batch, Task
 from fedseg.federation.engine import POOL, Federation, Schedule
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
+from fedseg.models.freeze import freeze
 from fedseg.models.norm import Norm, convert_norm
 
 CPU = Compute(accelerator="cpu")
@@ -162,6 +163,7 @@ def build(
     private: PrivateStep | None = None,
     norm: Norm = "batch",
     rounds: int = 1,
+    frozen: bool = False,
     **knobs: Any,
 ) -> Algorithm:
     torch.manual_seed(seed)
@@ -169,6 +171,8 @@ def build(
     recipe = Recipe.build(training, "sigmoid", in_channels=3, private=private, rounds=rounds)
     network = TinyNet()
     convert_norm(network, norm, groups=2)
+    if frozen:
+        freeze(network.encoder)
     return harmonised(ALGORITHMS[name], training)(network, recipe, **knobs)
 
 

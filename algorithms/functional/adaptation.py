@@ -14,8 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
 
 from fedseg.algorithms.functional.routing import routed_layers
+from fedseg.models.freeze import frozen
 
 Activation = Literal["sigmoid", "softmax"]
 LOG_FLOOR = 1e-6  # added inside the logarithm, as published
@@ -223,10 +225,19 @@ def use_batch_statistics(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def with_running_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
-    """Layers that normalise by statistics of earlier images: batch normalisation, and others that keep some."""
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._NormBase))
-    return [layer for layer in layers if layer.running_mean is not None]
+def with_running_statistics(model: nn.Module) -> list[_NormBase]:
+    """Layers that normalise by statistics of earlier images: batch normalisation, and others that keep some.
+
+    Not those of a frozen part: they use the statistics they came with.
+    """
+    fixed = frozen(model)
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _NormBase))
+    return [layer for name, layer in layers if layer.running_mean is not None and not fixed & _own(name, layer)]
+
+
+def _own(name: str, layer: _NormBase) -> set[str]:
+    """A layer's running statistics, by their names in the network."""
+    return {f"{name}.{key}".lstrip(".") for key, _ in layer.named_buffers(recurse=False)}
 
 
 def fit_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -255,7 +266,7 @@ def fit_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 def affine_weights(model: nn.Module) -> list[nn.Parameter]:
     """Scales and shifts of all normalisation layers."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm)
     layers = (layer for layer in model.modules() if isinstance(layer, kinds))
     return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import MessageError, Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import STAGES, Kept
 from fedseg.federation.flower.keys import SiteKey
@@ -138,7 +138,7 @@ class SiteClient:
 
 def _told(error: Exception) -> str:
     """What may be said elsewhere about an error at the site."""
-    if isinstance(error, RefusedError):
+    if isinstance(error, RefusedError | MessageError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"it cannot keep its state: its disk is full or read-only ({errno.errorcode[error.errno]})"
