@@ -4,10 +4,10 @@
     python -m benchmarks.volumes --seeds 1 data=folder data.root=DIR ...      other settings, as for train.py
 
 Equal are volumes (in memory, on the network's grid), split, network, size and number of patches, share of patches
-around the foreground, normalisation, optimiser, learning rate, steps and weights of sites; nothing is augmented. Every
-cell runs in its own process with one thread, and the two take turns, so that a drift of the machine meets both. CPU
-seconds per round are medians over rounds and seeds, without the first round (warm-up). Dice is that of the last global
-model on the test cases, by one plain scorer for both.
+around every label, loss, normalisation, optimiser, learning rate, steps and weights of sites; nothing is augmented.
+Every cell runs in its own process with one thread, and the two take turns, so that a drift of the machine meets both.
+CPU seconds per round are medians over rounds and seeds, without the first round (warm-up). Dice is that of the last
+global model on the test cases, by one plain scorer for both.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def by_hand(experiment: Experiment, watch: Watch) -> nn.Module:
     sites = {name: batches(experiment, name) for name in experiment.data.sites}
     examples = {name: len(experiment.data.site(name).cases("train")) for name in sites}
     network = dynunet(experiment)
-    dice, cross_entropy = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss()
+    dice, cross_entropy = DiceLoss(sigmoid=True, batch=True, reduction="none"), nn.BCEWithLogitsLoss()
     shared = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for _ in range(config.federation.rounds):
         total = {name: torch.zeros_like(tensor) for name, tensor in shared.items()}
@@ -144,7 +144,8 @@ def by_hand(experiment: Experiment, watch: Watch) -> nn.Module:
             for batch in itertools.islice(feed, config.federation.local_steps):
                 optimizer.zero_grad()
                 scores = network((batch["image"] - GREY) / SPREAD)
-                loss = dice(scores, batch["label"]) + cross_entropy(scores, batch["label"])
+                there = batch["label"].flatten(2).amax((0, 2))  # regions that the batch does not show have no Dice term
+                loss = (dice(scores, batch["label"]).flatten() * there).mean() + cross_entropy(scores, batch["label"])
                 loss.backward()
                 optimizer.step()
             for key, tensor in network.state_dict().items():
@@ -177,18 +178,18 @@ def dynunet(experiment: Experiment) -> nn.Module:
 def batches(experiment: Experiment, name: str) -> Iterator[Any]:
     """Batches of random patches of a site's volumes, without end."""
     from monai.data import CacheDataset, DataLoader, set_track_meta
-    from monai.transforms import Compose, FgBgToIndicesd, RandCropByPosNegLabeld, SpatialPadd
+    from monai.transforms import ClassesToIndicesd, Compose, RandCropByLabelClassesd, SpatialPadd
 
     set_track_meta(False)
     data, site = experiment.data, experiment.data.site(name)
-    both, size = ("image", "label"), data.size
-    cropped = RandCropByPosNegLabeld(
-        both, "label", size, pos=1, neg=1, num_samples=1, fg_indices_key="label_fg_indices",
-        bg_indices_key="label_bg_indices",
+    both, size, count = ("image", "label"), data.size, len(data.regions.ids)
+    cropped = RandCropByLabelClassesd(
+        both, "ids", size, [count, *[1] * count], count + 1, num_samples=1, indices_key="ids_cls_indices",
+        warn=False,
     )  # fmt: skip
     cached = CacheDataset(
-        [dict(zip(both, volume(experiment, site, case), strict=True)) for case in site.cases("train")],
-        Compose([SpatialPadd(both, size), FgBgToIndicesd("label"), cropped]),
+        [dict(zip((*both, "ids"), volume(experiment, site, case), strict=True)) for case in site.cases("train")],
+        Compose([SpatialPadd((*both, "ids"), size), ClassesToIndicesd("ids", num_classes=count + 1), cropped]),
         progress=False,
     )
     loader = DataLoader(cached, batch_size=data.batch_size, shuffle=True, drop_last=True)
@@ -196,13 +197,16 @@ def batches(experiment: Experiment, name: str) -> Iterator[Any]:
         yield from loader
 
 
-def volume(experiment: Experiment, site: Any, case: Any) -> tuple[Tensor, Tensor]:
-    """Image (C, D, H, W) in [0, 1] and masks (R, D, H, W) of a case."""
+def volume(experiment: Experiment, site: Any, case: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Image (C, D, H, W) in [0, 1], masks (R, D, H, W) and numbers of the labels (1, D, H, W) of a case."""
     pixels = torch.from_numpy(site.image(case).copy()).movedim(-1, 0)
     image = pixels.float() / (255 if pixels.dtype == torch.uint8 else 1)
     ids = torch.from_numpy(site.truth(case).copy())
     regions = [torch.isin(ids, torch.tensor(labels)) for labels in experiment.data.regions.labels.values()]
-    return image.contiguous(), torch.stack(regions).float()
+    numbers = torch.zeros_like(ids)
+    for place, label in enumerate(sorted(experiment.data.regions.ids), 1):
+        numbers[ids == label] = place
+    return image.contiguous(), torch.stack(regions).float(), numbers[None]
 
 
 def dice_of(network: nn.Module, experiment: Experiment) -> float:
@@ -215,7 +219,7 @@ def dice_of(network: nn.Module, experiment: Experiment) -> float:
     for site in sites:
         scores = []
         for case in site.cases("test"):
-            image, masks = volume(experiment, site, case)
+            image, masks, _ = volume(experiment, site, case)
             window = tuple(experiment.data.size), 2, network, 0.25
             with torch.no_grad():
                 found = sliding_window_inference((image[None] - GREY) / SPREAD, *window, mode="gaussian")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.findings import Finding
-from fedseg.datamodules.fitting import on_own_grid
+from fedseg.datamodules.fitting import Box, on_own_grid
 from fedseg.datamodules.regions import Regions
 
 Labels = NDArray[np.uint8]
@@ -20,7 +20,9 @@ LOW = 0.9
 MOST_TRIED = 10  # cases on which a finer grid is tried
 
 
-def attainable_dice(labels: Labels, grid: Labels, regions: Regions, ignored: Sequence[int]) -> dict[str, float]:
+def attainable_dice(
+    labels: Labels, grid: Labels, regions: Regions, ignored: Sequence[int], box: Box | None = None
+) -> dict[str, float]:
     """Dice of a perfect mask on the network's grid, brought back as probabilities are; regions that occur only.
 
     Args:
@@ -28,10 +30,11 @@ def attainable_dice(labels: Labels, grid: Labels, regions: Regions, ignored: Seq
         grid: (d, h, w), the same on the network's grid.
         regions: Of the run.
         ignored: Label ids of pixels that do not count.
+        box: To which the case is cut.
     """
     counts = np.zeros((3, len(regions.names)), np.int64)
     maps_on_grid = (_maps(small, regions).astype(np.float32) for small in grid)
-    back = on_own_grid(maps_on_grid, len(grid), labels.shape)
+    back = on_own_grid(maps_on_grid, len(grid), labels.shape, box)
     for plane, maps in zip(labels, back, strict=True):
         known = ~np.isin(plane, ignored)
         truth = _maps(plane, regions) & known

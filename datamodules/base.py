@@ -32,7 +32,7 @@ from fedseg.datamodules.duplicates import Copies, prints
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, Report, refuse
 from fedseg.datamodules.fingerprints import of_case
-from fedseg.datamodules.fitting import Fitting
+from fedseg.datamodules.fitting import Box, Fitting
 from fedseg.datamodules.listed import listed
 from fedseg.datamodules.occurrence import Expected, Occurrence, Vanishing, occurrence_findings, shown
 from fedseg.datamodules.patches import Patches
@@ -70,6 +70,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             of that size and predicts by a sliding one; "auto": resize in 2 dimensions, patches in 3.
         resample: With patches, millimetres per pixel to which images are brought first: [row, column], of volumes
             [slice, row, column]; null: as they are.
+        crop_background: Volumes are cut to the box of what is not 0 (in [0, 1], of any channel) before that, and
+            predictions brought back: for images of the brain alone.
         foreground_patches: Share of training patches that are centred on some region, small ones as often as large.
         channels: Of an image: 1 (colour becomes grey), 3 (grey is repeated) or "auto", what the images have.
         batch_size: Slices per batch.
@@ -134,6 +136,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         size: int | Sequence[int] = 128,
         fit: Literal["auto", "resize", "patches"] = "auto",
         resample: Sequence[float] | None = None,
+        crop_background: bool = False,
         foreground_patches: float = 0.5,
         channels: Literal["auto"] | int = "auto",
         batch_size: int = 8,
@@ -171,8 +174,13 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             raise DataError(f"data.dimensions={dimensions}: 2 for images and slices, or 3 for volumes")
         self.regions = Regions({name: tuple(ids) for name, ids in regions.items()}, exclusive)
         self.dimensions = dimensions
+        if crop_background and dimensions == 2:
+            raise DataError("data.crop_background is for volumes (data.dimensions=3); leave it out")
         self.fitting = Fitting(
-            _sides(size, dimensions), _in_patches(fit, dimensions), _resampled(resample, fit, dimensions)
+            _sides(size, dimensions),
+            _in_patches(fit, dimensions),
+            _resampled(resample, fit, dimensions),
+            tuple(sorted(self.regions.ids)) if crop_background else None,
         )
         self.foreground_patches = foreground_patches
         self.channels = channels
@@ -312,6 +320,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """Decodes an image that is none of :meth:`cases`, as :meth:`read` would."""
         return self.read(case)
 
+    def at_own_size(self, case: Case) -> Sample:
+        """A case as stored, and the box to which it is cut for the network."""
+        return self.fitting.boxed(self.read(case))
+
     def decoding(self) -> dict[str, Any]:
         """What decoded cases depend on besides their files: part of the disk cache's key.
 
@@ -374,7 +386,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             stores, self.regions, channels, self.neighbours, augmentation, *left_out, self.dimensions, self.patches
         )
         slices.try_augmentation()
-        shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling, self.read)
+        shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling, self.at_own_size)
         rows: list[dict[str, Any]] = []
         sites: dict[str, SiteData] = {}
         for index, (site, store) in enumerate(zip(by_site, stores, strict=True)):
@@ -415,10 +427,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def setting_that_keeps(self, cases: Sequence[Case], region: str) -> str:
         """The setting, of a finer grid, with which all of these cases show a region that their own masks show."""
         ids = list(self.regions.labels[region])
-        samples = [(case, self.read(case)) for case in cases]
+        samples = [(case, self.at_own_size(case)) for case in cases]
 
         def keeps(fitting: Fitting) -> bool:
-            masks = (fitting.labels(case, one.labels, one.spacing) for case, one in samples)
+            masks = (fitting.labels(case, one.labels, one.spacing, one.box) for case, one in samples)
             return all(np.isin(mask, ids).any() for mask in masks if mask is not None)
 
         fitting = self.fitting
@@ -436,14 +448,17 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 return fitting.setting
 
     def _allowed(self, case: Case, fitting: Fitting) -> dict[str, float]:
-        sample = self.read(case)
-        return self.attainable(sample.labels, fitting.labels(case, sample.labels, sample.spacing))
+        sample = self.at_own_size(case)
+        on_grid = fitting.labels(case, sample.labels, sample.spacing, sample.box)
+        return self.attainable(sample.labels, on_grid, sample.box)
 
-    def attainable(self, labels: NDArray[np.uint8] | None, grid: NDArray[np.uint8] | None) -> dict[str, float]:
-        """Region to the best Dice that a grid allows, of a mask as stored and on that grid."""
+    def attainable(
+        self, labels: NDArray[np.uint8] | None, grid: NDArray[np.uint8] | None, box: Box | None = None
+    ) -> dict[str, float]:
+        """Region to the best Dice that a grid allows, of a mask as stored and on that grid, of what it is cut to."""
         if labels is None or grid is None:
             return {}
-        return attainable_dice(labels, grid, self.regions, sorted(self.ignore_labels))
+        return attainable_dice(labels, grid, self.regions, sorted(self.ignore_labels), box)
 
     def _attainable(self, store: Store) -> Attainable:
         found = Attainable(store.cases[0].site)
@@ -549,14 +564,14 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
     def _decode(self, case: Case) -> tuple[Sample, tuple[int, ...]]:
         """A case at the network's size, and the label ids that it had at its own size."""
-        sample = self.read(case)
+        sample = self.at_own_size(case)
         _check_sample(case, sample)
         ids = () if sample.labels is None else tuple(np.flatnonzero(np.bincount(sample.labels.ravel())).tolist())
         parts = zip(case.slices, sample.image, strict=True) if case.slices else [(case, sample.image)]
         seen = [finding for part, image in parts for finding in blank_image(part, image)]
         fitted = self.fitted(case, sample)
         notes = (*sample.notes, *seen, *empty_mask(case, sample.labels))
-        best = self.attainable(sample.labels, fitted.labels)
+        best = self.attainable(sample.labels, fitted.labels, sample.box)
         kept = replace(fitted, notes=notes, prints=prints(case, fitted), plane=sample.plane)
         return replace(kept, attainable=tuple(best.items())), ids
 

@@ -90,6 +90,7 @@ class Sample:
         prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
         plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
         attainable: Regions and the best Dice that the network's grid allows; made where samples are kept.
+        box: Slices, rows and columns to which a volume is cut for the network; None where it stays whole.
     """
 
     image: Pixels
@@ -100,6 +101,7 @@ class Sample:
     prints: tuple[tuple[str, str], ...] = ()
     plane: str = ""
     attainable: tuple[tuple[str, float], ...] = ()
+    box: tuple[slice, slice, slice] | None = None
 
 
 def slice_order(name: str) -> tuple[tuple[str, int], ...]:

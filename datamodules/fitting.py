@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.cases import Case, Pixels, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.grid import fit_planes
 from fedseg.datamodules.readers import Spacing
 from fedseg.datamodules.transforms import brought_back, resize
 
 Labels = NDArray[np.uint8]
+Box = tuple[slice, slice, slice]  # slices, rows and columns of a volume
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,26 @@ class Fitting:
         size: Of the network's input: (h, w) or (d, h, w).
         patches: Whether patches of that size are cut, so that cases keep their own grid.
         spacing: Millimetres per voxel (slice, row, column) to which such cases are brought; None: their own.
+        crop: Volumes are cut to what is not 0, where no voxel of these label ids may be lost; None: they stay whole.
     """
 
     size: tuple[int, ...]
     patches: bool = False
     spacing: tuple[float | None, float, float] | None = None
+    crop: tuple[int, ...] | None = None
 
     def __call__(self, case: Case, sample: Sample) -> Sample:
         """The sample of a case on the network's grid; its spacing accounts for the change.
 
         Raises:
-            DataError: It has no spacing, and must be brought to one.
+            DataError: It has no spacing, and must be brought to one; or cropping would cut something off.
         """
         if not self.patches:
             return resize(sample, (self.size[0], self.size[1]))
+        if sample.box is not None:
+            labels = self._cropped(case, sample.labels, sample.box)
+            image = cast(Pixels, np.ascontiguousarray(sample.image[sample.box]))
+            sample = replace(sample, image=image, labels=labels, box=None)
         shape = self._shape(case, sample.image.shape[:3], sample.spacing)
         if shape == sample.image.shape[:3] or sample.spacing is None:
             return sample
@@ -54,8 +62,36 @@ class Fitting:
             spacing=(voxel[0], voxel[1], voxel[2]),
         )
 
-    def labels(self, case: Case, labels: Labels | None, spacing: Spacing | None) -> Labels | None:
+    def boxed(self, sample: Sample) -> Sample:
+        """The sample with the box to which it will be cut: of the voxels that are not 0 in every channel."""
+        if self.crop is None or not sample.image.any():
+            return sample
+        inside: NDArray[np.bool_] = (sample.image != 0).max(axis=-1)
+        ends = [np.flatnonzero(inside.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1))]
+        slices, rows, columns = (slice(int(own[0]), int(own[-1]) + 1) for own in ends)
+        return replace(sample, box=(slices, rows, columns))
+
+    def _cropped(self, case: Case, labels: Labels | None, box: Box) -> Labels | None:
+        if labels is None:
+            return None
+        inside = np.ascontiguousarray(labels[box])
+        if lost := int(np.isin(labels, self.crop or ()).sum() - np.isin(inside, self.crop or ()).sum()):
+            raise DataError(
+                f"{case}: its mask shows {lost} voxel(s) of a region where the image is 0 all around, which "
+                "data.crop_background would cut off; correct the mask, or set data.crop_background=false"
+            )
+        return inside
+
+    def labels(
+        self, case: Case, labels: Labels | None, spacing: Spacing | None, box: Box | None = None
+    ) -> Labels | None:
         """Label ids (D, H, W) on the network's grid; of a smaller one, each voxel has the label that covers most of it.
+
+        Args:
+            case: For messages.
+            labels: As stored.
+            spacing: Of the case.
+            box: To which it is cut.
 
         Raises:
             DataError: As for a sample.
@@ -64,6 +100,8 @@ class Fitting:
             return None
         if not self.patches:
             return fit_planes(labels, (self.size[0], self.size[1]))
+        if box is not None and (labels := self._cropped(case, labels, box)) is None:
+            return None
         shape = self._shape(case, labels.shape, spacing)
         if shape == labels.shape:
             return labels
@@ -122,7 +160,7 @@ def to_shape(maps: NDArray[np.generic], shape: Sequence[int]) -> NDArray[np.floa
 
 
 def on_own_grid(
-    slices: Iterable[NDArray[np.float32]], count: int, shape: Sequence[int]
+    slices: Iterable[NDArray[np.float32]], count: int, shape: Sequence[int], box: Box | None = None
 ) -> Iterator[NDArray[np.float32]]:
     """Brings maps from the network's grid back to a case's, as images were brought there.
 
@@ -130,11 +168,17 @@ def on_own_grid(
         slices: (R, h, w) of every slice.
         count: How many slices there are; where the case has as many, one at a time is in memory.
         shape: Slices, rows and columns of the case.
+        box: To which the case was cut; outside of it maps are 0.
 
     Yields:
         (R, H, W) of every slice of the case.
     """
-    if count == shape[0]:
+    if box is not None:
+        inside = np.stack([*on_own_grid(slices, count, [own.stop - own.start for own in box])])
+        whole = np.zeros((shape[0], inside.shape[1], *shape[1:]), np.float32)
+        whole[box[0], :, box[1], box[2]] = inside
+        yield from whole
+    elif count == shape[0]:
         yield from (brought_back(maps[None], (shape[1], shape[2]))[0] for maps in slices)
     else:
         yield from to_shape(np.stack(list(slices), axis=1), shape).swapaxes(0, 1)

@@ -19,7 +19,7 @@ from fedseg.datamodules.cache import Entry, Store
 from fedseg.datamodules.cases import Case, Sample, check_cases
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
-from fedseg.datamodules.fitting import on_own_grid
+from fedseg.datamodules.fitting import Box, on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import MissingModalities, by_modality, present
 from fedseg.datamodules.readers import OF_CASE, VOLUMES, Reading, stem_of, suffix_of, write_back
@@ -48,12 +48,14 @@ class NewImage:
         shape: Slices, rows and columns as read.
         spacing: Millimetres per voxel (slice, row, column), or None when unknown.
         values: Type of its values once read: "uint8" of 8-bit files, else "float32".
+        box: To which it is cut for the network; None where it stays whole.
     """
 
     case: Case
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
     values: str
+    box: Box | None = None
 
 
 class NewImages:
@@ -102,11 +104,11 @@ class NewImages:
                 f"{case}: {case.image} has {found} channel(s), the network takes {self.channels}; export images as "
                 "those that it was trained on"
             )
-        return NewImage(case, (depth, height, width), sample.spacing, sample.image.dtype.name)
+        return NewImage(case, (depth, height, width), sample.spacing, sample.image.dtype.name, sample.box)
 
     def read(self, case: Case) -> Sample:
         """One image at its own size."""
-        return self.data.read_new(case)
+        return self.data.fitting.boxed(self.data.read_new(case))
 
     def batches(self, number: int) -> Iterator[Tensor]:
         """Batches (B, C, h, w) in [0, 1] of one image, slices in order; in 3 dimensions one, (1, C, d, h, w)."""
@@ -148,7 +150,8 @@ class NewImages:
             (D, R, H, W), interpolated as images are.
         """
         slices = found[0].swapaxes(0, 1) if found.ndim == 5 else found
-        return np.stack(list(on_own_grid(slices, len(slices), self.images[number].shape)))
+        image = self.images[number]
+        return np.stack(list(on_own_grid(slices, len(slices), image.shape, image.box)))
 
     def write(self, number: int, array: NDArray[Any], folder: Path, name: str) -> Path:
         """Writes one map of an image in its own geometry.

@@ -225,7 +225,7 @@ def _on_own_grid(
     counts = site.known(case, labels)
     known = None if counts is None else counts.swapaxes(0, 1)
     on_grid = (part.probabilities.float().numpy() for part in parts)
-    told = (torch.from_numpy(maps) for maps in on_own_grid(on_grid, len(parts), labels.shape))
+    told = (torch.from_numpy(maps) for maps in on_own_grid(on_grid, len(parts), labels.shape, sample.box))
     prediction, reliability = _decided(told, truth, known, regions, calibrated)
     return CaseMasks(case, prediction, truth, known, sample.spacing, reliability)
 

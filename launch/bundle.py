@@ -145,7 +145,7 @@ def _before(facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         _step("Read", axis=facts["axis"], canonical=facts["canonical"], spacing=facts["spacing"]),
         _step("Scale", **scaling),
-        _step("Fit", size=size, resample=facts["resampled"], luminance=luminance),
+        _step("Fit", size=size, resample=facts["resampled"], luminance=luminance, crop=facts["cropped"]),
         _step(
             "ToInput", channels=facts["image_channels"], neighbours=facts["neighbours"], dimensions=dimensions
         ),

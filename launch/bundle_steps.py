@@ -256,15 +256,20 @@ class Fit:
         size: rows and columns of every slice; None where cases keep their own grid.
         resample: millimetres (slice, row, column) to which they are brought instead; None: their own.
         luminance: colour becomes grey.
+        crop: cut volumes to the box of what is not 0 in some channel before that.
     """
 
     size: Sequence[int] | None
     resample: Sequence[float | None] | None
     luminance: bool
+    crop: bool = False
 
     def __call__(self, item: Item) -> Item:
-        """``image`` is on the network's grid."""
+        """``image`` is on the network's grid; ``box`` is what it was cut to."""
         image: Array = item["image"]
+        box = _box(image) if self.crop else None
+        item = {**item, "box": box}
+        image = image if box is None else image[box]
         if self.luminance and image.shape[-1] == 3:
             image = np.stack([cv2.cvtColor(plane, cv2.COLOR_RGB2GRAY) for plane in image])[..., None]
         if self.size is not None:
@@ -278,6 +283,12 @@ class Fit:
                 found = np.moveaxis(to_shape(np.moveaxis(image, -1, 0), shape), 0, -1)
                 image = (found.round() if image.dtype == np.uint8 else found).astype(image.dtype)
         return {**item, "image": image}
+
+
+def _box(image: Array) -> tuple[slice, ...] | None:
+    inside: NDArray[np.bool_] = (image != 0).max(axis=-1)
+    ends = [np.flatnonzero(inside.any(axis=other)) for other in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(own[0]), int(own[-1]) + 1) for own in ends) if inside.any() else None
 
 
 def resized(planes: Array, size: Sequence[int]) -> Array:
@@ -365,11 +376,16 @@ class ToOwnGrid:
         """``pred`` becomes (D, R, H, W)."""
         maps: Array = item["pred"].numpy()
         maps = maps[0].swapaxes(0, 1) if maps.ndim == 5 else maps
-        shape = item["shape"]
+        box = item["box"]
+        shape = item["shape"] if box is None else [own.stop - own.start for own in box]
         if len(maps) == shape[0]:
             maps = resized(maps.transpose(0, 2, 3, 1), shape[1:]).transpose(0, 3, 1, 2)
         else:
             maps = to_shape(maps.swapaxes(0, 1), shape).swapaxes(0, 1)
+        if box is not None:
+            whole = np.zeros((item["shape"][0], maps.shape[1], *item["shape"][1:]), np.float32)
+            whole[box[0], :, box[1], box[2]] = maps
+            maps = whole
         return {**item, "pred": torch.from_numpy(np.ascontiguousarray(maps))}
 
 

@@ -89,6 +89,7 @@ class Card:
             "depth": data.size[0] if data.dimensions == 3 else None,
             "patches": data.patches is not None,
             "resampled": list(data.fitting.spacing) if data.fitting.spacing else None,
+            "cropped": data.fitting.crop is not None,
             "overlap": float(config.evaluation.overlap),
             "normalisation": str(config.training.normalize),
             "prepared": self.models.method.prepares,
@@ -317,12 +318,13 @@ def _sizing(facts: Mapping[str, Any]) -> str:
             f"every slice is resized to {facts['height']} x {facts['width']}, whatever its aspect: by area where that "
             "means fewer pixels (OpenCV's INTER_AREA), else linearly (INTER_LINEAR); 8-bit values are rounded"
         )
+    cut = "every image is cut to the box of what is not 0 in some channel; then " * facts["cropped"]
     if facts["resampled"] is None:
-        return "every image keeps its own grid"
+        return f"{cut}every image keeps its own grid"
     lengths = " x ".join(f"{length:g}" if length else "its own" for length in facts["resampled"])
     return (
-        f"every image is brought to voxels of {lengths} mm (slice, row, column; sides rounded to whole voxels): along "
-        "axes that become shorter by area, then along the others linearly; 8-bit values are rounded"
+        f"{cut}every image is brought to voxels of {lengths} mm (slice, row, column; sides rounded to whole voxels): "
+        "along axes that become shorter by area, then along the others linearly; 8-bit values are rounded"
     )
 
 
@@ -337,7 +339,8 @@ def _windows(facts: Mapping[str, Any]) -> str:
 def _returning(facts: Mapping[str, Any]) -> str:
     if not facts["patches"]:
         return "resized to the image's size by the rule of step 4, in float32"
-    return "on the image's own grid" if facts["resampled"] is None else "brought back to the image's grid as in step 4"
+    back = "on the image's own grid" if facts["resampled"] is None else "brought back to the image's grid as in step 4"
+    return f"{back}, and 0 outside of the box" if facts["cropped"] else back
 
 
 def _score_table(rows: pd.DataFrame, region: str, metrics: Sequence[str]) -> str:

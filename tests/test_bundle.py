@@ -57,6 +57,7 @@ def volumes(folder: Path, *, masks: bool, modalities: tuple[str, ...] = ()) -> N
         for modality in modalities or ("",):
             values = rng.normal(100, 10, mask.shape) + (60 - 90 * (modality == "t1")) * mask.astype(float)
             kind = np.uint8 if number == 1 and not masks else np.int16
+            values[:3] = values[-2:] = values[:, :4] = values[..., :1] = 0
             end = f"_{modality}" if modality else ""
             store(folder / f"v{number}{end}.nii.gz", values.clip(0, 255).astype(kind), affine, TURNS[number % 3])
         if masks:
@@ -94,8 +95,9 @@ KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "volumes": (
         two_modalities,
-        (*VOLUME, "data.modalities=[flair, t1]", "data.missing_modalities=zeros", "data.resample=[3, 1, 1]",
-         "data.exclusive=true", "data.regions={rim: [1], cup: [2]}", "training.normalize=zscore"),
+        (*VOLUME, "data.modalities=[flair, t1]", "data.missing_modalities=zeros", "data.crop_background=true",
+         "data.scale_8bit=true", "data.resample=[3, 1, 1]", "data.exclusive=true",
+         "data.regions={rim: [1], cup: [2]}", "training.normalize=zscore"),
     ),
     "own grid": (
         volumes,

@@ -16,9 +16,10 @@ from fedseg.datamodules import FolderDataModule
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.check.command import check
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.fitting import Fitting, to_shape
+from fedseg.datamodules.fitting import Fitting, on_own_grid, to_shape
 from fedseg.datamodules.patches import Patches
 from fedseg.datamodules.phantom import PhantomDataModule
+from fedseg.evaluation import predict_cases
 from fedseg.models import Window
 from tests.data_files import folder, save_volume
 
@@ -90,6 +91,67 @@ def test_a_case_stays_as_it_is_without_a_spacing_to_go_to_or_at_it() -> None:
         DataError, match=r"case 'one': data.resample=\[1,1,1\], but its spacing is not known; give data.spacing"
     ):
         Fitting((8, 8, 8), True, (1.0, 1.0, 1.0))(CASE, cube(None))
+
+
+def brain(edge: int = 3) -> Sample:
+    """An organ in a box of noise, 0 elsewhere."""
+    sample = cube()
+    image = np.zeros_like(sample.image)
+    image[edge:-1, 4:-2, 5:-3] = np.random.default_rng(0).integers(1, 90, (11 - edge, 18, 16, 1))
+    return Sample(np.where(sample.labels[..., None] > 0, 200, image).astype(np.uint8), sample.labels, sample.spacing)
+
+
+@pytest.mark.parametrize("spacing", [None, (4.0, 1.0, 1.0)])
+def test_a_volume_is_cut_to_what_is_not_0_and_predictions_come_back(spacing: Any) -> None:
+    sample, whole = brain(), Fitting((8, 8, 8), True, spacing)
+    fitting = Fitting((8, 8, 8), True, spacing, crop=(1,))
+    boxed = fitting.boxed(sample)
+    assert boxed.box == (slice(3, 11), slice(4, 22), slice(5, 21))
+    fitted = fitting(CASE, boxed)
+    inside = Sample(sample.image[boxed.box], sample.labels[boxed.box], sample.spacing)
+    assert np.array_equal(fitted.image, whole(CASE, inside).image)
+    assert np.array_equal(fitted.labels, fitting.labels(CASE, sample.labels, sample.spacing, boxed.box))
+    maps = np.stack([fitted.labels == 1, fitted.labels == 0]).astype(np.float32).swapaxes(0, 1)
+    back = np.stack([*on_own_grid(maps, len(maps), sample.labels.shape, boxed.box)])
+    outside = np.ones(sample.labels.shape, bool)
+    outside[boxed.box] = False
+    assert not back.swapaxes(0, 1)[:, outside].any()
+    assert spacing or np.array_equal(back[:, 0] > 0.5, sample.labels == 1)
+    assert np.array_equal(Fitting((8, 8, 8), True, spacing).boxed(sample).image, sample.image)
+    empty = Sample(np.zeros_like(sample.image), sample.labels, sample.spacing)
+    assert fitting.boxed(empty).box is None
+
+
+@pytest.mark.parametrize("cure", ["data.crop_background=false", "correct the mask"])
+def test_what_cropping_would_cut_off_is_refused_by_run_and_check(tmp_path: Path, cure: str) -> None:
+    sample = brain()
+    knobs: dict[str, Any] = {"dimensions": 3, "size": [8, 8, 8], "crop_background": True}
+    for number in range(6):
+        stray = sample.labels.transpose(2, 1, 0).copy()
+        stray[0, 0, 0] = number == 2
+        save_volume(tmp_path / "a/images" / f"v{number}.nii.gz", sample.image[..., 0].transpose(2, 1, 0))
+        save_volume(tmp_path / "a/masks" / f"v{number}.nii.gz", stray)
+    with pytest.raises(DataError, match=r"v2': its mask shows 1 voxel\(s\) of a region where the image is 0") as raised:
+        folder(tmp_path, **knobs)
+    (told,) = [one for one in check(FolderDataModule(root=str(tmp_path), **knobs)).findings if one.severity == "error"]
+    assert told.kind == "mask values"
+    assert cure in str(raised.value)
+    assert cure in str(told)
+    if cure == "correct the mask":
+        save_volume(tmp_path / "a/masks/v2.nii.gz", sample.labels.transpose(2, 1, 0))
+    else:
+        knobs["crop_background"] = False
+    data = folder(tmp_path, **knobs)
+    site = data.site("a")
+    (masks, *_) = predict_cases(lambda images: (images > 0.6).float(), site, "test", data.regions, grid="own")
+    assert masks.prediction.shape == (1, 12, 24, 24)
+    assert np.array_equal(masks.prediction, masks.truth)
+    assert site.image(site.cases("test")[0]).shape == ((8, 18, 16, 1) if knobs["crop_background"] else (12, 24, 24, 1))
+
+
+def test_slices_are_not_cropped() -> None:
+    with pytest.raises(DataError, match=r"data.crop_background is for volumes \(data.dimensions=3\); leave it out"):
+        FolderDataModule(root=".", crop_background=True)
 
 
 def test_maps_go_to_a_grid_and_back() -> None:

@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from fedseg.datamodules.attainable import Attainable, attainable_findings
 from fedseg.datamodules.base import Assigned, MultiCenterDataModule
-from fedseg.datamodules.cases import Case
+from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.check.duplicates import Fingerprints
 from fedseg.datamodules.check.reading import Opened, open_case
 from fedseg.datamodules.check.sheet import Sheet
 from fedseg.datamodules.check.statistics import SiteStatistics, site_findings
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.fitting import Box
 from fedseg.datamodules.listed import listed
 from fedseg.datamodules.occurrence import Occurrence, occurrence_findings, shown
 from fedseg.datamodules.splits import too_few
@@ -68,11 +69,12 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     for case in tqdm(cases, desc="reading", unit="case", disable=not progress, leave=False):
         opened = open_case(data, case, findings)
         findings += sites[case.site].add(opened, data.regions, known)
-        if (labels := opened.labels) is not None and (grid := _on_grid(data, opened, findings)) is not None:
+        box = _box(data, opened)
+        if (labels := opened.labels) is not None and (grid := _on_grid(data, opened, box, findings)) is not None:
             ids = np.flatnonzero(np.bincount(labels.ravel()))
             of_case = shown(case, serves[case.site].get(case.case), ids.tolist(), grid, data.regions)
             occurring[case.site].cases.append(of_case)
-            best[case.site].add(case, data.attainable(labels, grid))
+            best[case.site].add(case, data.attainable(labels, grid, box))
         prints.add(opened)
         sheet.offer(opened)
     measured = list(sites.values())
@@ -84,13 +86,21 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     return Checked(measured, findings, sheet, of_sites)
 
 
-def _on_grid(data: MultiCenterDataModule, opened: Opened, findings: list[Finding]) -> NDArray[np.uint8] | None:
+def _box(data: MultiCenterDataModule, opened: Opened) -> Box | None:
+    """To which a case is cut; None also where it could not be read."""
+    return None if opened.image is None else data.fitting.boxed(Sample(opened.image, None)).box
+
+
+def _on_grid(
+    data: MultiCenterDataModule, opened: Opened, box: Box | None, findings: list[Finding]
+) -> NDArray[np.uint8] | None:
     """A case's mask on the network's grid; None where it cannot be brought there."""
     case = opened.case
     try:
-        return data.fitting.labels(case, opened.labels, opened.parts[0].spacing)
+        return data.fitting.labels(case, opened.labels, opened.parts[0].spacing, box)
     except DataError as error:
-        findings.append(Finding.of_error("no spacing", error, site=case.site, case=case.case))
+        kind = "no spacing" if opened.parts[0].spacing is None else "mask values"
+        findings.append(Finding.of_error(kind, error, site=case.site, case=case.case))
         return None
 
 
