@@ -17,8 +17,19 @@ USAGE = """python sweep.py SWEEP [output=DIR] [jobs=N] [count=N] [sweep_seed=N] 
 The same command goes on with what was stopped, and skips what is finished. Each run has a folder, and a log beside it;
 sweep.csv lists all runs. Exit code 1 if a run failed; the others go on.
 
+python sweep.py tune METHOD[,METHOD...] budget=N [output=DIR] [presets=DIR] [jobs=N] [sweep_seed=N] [metric=NAME]
+                     [key=value ...]
+
+  tune         tries settings of methods, as many trials for each, and writes presets for algorithm=FILE
+  budget       trials of each method; the first is the method untuned
+  output       folder of the trials; without it runs/tune
+  presets      folder of the presets; without it that of the trials
+  jobs         trials at a time; without it one
+  metric       what is maximised: val/personal/dice, val/global/dice or val/worst_site/dice
+
   python sweep.py method_comparison data=folder data.root=DIR federation.rounds=50
-  python sweep.py tune_ditto count=20 jobs=4"""
+  python sweep.py tune_ditto count=20 jobs=4
+  python sweep.py tune ditto,fedprox budget=8 data=folder data.root=DIR federation.rounds=50"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +48,10 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
+    if arguments[0] == "tune":
+        from fedseg.launch.tune import run_tune
+
+        return run_tune(arguments[1:])
     from fedseg.launch.sweep import run_sweep
 
     return run_sweep(arguments)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.federation.contract import Batch, Site
-from fedseg.federation.ranges import PositiveShare
+from fedseg.federation.ranges import Fixed, PositiveShare
 from fedseg.federation.state import State
 
 
@@ -39,10 +39,10 @@ class FedALA(FedAvg):
     def __init__(
         self,
         *args: Any,
-        tensors: PositiveInt = 2,
+        tensors: Fixed[PositiveInt] = 2,
         eta: NonNegativeFloat = 1.0,
         sample: PositiveShare = 0.8,
-        first_passes: PositiveInt = 10,
+        first_passes: Fixed[PositiveInt] = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

@@ -17,7 +17,7 @@ from fedseg.algorithms.functional.contrast import Denominator, Group, boundary_c
 from fedseg.algorithms.functional.episode import Episode, episode
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
 from fedseg.federation.contract import Batch, Cohort, Site, Task
-from fedseg.federation.ranges import HalfShare, PositiveShare, Share
+from fedseg.federation.ranges import Fixed, HalfShare, PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.dice import soft_dice_loss
 from fedseg.models.embedding import Embedding
@@ -80,20 +80,20 @@ class FedDG(FedAvg):
     def __init__(
         self,
         *args: Any,
-        half_width: NonNegativeInt = 1,
+        half_width: Fixed[NonNegativeInt] = 1,
         window: HalfShare | None = None,
-        bank_share: PositiveShare = 1.0,
+        bank_share: Fixed[PositiveShare] = 1.0,
         donor_weight: Share | None = None,
-        styles: PositiveInt | None = 1,
+        styles: Fixed[PositiveInt | None] = 1,
         meta_weight: NonNegativeFloat = 1.0,
         contrast_weight: NonNegativeFloat = 0.1,
-        temperature: PositiveFloat = 0.05,
+        temperature: Fixed[PositiveFloat] = 0.05,
         denominator: Denominator = "positive_and_negatives",
         group: Group = "image",
-        boundary_steps: PositiveInt = 1,
-        background_steps: PositiveInt = 5,
+        boundary_steps: Fixed[PositiveInt] = 1,
+        background_steps: Fixed[PositiveInt] = 5,
         step: NonNegativeFloat = 1e-3,
-        clip: PositiveFloat = 100.0,
+        clip: Fixed[PositiveFloat] = 100.0,
         second_order: bool = False,
         outer_updates_statistics: bool = False,
         task_loss: Literal["recipe", "released"] = "recipe",

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.parts import with_zeros
 from fedseg.federation.contract import Cohort
-from fedseg.federation.ranges import FinitePositive, ProperShare
+from fedseg.federation.ranges import FinitePositive, Fixed, ProperShare
 from fedseg.federation.state import State, Tensors, add
 
 FIRST, SECOND = "moment/first", "moment/second"  # groups that stay at the server
@@ -58,7 +58,7 @@ class AdaptiveServer(FedAvg):
         self,
         *args: Any,
         server_step: FinitePositive = 1e-2,
-        beta1: ProperShare = 0.9,
+        beta1: Fixed[ProperShare] = 0.9,
         tau: FinitePositive = 1e-3,
         **kwargs: Any,
     ) -> None:
@@ -99,7 +99,7 @@ class FedAdam(AdaptiveServer):
         beta2: memory of the second moment.
     """
 
-    def __init__(self, *args: Any, beta2: ProperShare = 0.999, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, beta2: Fixed[ProperShare] = 0.999, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta2 = beta2
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.federation.contract import Average, Site
-from fedseg.federation.ranges import Share
+from fedseg.federation.ranges import Fixed, Share
 from fedseg.federation.state import State, Update
 
 GAP, SHARE, ROUNDS = "gap", "share", "rounds"
@@ -34,7 +34,7 @@ class GA(FedAvg):
     reads_updates = True
     last_dice: Tensor
 
-    def __init__(self, *args: Any, step: Share = 0.2, step_rounds: PositiveInt = 100, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, step: Share = 0.2, step_rounds: Fixed[PositiveInt] = 100, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.step, self.step_rounds = step, step_rounds
         self.register_buffer("last_dice", torch.full((), -1.0))  # of the site's model; below 0 where there is none

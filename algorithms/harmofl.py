@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.functional.styles import Amplitude
 from fedseg.algorithms.harmonised import Harmonised
-from fedseg.federation.ranges import HalfShare, Share
+from fedseg.federation.ranges import Fixed, HalfShare, Share
 
 
 class HarmoFL(Harmonised, FedSAM):
@@ -34,7 +34,7 @@ class HarmoFL(Harmonised, FedSAM):
         *args: Any,
         amplitude: Literal["official", "window", "full"] = "window",
         window: HalfShare = 0.1,
-        momentum: Share = 0.1,
+        momentum: Fixed[Share] = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

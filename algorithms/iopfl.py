@@ -16,7 +16,7 @@ from fedseg.algorithms.functional.outside import Adaptation, Dropping, Mixing
 from fedseg.algorithms.functional.routing import Squash
 from fedseg.algorithms.functional.trajectory import average_states
 from fedseg.federation.contract import Site
-from fedseg.federation.ranges import ProperShare, Share
+from fedseg.federation.ranges import Fixed, ProperShare, Share
 from fedseg.federation.state import State
 
 PERSONAL = "personal"
@@ -72,20 +72,20 @@ class IOPFL(FedAvg):
         self,
         *args: Any,
         alpha: Share = 0.1,
-        adapt_passes: NonNegativeInt = 5,
-        adapt_steps: PositiveInt | None = 10,
-        adapt_lr: PositiveFloat = 1e-4,
-        entropy_weight: NonNegativeFloat = 0.07,
-        consistency_weight: NonNegativeFloat = 1.0,
-        smoothness_weight: NonNegativeFloat = 0.03,
+        adapt_passes: Fixed[NonNegativeInt] = 5,
+        adapt_steps: Fixed[PositiveInt | None] = 10,
+        adapt_lr: Fixed[PositiveFloat] = 1e-4,
+        entropy_weight: Fixed[NonNegativeFloat] = 0.07,
+        consistency_weight: Fixed[NonNegativeFloat] = 1.0,
+        smoothness_weight: Fixed[NonNegativeFloat] = 0.03,
         entropy: Literal["per_pixel", "released"] = "per_pixel",
         smoothness: Literal["norm", "mean"] = "mean",
-        radius: PositiveInt = 10,
-        noise: NonNegativeFloat = 0.5,
+        radius: Fixed[PositiveInt] = 10,
+        noise: Fixed[NonNegativeFloat] = 0.5,
         squash: Squash = "softmax",
         statistics: Literal["site", "running", "batch"] = "site",
-        expansion: PositiveFloat = 2.0,
-        dropout: ProperShare = 0.2,
+        expansion: Fixed[PositiveFloat] = 2.0,
+        dropout: Fixed[ProperShare] = 0.2,
         keep_dropout: bool = False,
         fresh_pass: bool = False,
         same_draws: bool = False,

@@ -22,7 +22,7 @@ from fedseg.algorithms.functional.calibrated import (
 from fedseg.algorithms.functional.calibration import Attention, ChannelSelection, HeadCalibration, site_contrast
 from fedseg.algorithms.recipe import Recipe
 from fedseg.federation.contract import Batch, Site, Task
-from fedseg.federation.ranges import ProperShare, Share
+from fedseg.federation.ranges import Fixed, ProperShare, Share
 from fedseg.federation.state import State, Tensors
 
 HEAD, SELECTION = "segmentation_head", "selection"
@@ -81,11 +81,11 @@ class LCFed(FedRep):
         head_share: Share = 0.2,
         alpha: NonNegativeFloat = 0.1,
         channel_selection: bool = True,
-        reduction: PositiveInt = 16,
+        reduction: Fixed[PositiveInt] = 16,
         head_calibration: bool = True,
         attention: Attention = "minmax",
         disagreement: Maps = "peaks",
-        peak_threshold: ProperShare = 0.2,
+        peak_threshold: Fixed[ProperShare] = 0.2,
         **kwargs: Any,
     ) -> None:
         check_chain(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedseg.algorithms.answers import SingleAnswers, weighted
 from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, share_low_frequencies
 from fedseg.federation.contract import PERSONAL_LOSS, Batch, Site
-from fedseg.federation.ranges import Share
+from fedseg.federation.ranges import Fixed, Share
 from fedseg.federation.state import Tensors
 from fedseg.models.select import normalisation
 
@@ -48,9 +48,9 @@ class PRRFL(SingleAnswers):
         transfer: NonNegativeFloat = 1.0,
         recover: Share = 0.7,
         sublimate: Share = 0.9,
-        window: Share = 0.7,
-        last_window: Share = 0.95,
-        window_rounds: PositiveInt = 50,
+        window: Fixed[Share] = 0.7,
+        last_window: Fixed[Share] = 0.95,
+        window_rounds: Fixed[PositiveInt] = 50,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

@@ -66,6 +66,7 @@ class Training:
         pieces: parts in which a batch is computed one after the other, their gradients added up (gradient
             accumulation): data.batch_size=32 and 4 pieces make steps of 32 images in the memory of 8. Steps, cost and
             privacy count as without; batch normalisation and Dice see a piece at a time.
+        trials: how many trials of `sweep.py tune` found these settings; it changes nothing, and comparisons show it.
         channels_last: memory layout; faster for convolutions, differs from the other layout by rounding.
     """
 
@@ -88,6 +89,7 @@ class Training:
     momentum: ProperShare = 0.0
     optimizer_state: Literal["reset", "keep"] = "reset"
     pieces: PositiveInt = 1
+    trials: NonNegativeInt = 0
     channels_last: bool = True
 
     def __post_init__(self) -> None:

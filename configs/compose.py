@@ -27,6 +27,8 @@ from fedseg.configs.words import MisreadError, Word, flow, meant, shown, tree, u
 
 FOLDER = Path(__file__).parent
 Owner = Callable[..., Any]
+OWNER = "(owner)"
+"""In a layer made from a saved config: whose settings a group holds, whatever became of the file that chose it."""
 
 
 class ConfigError(ValueError):
@@ -74,16 +76,18 @@ class Chosen:
     """A group's choice.
 
     Attributes:
-        name: the last that a layer names.
+        name: the last that a layer names; of a file that is given by its path, the file's own name.
         first: what the first layer says of it; nothing where a later one chose anew.
         later: what the layers after it say of it.
         file: the file of the choice.
+        owner: who owns its settings, where a saved config tells it: the file may be gone.
     """
 
     name: str
     first: Layer
     later: list[Layer]
     file: Layer
+    owner: str = ""
 
 
 def compose(arguments: Sequence[str], schema: Schema, base: DictConfig | None = None) -> DictConfig:
@@ -303,7 +307,8 @@ def _as_layer(base: Mapping[Any, Any], schema: Schema) -> dict[str, Any]:
     """A resolved config as a layer: groups go by the choice that was asked for."""
     layer = _plain(base)
     for group in schema.groups:
-        layer[group]["name"] = layer[group].pop("preset")
+        layer[group] = {**layer[group], "name": layer[group]["preset"], OWNER: layer[group]["name"]}
+        del layer[group]["preset"]
     return layer
 
 
@@ -325,19 +330,40 @@ def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
 
 def _chosen(group: str, owners: Mapping[str, Owner], layers: Sequence[Layer]) -> Chosen:
     """The last layer that names a choice decides, and drops what was said for another choice."""
-    choice, said = "", [Layer("", {})]
+    choice, owner, said = "", "", [Layer("", {})]
     for layer in layers:
         values = layer.values.get(group, {})
         values = {"name": values} if isinstance(values, str) else _mapping(values)
         named = str(values.pop("name", choice))
+        owner = str(values.pop(OWNER, owner if named == choice else ""))
         said = [*said, Layer(layer.source, values)] if named == choice else [Layer(layer.source, values)]
         choice = named
+    kept = {layer.source: layer for layer in said}
+    first = kept.pop(layers[0].source, Layer(layers[0].source, {}))
+    if choice.endswith((".yaml", ".yml")):
+        path = _preset_file(group, choice, owners)
+        return Chosen(path.stem, first, list(kept.values()), Layer(choice, _read(path)), owner)
     path = FOLDER / group / f"{choice}.yaml"
     known = choice in choices(group, owners) and path.is_file()
     file = Layer(f"configs/{group}/{choice}.yaml", _read(path) if known else {})
-    kept = {layer.source: layer for layer in said}
-    first = kept.pop(layers[0].source, Layer(layers[0].source, {}))
-    return Chosen(choice, first, list(kept.values()), file)
+    return Chosen(choice, first, list(kept.values()), file, owner)
+
+
+def _preset_file(group: str, choice: str, owners: Mapping[str, Owner]) -> Path:
+    """A preset that is given by its path.
+
+    Raises:
+        ConfigError: there is no such file, or it is called like a choice of the suite's.
+    """
+    path = Path(choice).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{group}={choice}: there is no such file; give the path of a YAML file, or a name")
+    if path.stem in choices(group, owners):
+        raise ConfigError(
+            f"{group}={choice}: {path.stem!r} names one of the suite's own, and runs would not tell the two apart; "
+            "rename the file"
+        )
+    return path
 
 
 def _beside(group: str, chosen: Chosen, schema: Schema) -> Layer:
@@ -406,12 +432,13 @@ def _group(
     group: str, owners: Mapping[str, Owner], chosen: Chosen, beside: Sequence[Layer], parts: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A group's settings, who said them, and what is wrong."""
-    if chosen.name not in (known := choices(group, owners)) and chosen.name not in owners:
+    from_file = bool(chosen.owner or chosen.file.values)
+    if chosen.name not in (known := choices(group, owners)) and chosen.name not in owners and not from_file:
         own_part = f" (or a part of your own: {group}=package.module:Name)"
         return {}, {}, [unknown(chosen.name, known, group) + own_part]
     own = {name: value for name, value in chosen.file.values.items() if name not in parts}
     only = next(iter(owners)) if len(owners) == 1 else chosen.name
-    owner = str(own.pop("name", chosen.name if chosen.name in owners else only))
+    owner = str(own.pop("name", chosen.owner or (chosen.name if chosen.name in owners else only)))
     if owner not in owners:
         return {}, {}, [f"{chosen.name}.yaml: " + unknown(owner, owners, f"{group}.name")]
     try:

@@ -7,7 +7,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -47,8 +47,9 @@ class Knob:
         members = typing.get_args(self.type)
         if typing.get_origin(self.type) is typing.Annotated:
             range_ = FieldInfo.from_annotation(self.type).metadata
-            bounds = [f"{SIGNS[word]} {limit:g}" for bound in range_ for word, limit in asdict(bound).items()]
-            return f"{Knob(members[0], None, '').type_name} {' and '.join(bounds)}"
+            limits = [(word, getattr(bound, word)) for bound in range_ for word in SIGNS if hasattr(bound, word)]
+            bounds = [f"{SIGNS[word]} {limit:g}" for word, limit in limits]
+            return " ".join(filter(None, (Knob(members[0], None, "").type_name, " and ".join(bounds))))
         if members and OwnPart in typing.get_args(members[0]):
             return f"list[{Knob(members[0], None, '').type_name}]"
         if type(None) in members or OwnPart in members:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,6 +15,30 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 HalfShare = Annotated[float, Field(ge=0, le=0.5)]
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
 FinitePositive = Annotated[float, Field(gt=0, lt=math.inf)]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Where a setting is searched when its method is tuned, said beside its range; without it the range tells.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        log: whether equal factors count as equal steps.
+    """
+
+    low: float
+    high: float
+    log: bool = True
+
+
+class NotSearched:
+    """Says beside a range that tuning leaves the setting as it is."""
+
+
+T = TypeVar("T")
+Fixed = Annotated[T, NotSearched()]
+"""A setting that tuning leaves as it is: a matter of numerics or cost, or nothing that validation can judge."""
 
 
 def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:

@@ -96,7 +96,7 @@ class Across:
             ledger.begun(checkpoint.round, run_id(folder), alike=not settings.algorithm(in_channels=3).answers_singly)
             transport.head, transport.known = (lambda: ledger.head), (lambda: ledger.known)
             federation = experiment.federation_over(transport, seen, checkpoint, Heard(reporter, scores), ledger)
-            train_and_score(federation, scores, reporter)
+            train_and_score(federation, scores, reporter, experiment.evaluation.splits)
             cross(federation, scores, reporter, config)
             folder.append_audit(scores.greetings(checkpoint.round + 1))
             return finish(reporter, config, meter)

@@ -73,6 +73,11 @@ class Experiment:
             check_loggers(self.config.get("loggers") or ())
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
             _ = self.schedule, self.data, self.deployment
+            if self.config.protocol == "leave_one_site_out" and not self.evaluation.test:
+                raise ConfigError(
+                    "protocol=leave_one_site_out scores the test cases of held-out sites; leave out "
+                    "evaluation.test=false, or take protocol=personalised"
+                )
             if self.compute.workers > 1 and self.data.workers:
                 raise ConfigError(
                     f"trainer.workers={self.compute.workers} prepare their batches themselves; leave data.workers=0"

@@ -39,8 +39,8 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """
     run = Reopened.read(folder, overrides, [GRID, CROSSING])
     run.prepare_data()
-    scorer = Scorer(run.experiment)
-    return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server))
+    scorer, splits = Scorer(run.experiment), run.experiment.evaluation.splits
+    return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server, splits))
 
 
 def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:

@@ -189,9 +189,9 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         with closing(experiment.way(scorer)) as way:
             sites, notes = experiment.data.sites, Notes(reporter, scorer)
             federation = experiment.federation_over(way, sites, checkpoint, notes, ledger)
-            train_and_score(federation, scorer, reporter)
+            train_and_score(federation, scorer, reporter, experiment.evaluation.splits)
             cross(federation, scorer, reporter, config)
-            if config.evaluation.overlays:
+            if config.evaluation.overlays and config.evaluation.test:
                 regions = experiment.data.regions.names
                 for pictures in paint_overlays(federation, experiment, folder.scores()).values():
                     reporter.overlays(pictures, regions)
@@ -220,14 +220,17 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     return found | {"values": sorted(types)}  # of decoded images: uint8, or float32 of files above 8 bit
 
 
-def train_and_score(federation: Federation, scorer: Scores, reporter: Reporter) -> None:
+def train_and_score(
+    federation: Federation, scorer: Scores, reporter: Reporter, splits: Sequence[str] = ("val", "test")
+) -> None:
     """Run all rounds, and score the last and the best models."""
     method: Any = federation.algorithm
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
     reporter.training_done(federation.checkpoint.round)
-    reporter.progress.say("scoring the last and the best models on validation and test cases")
-    reporter.scores(score_checkpoints(federation, scorer, server))
+    named = " and ".join({"val": "validation"}.get(split, split) for split in splits)
+    reporter.progress.say(f"scoring the last and the best models on {named} cases")
+    reporter.scores(score_checkpoints(federation, scorer, server, splits))
     reporter.folder.append_audit(federation.take_late_audit())
     reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
 

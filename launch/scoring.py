@@ -252,8 +252,10 @@ def take_statistics(algorithm: Algorithm, network: nn.Module, images: Iterable[T
     fit_statistics(network, Prepared(algorithm, images))
 
 
-def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> list[Row]:
-    """Score the last model and the best ones on validation and test cases of every site.
+def score_checkpoints(
+    federation: Federation, scorer: Scores, server: State, splits: Sequence[str] = ("val", "test")
+) -> list[Row]:
+    """Score the last model and the best ones on validation and test cases of every site, or on some splits only.
 
     The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
     site's own; without validation cases the last one stands in. What unseen sites adapt is, accordingly, the last
@@ -262,7 +264,7 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> 
     Returns:
         Rows of the scores' table.
     """
-    score_sites(federation, server, federation.checkpoint.round, checkpoint=LAST)
+    score_sites(federation, server, federation.checkpoint.round, splits=splits, checkpoint=LAST)
     last = scorer.take()
     rows = list(last)
     for name in best_models(federation):
@@ -271,7 +273,7 @@ def score_checkpoints(federation: Federation, scorer: Scores, server: State) -> 
             shown = (view, OWN_STATISTICS, ENTROPY) if view == "global" else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
-            show_best(federation, name)
+            show_best(federation, name, splits)
             rows += scorer.take()
     return rows
 
@@ -336,16 +338,16 @@ def last_serves(federation: Federation, name: str) -> bool:
     return all(checkpoint.chosen(other).round == checkpoint.round for other in mixed)
 
 
-def show_best(federation: Federation, name: str) -> None:
+def show_best(federation: Federation, name: str, splits: Sequence[str] = ("val", "test")) -> None:
     """Evaluate one best model where it serves."""
     if name == ADAPTED:
-        return show_best_adapted(federation)
+        return show_best_adapted(federation) if "test" in splits else None
     view, _, site = name.partition("/")
     checkpoint, best = federation.checkpoint, federation.checkpoint.chosen(name)
     kept = {site: checkpoint.read(best.kept)} if site and best.kept else {}
     federation.transport.restore(kept, {site: best.round} if site else {})
     sites, server = [site] if site else None, checkpoint.read(best.server)
-    score_sites(federation, server, best.round, sites=sites, views=(view,), checkpoint=BEST)
+    score_sites(federation, server, best.round, sites=sites, splits=splits, views=(view,), checkpoint=BEST)
     return None
 
 
@@ -359,14 +361,20 @@ def show_best_adapted(federation: Federation) -> None:
 
 
 def score_sites(
-    federation: Federation, server: State, round: int, *, sites: Sequence[str] | None = None, **options: Any
+    federation: Federation,
+    server: State,
+    round: int,
+    *,
+    sites: Sequence[str] | None = None,
+    splits: Sequence[str] = ("val", "test"),
+    **options: Any,
 ) -> None:
-    """Ask for scores on validation and test cases of seen sites and test cases of unseen ones."""
+    """Ask for scores on these splits of seen sites, and on test cases of unseen ones where test is among the splits."""
     seen = federation.sites if sites is None else sites
-    if sites is None:
+    if sites is None and "test" in splits:
         # first: what is published counts as traffic of the run, and must not be taken for the end of a scored round
         score_unseen(federation, server, round, **options)
-    federation.evaluate(server, round, seen, ("val", "test"), **options)
+    federation.evaluate(server, round, seen, tuple(splits), **options)
 
 
 def score_unseen(federation: Federation, server: State, round: int, **options: Any) -> None:

@@ -77,6 +77,7 @@ class Evaluation:
         overlays: draw the worst, median and best test case of every site.
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
             map); costs sites times sites predictions; across machines only if all sites' terms agree.
+        test: score test cases; false is for runs that choose settings: no test case is predicted, scored or drawn.
         entropy_passes: at sites that took no part, passes over their test images, without labels, in which scales and
             shifts of the global model's normalisation learn to be sure (TENT): the view entropy; 0 leaves it out.
     """
@@ -90,10 +91,21 @@ class Evaluation:
     group_minimum: PositiveInt = 5
     overlays: bool = True
     cross_sites: bool = False
+    test: bool = True
     entropy_passes: NonNegativeInt = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the final scoring."""
+        return ("val", "test") if self.test else ("val",)
 
     def __post_init__(self) -> None:
         check_ranges(Evaluation, vars(self), "evaluation")
+        of_test = {"predictions": self.predictions, "cross_sites": self.cross_sites, "groups": bool(self.groups)}
+        if not self.test and (told := [f"evaluation.{name}" for name, asked in of_test.items() if asked]):
+            raise ValueError(
+                f"evaluation.test=false scores no test case, and {', '.join(told)} is of these; leave it out"
+            )
         if self.predictions and self.grid != "own":
             raise ValueError(
                 "evaluation.predictions=true keeps masks in the cases' own geometry, but evaluation.grid=network has "

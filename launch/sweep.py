@@ -184,22 +184,22 @@ def run_sweep(given: Sequence[str]) -> int:
     Raises:
         ConfigError, ReportingError: a mistake; nothing has started.
     """
-    own, settings = _split(given[1:])
+    own, settings = split(given[1:])
     original = Sweep.read(given[0])
     sweep = original.fixed(settings)
-    count = _whole("count", own["count"], 1) if "count" in own else None
+    count = whole("count", own["count"], 1) if "count" in own else None
     output = Path(own.get("output") or Path("runs") / sweep.name)
-    jobs = plan(sweep, sweep.combinations(count, _whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output)
-    slots = workers([job.config for job in jobs], _whole("jobs", own["jobs"], 1) if "jobs" in own else None)
+    jobs = plan(sweep, sweep.combinations(count, whole("sweep_seed", own.get("sweep_seed", "0"), 0)), output)
+    slots = workers([job.config for job in jobs], whole("jobs", own["jobs"], 1) if "jobs" in own else None)
     report = ProgressPrinter(sweep, jobs, output, len(slots))
     report.notes()
     if RunFolder(output).holds_run:
         raise ReportingError(f"{output} holds a run; take a folder of its own for a sweep")
     output.mkdir(parents=True, exist_ok=True)
-    with _alone_in(output) as lock, _hang_up_interrupts():
+    with alone_in(output) as lock, hang_up_interrupts():
         for job in jobs:
             if job.finished():
-                report.add(_finished(job, job.seconds()), new=False)
+                report.add(outcome(job, job.seconds()), new=False)
         left = [job for job in jobs if job.name not in report.results]
         report.start(len(left))
         with closing(run_jobs(left, slots, lock)) as results:  # an interruption of this loop, too, ends the runs
@@ -299,10 +299,10 @@ def _result(run: _Running) -> Result:
     seconds, code = time.monotonic() - run.started, run.process.returncode
     if code:
         return Result(run.job, FAILED, seconds, code, complaint=_complaint(run.job.log, run.begin))
-    return _finished(run.job, seconds)
+    return outcome(run.job, seconds)
 
 
-def _finished(job: Job, seconds: float) -> Result:
+def outcome(job: Job, seconds: float) -> Result:
     """Of a run that came to its end; without its scores it is worth nothing, but the others go on."""
     try:
         return Result(job, DONE, seconds, values=job.values())
@@ -427,8 +427,12 @@ class ProgressPrinter:
         write_atomic(self.output / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
-def _split(given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The sweep's own settings, and those of all runs."""
+def split(given: Sequence[str], names: Sequence[str] = OWN) -> tuple[dict[str, str], dict[str, str]]:
+    """A command's own settings, and those of all runs.
+
+    Raises:
+        ConfigError: a word that is no setting.
+    """
     pairs: dict[str, str] = {}
     for argument in given:
         key, equals, value = argument.partition("=")
@@ -437,10 +441,15 @@ def _split(given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         pairs[key] = value
     if "resume" in pairs:
         raise ConfigError("resume is not needed: the same command goes on with what was stopped")
-    return {k: v for k, v in pairs.items() if k in OWN}, {k: v for k, v in pairs.items() if k not in OWN}
+    return {k: v for k, v in pairs.items() if k in names}, {k: v for k, v in pairs.items() if k not in names}
 
 
-def _whole(name: str, text: str, least: int) -> int:
+def whole(name: str, text: str, least: int) -> int:
+    """A whole number of the command line.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
     if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{name}={text} should be a whole number, at least {least}")
     return int(text)
@@ -451,7 +460,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _alone_in(output: Path) -> Iterator[int | None]:
+def alone_in(output: Path) -> Iterator[int | None]:
     """Hold the sweep's folder; its runs inherit the hold, so that a killed sweep's last runs are waited for.
 
     Raises:
@@ -494,7 +503,7 @@ def _lives(process: str) -> bool:
 
 
 @contextmanager
-def _hang_up_interrupts() -> Iterator[None]:
+def hang_up_interrupts() -> Iterator[None]:
     """A closed terminal ends the runs as Ctrl-C does: they are sessions of their own, and would go on unattended."""
     if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
         yield

@@ -278,7 +278,11 @@ def _site_table(shown: pd.DataFrame, limit: int | None) -> Table:
     columns = _columns(shown)
     header = (_on_grid(f"test {HEADLINE}", shown), "cases", *(f"{view} {checkpoint}" for view, checkpoint in columns))
     if shown.empty:
-        return Table(header, (), "No test scores: the run has not come to its end, or no site has test cases.")
+        return Table(
+            header,
+            (),
+            "No test scores: the run has not come to its end, no site has test cases, or evaluation.test=false.",
+        )
     seen, unseen = shown[shown["seen"]], shown[~shown["seen"]]
     rows, left_out = _block(seen, columns, limit)
     rows += [(), *(_over(title, seen, columns, which) for title, which in OVER_SITES)]

@@ -464,7 +464,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
             assert process.poll() is None
             time.sleep(0.05)
         holder = rf"another sweep \(process {process.pid}\) still works"
-        with pytest.raises(ReportingError, match=holder), fedseg.launch.sweep._alone_in(tmp_path / "out"):
+        with pytest.raises(ReportingError, match=holder), fedseg.launch.sweep.alone_in(tmp_path / "out"):
             pass
         process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=60)
@@ -473,7 +473,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
         assert "Traceback" not in err
         assert all((pid.parent / "interrupted").exists() for pid in pids)
         assert not (tmp_path / "out" / "seed=3").exists()
-        with fedseg.launch.sweep._alone_in(tmp_path / "out"):
+        with fedseg.launch.sweep.alone_in(tmp_path / "out"):
             pass  # nobody holds the folder any more
     finally:
         process.kill()
@@ -485,7 +485,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(
 
 
 def test_runs_of_a_killed_sweep_are_named(tmp_path: Path) -> None:
-    with fedseg.launch.sweep._alone_in(tmp_path) as lock:
+    with fedseg.launch.sweep.alone_in(tmp_path) as lock:
         assert lock is not None
         os.write(lock, f"{os.getpid()}\n".encode())
         ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -493,14 +493,14 @@ def test_runs_of_a_killed_sweep_are_named(tmp_path: Path) -> None:
         content = (tmp_path / ".lock").read_text().replace(f"{os.getpid()}\n", f"{ended.pid}\n", 1)
         (tmp_path / ".lock").write_text(content)
         told = f"runs of a sweep that was killed still work in .*: kill {os.getpid()}$"
-        with pytest.raises(ReportingError, match=told), fedseg.launch.sweep._alone_in(tmp_path):
+        with pytest.raises(ReportingError, match=told), fedseg.launch.sweep.alone_in(tmp_path):
             pass
 
 
 def test_a_sweep_under_nohup_survives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with fedseg.launch.sweep._hang_up_interrupts():
+        with fedseg.launch.sweep.hang_up_interrupts():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -378,6 +378,11 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         peers = [other for name, other in zip(presets, own, strict=True) if name == preset]
         differing = sorted({key for peer in peers for key in peer if any(p.get(key) != peer[key] for p in peers)})
         told = [f"{key.removeprefix('algorithm.')}={signature(settings.get(key))}" for key in differing]
+        if trials := settings.get("training.trials"):
+            told = [
+                f"tuned, {trials} trials",
+                *(setting for setting in told if not setting.startswith("training.trials=")),
+            ]
         labels.append(f"{preset} ({', '.join(told)})" if told else preset)
     return labels
 

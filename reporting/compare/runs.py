@@ -172,6 +172,8 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         return LeftOut(path, f"damaged: {METRICS} lacks scores that the run's summary is of; {again}")
     if not (scored and ended):
         return LeftOut(path, f"not finished; go on with: python train.py output={path} resume=true")
+    if settings.get("evaluation.test") is False:
+        return LeftOut(path, "scored no test case (evaluation.test=false), as what chooses settings; train with these")
     if not (final["metric"] == metric).any():
         there = ", ".join(final["metric"].unique())
         return LeftOut(path, f"has no scores of {metric} (evaluation.metrics={there}); choose metric= among these")
