@@ -14,7 +14,7 @@ from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import FROZEN, Parts, copies, mark, without
 from fedseg.algorithms.recipe import Recipe
 from fedseg.algorithms.stock import LAST, StockModule, View, dice
-from fedseg.federation.contract import LOSS, Average, Batch, Cohort, MessageError, Site, Task
+from fedseg.federation.contract import LOSS, Average, Batch, Cohort, MessageError, Site, Split, Task
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import decide
@@ -193,7 +193,7 @@ class Algorithm(StockModule):
         """What came beside the model's own tensors and is needed to answer, such as heads of other sites."""
         return State()
 
-    def probe(self, site: Site, split: str) -> dict[str, float]:
+    def probe(self, site: Site, split: Split) -> dict[str, float]:
         """What the method says of itself at a site without any label, name -> value; nothing is changed."""
         return {}
 

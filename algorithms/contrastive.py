@@ -27,7 +27,7 @@ from fedseg.algorithms.functional.moments import representational_similarity, si
 from fedseg.algorithms.functional.partitions import PartitionRule, slice_partition, slice_position
 from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
 from fedseg.algorithms.functional.trajectory import follow
-from fedseg.federation.contract import Batch, Cohort, Site, Task
+from fedseg.federation.contract import Batch, Cohort, Site, Split, Task
 from fedseg.federation.ranges import PositiveShare, Share
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.select import complement, part, require_parts
@@ -309,7 +309,7 @@ class Contrastive(FedAvg):
         return representational_similarity(before, after)
 
     @torch.no_grad()
-    def probe(self, site: Site, split: str) -> dict[str, float]:
+    def probe(self, site: Site, split: Split) -> dict[str, float]:
         """Quality of the projected features of a split, without labels.
 
         Returns:

@@ -164,6 +164,7 @@ def plain_loop(experiment: Any, rounds: int, steps: int, watch: Watch) -> Iterat
 def suite_loop(experiment: Any, watch: Watch) -> list[float]:
     """The same through the engine; the mean loss of each round."""
     from fedseg.federation.checkpoint import Checkpoint
+    from fedseg.federation.contract import Scored
 
     class Observer:
         def __init__(self) -> None:
@@ -180,7 +181,7 @@ def suite_loop(experiment: Any, watch: Watch) -> list[float]:
 
     observer = Observer()
     with tempfile.TemporaryDirectory() as folder:
-        experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, observer).run()
+        experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), observer).run()
     return observer.losses
 
 

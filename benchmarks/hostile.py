@@ -18,8 +18,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from fedseg.algorithms import Algorithm
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
+from fedseg.datamodules import SiteData
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import Rule
 from fedseg.federation.contract import Batch, Row, Task
@@ -40,7 +42,7 @@ ON_LABELS = ("label_flip", "constant_mask")
 ATTACKS = ("none", *ON_UPDATES, *ON_LABELS)
 
 
-class Hostile(InProcess):
+class Hostile(InProcess[Algorithm, SiteData]):
     """Some sites send something else than what they learnt.
 
     Attributes:
@@ -163,10 +165,12 @@ def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
         found = federation.evaluate(server, experiment.schedule.rounds, honest, ("test",))
         site = sites[honest[0]]
         case = site.cases("test")[0].case
-        way.evaluate = painter = Painter(experiment.data.regions, {site.name: [case]})
-        federation.evaluate(server, experiment.schedule.rounds, honest[:1], ("test",))
-    scores = [values["test/global/dice"] for values in found.values()]
-    picture = painter.picture(site, case, pd.DataFrame(scorer.take()), checkpoint="last")
+        painter = Painter(experiment.data.regions, {site.name: [case]})
+        painted = federation.over(way.scored_by(painter))
+        painted.evaluate(server, experiment.schedule.rounds, honest[:1], ("test",))
+    scores = [update.scalars["test/global/dice"] for update in found.values()]
+    rows = [row for update in found.values() for row in update.rows]
+    picture = painter.picture(site, case, pd.DataFrame(rows), checkpoint="last")
     return Outcome(sum(scores) / len(scores), len(observer.named & set(hostile)), picture)
 
 

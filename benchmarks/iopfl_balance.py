@@ -29,7 +29,7 @@ from fedseg.datamodules import SiteData
 from fedseg.evaluation import evaluate
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Images
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.reopen import Silent
@@ -65,7 +65,7 @@ class Fold:
         experiment.check()
         experiment.data.setup()
         with tempfile.TemporaryDirectory() as folder:
-            federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, Silent())
+            federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), Silent())
             server = federation.run()
         rounds = experiment.schedule.rounds
         message = federation.algorithm.broadcast(server, held_out, Task("evaluate", rounds, 0))

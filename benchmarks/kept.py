@@ -23,7 +23,7 @@ from typing import Any
 
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import RoundRecord
+from fedseg.federation.contract import RoundRecord, Scored
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 
@@ -67,7 +67,7 @@ def run(settings: Sequence[str]) -> dict[str, Any]:
     experiment.data.setup()
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
-        federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, watch)
+        federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), watch)
         server = federation.run()
     last = experiment.data.sites[-1]
     kept = sum(federation.transport.kept()[last].sizes().values()) / 1e6

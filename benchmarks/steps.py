@@ -28,7 +28,7 @@ import torch
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Batch, RoundRecord, Task
+from fedseg.federation.contract import Batch, RoundRecord, Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, quieten_libraries
 from fedseg.launch.settings import SCHEMA
@@ -90,7 +90,7 @@ class Fit:
         self.site, self.traffic = experiment.data.site(experiment.data.sites[0]), Traffic()
         self.traffic.site = self.site.name
         with tempfile.TemporaryDirectory() as folder:
-            federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, self.traffic)
+            federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), self.traffic)
             self.server = federation.run()
             self.algorithm, self.kept = federation.algorithm, federation.transport.kept()[self.site.name]
         self.worker = experiment.algorithm()

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from benchmarks.engine import Watch
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Scored
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 
@@ -113,9 +114,9 @@ def by_the_suite(experiment: Experiment, watch: Watch) -> nn.Module:
     """FedAvg through the engine; images in [0, 1] to scores."""
     found: list[nn.Module] = []
 
-    def keep(worker: Any, *_: object) -> dict[str, float]:
+    def keep(worker: Any, *_: object) -> Scored:
         found[:] = [copy.deepcopy(worker.network("global"))]
-        return {}
+        return Scored()
 
     with tempfile.TemporaryDirectory() as folder:
         experiment.federation(Checkpoint(Path(folder)), keep, Laps(watch)).run()

@@ -59,7 +59,7 @@ def imported(path: str, setting: str, kind: type | None = None) -> Callable[...,
     return found
 
 
-def called(path: str, setting: str, *arguments: Any, **settings: Any) -> Any:
+def called(path: str, setting: str, /, *arguments: Any, **settings: Any) -> Any:
     """What a part answers.
 
     Args:
@@ -73,7 +73,11 @@ def called(path: str, setting: str, *arguments: Any, **settings: Any) -> Any:
     """
     part = imported(path, setting)
     try:
-        inspect.signature(part).bind(*arguments, **settings)
+        signature = inspect.signature(part)
+    except ValueError:  # of some that are written in C
+        return part(*arguments, **settings)
+    try:
+        signature.bind(*arguments, **settings)
     except TypeError as error:
         raise PartError(f"{setting}={path} cannot be called as it should: {error}") from error
     return part(*arguments, **settings)

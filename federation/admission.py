@@ -148,7 +148,7 @@ class Admission:
 def bounds(name: str) -> tuple[float, float]:
     """Least and largest value of a number that a site tells, by the last part of its name."""
     last = name.rpartition("/")[2]
-    if last in ("dice", "iou", "nsd"):
+    if last in ("dice", "iou", "nsd", "lesion_f1"):
         return 0.0, 1.0
     if last in ("seconds", "fit_seconds", "steps"):
         return 0.0, 1e9

@@ -38,7 +38,7 @@ class Best:
     """The best model by validation score, and where its state lies.
 
     Attributes:
-        score: mean validation Dice; NaN when nothing could be scored.
+        score: mean validation score; NaN when nothing could be scored.
         round: the round after which it was reached.
         server: file of the server's state.
         kept: file of what the site kept, for personal models.

@@ -5,22 +5,22 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from fedseg.common.parts import PartError, called, is_path
 from fedseg.common.seeds import derive_seed
-from fedseg.federation.contract import Batch, ClientHalf, Site, Task
+from fedseg.federation.contract import Batch, ClientHalf, Evaluate, Row, S, Site, Split, Task, W
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Update
-
-Evaluate = Callable[[Any, Any, Task], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Compute:
         threads: threads of PyTorch on the CPU; null leaves PyTorch's choice.
         workers: processes on the CPU that train and score sites side by side, with the same results; each has `threads`
             threads, or with null its share of the cores.
+        callbacks: of Lightning, made anew for every local fit, with their settings, as in
+            {pytorch_lightning.callbacks:StochasticWeightAveraging: {swa_lrs: 0.01}, my_package:Watch: {}}.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -43,6 +45,7 @@ class Compute:
     deterministic: bool = False
     threads: PositiveInt | None = None
     workers: PositiveInt = 1
+    callbacks: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(Compute, vars(self), "trainer")
@@ -55,6 +58,12 @@ class Compute:
             )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no CUDA device; take cpu or auto")
+        if self.callbacks:
+            try:
+                self._trainer()
+            except MisconfigurationException as error:
+                told = f"{str(error).rstrip('.')} (for a local fit, which neither logs nor saves by itself)"
+                raise PartError(f"trainer.callbacks: {told}") from error
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +76,22 @@ class Compute:
 
         The Trainer is built anew: it costs about 10 ms and carries nothing from one site to the next.
         """
-        trainer = pl.Trainer(
+        trainer = self._trainer()
+        interruptible = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, train_dataloaders=_Plain(batches), val_dataloaders=[])
+            # module and Trainer refer to each other, so optimiser state would wait for the garbage collector
+            trainer.strategy.optimizers = []
+        except SystemExit as error:
+            # Lightning ends the process when interrupted, and from then on ignores interrupts; callers decide here
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, interruptible)
+            raise KeyboardInterrupt from error
+
+    def _trainer(self) -> pl.Trainer:
+        """A silent Trainer of one epoch."""
+        return pl.Trainer(
             accelerator=self.device.type if self.device.type == "cpu" else "gpu",
             devices=1,
             max_epochs=1,
@@ -81,18 +105,22 @@ class Compute:
             limit_val_batches=0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            callbacks=[_callback(path, settings) for path, settings in (self.callbacks or {}).items()],
         )
-        interruptible = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, train_dataloaders=_Plain(batches), val_dataloaders=[])
-            # module and Trainer refer to each other, so optimiser state would wait for the garbage collector
-            trainer.strategy.optimizers = []
-        except SystemExit as error:
-            # Lightning ends the process when interrupted, and from then on ignores interrupts; callers decide here
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, interruptible)
-            raise KeyboardInterrupt from error
+
+
+def _callback(path: str, settings: Mapping[str, Any]) -> pl.Callback:
+    """A fresh callback.
+
+    Raises:
+        PartError: it cannot be imported or called so, or is none.
+    """
+    if not is_path(path):
+        raise PartError(f"trainer.callbacks: {path!r} is none; write {{package.module:Name: {{}}}}")
+    made = called(path, "trainer.callbacks", **settings)
+    if not isinstance(made, pl.Callback):
+        raise PartError(f"trainer.callbacks: {path} made {made!r}, which is no pytorch_lightning.Callback")
+    return made
 
 
 class Images:
@@ -103,7 +131,7 @@ class Images:
         split: which of them.
     """
 
-    def __init__(self, site: Site, split: str) -> None:
+    def __init__(self, site: Site, split: Split) -> None:
         self._site = site
         self._split = split
 
@@ -125,7 +153,7 @@ class _Plain:
 
 
 def turn(
-    worker: ClientHalf, site: Site, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate
+    worker: W, site: S, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate[W, S]
 ) -> tuple[Update, State]:
     """Answer one task at one site.
 
@@ -139,6 +167,7 @@ def turn(
     worker.round = task.round if task.kind == "train" else 0
     worker.receive(message, kept, site)
     answer: State
+    rows: list[Row] = []
     if task.kind == "introduce":
         answer = worker.introduce(site)
     elif task.kind == "train":
@@ -146,8 +175,8 @@ def turn(
     elif task.kind == "publish":
         answer = worker.publish(site)
     else:
-        answer = _evaluate(worker, site, task, compute, evaluate)
-    update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=examples)
+        answer, rows = _evaluate(worker, site, task, compute, evaluate)
+    update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=examples, rows=rows)
     update.scalars["seconds"] = time.perf_counter() - start
     trained = task.kind == "train" or (task.personalise and worker.personalises)
     now_kept = worker.keep() if trained else kept
@@ -178,7 +207,7 @@ def _train(worker: ClientHalf, site: Site, task: Task, compute: Compute) -> Stat
     return payload
 
 
-def _evaluate(worker: ClientHalf, site: Site, task: Task, compute: Compute, evaluate: Evaluate) -> State:
+def _evaluate(worker: W, site: S, task: Task, compute: Compute, evaluate: Evaluate[W, S]) -> tuple[State, list[Row]]:
     fitted = {"steps": 0.0, "fit_seconds": 0.0}
 
     def fit(steps: int) -> None:
@@ -190,11 +219,11 @@ def _evaluate(worker: ClientHalf, site: Site, task: Task, compute: Compute, eval
     if task.personalise and worker.personalises and site.examples:
         worker.personalise(site, fit)
         if worker.keep().non_finite():
-            return State()  # the turn refuses it; a diverged model has no scores
+            return State(), []  # the turn refuses it; a diverged model has no scores
     module = cast(pl.LightningModule, worker)
     module.to(compute.device)
     if task.adapt:
         worker.adapt(Images(site, "test"))
-    scalars = evaluate(worker, site, task)
+    found = evaluate(worker, site, task)
     module.cpu()
-    return State(scalars={**scalars, **fitted} if fitted["steps"] else scalars)
+    return State(scalars={**found.means, **fitted} if fitted["steps"] else found.means), found.rows

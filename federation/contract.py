@@ -15,8 +15,11 @@ from torch import Tensor
 from fedseg.federation.state import State, Tensors, Update
 
 T = TypeVar("T")
+W = TypeVar("W", bound="ClientHalf")
+S = TypeVar("S", bound="Site")
 Batch = dict[str, Any]
 Kind = Literal["introduce", "train", "evaluate", "publish", "consult"]
+Split = Literal["train", "val", "test"]
 Row = dict[str, Any]
 LOSS, PERSONAL_LOSS = "loss", "loss_personal"
 """Scalars of an update: the mean loss of a round's steps, and of the second model where a step trains two."""
@@ -56,7 +59,7 @@ class Task:
     steps: int | None = None
     epochs: float = 1.0
     work: float = 1.0
-    splits: tuple[str, ...] = ()
+    splits: tuple[Split, ...] = ()
     checkpoint: str = "round"
     personalise: bool = False
     adapt: bool = False
@@ -99,11 +102,28 @@ class Site(Protocol):
     def plain_batches(self) -> Iterable[Batch]:
         """All training images once, labelled or not, neither augmented nor with masks."""
 
-    def eval_batches(self, split: Any) -> Iterable[Batch]:
+    def eval_batches(self, split: Split) -> Iterable[Batch]:
         """Batches of a split, case after case, not augmented; images are whole, of whatever size."""
 
-    def input_batches(self, split: Any) -> Iterable[Batch]:
+    def input_batches(self, split: Split) -> Iterable[Batch]:
         """The same images in the network's size; where patches are cut, patches that cover them."""
+
+
+@dataclass
+class Scored:
+    """What an evaluation found at a site.
+
+    Attributes:
+        means: name -> number, for the server.
+        rows: for the run's tables.
+    """
+
+    means: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+
+Evaluate = Callable[[W, S, Task], Scored]
+"""Scores the views of a worker, loaded for a site, on the task's splits."""
 
 
 class ClientHalf(Protocol):
@@ -230,8 +250,20 @@ class ServerHalf(Protocol):
         """
 
 
+class Present(Protocol):
+    """What the server knows of a site."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether it takes part in training."""
+
+
 class Transport(Protocol):
     """Carries tasks to sites and updates back."""
+
+    @property
+    def sites(self) -> Mapping[str, Present]:
+        """All that can be asked."""
 
     def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
         """Updates in the order of `tasks`; those of sites that did not answer are missing."""
@@ -400,10 +432,11 @@ class Transform:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What happened in one round, as rows for the run's tables."""
+    """What happened in one round, as rows for the run's tables; `scores` are those of its validation."""
 
     round: int
     seconds: float
+    scores: list[Row] = field(default_factory=list)
     rounds: list[Row] = field(default_factory=list)
     traffic: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -27,6 +28,7 @@ from fedseg.federation.contract import (
     Row,
     ServerHalf,
     Session,
+    Split,
     T,
     Task,
     Transform,
@@ -65,6 +67,9 @@ class Schedule:
         dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
+        work_decay: local work over rounds: round r does this to the power of r - 1 of the first round's steps, and at
+            least one (variable local training, Tuladhar et al., BrainLes 2021: 0.9).
+        work_decay_rounds: so many rounds long; then the work stays.
         order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
             travel from site to site, each going on where the one before it stopped (with one round: once through all
             sites, as in incremental institutional training).
@@ -88,6 +93,8 @@ class Schedule:
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
+    work_decay: PositiveShare = 1.0
+    work_decay_rounds: PositiveInt = 10
     order: Literal["together", "cyclic"] = "together"
     server_lr: FinitePositive = 1.0
     combine: Rule = "mean"
@@ -165,6 +172,7 @@ class Federation:
         transforms: applied to the mean in reverse order; their client side lives in the transport.
         ledger: notes every exchange, if there is one.
         select: which sites a round asks, and how much each does; None leaves it to the schedule.
+        choose_by: the validation score by which models are chosen; more is better.
     """
 
     algorithm: Algorithm
@@ -177,6 +185,7 @@ class Federation:
     transforms: Sequence[Transform] = ()
     ledger: Ledger | None = None
     select: Select | None = None
+    choose_by: str = "dice"
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
@@ -190,6 +199,12 @@ class Federation:
         if self.algorithm.answers_singly:
             _check_answers(self.schedule)
         self._prepare_selection()
+
+    def over(self, transport: Transport) -> Federation:
+        """The same federation by another way to its sites, to look at its models."""
+        other = copy(self)
+        other.transport = transport
+        return other
 
     def _prepare_selection(self) -> None:
         """Take the schedule's selection, if it has one.
@@ -296,11 +311,11 @@ class Federation:
         server: State,
         round: int,
         sites: Sequence[str],
-        splits: tuple[str, ...],
+        splits: tuple[Split, ...],
         published: State | None = None,
         **options: object,
-    ) -> dict[str, dict[str, float]]:
-        """Scores of the algorithm's views at some sites: site -> name -> value.
+    ) -> dict[str, Update]:
+        """Scores of the algorithm's views at some sites, as means and as rows: site -> what it told.
 
         Args:
             server: the server's state.
@@ -317,7 +332,7 @@ class Federation:
         messages = {site: self.algorithm.broadcast(server, site, task) for site in sites}
         if published is not None:
             messages = {site: State({**m.tensors, **published.tensors}, m.scalars) for site, m in messages.items()}
-        scores = {}
+        scores: dict[str, Update] = {}
         for update in self.ask(dict.fromkeys(sites, task), messages):
             if refusal := update.refusal or Admission(State()).refusal(update):
                 self._record.events.append(_event(round, update.site, "refused", refusal))
@@ -327,7 +342,7 @@ class Federation:
                 row |= {LOSS: None, PERSONAL_LOSS: None, "steps": update.scalars.get("steps")}
                 row |= {"seconds": update.scalars["fit_seconds"]}
                 self._record.rounds.append(row)
-            scores[update.site] = update.scalars
+            scores[update.site] = update
             self.observer.site_done("evaluate", round, update.site, update.scalars, update.scalars.get("seconds", 0.0))
         return scores
 
@@ -404,7 +419,9 @@ class Federation:
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
             found = self.evaluate(server, round, self.sites, ("val",), personalise=True)
-            scores = selection_scores(found, self.sites)
+            means = {site: update.scalars for site, update in found.items()}
+            scores = selection_scores(means, self.sites, self.choose_by)
+            self._record.scores.extend(row for update in found.values() for row in update.rows)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         if last or round % self.schedule.checkpoint_every == 0:
             if self.ledger is not None:  # first: a state that no entry tells of must not exist
@@ -595,6 +612,7 @@ class Federation:
     def _task(self, round: int, site: str, share: float = 1.0) -> Task:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
         share *= 1.0 - self.schedule.work_spread * rng.random()
+        share *= self.schedule.work_decay ** min(round - 1, self.schedule.work_decay_rounds)
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
@@ -747,18 +765,20 @@ def _check_answers(schedule: Schedule) -> None:
             )
 
 
-def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str]) -> dict[str, float]:
+def selection_scores(
+    found: Mapping[str, Mapping[str, float]], sites: Sequence[str], metric: str = "dice"
+) -> dict[str, float]:
     """Scores that choose the best models: mean over sites for ``global``, each site's own for ``personal/<site>``.
 
     Only validation scores of seen sites come in here; sites without validation cases are left out of the mean. A round
     in which a site could not be scored at all (its fine-tuning diverged) has no global score: a mean over the others
     is no match for other rounds' means.
     """
-    shared = [values["val/global/dice"] for values in found.values() if "val/global/dice" in values]
+    shared = [values[f"val/global/{metric}"] for values in found.values() if f"val/global/{metric}" in values]
     scores = {"global": sum(shared) / len(shared)} if shared and not set(sites) - found.keys() else {}
     for site, values in found.items():
-        if "val/personal/dice" in values:
-            scores[f"personal/{site}"] = values["val/personal/dice"]
+        if f"val/personal/{metric}" in values:
+            scores[f"personal/{site}"] = values[f"val/personal/{metric}"]
     return scores
 
 

@@ -69,6 +69,7 @@ class Update(State):
         site: who sends.
         examples: training images behind this update (its weight in FedAvg): the labelled ones, where labels are learnt.
         refusal: why the site itself withdraws its update; empty when it stands.
+        rows: of scores, for the run's tables.
         seal: what a site on a machine of its own signed beside the tensors, and its signature (`federation.ledger`).
         beside: what else came in its message: name -> how many entries, bytes.
     """
@@ -76,6 +77,7 @@ class Update(State):
     site: str
     examples: int
     refusal: str = ""
+    rows: list[dict[str, Any]] = field(default_factory=list)
     seal: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, tuple[int, int]] = field(default_factory=dict)
 

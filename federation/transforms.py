@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from fedseg.common.seeds import derive_seed
-from fedseg.federation.client import Compute, Evaluate, turn
-from fedseg.federation.contract import VISITING, ClientHalf, Site, Task, Transform
+from fedseg.federation.client import Compute, turn
+from fedseg.federation.contract import VISITING, Evaluate, S, Site, Task, Transform, W
 from fedseg.federation.state import State, Update
 
 PREFIX = "transform/"
@@ -21,13 +21,13 @@ TRAIN = "train"
 
 
 def answer(
-    worker: ClientHalf,
-    site: Site,
+    worker: W,
+    site: S,
     task: Task,
     message: State,
     kept: State,
     compute: Compute,
-    evaluate: Evaluate,
+    evaluate: Evaluate[W, S],
     transforms: Sequence[Transform] = (),
 ) -> tuple[Update, State]:
     """One site's turn, and what the transforms make of an update before it leaves.
@@ -111,7 +111,7 @@ def _consulted(site: Site, task: Task, message: State, transforms: Sequence[Tran
 
 
 def _visited(
-    worker: ClientHalf, site: Site, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate
+    worker: W, site: S, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate[W, S]
 ) -> Update:
     """Give this site's personal model away, or score the one that came from another site."""
     if task.kind == "publish":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from typing import Generic
 
-from fedseg.federation.client import Compute, Evaluate
-from fedseg.federation.contract import ClientHalf, Site, Task, Transform
+from fedseg.federation.client import Compute
+from fedseg.federation.contract import Evaluate, S, Task, Transform, W
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import answer
 
 
-class InProcess:
+class InProcess(Generic[W, S]):
     """All sites in this process. Memory is one worker and what the sites keep, whatever the number of sites.
 
     Args:
@@ -23,10 +25,10 @@ class InProcess:
 
     def __init__(
         self,
-        worker: ClientHalf,
-        sites: Mapping[str, Site],
+        worker: W,
+        sites: Mapping[str, S],
         compute: Compute,
-        evaluate: Evaluate,
+        evaluate: Evaluate[W, S],
         transforms: Sequence[Transform] = (),
     ) -> None:
         self.worker = worker
@@ -56,6 +58,12 @@ class InProcess:
                 error.args = (f"[site {name!r}, task {task.kind}, round {task.round}] {error}",)
                 raise
             yield update
+
+    def scored_by(self, evaluate: Evaluate[W, S]) -> InProcess[W, S]:
+        """The same way to the same worker, whose views something else scores."""
+        other = copy(self)
+        other.evaluate = evaluate
+        return other
 
     def kept(self) -> Mapping[str, State]:
         """What every site keeps."""

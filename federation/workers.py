@@ -8,11 +8,11 @@ import signal
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, cast
+from typing import Any, Generic
 
 import torch
 
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import Evaluate, S, Task, W
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
 
@@ -23,7 +23,7 @@ class WorkersError(RuntimeError):
     """A process that answers tasks ended on its own."""
 
 
-class SideBySide:
+class SideBySide(Generic[W, S]):
     """Answers of several sites at a time, with the results of `InProcess`, bit for bit.
 
     Processes are forked when the first task comes: they share the data, and each has a worker of its own. Answers are
@@ -35,26 +35,19 @@ class SideBySide:
         threads: of PyTorch in each of them.
     """
 
-    def __init__(self, inner: InProcess, count: int, threads: int) -> None:
+    def __init__(self, inner: InProcess[W, S], count: int, threads: int) -> None:
         self.inner = inner
         self._count, self._threads = count, threads
         self._processes: list[tuple[BaseProcess, Connection]] = []
 
     @property
-    def sites(self) -> Mapping[str, Any]:
-        """Of all tasks."""
+    def sites(self) -> Mapping[str, S]:
+        """All that can be asked."""
         return self.inner.sites
 
-    @property
-    def evaluate(self) -> Any:
-        """What scores."""
-        return self.inner.evaluate
-
-    @evaluate.setter
-    def evaluate(self, evaluate: Any) -> None:
-        """Processes have the former one; new ones are forked with this one."""
-        self.close()
-        self.inner.evaluate = evaluate
+    def scored_by(self, evaluate: Evaluate[W, S]) -> InProcess[W, S]:
+        """One task after the other, by something else that scores, which may remember what it saw."""
+        return self.inner.scored_by(evaluate)
 
     def kept(self) -> Mapping[str, State]:
         """What every site keeps."""
@@ -66,7 +59,7 @@ class SideBySide:
 
     def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
         """Answer the tasks; an error carries site, task and round."""
-        if len(tasks) < 2 or not hasattr(self.inner.evaluate, "take"):
+        if len(tasks) < 2:
             yield from self.inner.ask(tasks, messages)
             return
         waiting, answers = list(tasks), dict[str, Any]()
@@ -127,8 +120,7 @@ class SideBySide:
         sent, examples, refusal, kept, rows = told
         update = from_bytes(sent)
         self.inner.remember(name, from_bytes(kept))
-        cast(Any, self.inner.evaluate).rows += rows
-        return Update(update.tensors, update.scalars, site=name, examples=examples, refusal=refusal)
+        return Update(update.tensors, update.scalars, site=name, examples=examples, refusal=refusal, rows=rows)
 
     def _serve(self, connection: Connection, others: list[Connection], parent: int) -> None:
         """In a process of its own: answer until the parent ends."""
@@ -154,9 +146,8 @@ class SideBySide:
             (update,) = self.inner.ask({name: task}, {name: message})
         except Exception as error:
             return _sendable(error)
-        rows: list[Row] = cast(Any, self.inner.evaluate).take()
         sent, now = to_bytes(update), to_bytes(self.inner.kept()[name])
-        return (Update, sent, update.examples, update.refusal, now, rows)
+        return (Update, sent, update.examples, update.refusal, now, update.rows)
 
 
 def _sendable(error: Exception) -> tuple[type, str]:

@@ -7,7 +7,8 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,10 @@ from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.restore import check_states, open_checkpoint
 from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score
-from fedseg.launch.scoring import Notes
 from fedseg.launch.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
 from fedseg.reporting.folder import COLUMNS, KEYS, METRICS, RUN_ID, RunFolder
+from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 
 if TYPE_CHECKING:
@@ -72,13 +73,14 @@ class Across:
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
             checkpoint, ledger = open_checkpoint(folder, config), Ledger(folder.path / LEDGER)
-            transport = self._transport(config, settings, run_id(folder), pinned(folder, settings))
+            notes = {"head": lambda: ledger.head, "known": lambda: ledger.known}
+            notes |= {"goes_back_to": partial(goes_back_to, checkpoint)}
+            transport = self._transport(config, settings, run_id(folder), pinned(folder, settings), **notes)
             sites = _in_order(transport.sites)
             experiment = Experiment(config, channels=agreed(transport.sites, settings))
-            transport.question = replace(transport.question, channels=experiment.channels)
+            transport.agree(experiment.channels)
             check_sites(experiment, transport.sites)
             check_states(experiment.algorithm(), checkpoint)
-            transport.goes_back_to = lambda site: goes_back_to(checkpoint, site)
             # whoever is there at the start must be there again when the run is resumed
             folder.write_config(as_yaml(departing(anchored(config), {"deployment.sites": list(sites)})))
         folder.write_environment({"seed": config.seed})
@@ -92,13 +94,12 @@ class Across:
             reporter.notice(other_versions(transport.sites, checkpoint.round))
             reporter.notice(at_first_sight(transport.pins, checkpoint.round))
             seen = [site for site in sites if transport.sites[site].seen]
-            scores = Shown(transport)
             ledger.begun(checkpoint.round, run_id(folder), alike=not settings.algorithm(in_channels=3).answers_singly)
-            transport.head, transport.known = (lambda: ledger.head), (lambda: ledger.known)
-            federation = experiment.federation_over(transport, seen, checkpoint, Heard(reporter, scores), ledger)
-            train_and_score(federation, scores, reporter, experiment.evaluation.splits)
-            cross(federation, scores, reporter, config)
-            folder.append_audit(scores.greetings(checkpoint.round + 1))
+            heard = Heard(reporter, transport)
+            federation = experiment.federation_over(transport, seen, checkpoint, heard, ledger)
+            train_and_score(federation, reporter, experiment.evaluation.splits)
+            cross(federation, reporter, config)
+            folder.append_audit(greetings(transport, checkpoint.round + 1))
             return finish(reporter, config, meter)
 
     def sites(self, config: DictConfig) -> list[str]:
@@ -107,7 +108,9 @@ class Across:
             self._transport(config, Experiment(config), secrets.token_hex(16), Pins()).sites
         )
 
-    def _transport(self, config: DictConfig, settings: Experiment, run: str, pins: Pins) -> FlowerTransport:
+    def _transport(
+        self, config: DictConfig, settings: Experiment, run: str, pins: Pins, **notes: Any
+    ) -> FlowerTransport:
         way = settings.deployment
         question = Question("hello", run, as_yaml(config))
         start = State()
@@ -116,7 +119,9 @@ class Across:
             earlier = settings.pretrained.source / RUN_ID
             text = earlier.read_text().strip() if earlier.is_file() else ""
             question = Question("hello", run, question.config, earlier=text)
-        transport = FlowerTransport(self.grid, question, way.timeout, self.poll, start=start, pins=pins)
+        transport = FlowerTransport(
+            self.grid, question, way.timeout, self.poll, start=start, pins=pins, is_score=is_score, **notes
+        )
         try:
             transport.meet(way.sites, config.federation.min_sites, way.patience)
         except NotConnectedError as error:
@@ -124,37 +129,28 @@ class Across:
         return transport
 
 
-class Shown:
-    """Takes the scores that sites showed, once they were looked at.
+class Heard:
+    """The engine's observer across machines: greetings are part of what left sites.
 
     Args:
-        transport: where they arrive.
+        reporter: is told everything.
+        transport: where greetings arrive.
     """
 
-    def __init__(self, transport: FlowerTransport) -> None:
-        self.transport = transport
-
-    def take(self) -> list[dict[str, Any]]:
-        """The rows since the last call; what does not look like a score is left out."""
-        columns = set(COLUMNS[METRICS])
-        return [row for row in self.transport.take() if row.keys() == columns and _is_score(row)]
-
-    def greetings(self, round: int) -> list[dict[str, Any]]:
-        """Rows for the audit: greetings that came since the last call, their size and whose they were."""
-        greeted, self.transport.greeted = self.transport.greeted, []
-        row = {"round": round, "task": "greet", "group": "(greeting)", "numbers": 0, "transforms": "", "listing": []}
-        return [{**row, "site": site, "bytes": size} for site, size in greeted]
-
-
-class Heard(Notes):
-    """The engine's observer across machines: greetings are part of what left sites."""
-
-    scorer: Shown
+    def __init__(self, reporter: Reporter, transport: FlowerTransport) -> None:
+        self.reporter, self.transport = reporter, transport
+        self.round_started, self.site_done = reporter.round_started, reporter.site_done
 
     def round_done(self, record: RoundRecord) -> None:
         """One write for all sites."""
-        record.audit.extend(self.scorer.greetings(record.round))
-        super().round_done(record)
+        record.audit.extend(greetings(self.transport, record.round))
+        self.reporter.round_done(record)
+
+
+def greetings(transport: FlowerTransport, round: int) -> list[dict[str, Any]]:
+    """Rows for the audit: greetings that came since the last call, their size and whose they were."""
+    row = {"round": round, "task": "greet", "group": "(greeting)", "numbers": 0, "transforms": "", "listing": []}
+    return [{**row, "site": site, "bytes": size} for site, size in transport.take_greetings()]
 
 
 def run_id(folder: RunFolder) -> str:
@@ -308,7 +304,10 @@ def _in_order(sites: Mapping[str, Facts]) -> list[str]:
     return sorted(sites, key=lambda name: (not sites[name].seen, name))
 
 
-def _is_score(row: Mapping[str, Any]) -> bool:
+def is_score(row: Mapping[str, Any]) -> bool:
+    """Whether what a site showed looks like a row of metrics.csv."""
+    if row.keys() != set(COLUMNS[METRICS]):
+        return False
     words = ("checkpoint", "site", "split", "view", "region", "case", "metric", "unit", "grid")
     plain = all(isinstance(row[word], str) and len(row[word]) <= 200 and row[word].isprintable() for word in words)
     if not plain or any(row[word].startswith(FORMULA) for word in words) or not isinstance(row["round"], int):

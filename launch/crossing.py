@@ -17,7 +17,7 @@ from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scoring import BEST, Scores, all_sites
+from fedseg.launch.scoring import BEST, all_sites
 from fedseg.reporting.crossing import COLUMNS, SHARED
 from fedseg.reporting.summary import WHOLE
 
@@ -36,12 +36,11 @@ def check_crossing(experiment: Experiment) -> None:
         )
 
 
-def cross_scores(federation: Federation, scorer: Scores, scores: pd.DataFrame) -> tuple[list[Row], list[Row]]:
+def cross_scores(federation: Federation, scores: pd.DataFrame) -> tuple[list[Row], list[Row]]:
     """The best models at the test cases of every site, also of those that took no part.
 
     Args:
         federation: at its end.
-        scorer: where scores arrive.
         scores: the run's metrics.csv, which tells how models do at home, and the global one everywhere.
 
     Returns:
@@ -51,7 +50,7 @@ def cross_scores(federation: Federation, scorer: Scores, scores: pd.DataFrame) -
     for source in federation.sites:
         answers = _visits(federation, source)
         events += [_event(federation, update) for update in answers if update.refusal]
-        found = _means_once(pd.DataFrame(scorer.take(), columns=list(scores.columns)))
+        found = _means_once(pd.DataFrame([r for u in answers for r in u.rows], columns=list(scores.columns)))
         rows += _rows(found[found["metric"].isin(QUICK)].assign(model=source))
     return rows, events
 

@@ -25,8 +25,8 @@ from fedseg.datamodules import MultiCenterDataModule, SiteData
 from fedseg.evaluation import check_metrics
 from fedseg.federation.allocator import keep_freed_memory
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.client import Compute, Evaluate
-from fedseg.federation.contract import Observer, Transform, Transport
+from fedseg.federation.client import Compute
+from fedseg.federation.contract import Evaluate, Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
@@ -37,6 +37,11 @@ from fedseg.models import Window
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 from fedseg.reporting.loggers import check_loggers
+
+Scoring = Evaluate[Algorithm, SiteData]
+OneByOne = InProcess[Algorithm, SiteData]
+Way = OneByOne | SideBySide[Algorithm, SiteData]
+"""To the sites of one machine."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,11 @@ class Experiment:
         privacy = self.privacy
         if privacy.mechanism != "patient":
             return None
+        if self.compute.callbacks:
+            raise ValueError(
+                "trainer.callbacks may look at and change single gradients, which privacy.mechanism=patient bounds; "
+                "leave them out"
+            )
         if self.compute.gradient_clip is not None:
             raise ValueError(
                 "trainer.gradient_clip would clip gradients that carry their noise already; leave it null, "
@@ -297,19 +307,19 @@ class Experiment:
         return {**{name: self.data.site(name) for name in names}, POOL: self.data.pooled()}
 
     def federation(
-        self, checkpoint: Checkpoint, evaluate: Evaluate, observer: Observer, ledger: Ledger | None = None
+        self, checkpoint: Checkpoint, evaluate: Scoring, observer: Observer, ledger: Ledger | None = None
     ) -> Federation:
         """The run on this machine."""
         return self.federation_over(self.way(evaluate), self.data.sites, checkpoint, observer, ledger)
 
-    def way(self, evaluate: Evaluate) -> InProcess | SideBySide:
+    def way(self, evaluate: Scoring) -> Way:
         """To all sites: one worker after the other, or several side by side."""
         one = self.in_process(self.sites(), evaluate)
         if (workers := self.compute.workers) == 1:
             return one
         return SideBySide(one, workers, self.compute.threads or max(1, usable_cores() // workers))
 
-    def in_process(self, sites: Mapping[str, SiteData], evaluate: Evaluate) -> InProcess:
+    def in_process(self, sites: Mapping[str, SiteData], evaluate: Scoring) -> OneByOne:
         """A worker for these sites."""
         return InProcess(self.algorithm(), sites, self.compute, evaluate, self.transforms)
 
@@ -324,7 +334,10 @@ class Experiment:
         """The server's side of the run, whatever the way to the sites that train."""
         seed, transforms = self.config.seed, self.transforms
         method, schedule = self.algorithm(), self.schedule
-        return Federation(method, transport, sites, schedule, seed, checkpoint, observer, transforms, ledger)
+        by = self.evaluation.choose_by
+        return Federation(
+            method, transport, sites, schedule, seed, checkpoint, observer, transforms, ledger, choose_by=by
+        )
 
     @property
     def title(self) -> str:

@@ -99,7 +99,7 @@ def export_models(
         out: created, whole or not at all; must not hold anything.
         sites: of the sites' own models only theirs, beside the global one; none for all.
         images: of a place that took no part, a folder or one: also write the global model with their statistics.
-        checkpoint: the best saved models by validation Dice, or the last ones.
+        checkpoint: the best saved models by validation score, or the last ones.
         terms: under which the models may be used, for the cards; None says that nobody stated them.
         bundle: also write each model as a MONAI bundle.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedseg.launch.reopen import Reopened
 from fedseg.launch.saved import Chosen
-from fedseg.launch.scoring import LAST, Painter, paint_best, paint_last
+from fedseg.launch.scoring import LAST, Painter, score_sites, show_all_best
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
@@ -81,10 +81,11 @@ def predict_choices(
                 f"sites: {', '.join(_names(run))}; test cases there: {', '.join(sorted(known)) or 'none'}"
             )
     painter = Painter(data.regions, choices)
+    federation = run.federation(painter)
     if checkpoint == LAST:
-        paint_last(run.federation(painter), painter, run.snapshot.server)
+        score_sites(federation, run.snapshot.server, federation.checkpoint.round, checkpoint=LAST)
     else:
-        paint_best(run.federation(painter), painter)
+        show_all_best(federation)
     scores = run.folder.scores()
     places = [(site, case) for site, cases in choices.items() for case in cases]
     return {

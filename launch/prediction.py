@@ -39,7 +39,7 @@ class PredictionRequest:
         out: created; must not hold anything.
         site: whose images; None: a place that took no part in the run.
         view: which model; None: the site's own where there is one, else the global one.
-        checkpoint: the best saved model by validation Dice, or the last one.
+        checkpoint: the best saved model by validation score, or the last one.
         probabilities: write them too.
         overlay: draw a picture of every image with its contours.
         settings: see `launch.reopen.settings`.

@@ -12,10 +12,9 @@ from omegaconf import DictConfig
 from fedseg.configs.compose import ConfigError, compose, parsed
 from fedseg.datamodules import DataError
 from fedseg.federation.checkpoint import Checkpoint, Snapshot
-from fedseg.federation.client import Evaluate
 from fedseg.federation.contract import RoundRecord
 from fedseg.federation.engine import Federation
-from fedseg.launch.experiment import Experiment
+from fedseg.launch.experiment import Experiment, Scoring
 from fedseg.launch.restore import check_data, check_states
 from fedseg.launch.run import saved_config
 from fedseg.launch.settings import SCHEMA
@@ -124,7 +123,7 @@ class Reopened:
             ) from error
         check_data(self.folder, self.experiment.data)
 
-    def federation(self, evaluate: Evaluate) -> Federation:
+    def federation(self, evaluate: Scoring) -> Federation:
         """The federation as it stood last, its data prepared before; ``evaluate`` is given every view at a site.
 
         Raises:

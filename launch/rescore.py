@@ -39,8 +39,8 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """
     run = Reopened.read(folder, overrides, [GRID, CROSSING])
     run.prepare_data()
-    scorer, splits = Scorer(run.experiment), run.experiment.evaluation.splits
-    return pd.DataFrame(score_checkpoints(run.federation(scorer), scorer, run.snapshot.server, splits))
+    federation, splits = run.federation(Scorer(run.experiment)), run.experiment.evaluation.splits
+    return pd.DataFrame(score_checkpoints(federation, run.snapshot.server, splits))
 
 
 def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
@@ -59,9 +59,8 @@ def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
             "run itself; take evaluation.cross_sites=false here"
         )
     run.prepare_data()
-    scorer = Scorer(run.experiment)
     scores = folder.scores()
-    rows, events = cross_scores(run.federation(scorer), scorer, scores)
+    rows, events = cross_scores(run.federation(Scorer(run.experiment)), scores)
     folder.write_cross_sites(rows, COLUMNS_ACROSS)
     folder.append_events(events)
     write_report(folder, scores, title=run.experiment.title)

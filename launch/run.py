@@ -20,6 +20,7 @@ from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departi
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import Split
 from fedseg.federation.engine import Federation
 from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.launch.crossing import check_crossing, cross_scores
@@ -27,7 +28,7 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.grouping import group_rows
 from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.restore import check_data, check_states, open_checkpoint
-from fedseg.launch.scoring import Notes, Scorer, Scores, never_trained, paint_overlays, score_checkpoints
+from fedseg.launch.scoring import Scorer, never_trained, paint_overlays, score_checkpoints
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.terms import agreed_terms, listed
 from fedseg.reporting import crossing
@@ -187,13 +188,12 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         scorer = Scorer(experiment, kept_masks(experiment, folder))
         ledger.begun(checkpoint.round, "", alike=not experiment.algorithm(in_channels=3).answers_singly)
         with closing(experiment.way(scorer)) as way:
-            sites, notes = experiment.data.sites, Notes(reporter, scorer)
-            federation = experiment.federation_over(way, sites, checkpoint, notes, ledger)
-            train_and_score(federation, scorer, reporter, experiment.evaluation.splits)
-            cross(federation, scorer, reporter, config)
+            federation = experiment.federation_over(way, experiment.data.sites, checkpoint, reporter, ledger)
+            train_and_score(federation, reporter, experiment.evaluation.splits)
+            cross(federation, reporter, config)
             if config.evaluation.overlays and config.evaluation.test:
                 regions = experiment.data.regions.names
-                for pictures in paint_overlays(federation, experiment, folder.scores()).values():
+                for pictures in paint_overlays(federation, way, experiment, folder.scores()).values():
                     reporter.overlays(pictures, regions)
         return finish(reporter, config, meter)
 
@@ -220,26 +220,24 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     return found | {"values": sorted(types)}  # of decoded images: uint8, or float32 of files above 8 bit
 
 
-def train_and_score(
-    federation: Federation, scorer: Scores, reporter: Reporter, splits: Sequence[str] = ("val", "test")
-) -> None:
+def train_and_score(federation: Federation, reporter: Reporter, splits: Sequence[Split] = ("val", "test")) -> None:
     """Run all rounds, and score the last and the best models."""
     method: Any = federation.algorithm
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
     reporter.training_done(federation.checkpoint.round)
-    named = " and ".join({"val": "validation"}.get(split, split) for split in splits)
+    named = " and ".join("validation" if split == "val" else split for split in splits)
     reporter.progress.say(f"scoring the last and the best models on {named} cases")
-    reporter.scores(score_checkpoints(federation, scorer, server, splits))
+    reporter.scores(score_checkpoints(federation, server, splits))
     reporter.folder.append_audit(federation.take_late_audit())
     reporter.notice([*federation.late_events, *never_trained(federation, reporter.folder.rounds())])
 
 
-def cross(federation: Federation, scorer: Scores, reporter: Reporter, config: DictConfig) -> None:
+def cross(federation: Federation, reporter: Reporter, config: DictConfig) -> None:
     """Score every site's personal model at all other sites, if that is asked for."""
     if config.evaluation.cross_sites:
         reporter.progress.say("scoring every site's personal model at all other sites")
-        rows, events = cross_scores(federation, scorer, reporter.folder.scores())
+        rows, events = cross_scores(federation, reporter.folder.scores())
         reporter.folder.write_cross_sites(rows, crossing.COLUMNS)
         reporter.folder.append_audit(federation.take_late_audit())
         reporter.notice(events)

@@ -180,7 +180,7 @@ class SavedModels:
         Args:
             view: what `choose` returned.
             site: whose images; None for a place that took no part.
-            chosen: the best saved model by validation Dice, or the last one.
+            chosen: the best saved model by validation score, or the last one.
             images: (B, C, h, w) in [0, 1], read again in every pass; needed by the views in `FITTED`.
 
         Raises:

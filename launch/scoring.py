@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,13 +18,12 @@ from fedseg.algorithms.functional.adaptation import fit_statistics, minimise_ent
 from fedseg.datamodules import Regions, SiteData
 from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
-from fedseg.federation.contract import VISITING, RoundRecord, Row, Task
+from fedseg.federation.contract import VISITING, Row, Scored, Split, Task
 from fedseg.federation.engine import Federation, RoundError
-from fedseg.federation.state import State
-from fedseg.launch.experiment import Experiment
+from fedseg.federation.state import State, Update
+from fedseg.launch.experiment import Experiment, Way
 from fedseg.launch.kept_masks import KeptMasks
 from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
-from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
 
 DURING, LAST, BEST = "round", "last", "best"
@@ -43,48 +42,41 @@ class Scorer:
         self.kept = kept
         self.settings = experiment.evaluation
         self.regions = experiment.data.regions
-        self.rows: list[Row] = []
 
-    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> Scored:
         """Score the task's splits; the means over the cases that count go to the server."""
-        means: dict[str, float] = {}
+        found = Scored()
         for view in views(algorithm, site, task):
             for split in task.splits:
                 rows = self._score(partial(predict, algorithm, view), site, task, view, split)
-                self.rows += rows
-                means |= {f"{split}/{view}/{metric}": mean for metric, mean in _means(rows).items()}
+                found.rows += rows
+                found.means |= {f"{split}/{view}/{metric}": mean for metric, mean in _means(rows).items()}
             if not site.seen and (fitted := with_own_statistics(algorithm, view, site)) is not None:
                 answer = partial(_answers, algorithm, fitted)
-                self.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
+                found.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
             if not site.seen and (sure := with_least_entropy(algorithm, view, site, self.settings.entropy_passes)):
-                self.rows += self._score(partial(_answers, algorithm, sure), site, task, ENTROPY, "test")
+                found.rows += self._score(partial(_answers, algorithm, sure), site, task, ENTROPY, "test")
         if not task.views:
-            means |= self._probe(algorithm, site, task)
-        return means
+            self._probe(algorithm, site, task, found)
+        return found
 
-    def take(self) -> list[Row]:
-        """The rows since the last call."""
-        rows, self.rows = self.rows, []
-        return rows
-
-    def _keep(self, site: SiteData, view: str, split: Any) -> Callable[[CaseMasks], None] | None:
+    def _keep(self, site: SiteData, view: str, split: Split) -> Callable[[CaseMasks], None] | None:
         """What becomes of the masks of test cases."""
         return partial(self.kept.write, site.name, view) if self.kept is not None and split == "test" else None
 
-    def _probe(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
-        """What a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
+    def _probe(self, algorithm: Algorithm, site: SiteData, task: Task, found: Scored) -> None:
+        """Add what a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
         common |= {"view": ENCODER, "region": "mean", "case": "", "unit": "", "grid": "network"}
-        found: dict[str, float] = {}
         for split in task.splits:
             numbers = algorithm.probe(site, split)
-            self.rows += [{**common, "split": split, "metric": name, "value": v} for name, v in numbers.items()]
-            found |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
-        return found
+            found.rows += [{**common, "split": split, "metric": name, "value": v} for name, v in numbers.items()]
+            found.means |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
 
-    def _score(self, answer: Predict, site: SiteData, task: Task, view: str, split: Any) -> list[Row]:
+    def _score(self, answer: Predict, site: SiteData, task: Task, view: str, split: Split) -> list[Row]:
         during = task.checkpoint == DURING
         quick = during or task.topic == VISITING
+        few = tuple(dict.fromkeys((*QUICK, self.settings.choose_by))) if during else QUICK
         grid: Grid = "network" if during else self.settings.grid
         try:
             scores = evaluate(
@@ -92,7 +84,7 @@ class Scorer:
                 site,
                 split,
                 self.regions,
-                metrics=QUICK if quick else self.settings.metrics,
+                metrics=few if quick else self.settings.metrics,
                 tolerance=self.settings.tolerance,
                 grid=grid,
                 keep=None if quick else self._keep(site, view, split),
@@ -131,16 +123,16 @@ class Painter:
         self.cases = cases
         self.masks: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> dict[str, float]:
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> Scored:
         """Predict the chosen cases."""
         if not (only := self.cases.get(site.name)):
-            return {}
+            return Scored()
         for view in views(algorithm, site, task):
             answer = partial(predict, algorithm, view)
             for found in predict_cases(answer, site, "test", self.regions, only=only, grid="own"):
                 shown = most_shown(found.truth)
                 self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction[:, shown : shown + 1]
-        return {}
+        return Scored()
 
     def picture(
         self, site: SiteData, case: str, scores: pd.DataFrame, role: str = "", checkpoint: str = BEST
@@ -156,30 +148,6 @@ class Painter:
             site.name, case, sample.image[one], truth[:, one], masks, told, role,
             aspect=aspect_of(sample.spacing), slices=truth.shape[1], number=shown,
         )  # fmt: skip
-
-
-class Scores(Protocol):
-    """Where the scores of a run arrive: a `Scorer` in this process, or the way to sites on other machines."""
-
-    def take(self) -> list[Row]:
-        """The rows since the last call."""
-
-
-class Notes:
-    """The engine's observer: hands a round's scores to the reporter together with its record."""
-
-    def __init__(self, reporter: Reporter, scorer: Scores) -> None:
-        self.reporter = reporter
-        self.scorer = scorer
-        self.round_started = reporter.round_started
-        self.site_done = reporter.site_done
-
-    def round_done(self, record: RoundRecord) -> None:
-        """One write for all sites."""
-        rows = self.scorer.take()
-        if rows:
-            self.reporter.scores(rows)
-        self.reporter.round_done(record)
 
 
 def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
@@ -252,20 +220,17 @@ def take_statistics(algorithm: Algorithm, network: nn.Module, images: Iterable[T
     fit_statistics(network, Prepared(algorithm, images))
 
 
-def score_checkpoints(
-    federation: Federation, scorer: Scores, server: State, splits: Sequence[str] = ("val", "test")
-) -> list[Row]:
+def score_checkpoints(federation: Federation, server: State, splits: Sequence[Split] = ("val", "test")) -> list[Row]:
     """Score the last model and the best ones on validation and test cases of every site, or on some splits only.
 
-    The best global model is chosen by its mean validation Dice over seen sites, a site's best personal model by the
-    site's own; without validation cases the last one stands in. What unseen sites adapt is, accordingly, the last
-    models of all sites or the best ones: never is anything chosen by an unseen site's scores.
+    The best global model is chosen by its mean validation score (`evaluation.choose_by`) over seen sites, a site's best
+    personal model by the site's own; without validation cases the last one stands in. What unseen sites adapt is,
+    accordingly, the last models of all sites or the best ones: never is anything chosen by an unseen site's scores.
 
     Returns:
         Rows of the scores' table.
     """
-    score_sites(federation, server, federation.checkpoint.round, splits=splits, checkpoint=LAST)
-    last = scorer.take()
+    last = score_sites(federation, server, federation.checkpoint.round, splits=splits, checkpoint=LAST)
     rows = list(last)
     for name in best_models(federation):
         view, _, site = name.partition("/")
@@ -273,8 +238,7 @@ def score_checkpoints(
             shown = (view, OWN_STATISTICS, ENTROPY) if view == "global" else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
-            show_best(federation, name, splits)
-            rows += scorer.take()
+            rows += show_best(federation, name, splits)
     return rows
 
 
@@ -294,10 +258,20 @@ def never_trained(federation: Federation, rounds: pd.DataFrame) -> list[Row]:
     return [{**common, "site": site} for site in federation.sites if site not in trained]
 
 
-def paint_overlays(federation: Federation, experiment: Experiment, scores: pd.DataFrame) -> dict[str, list[Picture]]:
-    """Pictures of the best models' worst, median and best test case of every site, worst case first."""
+def paint_overlays(
+    federation: Federation, way: Way, experiment: Experiment, scores: pd.DataFrame
+) -> dict[str, list[Picture]]:
+    """Pictures of the best models' worst, median and best test case of every site, worst case first.
+
+    Args:
+        federation: at its end.
+        way: its own to the sites.
+        experiment: the run's.
+        scores: of its metrics.csv.
+    """
     roles = {name: pick_cases(scores, name) for name in all_sites(federation)}
-    painter = paint_best(federation, Painter(experiment.data.regions, roles))
+    painter = Painter(experiment.data.regions, roles)
+    show_all_best(federation.over(way.scored_by(painter)))
 
     def drawn(site: str, case: str, role: str) -> Picture:
         return replace(painter.picture(experiment.data.site(site), case, scores, role), judge=judge_of(scores, site))
@@ -305,21 +279,10 @@ def paint_overlays(federation: Federation, experiment: Experiment, scores: pd.Da
     return {name: [drawn(name, case, role) for case, role in chosen.items()] for name, chosen in roles.items()}
 
 
-def paint_best(federation: Federation, painter: Painter) -> Painter:
-    """Let the best models predict the painter's cases."""
-    transport: Any = federation.transport
-    transport.evaluate = painter
+def show_all_best(federation: Federation) -> None:
+    """Let the best models predict the cases of a painter by which the federation scores."""
     for name in best_models(federation):
         show_best(federation, name)
-    return painter
-
-
-def paint_last(federation: Federation, painter: Painter, server: State) -> Painter:
-    """Let the last models predict the painter's cases; the transport holds what their sites kept."""
-    transport: Any = federation.transport
-    transport.evaluate = painter
-    score_sites(federation, server, federation.checkpoint.round, checkpoint=LAST)
-    return painter
 
 
 def best_models(federation: Federation) -> list[str]:
@@ -338,26 +301,25 @@ def last_serves(federation: Federation, name: str) -> bool:
     return all(checkpoint.chosen(other).round == checkpoint.round for other in mixed)
 
 
-def show_best(federation: Federation, name: str, splits: Sequence[str] = ("val", "test")) -> None:
-    """Evaluate one best model where it serves."""
+def show_best(federation: Federation, name: str, splits: Sequence[Split] = ("val", "test")) -> list[Row]:
+    """Evaluate one best model where it serves; rows of scores, as of all that follow."""
     if name == ADAPTED:
-        return show_best_adapted(federation) if "test" in splits else None
+        return show_best_adapted(federation) if "test" in splits else []
     view, _, site = name.partition("/")
     checkpoint, best = federation.checkpoint, federation.checkpoint.chosen(name)
     kept = {site: checkpoint.read(best.kept)} if site and best.kept else {}
     federation.transport.restore(kept, {site: best.round} if site else {})
     sites, server = [site] if site else None, checkpoint.read(best.server)
-    score_sites(federation, server, best.round, sites=sites, splits=splits, views=(view,), checkpoint=BEST)
-    return None
+    return score_sites(federation, server, best.round, sites=sites, splits=splits, views=(view,), checkpoint=BEST)
 
 
-def show_best_adapted(federation: Federation) -> None:
+def show_best_adapted(federation: Federation) -> list[Row]:
     """Evaluate, at unseen sites, what they adapt from the best global model and every site's best personal one."""
     checkpoint, shared = federation.checkpoint, federation.checkpoint.chosen("global")
     own = {site: checkpoint.chosen(f"personal/{site}") for site in federation.sites}
     kept = {site: checkpoint.read(best.kept) for site, best in own.items() if best.kept}
     federation.transport.restore(kept, {site: best.round for site, best in own.items()})
-    score_unseen(federation, checkpoint.read(shared.server), shared.round, views=(ADAPTED,), checkpoint=BEST)
+    return score_unseen(federation, checkpoint.read(shared.server), shared.round, views=(ADAPTED,), checkpoint=BEST)
 
 
 def score_sites(
@@ -366,18 +328,19 @@ def score_sites(
     round: int,
     *,
     sites: Sequence[str] | None = None,
-    splits: Sequence[str] = ("val", "test"),
+    splits: Sequence[Split] = ("val", "test"),
     **options: Any,
-) -> None:
+) -> list[Row]:
     """Ask for scores on these splits of seen sites, and on test cases of unseen ones where test is among the splits."""
     seen = federation.sites if sites is None else sites
+    rows: list[Row] = []
     if sites is None and "test" in splits:
         # first: what is published counts as traffic of the run, and must not be taken for the end of a scored round
-        score_unseen(federation, server, round, **options)
-    federation.evaluate(server, round, seen, tuple(splits), **options)
+        rows += score_unseen(federation, server, round, **options)
+    return rows + _rows(federation.evaluate(server, round, seen, tuple(splits), **options))
 
 
-def score_unseen(federation: Federation, server: State, round: int, **options: Any) -> None:
+def score_unseen(federation: Federation, server: State, round: int, **options: Any) -> list[Row]:
     """Ask unseen sites for scores on test cases; where the method adapts, the seen sites publish their models first."""
     outside = unseen_sites(federation)
     published = None
@@ -385,13 +348,16 @@ def score_unseen(federation: Federation, server: State, round: int, **options: A
         published = federation.publish(round)
         if options["checkpoint"] == LAST:
             federation.record_publication(server, round, published, outside)
-    federation.evaluate(server, round, outside, ("test",), published, **options)
+    return _rows(federation.evaluate(server, round, outside, ("test",), published, **options))
+
+
+def _rows(found: Mapping[str, Update]) -> list[Row]:
+    return [row for update in found.values() for row in update.rows]
 
 
 def unseen_sites(federation: Federation) -> list[str]:
     """Sites that only test."""
-    transport: Any = federation.transport
-    return [name for name, site in transport.sites.items() if not site.seen]
+    return [name for name, site in federation.transport.sites.items() if not site.seen]
 
 
 def all_sites(federation: Federation) -> list[str]:

@@ -16,6 +16,7 @@ from fedseg.configs.parts import OpenTable
 from fedseg.datamodules import DATASETS, MultiCenterDataModule
 from fedseg.evaluation import FULL
 from fedseg.federation.client import Compute
+from fedseg.federation.contract import Split
 from fedseg.federation.engine import Schedule
 from fedseg.federation.ranges import ProperShare, check_ranges
 from fedseg.launch.foreign import FOREIGN
@@ -64,7 +65,8 @@ class Evaluation:
     Attributes:
         metrics: of the final scoring: dice, iou, hd95, assd, nsd, sensitivity, precision, rvd, missed,
             invented; on request lesion_f1, ece, brier and hd95_pooled too. Validation during training takes dice and
-            iou.
+            iou, and the one of `choose_by`.
+        choose_by: the validation score by which the best round is chosen: dice, iou, nsd or lesion_f1.
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
         overlap: of neighbouring windows, as a share of their size, where images are predicted by a sliding window
             (data.fit=patches); more is smoother and slower.
@@ -83,6 +85,7 @@ class Evaluation:
     """
 
     metrics: tuple[str, ...] = FULL
+    choose_by: Literal["dice", "iou", "nsd", "lesion_f1"] = "dice"
     tolerance: float = 2.0
     overlap: ProperShare = 0.25
     grid: Literal["own", "network"] = "own"
@@ -95,7 +98,7 @@ class Evaluation:
     entropy_passes: NonNegativeInt = 0
 
     @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self) -> tuple[Split, ...]:
         """Splits of the final scoring."""
         return ("val", "test") if self.test else ("val",)
 

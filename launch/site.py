@@ -27,8 +27,7 @@ from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import State, from_bytes
 from fedseg.federation.terms import Terms
-from fedseg.federation.transport import InProcess
-from fedseg.launch.experiment import Experiment
+from fedseg.launch.experiment import Experiment, OneByOne
 from fedseg.launch.grouping import group_rows
 from fedseg.launch.kept_masks import kept_masks
 from fedseg.launch.pretrained import PretrainedEncoder
@@ -115,7 +114,8 @@ class Local:
         """
         chosen = {key: OmegaConf.select(config, key) for key in SCHEMA.parts}  # older runs lack some
         chosen |= {group: config[group].name for group in SCHEMA.groups}
-        for key, name in chosen.items():
+        callbacks = [("trainer.callbacks", name) for name in config.trainer.get("callbacks") or ()]
+        for key, name in (*chosen.items(), *callbacks):
             if is_path(name) and name not in self.parts:
                 raise ConfigError(
                     f"the run uses {key}={name}, which is no part of the suite; this site imports it once its "
@@ -237,7 +237,7 @@ class LaunchedSite:
         self.folder.write_config(as_yaml(with_sites(self.experiment.config, self.experiment.data)))
 
     @cached_property
-    def transport(self) -> InProcess:
+    def transport(self) -> OneByOne:
         """The worker."""
         site = self.experiment.data.site(self.local.site)
         way = _refusing(lambda: self.experiment.in_process({self.local.site: site}, self.scorer))
@@ -281,9 +281,8 @@ class LaunchedSite:
                 )
         self.spending.add(self.run, events)
 
-    def rows(self, task: Task) -> Sequence[Row]:
+    def told(self, task: Task, rows: Sequence[Row]) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""
-        rows = self.scorer.take()
         if not rows:
             return []
         if task.topic != VISITING:  # the site's table is of its own models
@@ -292,9 +291,9 @@ class LaunchedSite:
             return rows
         if self.experiment.deployment.case_scores == "means":
             return as_means(pd.DataFrame(rows))
-        return [{**row, "case": self._told(row["case"]) if row["case"] else ""} for row in rows]
+        return [{**row, "case": self._pseudonymous(row["case"]) if row["case"] else ""} for row in rows]
 
-    def _told(self, case: str) -> str:
+    def _pseudonymous(self, case: str) -> str:
         """The pseudonym of a case; where its patient has several, it tells which cases are of one."""
         patient = self._patients[case]
         return pseudonym(self.pseudonym(case), "" if patient == case else self.pseudonym(f"patient {patient}"))

@@ -45,6 +45,10 @@ class RoundRecord(Protocol):
         """Number of the round."""
 
     @property
+    def scores(self) -> Sequence[Row]:
+        """Rows for metrics.csv."""
+
+    @property
     def rounds(self) -> Sequence[Row]:
         """Rows for rounds.csv."""
 
@@ -139,6 +143,8 @@ class Reporter:
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended: its rows go to the tables, its means to W&B and the progress line."""
+        if record.scores:
+            self.scores(record.scores)
         self.folder.append_rounds(record.rounds)
         self.folder.append_updates(record.updates)
         self.folder.append_traffic(record.traffic)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Batch
+from fedseg.federation.contract import Batch, Scored
 from fedseg.federation.engine import Federation, Schedule
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
@@ -120,7 +120,7 @@ def federate_lines(
             recipe = Recipe(training, "sigmoid", nn.Identity(), loss, rounds=rounds)
             return ALGORITHMS[name](Line(start), recipe, **knobs).double()
 
-        way = InProcess(made(), sites, CPU, lambda *_: {"val/global/dice": 0.5})
+        way = InProcess(made(), sites, CPU, lambda *_: Scored({"val/global/dice": 0.5}))
         plan = Schedule(rounds=round, local_steps=None, **(schedule or {}))
         federation = Federation(made(), way, list(sites), plan, 7, Checkpoint(folder), Quiet())
         after.append((federation.run(), dict(way.kept())))

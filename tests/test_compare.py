@@ -98,6 +98,7 @@ def test_a_metric_that_a_run_lacks_leaves_it_out(tmp_path: Path) -> None:
     [
         (["data.size=64"], "data.size"),
         (["evaluation.tolerance=3"], "evaluation.tolerance"),
+        (["evaluation.choose_by=nsd"], "evaluation.choose_by"),
         (["data.regions={disc: [1, 2]}"], "data.regions"),
         (["data.annotation=1"], "data.annotation"),
         (["data.split=[0.5, 0.25, 0.25]"], "data.split"),

@@ -18,7 +18,7 @@ from fedseg.algorithms.recipe import Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint, CheckpointError
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import Batch, Cohort, Site, Task, Transform
+from fedseg.federation.contract import Batch, Cohort, Scored, Site, Task, Transform
 from fedseg.federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transport import InProcess
@@ -137,6 +137,9 @@ def test_more_sites_needed_than_asked_is_refused_before_anything_runs(tmp_path: 
         ("dropout", -0.1),
         ("min_sites", 0),
         ("work_spread", 1.0),
+        ("work_decay", 0.0),
+        ("work_decay", 1.1),
+        ("work_decay_rounds", 0),
         ("server_lr", 0.0),
         ("server_lr", math.nan),
         ("evaluate_every", 0),
@@ -168,6 +171,18 @@ def test_steps_done_are_the_share_of_the_steps(tmp_path: Path) -> None:
     for row in outcome.observer.rows("rounds"):
         share = outcome.federation._task(row["round"], row["site"]).work
         assert row["steps"] == max(1, round(6 * share))
+
+
+def test_local_work_falls_over_rounds_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    falling = {"local_steps": 8, "work_decay": 0.5, "work_decay_rounds": 2}
+    whole = simulate("fedavg", tmp_path / "whole", rounds=5, schedule=falling)
+    steps = {(row["round"], row["site"]): row["steps"] for row in whole.observer.rows("rounds")}
+    assert [{steps[round, site] for site in ("s0", "s1", "s2")} for round in range(1, 6)] == [{8}, {4}, {2}, {2}, {2}]
+    simulate("fedavg", tmp_path / "stopped", rounds=2, schedule=falling)
+    assert_same(whole.server, simulate("fedavg", tmp_path / "stopped", rounds=5, schedule=falling).server)
+    constant = simulate("fedavg", tmp_path / "constant", rounds=2, schedule={"local_steps": 8})
+    usual = simulate("fedavg", tmp_path / "usual", rounds=2, schedule={"local_steps": 8, "work_decay": 1.0})
+    assert_same(constant.server, usual.server)
 
 
 def test_epochs_count_batches_of_each_site(tmp_path: Path) -> None:
@@ -372,14 +387,14 @@ def test_an_exploding_fine_tuning_is_refused_and_the_run_goes_on(tmp_path: Path)
                 batches[0]["image"] = torch.full_like(batches[0]["image"], torch.nan)
             return batches
 
-    def strict(algorithm: Any, site: ToySite, task: Task) -> dict[str, float]:
+    def strict(algorithm: Any, site: ToySite, task: Task) -> Scored:
         scores = evaluate(algorithm, site, task)
-        if any(math.isnan(score) for score in scores.values()):
+        if any(math.isnan(score) for score in scores.means.values()):
             raise ValueError("probabilities are not finite")
         return scores
 
     def be_strict(federation: Any) -> None:
-        federation.transport.evaluate = strict
+        federation.transport = federation.transport.scored_by(strict)
 
     sites = {**toy_sites(), "s1": Fragile(**vars(ToySite.make("s1", 1, count=6)))}
     outcome = simulate("finetune", tmp_path, rounds=2, sites=sites, finetune_steps=2, before=be_strict)

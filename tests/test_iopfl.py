@@ -291,7 +291,7 @@ def test_random_labels_change_nothing_but_the_score(tmp_path: Path) -> None:
     for site in (honest, shuffled):
         federation.transport.sites["out"] = site
         found = federation.evaluate(outcome.server, 2, ["out"], ("test",), federation.publish(2))
-        scores.append(found["out"]["test/adapted/dice"])
+        scores.append(found["out"].scalars["test/adapted/dice"])
         networks.append(federation.transport.worker.network("adapted").state_dict())
     assert same_states(*networks)
     assert scores[0] != scores[1]
@@ -360,7 +360,7 @@ def test_scores_through_bytes_equal_those_in_process(tmp_path: Path) -> None:
         outcome = trained(tmp_path / str(index), transport=transport)
         federation = outcome.federation
         found = federation.evaluate(outcome.server, 2, ["out"], ("test",), federation.publish(2))["out"]
-        scores.append({name: value for name, value in found.items() if name != "seconds"})
+        scores.append({name: value for name, value in found.scalars.items() if name != "seconds"})
     assert set(scores[0]) == {"test/global/dice", "test/adapted/dice"}
     assert scores[0] == scores[1]
 

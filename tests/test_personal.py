@@ -15,7 +15,7 @@ from fedseg.algorithms.fedamp import likeness
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.algorithms.repeated import Paired, Repeated
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from tests.lines import Line, LineSite, federate_lines, golden, lines, squares
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
@@ -124,7 +124,7 @@ def test_the_personal_model_of_per_fedavg_is_plain_steps_away() -> None:
     worker = ALGORITHMS["perfedavg"](Line(start), recipe, alpha=0.3, finetune_steps=2).double()
     site = sites["s1"]
     task = Task("evaluate", 1, 7, personalise=True)
-    turn(worker, site, task, State({"model": {"w": start}}), State(), CPU, lambda *_: {})
+    turn(worker, site, task, State({"model": {"w": start}}), State(), CPU, lambda *_: Scored())
     expected = start
     for _ in range(2):
         expected = expected - 0.3 * slope(site, expected)

@@ -19,7 +19,7 @@ import train
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide, WorkersError
@@ -74,18 +74,12 @@ class Rows:
     """A scorer of nothing, which fails or ends its process at one site."""
 
     def __init__(self, deed: Any = None) -> None:
-        self.rows: list[Any] = []
         self.deed = deed
 
-    def __call__(self, algorithm: Any, site: Any, task: Task) -> dict[str, float]:
+    def __call__(self, algorithm: Any, site: Any, task: Task) -> Scored:
         if self.deed is not None and site.name == "s1":
             self.deed()
-        self.rows.append({"site": site.name, "process": os.getpid()})
-        return {}
-
-    def take(self) -> list[Any]:
-        rows, self.rows = self.rows, []
-        return rows
+        return Scored(rows=[{"site": site.name, "process": os.getpid()}])
 
 
 def side_by_side(deed: Any = None) -> SideBySide:
@@ -101,8 +95,9 @@ def questions() -> tuple[Mapping[str, Task], Mapping[str, State]]:
 def test_answers_come_in_the_order_of_tasks_from_processes_of_their_own() -> None:
     way = side_by_side()
     tasks, messages = questions()
-    assert [update.site for update in way.ask(tasks, messages)] == list(tasks)
-    rows = way.evaluate.take()
+    updates = list(way.ask(tasks, messages))
+    assert [update.site for update in updates] == list(tasks)
+    rows = [row for update in updates for row in update.rows]
     assert [row["site"] for row in rows] == list(tasks)
     processes = {row["process"] for row in rows}
     assert len(processes) == 2

@@ -21,7 +21,7 @@ from fedseg.algorithms.lcfed import HEAD, PEERS
 from fedseg.configs.compose import compose
 from fedseg.datamodules.site import SiteData
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, quieten_libraries
 from fedseg.launch.settings import SCHEMA
@@ -45,7 +45,7 @@ class Trained:
         self.experiment = Experiment(compose([*common.split(), f"algorithm={method}"], SCHEMA))
         self.experiment.data.setup()
         with tempfile.TemporaryDirectory() as folder:
-            federation = self.experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, Traffic())
+            federation = self.experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), Traffic())
             self.server = federation.run()
             self.algorithm, self.kept = federation.algorithm, dict(federation.transport.kept())
         self.worker = self.experiment.algorithm()

@@ -29,7 +29,7 @@ from fedseg.datamodules.phantom.data import draw_case
 from fedseg.datamodules.phantom.style import Dials
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.reopen import Silent
@@ -99,7 +99,7 @@ def pretrained(pairing: str) -> Contrastive:
     experiment = Experiment(compose([*TRAINING, *dials, f"algorithm.pairing={pairing}"], SCHEMA))
     experiment.data.setup()
     with tempfile.TemporaryDirectory() as folder:
-        federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: {}, Silent())
+        federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), Silent())
         server = federation.run()
     worker, site = experiment.algorithm(), experiment.data.site(experiment.data.sites[0])
     task = Task("train", experiment.schedule.rounds, 0)

@@ -12,14 +12,13 @@ from typing import Protocol
 
 from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import MessageError, Row, Task
+from fedseg.federation.contract import MessageError, Row, Task, Transport
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import STAGES, Kept
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
 from fedseg.federation.ledger import LEDGER, Ledger, canonical, digests, receipt, text_digest
 from fedseg.federation.state import State, in_one_piece, to_bytes
-from fedseg.federation.transport import InProcess
 
 RUN = re.compile(r"[0-9a-f]{32}")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -33,7 +32,7 @@ class OpenSite(Protocol):
     """One site with its data and its worker, ready for turns of one run."""
 
     @property
-    def transport(self) -> InProcess:
+    def transport(self) -> Transport:
         """The worker and what it trains on."""
 
     def forbids(self, task: Task) -> str:
@@ -49,8 +48,8 @@ class OpenSite(Protocol):
             RefusedError: it would be more than the site's terms allow.
         """
 
-    def rows(self, task: Task) -> Sequence[Row]:
-        """File the scores of the turn that was just taken at the site, and give those that the server may see."""
+    def told(self, task: Task, rows: Sequence[Row]) -> Sequence[Row]:
+        """File the scores of a turn at the site, and give those that the server may see."""
 
 
 class SiteClient:
@@ -121,7 +120,7 @@ class SiteClient:
         opened.release(before, after)
         if after is not before and task.kind in STAGES and task.checkpoint == "round":
             kept.keep(task, after)
-        rows = opened.rows(task)
+        rows = opened.told(task, update.rows)
         kept.forget(question.needed)
         answer = Answer(self.site, update.examples, update.refusal, rows=tuple(dict(row) for row in rows))
         return answer, State(update.tensors, update.scalars)

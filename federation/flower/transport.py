@@ -15,12 +15,11 @@ from flwr.common.constant import ErrorCode
 
 from fedseg.common.text import printable
 from fedseg.federation.admission import nameless, quoted
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.keys import Pins, signed
 from fedseg.federation.flower.records import (
     Answer,
-    Cell,
     Facts,
     Question,
     beside,
@@ -69,6 +68,10 @@ def _start() -> str:
     return START
 
 
+def _anything(_row: Row) -> bool:
+    return True
+
+
 @dataclass
 class FlowerTransport:
     """Sites on other machines.
@@ -84,8 +87,8 @@ class FlowerTransport:
         known: tells digests of tensors, by identity, that were made of the messages to be sent.
         greeted: site (empty where it gave no name) and bytes of every greeting that came.
         goes_back_to: rounds whose end the server may come back to, for a site.
-        rows: scores that sites showed, until somebody takes them.
         start: what every site is given with the greeting.
+        is_score: whether a row that a site showed looks like a score; others are left out.
     """
 
     grid: Grid
@@ -98,8 +101,8 @@ class FlowerTransport:
     known: Callable[[], dict[int, str]] = dict
     greeted: list[tuple[str, int]] = field(default_factory=list)
     goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
-    rows: list[dict[str, Cell | None]] = field(default_factory=list)
     start: State = field(default_factory=State)
+    is_score: Callable[[Row], bool] = _anything
     _nodes: dict[str, int] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
     _asked: dict[str, tuple[Question, Envelope, dict[str, str]]] = field(default_factory=dict)
@@ -132,6 +135,15 @@ class FlowerTransport:
                 raise NotConnectedError(f"after {patience:g} s these sites are connected: {there}; {wanted}")
             time.sleep(self.poll)
         self._closed = True
+
+    def agree(self, channels: int) -> None:
+        """From now on sites are told how many channels the images of all of them have."""
+        self.question = replace(self.question, channels=channels)
+
+    def take_greetings(self) -> list[tuple[str, int]]:
+        """Site and bytes of the greetings that came since the last call."""
+        greeted, self.greeted = self.greeted, []
+        return greeted
 
     def _greet(self, patience: float, names: Collection[str] = ()) -> None:
         """Ask nodes that are new what they are; a site imports and reads everything before its first answer.
@@ -232,11 +244,6 @@ class FlowerTransport:
         """From now on these sites start from what they kept at the end of these rounds, the others from the latest."""
         self._base = dict(at or {})
 
-    def take(self) -> list[dict[str, Cell | None]]:
-        """The scores that sites showed since the last call."""
-        rows, self.rows = self.rows, []
-        return rows
-
     # ---------------------------------------------------------------- inside
 
     def _look_again(self) -> None:
@@ -265,7 +272,8 @@ class FlowerTransport:
         if not update.refusal and not update.seal:
             update.refusal = "its answer is not signed by the key that its name belongs to"
         if not update.refusal:
-            self.rows += [{**row, "site": site, "seen": self.sites[site].seen} for row in answer.rows]
+            rows = ({**row, "site": site, "seen": self.sites[site].seen} for row in answer.rows)
+            update.rows = [row for row in rows if self.is_score(row)]
         return update
 
     def _exchange(

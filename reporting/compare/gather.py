@@ -25,7 +25,7 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 # What a method may do with the data: part of the method. Every other setting of the data must be the same.
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels")  # fmt: skip
-SHARED = ("evaluation.tolerance",)
+SHARED = ("evaluation.tolerance", "evaluation.choose_by")
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
