@@ -31,7 +31,7 @@ check:     ## what CI runs (lint, types, test)
 
 bench:     ## speed and memory against a plain loop (about half an hour)
 	python benchmarks/engine.py
-	for name in frequency steps compare privacy; do python -m benchmarks.$$name; done
+	for name in frequency steps volumes compare privacy; do python -m benchmarks.$$name; done
 
 compare:   ## five methods x three seeds on synthetic sites, and the page that compares them
 	python sweep.py compare_phantom && python compare.py runs/compare_phantom

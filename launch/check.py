@@ -18,6 +18,7 @@ from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.check.command import Checked, check
 from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
+from fedseg.datamodules.new import modalities
 from fedseg.datamodules.site_folders import there
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.launch.experiment import Experiment
@@ -114,7 +115,8 @@ def _claim(output: Path) -> None:
 def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Path) -> None:
     """Prints the report, and leaves it with findings and contact sheet in a folder."""
     line = headline(checked.sites, checked.findings)
-    all_tables = tables(checked, data.regions, data.fitting.setting) if checked.sites else []
+    named = modalities(data, "")  # as data.modalities calls them, whatever a site does
+    all_tables = tables(checked, data.regions, data.fitting.setting, named) if checked.sites else []
     print(as_text(title, line, all_tables, checked.findings))
     write_findings(checked.findings, output / "findings.csv")
     (output / "report.md").write_text(as_markdown(title, line, all_tables, checked.findings), encoding="utf-8")

@@ -22,6 +22,7 @@ from fedseg.configs.compose import compose
 from fedseg.datamodules import DataError, FolderDataModule
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.command import check
+from fedseg.datamodules.check.report import tables
 from fedseg.datamodules.findings import Finding
 from fedseg.datamodules.readers import Layer, Reading, combine
 from fedseg.datamodules.regions import Regions
@@ -401,6 +402,8 @@ def test_modalities_are_channels_in_their_order(tmp_path: Path, layout: Masks, c
     backwards = folder(tmp_path, **{**knobs, "modalities": knobs["modalities"][::-1]})
     assert np.array_equal(backwards.site("a").image("p0"), data.site("a").image("p0")[..., ::-1])
     assert faults(tmp_path, **knobs) == []
+    (rows,) = [one.rows for one in tables(check(data), data.regions, "", ("flair", "t1")) if one.title == "Intensities"]
+    assert [row[:2] for row in rows] == [("a", "flair"), ("a", "t1")]
     second = next(path for path in (tmp_path / "a/images").rglob("*") if path.is_file() and "p0" in str(path))
     before = data.fingerprints()
     save(second, grey(40, 0))

@@ -262,8 +262,10 @@ def test_the_page_s_way_from_files_to_models_can_be_gone(
             word for word in SMALL if word.startswith(("federation", "trainer", "evaluation", "model.l", "model.w"))
         ]
         assert mains[program]([*words[2:], *(less if program == "train.py" else [])]) == 0
+    for name in ("global", "personal-hospital_a"):
+        assert (tmp_path / "exported" / name / "configs" / "inference.json").is_file()
     assert {path.name for path in Path("masks/masks").iterdir()} == {f"v{n}_foreground.nii.gz" for n in range(6)}
-    assert {path.suffix for path in Path("exported").iterdir()} == {".pt", ".md", ".safetensors", ".ckpt"}
+    assert {path.suffix for path in Path("exported").glob("*.*")} == {".pt", ".md", ".safetensors", ".ckpt"}
 
 
 def test_the_page_names_the_methods_that_refuse_volumes() -> None:

@@ -70,17 +70,18 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
 
-def tables(checked: Checked, regions: Regions, grid: str) -> list[Table]:
+def tables(checked: Checked, regions: Regions, grid: str, modalities: Sequence[str] = ()) -> list[Table]:
     """All tables.
 
     Args:
         checked: What was found.
         regions: Of the run.
         grid: the setting that the network's grid follows from, as it is written: data.size=128.
+        modalities: what the channels are, where they are known.
     """
     sites = checked.sites
     found = [_cases(sites, checked.findings), _images(sites), _regions(sites, regions)]
-    found += [_attainable(checked.attainable, regions, grid), _intensities(sites)]
+    found += [_attainable(checked.attainable, regions, grid), _intensities(sites, modalities)]
     measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
     return [*found, *(_distances(one) for one in measured if one is not None)]
 
@@ -144,14 +145,14 @@ def _attainable(sites: Sequence[Attainable], regions: Regions, grid: str) -> Tab
     return Table(title, ("site", "region", "cases", "mean", "lowest"), rows, note, 2)
 
 
-def _intensities(sites: Sequence[SiteStatistics]) -> Table:
+def _intensities(sites: Sequence[SiteStatistics], modalities: Sequence[str]) -> Table:
     rows = []
     for site in sites:
         for channels, histogram in sorted(site.histograms.items()):
             for channel in range(channels):
                 mean, sd = moments(histogram[channel])
                 values = (mean, sd, *percentiles(histogram[channel], (1, 25, 50, 75, 99)))
-                names = (site.site, _channel(channel, channels))
+                names = (site.site, _channel(channel, channels, modalities))
                 rows.append((*names, *(f"{value:.3f}" for value in values)))
     columns = ("site", "channel", "mean", "sd", "1 %", "25 %", "50 %", "75 %", "99 %")
     return Table("Intensities", columns, rows, "Of pixels as a network gets them, 0 to 1, before any normalisation.", 2)
@@ -254,7 +255,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def _channel(channel: int, channels: int) -> str:
+def _channel(channel: int, channels: int, modalities: Sequence[str]) -> str:
+    if len(modalities) == channels:
+        return modalities[channel]
     if channels in (1, 3):
         return {1: ("grey",), 3: ("red", "green", "blue")}[channels][channel]
     return f"channel {channel + 1}"
