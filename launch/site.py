@@ -151,12 +151,19 @@ class Opener:
     def __call__(self, question: Question, folder: Path) -> OpenSite:
         """See `federation.flower.client.SiteClient`."""
         terms = self.local.terms()
-        key = (question.run, question.config, question.channels, terms)
-        if self._open is None or key != self._for or question.kind == "hello":  # a greeting looks at everything anew
+        if self._open is None or not self._serves(self._open, question, terms):
             self._for = None  # first, since opening may fail
             self._open = LaunchedSite(self.local, question, folder, terms)
-            self._for = key
+        self._for = (question.run, question.config, question.channels, terms)
         return self._open
+
+    def _serves(self, opened: LaunchedSite, question: Question, terms: Terms) -> bool:
+        """Whether what is open is of this run; the channels that sites agreed on may be those that it has anyway."""
+        if self._for is None or question.kind == "hello":  # a greeting looks at everything anew
+            return False
+        run, config, channels, known = self._for
+        fits = question.channels in (channels, opened.experiment.data.image_channels)
+        return fits and (run, config, known) == (question.run, question.config, terms)
 
 
 class LaunchedSite:

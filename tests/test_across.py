@@ -111,6 +111,19 @@ def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: 
     assert "case_00" not in texts(run.path)
 
 
+def test_a_site_is_opened_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = LaunchedSite.__init__
+
+    def counted(self: LaunchedSite, local: Local, *more: Any) -> None:
+        opened.append(local.site)
+        original(self, local, *more)
+
+    monkeypatch.setattr(LaunchedSite, "__init__", counted)
+    across(tmp_path, "algorithm=fedbn")
+    assert sorted(opened) == sorted(SITES)
+
+
 @pytest.mark.slow
 def test_pseudonyms_tell_which_cases_are_of_one_patient_and_such_runs_are_compared(tmp_path: Path) -> None:
     for site in SITES:
