@@ -23,6 +23,7 @@ from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.fedsoup import FedSoup
 from fedseg.algorithms.finetune import FedBABU, FineTune
+from fedseg.algorithms.flmrcm import FLMRCM
 from fedseg.algorithms.ga import GA
 from fedseg.algorithms.harmofl import HarmoFL
 from fedseg.algorithms.iopfl import IOPFL
@@ -48,6 +49,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fednova": FedNova,
     "feddyn": FedDyn,
     "moon": Moon,
+    "flmrcm": FLMRCM,
     "fedsam": FedSAM,
     "harmofl": HarmoFL,
     "fedrdn": FedRDN,

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, binary_cross_entropy_with_logits
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.federation.contract import Batch, Site
+from fedseg.federation.contract import Batch, Site, Task
 from fedseg.federation.ranges import FinitePositive
 from fedseg.federation.state import State
 from fedseg.models.select import require_parts
@@ -37,6 +37,7 @@ class FLMRCM(FedAvg):
         discriminator_lr: learning rate of the discriminator, in units of the network's.
     """
 
+    per_site = frozenset({FEATURES})
     leaves_out_unknown = True
     adds_up = True
 
@@ -51,9 +52,11 @@ class FLMRCM(FedAvg):
         super().__init__(*args, **kwargs)
         require_parts(self.model, "algorithm=flmrcm", "encoder")
         self.adversarial, self.features, self.discriminator_lr = adversarial, features, discriminator_lr
-        self.per_site = frozenset({FEATURES}) if adversarial else frozenset()
+        if not adversarial:
+            self.per_site = frozenset()
         axes = max(p.ndim for p in self.model.parameters()) - 2
-        self.discriminator = discriminator(self.model.get_submodule("encoder").out_channels[-1] * POOLED**axes)
+        encoder: Any = self.model.get_submodule("encoder")
+        self.discriminator = discriminator(encoder.out_channels[-1] * POOLED**axes)
         self._seen: list[Tensor] = []  # features of this turn's batches
         self._others = torch.zeros(0)
 
@@ -100,7 +103,7 @@ class FLMRCM(FedAvg):
 
     # ---------------------------------------------------------------- server half
 
-    def broadcast(self, server: State, site: str, task: Any) -> State:
+    def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model, and for training the features of the other sites."""
         message = super().broadcast(server, site, task)
         if task.kind == "train":

@@ -7,8 +7,9 @@
 Each method plays its first round for real, so that what sites tell each other is there in the second one. Then all
 methods take turns: one local fit of the first site each, on batches read beforehand. CPU seconds (on a GPU: seconds) of
 the whole fit over its steps: forward, backward, optimiser, and what a method does once when a fit ends. Medians over
-repetitions but the first; ratios are of paired times. Bytes are those of the last round and of the first site; what it
-told before the first round is counted apart. Methods named with --write replace their rows and leave the others.
+repetitions but the first; ratios are of paired times. Bytes are the first site's: those up of the first round, those
+down of the second; what it told before the first round is counted apart. Methods named with --write replace their rows
+and leave the others.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ class Fit:
 
     def _receive(self) -> None:
         message: State = self.algorithm.broadcast(self.server, self.site.name, self.task)
+        if self.traffic.bytes["down"]:  # of the second round, where what sites showed in the first one is sent along
+            self.traffic.bytes["down"] = sum(message.sizes().values())
         self.worker.receive(message, self.kept, self.site)
 
     def _placed(self, batch: Batch) -> Batch:
@@ -148,8 +151,8 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], common: Sequence[str], 
     header = (
         f"# Measured by `python -m benchmarks.steps --write`: a fit of {steps} steps of the main job "
         f"({' '.join(['default.yaml', *common])}), one thread of a CPU, PyTorch {torch.__version__.split('+')[0]}.\n"
-        "# step: CPU seconds over FedAvg's; up, down: bytes of a round and site; kept: bytes at a site between rounds; "
-        "told: bytes before round 1.\n"
+        "# step: CPU seconds over FedAvg's; up, down: bytes of a site in round 1, in round 2; kept: bytes at a "
+        "site between rounds; told: bytes before round 1.\n"
     )
     columns = ("method", "step", "up", "down", "kept", "told", "sends", "settings")
     found: dict[str, Mapping[str, Any]] = {}

@@ -538,6 +538,7 @@ SINGLY = {
     "cfl": r"compares the updates of a round with each other \(reads_updates\)",
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
+    "flmrcm": r"shows the group features of each site singly \(per_site\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }
 EXACT = {name: r"computes with the group \w+ \(exact_groups\)" for name, m in ALGORITHMS.items() if m.exact_groups}
