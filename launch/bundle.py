@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.common.files import write_atomic
+from fedseg.datamodules import MultiCenterDataModule
 from fedseg.launch import bundle_steps
 from fedseg.launch.card import LIMITS, Card, outputs
 from fedseg.reporting.folder import file_name
@@ -30,6 +31,13 @@ image. configs/inference.json holds the settings, scripts/steps.py the steps fro
 card of the model follows.
 
 """
+
+
+def reads_plainly(data: MultiCenterDataModule) -> bool:
+    """Whether new images are decoded by this suite's readers alone, which a bundle repeats, and not by a data set's."""
+    kind, plain = type(data), MultiCenterDataModule
+    told = kind.read_new is not plain.read_new and kind.read_new.__module__.startswith("fedseg.")
+    return kind.read is plain.read or told  # those of ours that say how new images are read take plain files
 
 
 def write_bundle(folder: Path, program: Path, card: Card, batch: int) -> None:

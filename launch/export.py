@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
 from fedseg.datamodules.new import NewImages
-from fedseg.launch.bundle import write_bundle
+from fedseg.launch.bundle import reads_plainly, write_bundle
 from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
 from fedseg.launch.reopen import Reopened
@@ -108,6 +108,11 @@ def export_models(
         DataError: an image that cannot be read, or that the network does not take.
     """
     models = SavedModels(Reopened.read(RunFolder(run)))
+    if bundle and not reads_plainly(data := models.run.experiment.data):
+        raise ReportingError(
+            f"{models.title}: {type(data).__name__} reads files in a way of its own, which a bundle does not know; "
+            "export without --bundle"
+        )
     wanted: list[tuple[str, str | None, NewImages | None]] = [(*model, None) for model in _wanted(models, sites)]
     if images is not None:
         view = models.choose(None, OWN_STATISTICS)

@@ -19,7 +19,9 @@ from PIL import Image
 import export
 import predict
 import train
+from fedseg.datamodules import DATASETS, Case, FolderDataModule, MultiCenterDataModule, Sample
 from fedseg.launch import bundle_steps
+from fedseg.launch.bundle import reads_plainly
 from tests.data_files import picture, save, save_volume
 from tests.test_export import SMALL
 from tests.test_predict import OBLIQUE
@@ -199,6 +201,37 @@ def test_a_bundle_runs_where_the_suite_is_not_there(kind: str, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     same_masks(tmp_path / "written", tmp_path / "masks" / "masks")
+
+
+class Own(FolderDataModule):
+    """Reads in its own way, new images too."""
+
+    def read(self, case: Case) -> Sample:
+        return super().read(case)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        *((kind, name != "lgg") for name, kind in DATASETS.items()),
+        (Own, False),
+        (type("New", (Own,), {"read_new": Own.read}), False),
+    ],
+)
+def test_a_bundle_reads_as_the_suite_s_own_readers_do(kind: type[MultiCenterDataModule], plain: bool) -> None:
+    assert reads_plainly(kind.__new__(kind)) == plain
+
+
+def test_what_a_bundle_could_not_read_alike_is_refused_and_the_cure_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([f"output={tmp_path / 'run'}", "algorithm=fedavg", *SMALL, "federation.rounds=1"]) == 0
+    monkeypatch.setattr("fedseg.launch.export.reads_plainly", lambda data: False)
+    command = [str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert export.main([*command, "--bundle"]) == 2
+    assert "PhantomDataModule reads files in a way of its own" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert export.main(command) == 0
 
 
 @pytest.mark.parametrize(
