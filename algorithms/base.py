@@ -126,7 +126,7 @@ class Algorithm(StockModule):
             self.views = tuple(view for view in self.views if view != "global") or ("personal",)
             self.unseen_views, self.adapts = (), False
         self.save_hyperparameters(self._settings)
-        self.parts = Parts(model, self.personal)
+        self.parts = Parts(model, self.personal, trains=self.labelled)
         self._frozen_mark = mark(self.frozen) if self.parts.frozen else None
         self._copies: dict[str, str] = {}  # tensors of second models that never change: their name in the model
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)

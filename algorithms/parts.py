@@ -24,6 +24,11 @@ class Parts:
     Integer buffers (batch counters) have no mean: they stay at the site. What never changes (`models.freeze.frozen`)
     is the same everywhere: it neither travels nor is kept, whatever is personal.
 
+    Args:
+        model: the network.
+        personal: what is to stay at each site.
+        trains: whether what stays is a part that learns, as in every method but one that pre-trains the rest.
+
     Attributes:
         parameters: shared parameters.
         buffers: shared running statistics.
@@ -35,10 +40,10 @@ class Parts:
         ValueError: nothing is left of what is personal, since none of it ever changes.
     """
 
-    def __init__(self, model: nn.Module, personal: Selector) -> None:
+    def __init__(self, model: nn.Module, personal: Selector, *, trains: bool = True) -> None:
         state, fixed = model.state_dict(), frozen(model)
         own = personal(model)
-        if own and own <= fixed:
+        if trains and own and own <= fixed:
             raise ValueError(
                 "all that this method keeps at a site belongs to a part of the network that does not learn "
                 "(model.freeze_encoder=true), so that no site could differ from the others; take "

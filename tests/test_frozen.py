@@ -54,6 +54,14 @@ def test_what_is_frozen_is_found_in_every_kind_of_network() -> None:
     assert frozen(freeze_all(TinyNet())) == TinyNet().state_dict().keys()
 
 
+def test_a_stage_that_pre_trains_leaves_the_rest_of_the_network_as_it_is_whatever_normalises() -> None:
+    for norm in ("batch", "group"):
+        algorithm = build("contrastive", norm=norm, pairing="instance")
+        travels = {name.partition(".")[0] for name in algorithm.parts.parameters}
+        assert travels
+        assert not travels & {"decoder", "segmentation_head"}
+
+
 def freeze_all(model: nn.Module) -> nn.Module:
     freeze(model)
     return model
