@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
+from fedseg.common.ending import ending
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.admission import Admission, Limits, unbounded
 from fedseg.federation.checkpoint import Checkpoint
@@ -261,6 +262,7 @@ class Federation:
             round, server = snapshot.round, self.algorithm.restored(snapshot.server)
             self.transport.restore(snapshot.kept)
         while round < self.schedule.rounds and not self._spent(server):
+            ending.heed()
             round += 1
             server = self._round(round, server)
         self._record = RoundRecord(round + 1, 0.0)

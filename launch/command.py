@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from fedseg import missing
+from fedseg.common.ending import ending
 from fedseg.common.text import printable
 from fedseg.console import own_files, steady_output
 
@@ -50,7 +50,9 @@ def guarded(
         print(f"error: this is Python {sys.version.split()[0]}; {needed} or newer is needed", file=sys.stderr)
         return MISTAKE
     with suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, _interrupt)
+        ending.forget()
+        for asked in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(asked, ending.ask)
     with steady_output(), own_files():
         try:
             return command(sys.argv[1:] if arguments is None else arguments) or 0
@@ -94,10 +96,6 @@ def mistakes() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; one whose module was never imported cannot have been raised."""
     imported = ((sys.modules.get(f"fedseg.{module}"), name) for module, name in MISTAKES)
     return (OSError, *(getattr(module, name) for module, name in imported if module is not None))
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _told(error: Exception) -> str:
