@@ -13,14 +13,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Gather, compare, report."""
-    from fedseg.launch.compare import compare, help_text, requested
-
     if not arguments or {"--help", "-h"} & set(arguments):
         print(help_text())
         return 0 if arguments else 2
+    from fedseg.launch.compare import compare, requested
+
     report = compare(*requested(arguments))
     print(report.text(sys.stdout))
     return 0
+
+
+def help_text() -> str:
+    """Usage and every setting, read from the sources: no large library is imported."""
+    from fedseg.configs.knobs import knobs
+    from fedseg.configs.sources import meaning
+
+    home = "fedseg.launch.compare"
+    every = {**knobs(meaning(home, "Options")), **knobs(meaning(home, "Destination"))}
+    lines = [f"  {name.removesuffix('_')}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
+    return "\n".join([meaning(home, "USAGE"), *lines])
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.configs.compose import ConfigError, Schema, parsed
-from fedseg.configs.knobs import REQUIRED, Knob, knobs, validated
+from fedseg.configs.knobs import REQUIRED, knobs, validated
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import ELSEWHERE
 from fedseg.reporting.compare.analysis import Analysis
@@ -85,13 +85,6 @@ def requested(arguments: Sequence[str]) -> tuple[list[str], Options, Destination
 def _to_python(argument: str) -> str:
     """Python keeps the word global for itself; the setting of that name is the field global_."""
     return argument.replace("global=", "global_=", 1) if argument.startswith("global=") else argument
-
-
-def help_text() -> str:
-    """Usage and every knob."""
-    every: dict[str, Knob] = {**knobs(Options), **knobs(Destination)}
-    lines = [f"  {name.removesuffix('_')}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
-    return "\n".join([USAGE, *lines])
 
 
 def compare(places: Sequence[str], options: Options, place: Destination, elsewhere: Sequence[str] = ()) -> Report:
@@ -185,8 +178,4 @@ def _extras(
     return look_again(analysis, verdicts, place.cases, output / CASES, elsewhere)
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-__all__ = ["Destination", "Run", "compare", "help_text", "requested"]
+__all__ = ["Destination", "Run", "compare", "requested"]

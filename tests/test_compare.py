@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 
 import compare
-from fedseg.launch.compare import default_settings, requested
+from fedseg.configs.knobs import knobs
+from fedseg.launch.compare import Destination, default_settings, requested
 from fedseg.launch.evidence import extremes
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
@@ -767,6 +768,10 @@ def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.Captu
     told = capsys.readouterr().out
     assert "metric=dice" in told
     assert "pictures=true" in told
+    live = {**knobs(Options), **knobs(Destination)}
+    assert told == f"{compare.help_text()}\n"
+    for name, knob in live.items():
+        assert f"  {name.removesuffix('_')}={compare._shown(knob.default)}   {knob.description}" in told.splitlines()
     assert compare.main([]) == 2
     assert compare.main(["metric=dice"]) == 2
 

@@ -466,12 +466,13 @@ def test_a_screen_of_help_names_every_choice(capsys: pytest.CaptureFixture[str])
         ("train.main(['--help', 'ditto', 'folder', 'training', 'data.size'])", {"torch", "numpy", "pandas"}),
         ("train.main(['--help', 'all'])", {"torch", "numpy", "pandas"}),
         ("train.main(['--help', 'ditoo'])", {"torch", "pytorch_lightning"}),
+        ("compare.main(['--help'])", {"torch", "numpy", "pandas", "scipy"}),
         ("[called(c.main, ['--help']) for c in (predict, export, sweep, evaluate)]", {"torch", "numpy", "pandas"}),
     ],
 )
 def test_help_imports_nothing_that_takes_time(call: str, missing: set[str]) -> None:
     code = f"""
-import sys, train, predict, export, sweep, evaluate
+import sys, train, compare, predict, export, sweep, evaluate
 def called(main, arguments):
     try:
         main(arguments)
