@@ -18,12 +18,12 @@ from fedseg.launch.compare import compare as compare_places
 from fedseg.launch.compare import requested
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.export import Deployed, Exported, export_models
+from fedseg.launch.exports.trained import TrainedModel
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import Chosen, SavedModels
 from fedseg.launch.prediction import PredictionRequest, predict_folder
-from fedseg.launch.reopen import Reopened
 from fedseg.launch.run import default_folder, execute, read_settings
-from fedseg.launch.saved import Chosen, SavedModels
 from fedseg.launch.settings import DATA, METHODS
-from fedseg.launch.trained import TrainedModel
 from fedseg.reporting.compare.report import Report
 from fedseg.reporting.curves import draw_curves
 from fedseg.reporting.folder import RunFolder

@@ -40,8 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or "=" in arguments[0]:
         print(USAGE, file=sys.stderr)
         return 2
-    from fedseg.launch.folds import gather_folds
-    from fedseg.launch.rescore import folds_of
+    from fedseg.launch.protocols.folds import gather_folds
+    from fedseg.launch.scores.rescore import folds_of
     from fedseg.reporting import ReportingError
     from fedseg.reporting.folder import RunFolder
 
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
 def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
     """One run; returns the exit code."""
     from fedseg.common.files import write_atomic
-    from fedseg.launch.rescore import rescore, rescore_across
+    from fedseg.launch.scores.rescore import rescore, rescore_across
     from fedseg.reporting.crossing import matrix, matrix_table
     from fedseg.reporting.summary import summarise
 
@@ -83,7 +83,7 @@ def score_again(folder: "RunFolder", overrides: Sequence[str]) -> int:
 
 def _compared(folder: "RunFolder", scores: "DataFrame", before: "DataFrame") -> int:
     """Say by how much new scores differ from those of the run, or let them take their place; the exit code."""
-    from fedseg.launch.rescore import adopt, difference, last_round_done, other_grid, without_older_definition
+    from fedseg.launch.scores.rescore import adopt, difference, last_round_done, other_grid, without_older_definition
 
     if grid := other_grid(scores, before):
         kept = adopt(folder, scores)

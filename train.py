@@ -72,9 +72,9 @@ def run(arguments: Sequence[str]) -> None:
         print(told(arguments))
         return
     from fedseg.configs.compose import departing
-    from fedseg.launch.folds import execute_folds
+    from fedseg.launch.protocols.folds import execute_folds
+    from fedseg.launch.protocols.stages import execute_stages
     from fedseg.launch.run import Execute, default_folder, execute, traced_settings
-    from fedseg.launch.stages import execute_stages
 
     config, sources = traced_settings([argument for argument in arguments if argument != "--config"])
     if "--config" in arguments:
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
     config = departing(config, {"output": config.output or str(default_folder(config))})
     chosen: Execute = execute
     if config.engine == "flower-simulation":
-        from fedseg.launch.simulation import execute_in_simulation as chosen
+        from fedseg.launch.sites.simulation import execute_in_simulation as chosen
     try:
         if config.stages:
             execute_stages(arguments, config, chosen)

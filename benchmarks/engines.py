@@ -133,7 +133,7 @@ def train(arguments: list[str]) -> None:
 def imports() -> float:
     """CPU seconds in which a site's worker imports everything."""
     before = os.times()
-    subprocess.run([sys.executable, "-c", "import fedseg.launch.site_worker"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import fedseg.launch.sites.site_worker"], cwd=ROOT, check=True)
     after = os.times()
     return after.children_user - before.children_user + after.children_system - before.children_system
 

@@ -28,7 +28,7 @@ from fedseg.federation.contract import Batch, Row, Task
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scoring import Painter, Scorer
+from fedseg.launch.scores.scoring import Painter, Scorer
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.overlays import Picture, draw_framed, window
 

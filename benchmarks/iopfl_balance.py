@@ -32,7 +32,7 @@ from fedseg.federation.client import Images
 from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.reopen import Silent
+from fedseg.launch.folders.reopen import Silent
 from fedseg.launch.settings import SCHEMA
 from fedseg.models.select import normalisation
 

@@ -31,7 +31,7 @@ from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
-from fedseg.launch.pretrained import PretrainedEncoder
+from fedseg.launch.folders.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
 from fedseg.models import Window
 from fedseg.privacy.build import build_transforms

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
 from fedseg.datamodules.new import NewImages
-from fedseg.launch.bundle import reads_plainly, write_bundle
-from fedseg.launch.card import Card
 from fedseg.launch.draft import draft
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
-from fedseg.launch.trained import TrainedModel
+from fedseg.launch.exports.bundle import reads_plainly, write_bundle
+from fedseg.launch.exports.card import Card
+from fedseg.launch.exports.trained import TrainedModel
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import Activation, probabilities
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name

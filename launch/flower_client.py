@@ -30,7 +30,7 @@ def answer(message: Message, context: Context) -> Message:
         raise ValueError("node-config: 'state' is needed, the folder for all that the site keeps")
     state = Path(node["state"]).expanduser()
     arguments = [f"{key}={value}" for key, value in sorted(node.items())]
-    command = [sys.executable, "-m", "fedseg.launch.site_worker", str(os.getppid()), *arguments]
+    command = [sys.executable, "-m", "fedseg.launch.sites.site_worker", str(os.getppid()), *arguments]
     with own_files():
         found = ask(state, command, code_of(str(HERE), *arguments), Envelope.from_records(message.content), cwd=HERE)
     return Message(found.to_records(), reply_to=message)

@@ -27,10 +27,10 @@ def main(grid: Grid, context: Context) -> None:
 
 def run(grid: Grid, arguments: Sequence[str]) -> None:
     """One run, or stages or folds of one."""
-    from fedseg.launch.across import Across
-    from fedseg.launch.folds import execute_folds
+    from fedseg.launch.protocols.folds import execute_folds
+    from fedseg.launch.protocols.stages import execute_stages
     from fedseg.launch.run import read_settings
-    from fedseg.launch.stages import execute_stages
+    from fedseg.launch.sites.across import Across
 
     across = Across(grid)
     config = read_settings([*arguments, "engine=flower"])

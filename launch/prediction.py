@@ -18,8 +18,8 @@ from fedseg.common.files import write_atomic
 from fedseg.datamodules.findings import few
 from fedseg.datamodules.new import NewImage, NewImages, modalities
 from fedseg.launch.draft import draft
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import NEW, Chosen, SavedModels, network_view
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import decide
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
@@ -42,7 +42,7 @@ class PredictionRequest:
         checkpoint: the best saved model by validation score, or the last one.
         probabilities: write them too.
         overlay: draw a picture of every image with its contours.
-        settings: see `launch.reopen.settings`.
+        settings: see `launch.folders.reopen.settings`.
     """
 
     run: Path

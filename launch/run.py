@@ -23,14 +23,14 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Split
 from fedseg.federation.engine import Federation
 from fedseg.federation.ledger import LEDGER, Ledger
-from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.grouping import group_rows
-from fedseg.launch.kept_masks import kept_masks
-from fedseg.launch.restore import check_data, check_states, open_checkpoint
-from fedseg.launch.scoring import Scorer, never_trained, paint_overlays, score_checkpoints
+from fedseg.launch.folders.grouping import group_rows
+from fedseg.launch.folders.kept_masks import kept_masks
+from fedseg.launch.folders.restore import check_data, check_states, open_checkpoint
+from fedseg.launch.scores.crossing import check_crossing, cross_scores
+from fedseg.launch.scores.scoring import Scorer, never_trained, paint_overlays, score_checkpoints
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.terms import agreed_terms, listed
+from fedseg.launch.sites.terms import agreed_terms, listed
 from fedseg.reporting import crossing
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.environment import Meter

@@ -24,11 +24,11 @@ from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.sweeps import Combination, Sweep
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.launch.folds import folds_finished
+from fedseg.launch.protocols.folds import folds_finished
+from fedseg.launch.protocols.stages import changes, is_used
+from fedseg.launch.protocols.stages import plan as plan_stages
 from fedseg.launch.run import differences, finished, saved_config
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.stages import changes, is_used
-from fedseg.launch.stages import plan as plan_stages
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines
 from fedseg.reporting.progress import duration

@@ -23,10 +23,10 @@ from fedseg.configs.compose import FOLDER, ConfigError, as_yaml, compose
 from fedseg.configs.words import tree
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import data_name, method_name
-from fedseg.launch.search import Axis, search_space
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.study import Study, Trial, best_of, counted
 from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outcome, run_jobs, split, whole, workers
+from fedseg.launch.tuning.search import Axis, search_space
+from fedseg.launch.tuning.study import Study, Trial, best_of, counted
 from fedseg.reporting import ReportingError
 from fedseg.reporting.progress import duration
 from fedseg.reporting.summary import Table

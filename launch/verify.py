@@ -90,7 +90,7 @@ def _keys(folder: RunFolder) -> dict[str, str]:
     path = folder.path / KEYS
     if not path.is_file():
         return {}
-    from fedseg.launch.across import read_keys
+    from fedseg.launch.sites.across import read_keys
 
     return read_keys(path)
 

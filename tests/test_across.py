@@ -26,10 +26,10 @@ from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import Facts
 from fedseg.federation.flower.worker import WorkerError, ask
 from fedseg.launch import flower_server
-from fedseg.launch.across import check_transforms, other_versions
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.site import LaunchedSite, Local, Opener
+from fedseg.launch.sites.across import check_transforms, other_versions
+from fedseg.launch.sites.site import LaunchedSite, Local, Opener
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
@@ -211,7 +211,7 @@ def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
     grid = grid_of(tmp_path / "sites")
     run = across(tmp_path / "secret", *settings, "privacy.randomness=secret", grid=grid)
     assert "protects nobody" not in (run.path / "summary.md").read_text()
-    monkeypatch.setattr("fedseg.launch.across.check_transforms", lambda *_: None)
+    monkeypatch.setattr("fedseg.launch.sites.across.check_transforms", lambda *_: None)
     with pytest.raises(RoundError, match=r"privacy\.randomness=secret"):
         across(tmp_path / "seeded", *settings, grid=grid)
 

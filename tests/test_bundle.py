@@ -20,8 +20,8 @@ import export
 import predict
 import train
 from fedseg.datamodules import DATASETS, Case, FolderDataModule, MultiCenterDataModule, Sample
-from fedseg.launch import bundle_steps
-from fedseg.launch.bundle import reads_plainly
+from fedseg.launch.exports import bundle_steps
+from fedseg.launch.exports.bundle import reads_plainly
 from tests.data_files import picture, save, save_volume
 from tests.test_export import SMALL
 from tests.test_predict import OBLIQUE
@@ -141,9 +141,8 @@ def same_masks(written: Path, expected: Path) -> None:
 
 def workflow(bundle: Path, home: Path, **overrides: Any) -> ConfigWorkflow:
     """The bundle in this process, where `scripts` is a package of this repository."""
-    config = (
-        (bundle / "configs" / "inference.json").read_text().replace("scripts.steps.", "fedseg.launch.bundle_steps.")
-    )
+    config = (bundle / "configs" / "inference.json").read_text()
+    config = config.replace("scripts.steps.", "fedseg.launch.exports.bundle_steps.")
     (bundle / "configs" / "here.json").write_text(config)
     told = {"bundle_root": str(bundle), "dataset_dir": str(home / "new"), "output_dir": str(home / "written")}
     return ConfigWorkflow(

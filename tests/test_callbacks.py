@@ -14,7 +14,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
-from fedseg.launch.site import Local
+from fedseg.launch.sites.site import Local
 from fedseg.reporting.folder import RunFolder
 from tests.tiny_run import phantom_run
 

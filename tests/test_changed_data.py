@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedseg.launch.restore import check_splits
+from fedseg.launch.folders.restore import check_splits
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 

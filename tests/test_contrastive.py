@@ -24,8 +24,8 @@ from fedseg.federation.contract import Cohort, Task
 from fedseg.federation.engine import POOL
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.protocols.stages import execute_stages
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.stages import execute_stages
 from fedseg.models import create_model
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import summarise

@@ -13,10 +13,10 @@ import pytest
 
 import evaluate
 from fedseg.configs.compose import ConfigError
-from fedseg.launch.across import Across
-from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
+from fedseg.launch.scores.crossing import check_crossing
+from fedseg.launch.sites.across import Across
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.across import across_section, across_text
 from fedseg.reporting.compare.analysis import Analysis

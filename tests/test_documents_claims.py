@@ -34,7 +34,7 @@ from fedseg.federation.state import HIGHEST_RANK, LARGEST_HEADER, State, Update
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import finish
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.site import Pseudonyms
+from fedseg.launch.sites.site import Pseudonyms
 from fedseg.privacy.accounting import gaussian_event
 from fedseg.privacy.encryption import DEGREE
 from fedseg.privacy.masked import Masked, threshold

@@ -13,9 +13,9 @@ from torch import nn
 
 import predict
 from fedseg.algorithms.functional.adaptation import affine_weights, minimise_entropy, normalized_entropy
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.rescore import difference, rescore
+from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import execute
+from fedseg.launch.scores.rescore import difference, rescore
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 from tests.test_own_statistics import masks_of, stored

@@ -22,8 +22,8 @@ from fedseg.federation.flower.keys import SiteKey, signed
 from fedseg.federation.flower.records import Answer, Facts, checked_update
 from fedseg.federation.flower.transport import FlowerTransport
 from fedseg.federation.state import State
-from fedseg.launch.across import agreed
 from fedseg.launch.command import guarded
+from fedseg.launch.sites.across import agreed
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options

@@ -26,8 +26,8 @@ from fedseg import api
 from fedseg.algorithms.harmonised import Harmonised
 from fedseg.federation.state import State
 from fedseg.launch.export import Deployed, traced
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import SavedModels
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import SavedModels
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save

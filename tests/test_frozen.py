@@ -21,8 +21,8 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import MessageError, Task
 from fedseg.federation.flower.client import _told
 from fedseg.federation.state import State
-from fedseg.launch.rescore import difference, rescore
 from fedseg.launch.run import execute
+from fedseg.launch.scores.rescore import difference, rescore
 from fedseg.models.factory import create_model
 from fedseg.models.freeze import freeze, frozen
 from fedseg.models.volumes import create_monai_model

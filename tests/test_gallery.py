@@ -13,8 +13,8 @@ from PIL import Image
 
 import train
 from fedseg.evaluation import score
-from fedseg.launch.gallery import draw_cases, predict_choices
-from fedseg.launch.reopen import Reopened
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.scores.gallery import draw_cases, predict_choices
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.overlays import draw_case

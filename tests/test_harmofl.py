@@ -13,7 +13,7 @@ from fedseg.algorithms.functional.styles import Amplitude
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import Batch, Task
 from fedseg.federation.state import State
-from fedseg.launch.saved import NamedSite
+from fedseg.launch.folders.saved import NamedSite
 from fedseg.models.losses import build_loss
 from fedseg.models.select import everything
 from tests.lines import golden

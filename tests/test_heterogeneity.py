@@ -19,8 +19,8 @@ from fedseg.evaluation.heterogeneity import (
     spectrum_distance,
     update_differences,
 )
-from fedseg.launch.differences import COLUMNS, site_differences
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.scores.differences import COLUMNS, site_differences
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import save

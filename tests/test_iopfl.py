@@ -22,8 +22,8 @@ from fedseg.federation.client import Images
 from fedseg.federation.contract import Task
 from fedseg.federation.engine import RoundError
 from fedseg.federation.state import State, add
-from fedseg.launch.rescore import difference, rescore
 from fedseg.launch.run import execute, read_settings
+from fedseg.launch.scores.rescore import difference, rescore
 from fedseg.launch.settings import SCHEMA
 from fedseg.models.select import normalisation
 from fedseg.reporting.folder import RunFolder

@@ -12,7 +12,7 @@ from fedseg.configs.compose import ConfigError
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.keys import Pins, SiteKey, signed
 from fedseg.launch import flower_server
-from fedseg.launch.across import read_keys
+from fedseg.launch.sites.across import read_keys
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
 

@@ -21,7 +21,7 @@ from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.help import explained
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.site import Local
+from fedseg.launch.sites.site import Local
 from fedseg.models.losses import OwnLoss
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import make_sites

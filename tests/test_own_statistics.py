@@ -18,9 +18,9 @@ from torch import nn
 import export
 import predict
 from fedseg.algorithms.functional.adaptation import fit_statistics, with_running_statistics
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.rescore import difference, rescore, without_older_definition
+from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import execute
+from fedseg.launch.scores.rescore import difference, rescore, without_older_definition
 from fedseg.reporting.compare.analysis import AGAINST_OWN_STATISTICS, AGAINST_REFERENCE, OVERALL, Analysis
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
@@ -75,7 +75,7 @@ def test_sites_that_took_no_part_are_also_scored_with_their_own_statistics(algor
 
 def test_the_global_model_itself_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(settings(tmp_path / "with", "algorithm=fedavg"))
-    monkeypatch.setattr("fedseg.launch.scoring.with_running_statistics", lambda network: [])
+    monkeypatch.setattr("fedseg.launch.scores.scoring.with_running_statistics", lambda network: [])
     execute(settings(tmp_path / "without", "algorithm=fedavg"))
     one, two = (RunFolder(tmp_path / name).scores() for name in ("with", "without"))
     pd.testing.assert_frame_equal(one[one["view"] != OWN_STATISTICS].reset_index(drop=True), two)

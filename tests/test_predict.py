@@ -24,9 +24,9 @@ import train
 from fedseg.datamodules.cases import Case
 from fedseg.datamodules.readers import Reading, put_back, read_case
 from fedseg.launch import prediction
-from fedseg.launch.gallery import predict_choices
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import SavedModels
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import SavedModels
+from fedseg.launch.scores.gallery import predict_choices
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.overlays import Picture, draw_prediction
 from tests.data_files import picture, save, save_volume, square

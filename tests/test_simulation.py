@@ -17,7 +17,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.kept import Kept
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.simulation import execute_in_simulation
+from fedseg.launch.sites.simulation import execute_in_simulation
 from fedseg.reporting.folder import RunFolder
 from tests.tiny_run import TINY
 from tests.world import assert_same

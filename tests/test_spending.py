@@ -22,7 +22,7 @@ from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.flower.records import Answer, Question, unpack
 from fedseg.federation.state import State
-from fedseg.launch.spending import MOST_NAMED, Spending, Spent, released
+from fedseg.launch.sites.spending import MOST_NAMED, Spending, Spent, released
 from fedseg.privacy.accounting import Account, gaussian_event, pure_event
 from fedseg.privacy.compression import TopK
 from fedseg.reporting.folder import RunFolder

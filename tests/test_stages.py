@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.configs.compose import ConfigError, compose
+from fedseg.launch.protocols.stages import _alone, execute_stages, plan
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.stages import _alone, execute_stages, plan
 from fedseg.launch.sweep import Job
 from fedseg.reporting.folder import RunFolder
 

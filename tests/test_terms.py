@@ -23,8 +23,8 @@ from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.site import Local, Opener
-from fedseg.launch.terms import check_terms, read_terms, sites_behind_a_mean
+from fedseg.launch.sites.site import Local, Opener
+from fedseg.launch.sites.terms import check_terms, read_terms, sites_behind_a_mean
 from fedseg.privacy.masked import Masked
 from fedseg.reporting.crossing import matrix
 from fedseg.reporting.folder import RunFolder

@@ -26,8 +26,8 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.check import main as check_command
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import SavedModels
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import SavedModels
 from fedseg.launch.settings import SCHEMA
 from fedseg.models import create_model, create_monai_model, normalisation, part
 from fedseg.reporting.folder import RunFolder

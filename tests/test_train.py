@@ -21,7 +21,7 @@ import train
 from fedseg.configs.compose import compose, load
 from fedseg.evaluation import FULL
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.launch.rescore import difference
+from fedseg.launch.scores.rescore import difference
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import COLUMNS, RunFolder
 

@@ -20,10 +20,10 @@ from fedseg.federation.engine import RoundError
 from fedseg.federation.ranges import Fixed, ProperShare, Searched, Share
 from fedseg.launch.compare import analysed
 from fedseg.launch.run import execute, saved_config, traced_settings
-from fedseg.launch.search import axis, search_space
 from fedseg.launch.settings import METHODS, SCHEMA
 from fedseg.launch.sweep import DONE, FAILED, Job, Result, outcome
 from fedseg.launch.tune import run_tune
+from fedseg.launch.tuning.search import axis, search_space
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import LeftOut, read_run

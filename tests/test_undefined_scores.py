@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedseg.launch.rescore import difference, without_older_definition
-from fedseg.launch.scoring import _means
+from fedseg.launch.scores.rescore import difference, without_older_definition
+from fedseg.launch.scores.scoring import _means
 from fedseg.reporting.folder import COLUMNS, METRICS
 from fedseg.reporting.overlays import pick_cases
 from fedseg.reporting.reporter import validation_values

@@ -15,8 +15,8 @@ from fedseg.federation.admission import Admission, nameless
 from fedseg.federation.contract import Task
 from fedseg.federation.flower.records import MOST_ROWS, Answer, Facts, checked_update
 from fedseg.federation.state import State, Update
-from fedseg.launch.across import _is_score
 from fedseg.launch.command import guarded
+from fedseg.launch.sites.across import _is_score
 
 SCORE = {
     **dict.fromkeys(("site", "split", "view", "region", "case", "unit", "grid"), "x"),

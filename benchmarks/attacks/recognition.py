@@ -32,7 +32,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Scored, Task
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.reopen import Silent
+from fedseg.launch.folders.reopen import Silent
 from fedseg.launch.settings import SCHEMA
 
 DIALS = Dials(appearance=0.5, annotation=0.5, structure=0.3, amount=0.5)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-if "fedseg.launch.site_worker" in sys.orig_argv:
+if "fedseg.launch.sites.site_worker" in sys.orig_argv:
     sys.path.insert(0, str(Path.cwd()))
     import torch
 

@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 
 from fedseg.configs.compose import ConfigError, departing
 from fedseg.federation.terms import Terms
-from fedseg.launch.across import Across, check_transforms, run_id
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import default_folder
-from fedseg.launch.site import Local, Opener
-from fedseg.launch.terms import check_folder, terms_of
+from fedseg.launch.sites.across import Across, check_transforms, run_id
+from fedseg.launch.sites.site import Local, Opener
+from fedseg.launch.sites.terms import check_folder, terms_of
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.summary import Summary
 

@@ -1,4 +1,4 @@
-"""The process that stays at a site: `python -m fedseg.launch.site_worker PARENT KEY=VALUE ... DOOR`."""
+"""The process that stays at a site: `python -m fedseg.launch.sites.site_worker PARENT KEY=VALUE ... DOOR`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fedseg.console import own_files, steady_output
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.worker import code_of, serve
-from fedseg.launch.site import Local, Opener
+from fedseg.launch.sites.site import Local, Opener
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     parent, *node, door = arguments
     local = Local.read(dict(pair.split("=", 1) for pair in node))
     client = SiteClient(local.site, local.state, Opener(local))
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     serve(Path(door), code_of(str(here), *node), client.answer, int(parent))
 
 

@@ -15,11 +15,11 @@ from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError
 from fedseg.evaluation.statistics import over_seeds
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.launch.differences import site_differences
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.gallery import draw_cases
-from fedseg.launch.reopen import settings
-from fedseg.launch.restore import check_data
+from fedseg.launch.folders.reopen import settings
+from fedseg.launch.folders.restore import check_data
+from fedseg.launch.scores.differences import site_differences
+from fedseg.launch.scores.gallery import draw_cases
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import GLOBAL, Analysis, Model
 from fedseg.reporting.compare.report import Extras, ShownCase
@@ -39,7 +39,7 @@ def look_again(
         verdicts: which two models each site's answer is about.
         count: cases with the largest gain per site, and as many with the largest loss.
         out: folder of the pictures.
-        elsewhere: see `launch.reopen.settings`.
+        elsewhere: see `launch.folders.reopen.settings`.
     """
     differences, no_differences = _differences(analysis, elsewhere)
     cases, no_cases = _cases(analysis, verdicts, count, out, elsewhere)

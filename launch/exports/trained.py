@@ -19,7 +19,7 @@ from fedseg.datamodules import Regions
 from fedseg.federation.contract import Batch
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, build_method, build_network
-from fedseg.launch.saved import NEW, NamedSite, network_view
+from fedseg.launch.folders.saved import NEW, NamedSite, network_view
 from fedseg.models.window import Window
 
 
@@ -81,7 +81,7 @@ class TrainedModel(StockModule):
         """What a worker answers with that has received.
 
         Args:
-            worker: see `fedseg.launch.saved.SavedModels.load`; it is moved to the CPU.
+            worker: see `fedseg.launch.folders.saved.SavedModels.load`; it is moved to the CPU.
             experiment: the run's.
             channels: of the network's input.
             view: which of the worker's models.

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
-from fedseg.launch.search import Axis
 from fedseg.launch.sweep import FAILED, Result
+from fedseg.launch.tuning.search import Axis
 from fedseg.reporting import ReportingError
 
 DRAWN = 5

@@ -15,7 +15,7 @@ from fedseg.federation.checkpoint import Checkpoint, Snapshot
 from fedseg.federation.contract import RoundRecord
 from fedseg.federation.engine import Federation
 from fedseg.launch.experiment import Experiment, Scoring
-from fedseg.launch.restore import check_data, check_states
+from fedseg.launch.folders.restore import check_data, check_states
 from fedseg.launch.run import saved_config
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError

@@ -15,7 +15,7 @@ from fedseg.configs.words import tree
 from fedseg.federation.engine import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.spending import AT_SITE, Spent
+from fedseg.launch.sites.spending import AT_SITE, Spent
 from fedseg.reporting.folder import file_name
 
 NOTHING = Spent()

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules.new import missing_modalities, modalities, stacks
 from fedseg.evaluation import METRICS
+from fedseg.launch.folders.saved import NEW, Chosen, SavedModels
 from fedseg.launch.run import saved_config
-from fedseg.launch.saved import NEW, Chosen, SavedModels
 from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder

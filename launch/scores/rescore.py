@@ -11,11 +11,11 @@ import pandas as pd
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.launch.crossing import check_crossing, cross_scores
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.reopen import Reopened
+from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import saved_config
-from fedseg.launch.scoring import Scorer, score_checkpoints
+from fedseg.launch.scores.crossing import check_crossing, cross_scores
+from fedseg.launch.scores.scoring import Scorer, score_checkpoints
 from fedseg.reporting.compare.runs import FOLDS
 from fedseg.reporting.crossing import COLUMNS as COLUMNS_ACROSS
 from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder
@@ -32,7 +32,7 @@ def rescore(folder: RunFolder, overrides: Sequence[str] = ()) -> pd.DataFrame:
 
     Args:
         folder: the run's folder.
-        overrides: see `launch.reopen.settings`; the grid may change too.
+        overrides: see `launch.folders.reopen.settings`; the grid may change too.
 
     Raises:
         ReportingError: the folder holds no checkpoint, or the run's data changed or can no longer be read.

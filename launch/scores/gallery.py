@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.saved import Chosen
-from fedseg.launch.scoring import LAST, Painter, score_sites, show_all_best
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import Chosen
+from fedseg.launch.scores.scoring import LAST, Painter, score_sites, show_all_best
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
@@ -35,7 +35,7 @@ def draw_cases(
         choices: site -> names of test cases.
         out: a picture goes to OUT/SITE/CASE.png.
         checkpoint: the models that validation chose, or the last ones.
-        elsewhere: see `launch.reopen.settings`.
+        elsewhere: see `launch.folders.reopen.settings`.
 
     Returns:
         (site, case) -> its picture.

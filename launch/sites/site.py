@@ -28,15 +28,15 @@ from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import State, from_bytes
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment, OneByOne
-from fedseg.launch.grouping import group_rows
-from fedseg.launch.kept_masks import kept_masks
-from fedseg.launch.pretrained import PretrainedEncoder
-from fedseg.launch.restore import check_fingerprints, check_splits
+from fedseg.launch.folders.grouping import group_rows
+from fedseg.launch.folders.kept_masks import kept_masks
+from fedseg.launch.folders.pretrained import PretrainedEncoder
+from fedseg.launch.folders.restore import check_fingerprints, check_splits
 from fedseg.launch.run import note_findings, with_sites
-from fedseg.launch.scoring import Scorer
+from fedseg.launch.scores.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.spending import Spending, Spent, released
-from fedseg.launch.terms import check_terms, read_terms
+from fedseg.launch.sites.spending import Spending, Spent, released
+from fedseg.launch.sites.terms import check_terms, read_terms
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym

@@ -17,7 +17,7 @@ from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scoring import BEST, all_sites
+from fedseg.launch.scores.scoring import BEST, all_sites
 from fedseg.reporting.crossing import COLUMNS, SHARED
 from fedseg.reporting.summary import WHOLE
 

@@ -22,7 +22,7 @@ from fedseg.federation.contract import VISITING, Row, Scored, Split, Task
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment, Way
-from fedseg.launch.kept_masks import KeptMasks
+from fedseg.launch.folders.kept_masks import KeptMasks
 from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
 from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
 

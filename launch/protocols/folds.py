@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.restore import open_checkpoint
+from fedseg.launch.folders.restore import open_checkpoint
 from fedseg.launch.run import (
     Execute,
     anchored,

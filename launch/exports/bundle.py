@@ -10,8 +10,8 @@ from typing import Any
 
 from fedseg.common.files import write_atomic
 from fedseg.datamodules import MultiCenterDataModule
-from fedseg.launch import bundle_steps
-from fedseg.launch.card import LIMITS, Card, outputs
+from fedseg.launch.exports import bundle_steps
+from fedseg.launch.exports.card import LIMITS, Card, outputs
 from fedseg.reporting.folder import file_name
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

@@ -17,9 +17,9 @@ from fedseg.federation.checkpoint import Best
 from fedseg.federation.client import seed_everything
 from fedseg.federation.contract import Batch, Task
 from fedseg.federation.state import State
-from fedseg.launch.reopen import Reopened
-from fedseg.launch.restore import read_kept, read_server
-from fedseg.launch.scoring import ADAPTED, LAST, become_sure, take_statistics
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.restore import read_kept, read_server
+from fedseg.launch.scores.scoring import ADAPTED, LAST, become_sure, take_statistics
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS

@@ -27,11 +27,11 @@ from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.federation.state import State
-from fedseg.launch.crossing import check_crossing
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.restore import check_states, open_checkpoint
+from fedseg.launch.folders.restore import check_states, open_checkpoint
 from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score
-from fedseg.launch.terms import listed
+from fedseg.launch.scores.crossing import check_crossing
+from fedseg.launch.sites.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
 from fedseg.reporting.folder import COLUMNS, KEYS, METRICS, RUN_ID, RunFolder
 from fedseg.reporting.reporter import Reporter

@@ -1,0 +1,1 @@
+"""What `export.py` writes of a model, beside its weights."""

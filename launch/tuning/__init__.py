@@ -1,0 +1,1 @@
+"""The search for a method's settings behind `sweep.py tune`."""
