@@ -16,7 +16,7 @@ from fedseg.federation.contract import Task
 from fedseg.federation.flower.records import MOST_ROWS, Answer, Facts, checked_update
 from fedseg.federation.state import State, Update
 from fedseg.launch.command import guarded
-from fedseg.launch.sites.across import _is_score
+from fedseg.launch.sites.across import is_score
 
 SCORE = {
     **dict.fromkeys(("site", "split", "view", "region", "case", "unit", "grid"), "x"),
@@ -100,8 +100,8 @@ def test_an_update_is_held_against_the_greeting_and_the_task() -> None:
     ],
 )
 def test_a_score_that_is_none_is_left_out(change: dict[str, Any]) -> None:
-    assert _is_score(SCORE)
-    assert not _is_score({**SCORE, **change})
+    assert is_score(SCORE)
+    assert not is_score({**SCORE, **change})
 
 
 @pytest.mark.parametrize(("group", "folder_mode", "file_mode"), [("", 0o700, 0o600), ("1", 0o750, 0o640)])
