@@ -9,6 +9,7 @@ from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedala import FedALA
 from fedseg.algorithms.fedamp import FedAMP
 from fedseg.algorithms.fedavg import FedAvg, Pooled
+from fedseg.algorithms.fedawa import FedAWA
 from fedseg.algorithms.fedbn import FedBN, SiloBN
 from fedseg.algorithms.fedce import FedCE
 from fedseg.algorithms.fedcost import FedCost
@@ -57,6 +58,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedcost": FedCost,
     "qffl": QFFL,
     "ga": GA,
+    "fedawa": FedAWA,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,

@@ -533,7 +533,9 @@ SINGLY = {
     "lcfed": r"shows the group head of each site singly \(per_site\)",
     "fedce": r"compares the updates of a round with each other \(reads_updates\)",
     "prrfl": r"compares the updates of a round with each other \(reads_updates\)",
-    **dict.fromkeys(("fedcost", "qffl", "ga"), r"compares the updates of a round with each other \(reads_updates\)"),
+    **dict.fromkeys(
+        ("fedcost", "qffl", "ga", "fedawa"), r"compares the updates of a round with each other \(reads_updates\)"
+    ),
     "softpull": r"compares the updates of a round with each other \(reads_updates\)",
     "cfl": r"compares the updates of a round with each other \(reads_updates\)",
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
