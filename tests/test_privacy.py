@@ -564,7 +564,9 @@ def refusals() -> list[tuple[str, str, str]]:
         "encrypted": SINGLY,
         "masked": SINGLY,
     }
-    chains["top_k"] = dict.fromkeys(("lcfed", "contrastive", *EXACT), r"compression\.top_k sends parts of differences")
+    chains["top_k"] = dict.fromkeys(
+        ("lcfed", "flmrcm", "contrastive", *EXACT), r"compression\.top_k sends parts of differences"
+    )
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
 
