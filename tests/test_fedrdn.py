@@ -107,7 +107,7 @@ def test_the_given_share_of_images_is_drawn_for(share: float, least: float, most
 def test_scoring_takes_the_sites_own_statistics_and_elsewhere_the_mean_over_sites() -> None:
     sites = toy_sites()
     told = {name: statistics(sites[name].images) for name in SITES}
-    told["elsewhere"] = tuple(torch.stack(parts).mean(dim=0) for parts in zip(*told.values(), strict=True))  # type: ignore[assignment]
+    told["elsewhere"] = tuple(torch.stack(parts).mean(dim=0) for parts in zip(*told.values(), strict=True))
     images = sites["s2"].images
     for name, (mean, std) in told.items():
         worker = received(name, "evaluate")
