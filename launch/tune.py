@@ -19,7 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
-from fedseg.configs.compose import FOLDER, ConfigError, as_yaml, compose
+from fedseg.configs.compose import FOLDER, ConfigError, as_yaml, compose, parsed
 from fedseg.configs.words import tree
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import data_name, method_name
@@ -28,6 +28,7 @@ from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outco
 from fedseg.launch.tuning.search import Axis, search_space
 from fedseg.launch.tuning.study import Study, Trial, best_of, counted
 from fedseg.reporting import ReportingError
+from fedseg.reporting.folder import flattened
 from fedseg.reporting.progress import duration
 from fedseg.reporting.summary import Table
 
@@ -67,9 +68,14 @@ class Plan:
         return compose(self._arguments({}), SCHEMA)
 
     @cached_property
+    def by_hand(self) -> list[str]:
+        """Keys of what was given on the command line."""
+        return list(flattened(parsed([f"{key}={value}" for key, value in self.settings.items()], SCHEMA)))
+
+    @cached_property
     def axes(self) -> list[Axis]:
         """Where it is searched."""
-        return search_space(self.config, self.settings.keys())
+        return search_space(self.config, self.by_hand)
 
     @cached_property
     def metric(self) -> str:
@@ -103,6 +109,10 @@ class Plan:
         Raises:
             ConfigError, ReportingError: with the cure.
         """
+        if "algorithm" in self.settings:
+            raise ConfigError(
+                f"the methods to tune are named first: python sweep.py tune {self.settings['algorithm']} ..."
+            )
         if taken := [key for key in self.settings if key in OF_A_TRIAL]:
             raise ConfigError(f"{taken[0]} is the search's own: no trial scores or draws test cases; leave it out")
         if self.config.stages or self.config.protocol != "personalised":
@@ -181,7 +191,7 @@ class Plan:
         keys = [f"algorithm.{key}" for key, told in base.items() if key != "name" and key not in SCHEMA.sections]
         keys = [key for key in keys if key.removeprefix("algorithm.") not in SCHEMA.groups]
         keys += [f"{part}.{key}" for part, told in base.items() if isinstance(told, Mapping) for key in told]
-        keys += [key for key in self.settings if key.startswith("algorithm.")] + list(best.values)
+        keys += [key for key in self.by_hand if key.startswith("algorithm.")] + list(best.values)
         own: dict[str, Any] = {"name": str(config.algorithm.name)}
         beside: dict[str, dict[str, Any]] = {"training": {}}
         for key in dict.fromkeys(keys):

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import fedseg.launch.sweep
 import sweep
 import train
+from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import FOLDER, ConfigError, compose
 from fedseg.configs.sweeps import Sweep, draw, listed
 from fedseg.federation.checkpoint import Checkpoint
@@ -67,6 +68,17 @@ def test_every_combination_of_every_sweep_file_is_a_config(path: Path) -> None:
                 compose(sweep.settings({**combinations[0], key: end}), SCHEMA)
     names = [sweep.run_name(combination) for combination in combinations]
     assert len(set(names)) == len(names)
+
+
+def test_the_benchmark_is_for_every_method_that_segments() -> None:
+    """Also for one that is added: a comparison of all methods leaves none out."""
+    listed_methods = Sweep.read("opponents").parameters["algorithm"]["values"]
+    assert {name for name, method in ALGORITHMS.items() if method.labelled} <= set(listed_methods)
+    sweep = Sweep.read("opponents").fixed({"experiment": "benchmark", "data": "{annotation: 1}", "seed": "0"})
+    configs = [compose(sweep.settings(combination), SCHEMA) for combination in sweep.combinations(None, 0)]
+    assert len(configs) == len(listed_methods)
+    for config in configs:
+        assert (config.data.annotation, config.data.appearance, config.data.amount, config.data.size) == (1, 0, 0, 48)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

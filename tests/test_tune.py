@@ -19,7 +19,7 @@ from fedseg.datamodules import SiteData
 from fedseg.federation.engine import RoundError
 from fedseg.federation.ranges import Fixed, ProperShare, Searched, Share
 from fedseg.launch.compare import analysed
-from fedseg.launch.run import execute, saved_config, traced_settings
+from fedseg.launch.run import execute, flat, saved_config, traced_settings
 from fedseg.launch.settings import METHODS, SCHEMA
 from fedseg.launch.sweep import DONE, FAILED, Job, Result, outcome
 from fedseg.launch.tune import run_tune
@@ -44,6 +44,7 @@ class Pretended:
         self.stop_after = stop_after
         self.tried: list[dict[str, float]] = []
         self.batches: list[int] = []
+        self.jobs: list[Job] = []
 
     def __call__(
         self, jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: int | None
@@ -53,6 +54,7 @@ class Pretended:
             if self.stop_after is not None and len(self.tried) == self.stop_after:
                 raise KeyboardInterrupt
             self.tried.append(dict(job.combination))
+            self.jobs.append(job)
             score = self.score(job.combination)
             if math.isinf(score):
                 yield Result(job, FAILED, exit_code=2 if score > 0 else -9, complaint="it diverged")
@@ -198,6 +200,35 @@ def test_trials_side_by_side_are_as_many(tmp_path: Path) -> None:
     assert runner.batches == [4, 2]
 
 
+@pytest.mark.parametrize("name", ["feddg_released", "lcfed_released", "fedprox_bn", "scaffold", "finetune"])
+def test_a_preset_stays_what_it_departs_from_but_for_what_was_tuned(tmp_path: Path, name: str) -> None:
+    assert run_tune([name, "budget=1", f"output={tmp_path}"], Pretended(near(3e-3))) == 0
+    plain, tuned = (compose([f"algorithm={a}"], SCHEMA) for a in (name, tmp_path / f"{name}_tuned.yaml"))
+    before, now = flat(plain), flat(tuned)
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    assert changed == {"algorithm.preset", "training.trials"}
+
+
+def test_what_is_given_by_hand_of_the_method_stands_in_its_preset(tmp_path: Path) -> None:
+    words = ["ditto", "budget=1", f"output={tmp_path}", "algorithm={lam: 3}", "algorithm.weighting=uniform"]
+    with pytest.raises(ConfigError, match="named first"):
+        run_tune(words, Pretended(near(3e-3)))
+    words[3] = "algorithm.lam=3"
+    assert run_tune(words, Pretended(near(3e-3))) == 0
+    found = compose([f"algorithm={tmp_path / 'ditto_tuned.yaml'}"], SCHEMA).algorithm
+    assert (found.lam, found.weighting) == (3.0, "uniform")
+
+
+def test_trials_are_runs_of_one_group_at_wandb(tmp_path: Path) -> None:
+    for words, group in (([], "tune-phantom-ditto"), (["wandb.group=mine"], "mine")):
+        runner = Pretended(near(3e-3))
+        tune(tmp_path / group, "ditto", runner, *words, budget=2)
+        assert [(job.config.wandb.group, job.config.wandb.name) for job in runner.jobs] == [
+            (group, "ditto-trial_000"),
+            (group, "ditto-trial_001"),
+        ]
+
+
 def test_a_failed_trial_counts_and_a_killed_one_is_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +263,8 @@ def test_a_failed_trial_counts_and_a_killed_one_is_tried_again(
         (["ditto", "budget=2", "protocol=leave_one_site_out"], "leave out stages= and protocol="),
         (["fedavg", "budget=2", "metric=val/personal/dice"], "algorithm=fedavg has val/global/dice"),
         (["ditto", "budget=2", "metric=best/test/global/dice"], "algorithm=ditto has val/personal/dice"),
+        (["ditto", "budget=2", "algorithm=fedprox"], "named first: python sweep.py tune fedprox"),
+        (["fedavg", "budget=2", "training={lr: 0.1}"], "nothing is left to tune"),
         (["ditto", "budget=2", "resume=true"], "resume is not needed"),
     ],
 )
