@@ -480,8 +480,10 @@ def test_an_update_is_trained_minus_received() -> None:
 def test_what_was_frozen_before_is_frozen_still() -> None:
     plain = build("fedavg", MOMENTUM)
     plain.model.encoder.requires_grad_(False)  # type: ignore[union-attr, operator]
+    before = {name: parameter.detach().clone() for name, parameter in plain.model.named_parameters()}
     update, _ = one_turn(ALGORITHMS["fedavg"](plain.model, plain.recipe))
-    assert not update["model"]["encoder.0.weight"].any()
+    assert torch.equal(plain.model.get_parameter("encoder.0.weight"), before["encoder.0.weight"])
+    assert "encoder.0.weight" not in update["model"]
     assert update["model"]["decoder.0.weight"].any()
 
 
