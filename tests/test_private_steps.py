@@ -167,7 +167,7 @@ def _scores(outcome: Any, rounds: int) -> float:
         algorithm.model.load_state_dict({**algorithm.model.state_dict(), **outcome.server["model"]})
     task = Task("evaluate", rounds, 7, splits=("val",))
     site: Any = ToySite.make("s0", 0, count=12)
-    return evaluate(algorithm, site, task)["val/global/dice"]
+    return evaluate(algorithm, site, task).means["val/global/dice"]
 
 
 def test_fine_tuning_stays_at_the_site_and_is_not_noised(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def event(round: int, site: str, kind: str, detail: str = "") -> Row:
 @dataclass
 class Record:
     round: int
+    scores: Sequence[Row] = ()
     rounds: Sequence[Row] = ()
     traffic: Sequence[Row] = ()
     events: Sequence[Row] = field(default_factory=list)
