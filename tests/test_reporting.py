@@ -76,13 +76,13 @@ def event(round: int, site: str, kind: str, detail: str = "") -> Row:
 @dataclass
 class Record:
     round: int
-    scores: Sequence[Row] = ()
     rounds: Sequence[Row] = ()
     traffic: Sequence[Row] = ()
     events: Sequence[Row] = field(default_factory=list)
     updates: Sequence[Row] = ()
     privacy: Sequence[Row] = ()
     audit: Sequence[Row] = ()
+    scores: Sequence[Row] = ()
 
 
 @pytest.fixture

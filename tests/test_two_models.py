@@ -71,7 +71,7 @@ def test_an_earlier_run_s_rounds_are_read_and_gone_on_with(tmp_path: Path) -> No
 class Record:
     """A round without anything but its training."""
 
-    updates = traffic = events = privacy = audit = ()
+    scores = updates = traffic = events = privacy = audit = ()
 
     def __init__(self, round: int) -> None:
         self.round = round
