@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, binary_cross_entropy_with_logits
 
 from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.deepest import with_deepest
 from fedseg.federation.contract import Batch, Site, Task
 from fedseg.federation.ranges import FinitePositive
 from fedseg.federation.state import State
@@ -119,12 +120,9 @@ def discriminator(width: int) -> nn.Sequential:
 
 def pooled_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the deepest map of the network's encoder, pooled: (B, channels times cells)."""
-    maps: list[Tensor] = []
-    hook = network.get_submodule("encoder").register_forward_hook(lambda _module, _args, out: maps.append(out[-1]))
-    logits: Tensor = network(images)
-    hook.remove()
-    pool = adaptive_avg_pool3d if maps[0].ndim == 5 else adaptive_avg_pool2d
-    return logits, pool(maps[0], POOLED).flatten(1)
+    logits, deepest = with_deepest(network, images)
+    pool = adaptive_avg_pool3d if deepest.ndim == 5 else adaptive_avg_pool2d
+    return logits, pool(deepest, POOLED).flatten(1)
 
 
 def domain_loss(own: Tensor, others: Tensor, *, fooled: bool) -> Tensor:

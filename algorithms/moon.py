@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.functional.deepest import with_deepest
 from fedseg.federation.contract import Batch, Site
 from fedseg.federation.ranges import FinitePositive
 from fedseg.federation.state import State
@@ -69,11 +70,8 @@ class Moon(FedAvg):
 
 def with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the deepest map of the network's encoder averaged over each image, (B, C)."""
-    maps: list[Tensor] = []
-    hook = network.get_submodule("encoder").register_forward_hook(lambda _module, _args, out: maps.append(out[-1]))
-    logits: Tensor = network(images)
-    hook.remove()
-    return logits, maps[0].flatten(2).mean(dim=2)
+    logits, deepest = with_deepest(network, images)
+    return logits, deepest.flatten(2).mean(dim=2)
 
 
 def model_contrast(z: Tensor, positive: Tensor, negatives: Sequence[Tensor], temperature: float) -> Tensor:
