@@ -28,11 +28,11 @@ from pathlib import Path
 
 from fedseg.algorithms import ALGORITHMS, Algorithm
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.common.files import write_atomic
 from fedseg.configs.compose import FOLDER, ConfigError, compose
 from fedseg.configs.help import first_line
 from fedseg.configs.words import tree
 from fedseg.launch.command import guarded
+from fedseg.launch.documents import make_anew
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.models.select import NAMED
@@ -332,15 +332,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{strange[0]} is neither a Markdown file nor check=true; see --help")
     check = "check=true" in told
     for document in documents or [Path(os.path.relpath(ROOT / page)) for page in PAGES]:
-        text = document.read_text(encoding="utf-8")
-        made = rewritten(text, document)
-        if made != text and check:
-            raise ReportingError(
-                f"{document} is not what the methods declare; make it anew: python -m fedseg.launch.methods {document}"
-            )
-        if made != text:
-            write_atomic(document, made)
-        print(f"{document}: {'as the methods declare' if made == text else 'made anew'}")
+        make_anew(document, rewritten, check, told="the methods declare", command="fedseg.launch.methods")
     return 0
 
 

@@ -30,15 +30,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.words import written
 from fedseg.launch.command import guarded
 from fedseg.launch.compare import analysed, requested
+from fedseg.launch.documents import make_anew
 from fedseg.launch.run import flat
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
@@ -222,15 +223,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"check={told['check']}: write check=true or check=false")
     check, sources = told.get("check") == "true", Sources(Path(told.get("at", ".")))
     for document in documents:
-        text = document.read_text(encoding="utf-8")
-        made = rewritten(text, document, sources, figures=not check)
-        if made != text and check:
-            raise ReportingError(
-                f"{document} is not what its runs say; make it anew: python -m fedseg.launch.results {document}"
-            )
-        if made != text:
-            write_atomic(document, made)
-        print(f"{document}: {'as its runs say' if made == text else 'made anew'}")
+        make = partial(rewritten, sources=sources, figures=not check)
+        make_anew(document, make, check, told="its runs say", command="fedseg.launch.results")
     return 0
 
 
