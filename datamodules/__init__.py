@@ -5,6 +5,7 @@ from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.folder import FolderDataModule
+from fedseg.datamodules.layouts.fets import FeTSDataModule
 from fedseg.datamodules.layouts.fundus import FundusDataModule
 from fedseg.datamodules.layouts.lgg import LGGDataModule
 from fedseg.datamodules.layouts.polyp import PolypDataModule
@@ -22,6 +23,7 @@ DATASETS: dict[str, type[MultiCenterDataModule]] = {
     "polyp": PolypDataModule,
     "vessels": VesselsDataModule,
     "lgg": LGGDataModule,
+    "fets": FeTSDataModule,
 }
 
 __all__ = [

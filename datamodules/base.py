@@ -292,6 +292,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def cases(self) -> list[Case]:
         """Every case of every site, in any order, without decoding images."""
 
+    def modalities_of(self, site: str) -> tuple[str, ...]:
+        """What a site calls the images that together are a case; none where a case is one file."""
+        return ()
+
     def survey(self, report: Report) -> list[Case]:
         """:meth:`cases` of data that may be broken: a problem is reported, and what can be read on is still listed.
 

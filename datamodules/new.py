@@ -34,11 +34,6 @@ def stacks(data: MultiCenterDataModule) -> bool:
     return isinstance(data, FolderDataModule) and data.stack_slices
 
 
-def modalities(data: MultiCenterDataModule, site: str) -> tuple[str, ...]:
-    """What a site calls the images that together are a case; none where a case is one file."""
-    return data.modalities_of(site) if isinstance(data, FolderDataModule) else ()
-
-
 @dataclass(frozen=True)
 class NewImage:
     """One image or volume.
@@ -200,7 +195,7 @@ def missing_modalities(data: MultiCenterDataModule) -> MissingModalities:
 
 def _files(path: Path, data: MultiCenterDataModule, site: str) -> Mapping[str, tuple[list[str], tuple[int, ...]]]:
     """The images of every case, one for each modality, and the places of those that it lacks."""
-    names = modalities(data, site)
+    names = data.modalities_of(site)
     if path.is_file() and not names:
         return {stem_of(path): ([str(path)], ())}
     if not path.is_dir():

@@ -18,7 +18,6 @@ from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.check.command import Checked, check
 from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
-from fedseg.datamodules.new import modalities
 from fedseg.datamodules.site_folders import there
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.launch.experiment import Experiment
@@ -115,7 +114,7 @@ def _claim(output: Path) -> None:
 def write(checked: Checked, data: MultiCenterDataModule, title: str, output: Path) -> None:
     """Prints the report, and leaves it with findings and contact sheet in a folder."""
     line = headline(checked.sites, checked.findings)
-    named = modalities(data, "")  # as data.modalities calls them, whatever a site does
+    named = data.modalities_of("")  # as data.modalities calls them, whatever a site does
     all_tables = tables(checked, data.regions, data.fitting.setting, named) if checked.sites else []
     print(as_text(title, line, all_tables, checked.findings))
     write_findings(checked.findings, output / "findings.csv")

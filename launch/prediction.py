@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
 from fedseg.datamodules.findings import few
-from fedseg.datamodules.new import NewImage, NewImages, modalities
+from fedseg.datamodules.new import NewImage, NewImages
 from fedseg.launch.draft import draft
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
@@ -148,7 +148,7 @@ def _warn_of_values(images: NewImages, trained: Sequence[str]) -> None:
 
 def _warn_of_absent(images: NewImages) -> None:
     """Modalities that an image lacks, which the network sees as 0."""
-    names = modalities(images.data, images.name)
+    names = images.data.modalities_of(images.name)
     for image in images.images:
         if lacking := ", ".join(names[place] for place in image.case.absent):
             print(f"warning: {image.case.case} has no {lacking}; the network sees 0 in its place", file=sys.stderr)

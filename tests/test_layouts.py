@@ -11,10 +11,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import predict
+import train
 from fedseg.datamodules import DATASETS, DataError, MultiCenterDataModule
+from fedseg.datamodules.layouts.fets import FeTSDataModule
 from fedseg.datamodules.layouts.fundus import FundusDataModule
 from fedseg.datamodules.layouts.lgg import LGGDataModule
 from fedseg.datamodules.layouts.polyp import PolypDataModule
@@ -494,9 +498,115 @@ def test_lgg_refuses_an_unknown_sequence(lgg: Path) -> None:
         LGGDataModule(root=str(lgg), sequence="flairs")  # type: ignore[arg-type]
 
 
+# --- FeTS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fets(tmp_path: Path) -> Path:
+    root = tmp_path / "MICCAI_FeTS2022_TrainingData"
+    rows = ["Partition_ID,Subject_ID"]
+    for number in range(9):
+        subject = f"FeTS2022_{number:05d}"
+        rows.append(f"{1 if number < 4 else 2 if number < 8 else 17},{subject}")
+        brain = np.broadcast_to(disk(12)[..., None], (SIDE, SIDE, 6))
+        for value, name in enumerate(("flair", "t1", "t1ce", "t2"), start=1):
+            save_volume(root / subject / f"{subject}_{name}.nii.gz", np.where(brain, 100 * value, 0).astype(np.int16))
+        labels = np.zeros((SIDE, SIDE, 6), np.uint8)
+        labels[..., 2:4] = np.select([disk(2), disk(4), disk(6)], [1, 4, 2], 0)[..., None]
+        save_volume(root / subject / f"{subject}_seg.nii.gz", labels)
+    (root / "partitioning_1.csv").write_text("\n".join(rows) + "\n")
+    others = [f"{number % 3},{row.partition(',')[2]}" for number, row in enumerate(rows[1:])]
+    (root / "partitioning_2.csv").write_text("\n".join([rows[0], *others]) + "\n")
+    return root
+
+
+def test_fets_sites_are_institutions_and_channels_the_sequences(fets: Path) -> None:
+    data = prepared(FeTSDataModule, fets, leave_out=["institution_17"])
+    assert data.sites == ("institution_01", "institution_02")
+    site = data.site("institution_02")
+    case = site.cases("test")[0]
+    truth = site.truth(case)
+    assert truth.shape == (6, SIDE, SIDE)
+    assert sorted(np.unique(truth)) == [0, 1, 2, 4]
+    masks = data.regions.encode(torch.from_numpy(truth))  # slices first
+    assert list(data.regions.names) == ["whole", "core", "enhancing"]
+    whole, core = 2 * disk(6).sum(), 2 * disk(4).sum()
+    assert masks.sum(dim=(0, 2, 3)).tolist() == [whole, core, core - 2 * disk(2).sum()]
+    assert site.spacing(case) == pytest.approx((3.0, 0.5, 0.5))
+    assert data.in_channels == 4
+    two = prepared(FeTSDataModule, fets, modalities=["t2", "flair"], partitioning="partitioning_2.csv")
+    assert two.sites == ("institution_00", "institution_01", "institution_02")
+    assert two.in_channels == 2
+    assert two.modalities_of("institution_00") == ("t2", "flair")
+
+
+def test_fets_single_subject_site_can_be_held_out(fets: Path) -> None:
+    assert prepared(FeTSDataModule, fets, unseen=["institution_17"]).unseen_sites == ("institution_17",)
+    with pytest.raises(DataError, match="institution_17"):
+        prepared(FeTSDataModule, fets)
+
+
+def edited(change: Callable[[str], str]) -> Callable[[Path], Any]:
+    return lambda root: (root / "partitioning_1.csv").write_text(change((root / "partitioning_1.csv").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (
+            lambda r: (r / "FeTS2022_00001/FeTS2022_00001_t1ce.nii.gz").unlink(),
+            ("FeTS2022_00001_t1ce.nii.gz", "data.modalities"),
+        ),
+        (lambda r: (r / "FeTS2022_00001/FeTS2022_00001_seg.nii.gz").unlink(), ("FeTS2022_00001_seg.nii.gz; add it",)),
+        (lambda r: (r / "partitioning_1.csv").unlink(), ("expected partitioning_1.csv", "data.partitioning")),
+        (lambda r: (r / "extra").mkdir(), ("extra is no subject of partitioning_1.csv",)),
+        (edited(lambda t: t + "3,FeTS2022_99999\n"), ("names FeTS2022_99999, which has no folder",)),
+        (edited(lambda t: t + "3,FeTS2022_00001\n"), ("line 11: FeTS2022_00001 is there twice",)),
+        (edited(lambda t: t.replace("17,", "A,")), ("line 10: write a number and a name",)),
+        (
+            edited(lambda t: t.replace("Partition_ID", "Site")),
+            ("line 2: write a number and a name (Partition_ID,Subject_ID)",),
+        ),
+    ],
+    ids=["image", "mask", "table", "folder", "row", "twice", "number", "header"],
+)
+def test_fets_says_what_does_not_fit(fets: Path, harm: Callable[[Path], Any], words: tuple[str, ...]) -> None:
+    harm(fets)
+    fails(FeTSDataModule, fets, *words)
+
+
+def test_fets_refuses_settings_that_name_nothing(fets: Path) -> None:
+    with pytest.raises(DataError, match="name each image once"):
+        FeTSDataModule(root=str(fets), modalities=["t1", "t1"])
+    with pytest.raises(DataError, match="has no institution_99; remove it"):
+        prepared(FeTSDataModule, fets, leave_out=["institution_99"])
+
+
+@pytest.mark.slow
+def test_fets_trains_and_predicts_in_three_dimensions(fets: Path, tmp_path: Path) -> None:
+    """The preset's own settings, on patches that fit the small volumes."""
+    run = tmp_path / "run"
+    settings = ["data=fets", f"data.root={fets}", "data.unseen=[institution_17]", "data.size=16", "model=unet3d"]
+    settings += [
+        "model.architecture=dynunet",
+        "model.levels=3",
+        "model.width=4",
+        "data.batch_size=1",
+        "algorithm=fedavg",
+    ]
+    settings += ["federation.rounds=1", "federation.local_steps=1", "trainer.threads=1", "evaluation.overlays=false"]
+    assert train.main([*settings, f"output={run}"]) == 0
+    new = tmp_path / "new"
+    new.mkdir()
+    for path in (fets / "FeTS2022_00000").glob("*_[ft]*.nii.gz"):
+        shutil.copy(path, new)
+    assert predict.main([str(run), "--images", str(new), "--out", str(tmp_path / "masks")]) == 0
+    assert len(list((tmp_path / "masks").rglob("*.nii.gz"))) >= 1
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
-LAYOUTS = (FundusDataModule, ProstateDataModule, PolypDataModule, VesselsDataModule, LGGDataModule)
+LAYOUTS = (FundusDataModule, ProstateDataModule, PolypDataModule, VesselsDataModule, LGGDataModule, FeTSDataModule)
 
 
 @pytest.mark.parametrize("module", LAYOUTS)

@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.configs.compose import ConfigError
-from fedseg.datamodules.new import missing_modalities, modalities, stacks
+from fedseg.datamodules.new import missing_modalities, stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels
 from fedseg.launch.run import saved_config
@@ -76,7 +76,7 @@ class Card:
             "window": list(reading.window) if reading.intensity == "window" and reading.window else None,
             "scale_8bit": reading.scale_8bit,
             "spacing": list(reading.spacing) if reading.spacing else None,
-            "modalities": list(modalities(data, self.site or NEW)),
+            "modalities": list(data.modalities_of(self.site or NEW)),
             "missing_modalities": missing_modalities(data),
             "stacked": stacks(data),
             "training_values": self.models.values,
