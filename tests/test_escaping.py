@@ -106,7 +106,8 @@ def wandb_keys(folder: Path, text: str) -> str:
     reporter = Reporter(RunFolder(folder), run, progress=Progress(io.StringIO()))
     reporter.round_started(1, 1, ["a"])
     reporter.site_done("train", 1, "a", {text.replace("/", ""): 0.5}, 0.1)
-    record: Any = SimpleNamespace(round=1, rounds=[], updates=[], traffic=[], events=[], privacy=[], audit=[])
+    tables = ("scores", "rounds", "updates", "traffic", "events", "privacy", "audit")
+    record: Any = SimpleNamespace(round=1, **{table: [] for table in tables})
     reporter.round_done(record)
     assert len(told) > 1
     return "\n".join(told)
