@@ -767,9 +767,7 @@ def _check_answers(schedule: Schedule) -> None:
             )
 
 
-def selection_scores(
-    found: Mapping[str, Mapping[str, float]], sites: Sequence[str], metric: str = "dice"
-) -> dict[str, float]:
+def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[str], metric: str) -> dict[str, float]:
     """Scores that choose the best models: mean over sites for ``global``, each site's own for ``personal/<site>``.
 
     Only validation scores of seen sites come in here; sites without validation cases are left out of the mean. A round

@@ -220,7 +220,7 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     return found | {"values": sorted(types)}  # of decoded images: uint8, or float32 of files above 8 bit
 
 
-def train_and_score(federation: Federation, reporter: Reporter, splits: Sequence[Split] = ("val", "test")) -> None:
+def train_and_score(federation: Federation, reporter: Reporter, splits: Sequence[Split]) -> None:
     """Run all rounds, and score the last and the best models."""
     method: Any = federation.algorithm
     reporter.folder.write_tensors(method.parts.rows(method.model))

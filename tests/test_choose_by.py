@@ -19,7 +19,7 @@ def test_models_are_chosen_by_the_score_that_is_asked_for() -> None:
         "a": {"val/global/dice": 0.2, "val/global/nsd": 0.9, "val/personal/nsd": 0.7},
         "b": {"val/global/dice": 0.4, "val/global/nsd": 0.5},
     }
-    assert selection_scores(found, ["a", "b"]) == {"global": pytest.approx(0.3)}
+    assert selection_scores(found, ["a", "b"], "dice") == {"global": pytest.approx(0.3)}
     assert selection_scores(found, ["a", "b"], "nsd") == {"global": pytest.approx(0.7), "personal/a": 0.7}
     assert selection_scores(found, ["a", "b", "c"], "nsd") == {"personal/a": 0.7}  # c could not be scored
 

@@ -638,13 +638,13 @@ def test_selection_is_the_mean_over_sites_and_each_sites_own() -> None:
         "b": {"val/global/dice": 0.6, "val/global/iou": 0.0},
         "c": {"seconds": 1.0},
     }
-    assert selection_scores(found, "abc") == {"global": 0.4, "personal/a": 0.9}
-    assert selection_scores({"a": {"seconds": 1.0}}, "a") == {}
+    assert selection_scores(found, "abc", "dice") == {"global": 0.4, "personal/a": 0.9}
+    assert selection_scores({"a": {"seconds": 1.0}}, "a", "dice") == {}
 
 
 def test_a_round_in_which_a_site_could_not_be_scored_has_no_global_score() -> None:
     found = {"a": {"val/global/dice": 0.9, "val/personal/dice": 0.7}}
-    assert selection_scores(found, "ab") == {"personal/a": 0.7}
+    assert selection_scores(found, "ab", "dice") == {"personal/a": 0.7}
 
 
 def best_rounds(outcome: Outcome) -> dict[str, int]:

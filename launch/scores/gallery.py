@@ -9,7 +9,7 @@ import numpy as np
 
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import Chosen
-from fedseg.launch.scores.scoring import LAST, Painter, score_sites, show_all_best
+from fedseg.launch.scores.scoring import LAST, PAINTED, Painter, score_sites, show_all_best
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
@@ -83,7 +83,8 @@ def predict_choices(
     painter = Painter(data.regions, choices)
     federation = run.federation(painter)
     if checkpoint == LAST:
-        score_sites(federation, run.snapshot.server, federation.checkpoint.round, checkpoint=LAST)
+        server, round = run.snapshot.server, federation.checkpoint.round
+        score_sites(federation, server, round, splits=PAINTED, checkpoint=LAST)
     else:
         show_all_best(federation)
     scores = run.folder.scores()

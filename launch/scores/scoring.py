@@ -28,6 +28,8 @@ from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
 
 DURING, LAST, BEST = "round", "last", "best"
 ADAPTED = "adapted"
+PAINTED: tuple[Split, ...] = ("test",)
+"""Whose cases are drawn."""
 
 
 class Scorer:
@@ -220,7 +222,7 @@ def take_statistics(algorithm: Algorithm, network: nn.Module, images: Iterable[T
     fit_statistics(network, Prepared(algorithm, images))
 
 
-def score_checkpoints(federation: Federation, server: State, splits: Sequence[Split] = ("val", "test")) -> list[Row]:
+def score_checkpoints(federation: Federation, server: State, splits: Sequence[Split]) -> list[Row]:
     """Score the last model and the best ones on validation and test cases of every site, or on some splits only.
 
     The best global model is chosen by its mean validation score (`evaluation.choose_by`) over seen sites, a site's best
@@ -282,7 +284,7 @@ def paint_overlays(
 def show_all_best(federation: Federation) -> None:
     """Let the best models predict the cases of a painter by which the federation scores."""
     for name in best_models(federation):
-        show_best(federation, name)
+        show_best(federation, name, PAINTED)
 
 
 def best_models(federation: Federation) -> list[str]:
@@ -301,7 +303,7 @@ def last_serves(federation: Federation, name: str) -> bool:
     return all(checkpoint.chosen(other).round == checkpoint.round for other in mixed)
 
 
-def show_best(federation: Federation, name: str, splits: Sequence[Split] = ("val", "test")) -> list[Row]:
+def show_best(federation: Federation, name: str, splits: Sequence[Split]) -> list[Row]:
     """Evaluate one best model where it serves; rows of scores, as of all that follow."""
     if name == ADAPTED:
         return show_best_adapted(federation) if "test" in splits else []
@@ -328,7 +330,7 @@ def score_sites(
     round: int,
     *,
     sites: Sequence[str] | None = None,
-    splits: Sequence[Split] = ("val", "test"),
+    splits: Sequence[Split],
     **options: Any,
 ) -> list[Row]:
     """Ask for scores on these splits of seen sites, and on test cases of unseen ones where test is among the splits."""
