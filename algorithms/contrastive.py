@@ -83,7 +83,9 @@ class Contrastive(FedAvg):
         momentum: of the momentum encoder.
         momentum_policy: what the momentum encoder is at the start of a round: reset is the received encoder, keep is
             the site's own of the round before, federate is the mean of the sites' (the traffic of weights doubles).
-        denominator: what a positive is told from: other_partitions, or all features as the formula is written.
+        denominator: what a positive is told from: features of other_partitions; all features, the positive itself once
+            more, as the formula is written; or all_once, every feature once, as in supervised contrast and the program
+            of PCL. Instance pairs count every feature once anyway.
         own_slice_positive: may other views of a slice be its partners in structural pairs?
         w_local: weight of the contrast with the own site's features as positives.
         w_remote: weight of the contrast with all sites' features as positives (structural pairs only; without features

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedseg.algorithms.contrastive import POSITIONS
 from fedseg.algorithms.functional.infonce import (
     FOREIGN,
     FeatureBank,
@@ -26,7 +27,7 @@ from fedseg.algorithms.functional.trajectory import follow
 
 pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
 GOLDEN = Path(__file__).parent / "golden"
-DENOMINATORS = ("all", "other_partitions")
+DENOMINATORS = ("all", "other_partitions", "all_once")
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -84,6 +85,40 @@ def test_structural_contrast_equals_the_reference(name: str, own_slice_positive:
             close(vectors.grad, data["grad_query"])
 
 
+@pytest.mark.parametrize("name", ["pcl_supcon_s61", "pcl_supcon_s62"])
+@pytest.mark.parametrize("pairs", ["simclr", "gcl", "pcl"])
+def test_every_feature_once_is_the_contrast_of_pcls_program(name: str, pairs: str) -> None:
+    """Every view of every slice is a query, and all other views are what it is compared with."""
+    data, views = golden(name), 2
+    temperature, slices = float(data["temperature"]), len(data["features"])
+    codes = {
+        "simclr": torch.arange(slices),
+        "gcl": data["partition"],
+        "pcl": (data["position"] * POSITIONS).round().long(),
+    }
+    reach = math.ceil(float(data["threshold"]) * POSITIONS) - 1 if pairs == "pcl" else 0
+    given = data["features"].clone().requires_grad_()
+    every = features(functional.normalize(given, dim=-1).flatten(0, 1), codes[pairs].repeat_interleave(views))
+    terms = []
+    for anchor in range(views * slices):
+        others = every[torch.arange(views * slices) != anchor]
+        query = every[anchor : anchor + 1]
+        terms += structural_contrast(
+            query,
+            others,
+            others,
+            temperature=temperature,
+            denominator="all_once",
+            own_slice_positive=True,
+            reach=reach,
+        )
+    local, remote = torch.cat(terms).view(-1, 2).T * temperature / float(data["base_temperature"])
+    close(local, remote, 1e-12)
+    close(local.mean(), data[f"loss_{pairs}"])
+    (gradient,) = torch.autograd.grad(local.mean(), given)
+    close(gradient, data[f"grad_{pairs}"])
+
+
 def example(seed: int = 0) -> tuple[Features, Features, Features]:
     generator = seeded(seed)
     sizes = (6, 12, 30)
@@ -108,6 +143,7 @@ def test_structural_contrast_without_remote_positive_is_finite_and_zero() -> Non
     vectors = query.vectors.clone().requires_grad_()
     results = [contrast(features(vectors, query.partitions), own, pool, d) for d in DENOMINATORS]
     close(results[0][0], results[1][0], 0.0)
+    assert bool((results[2][0] >= results[1][0]).all())  # the other positives of the own bank count, too
     for local, remote in results:
         assert torch.equal(remote, torch.zeros(6, dtype=torch.float64))
         assert bool(local.isfinite().all())

@@ -1,7 +1,8 @@
 """Contrastive losses on feature vectors, and the bank of features they compare with.
 
-Structural contrast between sites (Wu et al., MICCAI 2021), and MoCo's InfoNCE (He et al., CVPR 2020), where a slice has
-no other positive than itself. All sums of exponentials are taken as log-sum-exp.
+Structural contrast between sites (Wu et al., MICCAI 2021), MoCo's InfoNCE (He et al., CVPR 2020), where a slice has no
+other positive than itself, and supervised contrast (Khosla et al., NeurIPS 2020). All sums of exponentials are taken as
+log-sum-exp.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Denominator = Literal["all", "other_partitions"]
+Denominator = Literal["all", "other_partitions", "all_once"]
 FOREIGN = -1  # item number of a feature whose slice is not known here: it came from another site
 
 
@@ -146,8 +147,21 @@ def masked_contrast(
     to_negatives = (query @ negatives.T / temperature).masked_fill(~is_negative, -torch.inf)
     background = torch.logsumexp(to_negatives, dim=1, keepdim=True)
     to_positives = query @ positives.T / temperature
-    each = torch.logaddexp(to_positives, background) - to_positives
-    return torch.where(is_positive, each, 0.0).sum(dim=1) / is_positive.sum(dim=1).clamp(min=1)
+    return _mean_over(is_positive, torch.logaddexp(to_positives, background) - to_positives)
+
+
+def supervised_contrast(
+    query: Tensor, positives: Tensor, is_positive: Tensor, negatives: Tensor, is_negative: Tensor, temperature: float
+) -> Tensor:
+    """-(1/|P|) sum_{k in P} log(e^(q.k/t) / sum_{a in P and N} e^(q.a/t)) for every query.
+
+    Each feature is in the denominator once, the other positives too. Arguments and result are `masked_contrast`'s; with
+    one positive, so is the value.
+    """
+    to_positives, to_negatives = (query @ features.T / temperature for features in (positives, negatives))
+    counted = [to_positives.masked_fill(~is_positive, -torch.inf), to_negatives.masked_fill(~is_negative, -torch.inf)]
+    background = torch.logsumexp(torch.cat(counted, dim=1), dim=1, keepdim=True)
+    return _mean_over(is_positive, background - to_positives)
 
 
 def structural_contrast(
@@ -171,7 +185,7 @@ def structural_contrast(
         pool: the sample Q' from the union of all banks; may hold own features.
         temperature: t > 0.
         denominator: ``all`` counts every feature of the pool as a negative, same partition or not, as the formula is
-            written; ``other_partitions`` only those of other partitions.
+            written; ``other_partitions`` only those of other partitions; ``all_once`` these and the positives.
         own_slice_positive: may features of the query's own slice take part? Otherwise they are left out everywhere.
         reach: how far partition numbers may differ and still count as the same; above 0 for positional contrast,
             where the numbers are fine positions.
@@ -181,14 +195,19 @@ def structural_contrast(
     """
     in_own = _near(query.partitions, own.partitions, reach)
     in_pool = _near(query.partitions, pool.partitions, reach)
-    is_negative = ~in_pool if denominator == "other_partitions" else torch.ones_like(in_pool)
+    is_negative = torch.ones_like(in_pool) if denominator == "all" else ~in_pool
     if not own_slice_positive:
         others = ~_same(query.items, pool.items) | (pool.items == FOREIGN)
         in_own = in_own & (~_same(query.items, own.items) | (own.items == FOREIGN))
         in_pool, is_negative = in_pool & others, is_negative & others
-    local = masked_contrast(query.vectors, own.vectors, in_own, pool.vectors, is_negative, temperature)
-    remote = masked_contrast(query.vectors, pool.vectors, in_pool, pool.vectors, is_negative, temperature)
+    contrast = supervised_contrast if denominator == "all_once" else masked_contrast
+    local = contrast(query.vectors, own.vectors, in_own, pool.vectors, is_negative, temperature)
+    remote = contrast(query.vectors, pool.vectors, in_pool, pool.vectors, is_negative, temperature)
     return local, remote
+
+
+def _mean_over(chosen: Tensor, values: Tensor) -> Tensor:
+    return torch.where(chosen, values, 0.0).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
 
 
 def _same(first: Tensor, second: Tensor) -> Tensor:
