@@ -89,7 +89,7 @@ class Experiment:
                 )
             if self.pretrained is not None:
                 self.pretrained.check(self.config.model)
-            algorithm = self.algorithm(in_channels=3)
+            algorithm = self.declared
             if algorithm.labelled and not algorithm.leaves_out_unknown:
                 self._check_all_counts(f"the loss of algorithm={self.config.algorithm.name} does not", "method")
             if algorithm.labelled and not algorithm.recipe.leaves_out_unknown:
@@ -266,6 +266,11 @@ class Experiment:
     def in_channels(self) -> int:
         """Channels of the network's input."""
         return self.channels * (2 * self.data.neighbours + 1) if self.channels else self.data.in_channels
+
+    @cached_property
+    def declared(self) -> Algorithm:
+        """The method for what it declares, before anything is known of the images; it never learns."""
+        return self.algorithm(in_channels=3)
 
     def algorithm(self, in_channels: int | None = None, trained: bool = False) -> Algorithm:
         """A fresh instance of the method; the same start for every instance of a run.

@@ -177,7 +177,7 @@ class Method:
 @cache
 def _built(name: str, *settings: str) -> Algorithm:
     config = compose([f"algorithm={name}", "data=phantom", "model=tiny", *settings], SCHEMA)
-    return Experiment(config).algorithm(in_channels=3)
+    return Experiment(config).declared
 
 
 def slug(heading: str) -> str:

@@ -186,7 +186,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     with open_reporter(config, folder, job_type, experiment.title) as reporter:
         reporter.progress.say(f"{experiment.title}; the run's folder: {folder.path}")
         scorer = Scorer(experiment, kept_masks(experiment, folder))
-        ledger.begun(checkpoint.round, "", alike=not experiment.algorithm(in_channels=3).answers_singly)
+        ledger.begun(checkpoint.round, "", alike=not experiment.declared.answers_singly)
         with closing(experiment.way(scorer)) as way:
             federation = experiment.federation_over(way, experiment.data.sites, checkpoint, reporter, ledger)
             train_and_score(federation, reporter, experiment.evaluation.splits)

@@ -80,7 +80,7 @@ class Plan:
     @cached_property
     def metric(self) -> str:
         """What is maximised."""
-        views = Experiment(self.config).algorithm(in_channels=3).views
+        views = Experiment(self.config).declared.views
         if not views:
             raise ConfigError(f"algorithm={self.method} has no model that segments: there is nothing to validate")
         there = [metric for view, metric in (("personal", PERSONAL), ("global", GLOBAL)) if view in views]

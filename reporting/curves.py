@@ -125,4 +125,5 @@ def save_curves(figure: Figure, folder: Path) -> list[Path]:
     paths = [folder / "curves.png", folder / "curves.svg"]
     for path in paths:
         legible(figure).savefig(path)
+        figure.set_layout_engine("none")  # the second picture keeps the first one's layout
     return paths

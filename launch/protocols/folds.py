@@ -97,7 +97,7 @@ def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -
     experiment.check()
     if config.data.unseen:
         raise ConfigError("protocol=leave_one_site_out holds every site out in turn; leave data.unseen empty")
-    if not experiment.algorithm(in_channels=3).unseen_views:
+    if not experiment.declared.unseen_views:
         raise ConfigError(
             f"algorithm={config.algorithm.preset} has no model for a site that took no part in training; "
             "protocol=leave_one_site_out needs a method with a global or an adapted model"

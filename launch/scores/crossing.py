@@ -28,7 +28,7 @@ def check_crossing(experiment: Experiment) -> None:
     Raises:
         ConfigError: the method has no personal models.
     """
-    if experiment.evaluation.cross_sites and "personal" not in experiment.algorithm(in_channels=3).views:
+    if experiment.evaluation.cross_sites and "personal" not in experiment.declared.views:
         raise ConfigError(
             f"evaluation.cross_sites=true compares sites' personal models, and "
             f"algorithm={experiment.config.algorithm.preset} has none: take a method with personal models, or leave "

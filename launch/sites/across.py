@@ -67,7 +67,7 @@ class Across:
         settings = Experiment(config)
         settings.check()
         check_crossing(settings)
-        if settings.algorithm(in_channels=3).trains_on == "pool":
+        if settings.declared.trains_on == "pool":
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
@@ -94,7 +94,7 @@ class Across:
             reporter.notice(other_versions(transport.sites, checkpoint.round))
             reporter.notice(at_first_sight(transport.pins, checkpoint.round))
             seen = [site for site in sites if transport.sites[site].seen]
-            ledger.begun(checkpoint.round, run_id(folder), alike=not settings.algorithm(in_channels=3).answers_singly)
+            ledger.begun(checkpoint.round, run_id(folder), alike=not settings.declared.answers_singly)
             heard = Heard(reporter, transport)
             federation = experiment.federation_over(transport, seen, checkpoint, heard, ledger)
             train_and_score(federation, reporter, experiment.evaluation.splits)

@@ -93,7 +93,7 @@ def check_terms(experiment: Experiment, site: str, terms: Terms, elsewhere: Spen
     Raises:
         ConfigError: naming the site, the terms, and what to take instead.
     """
-    algorithm, seen = experiment.algorithm(in_channels=3), site not in experiment.config.data.unseen
+    algorithm, seen = experiment.declared, site not in experiment.config.data.unseen
     against = [*_protection(experiment, terms, algorithm, elsewhere), *_use(experiment, terms, algorithm, seen)]
     if against:
         told = "; ".join(f"{term}: {cure}" for term, cure in against)
