@@ -29,7 +29,7 @@ from fedseg.datamodules import SiteData
 from fedseg.evaluation import evaluate
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Images
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import EvaluateTask, Scored
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Silent
@@ -68,7 +68,7 @@ class Fold:
             federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), Silent())
             server = federation.run()
         rounds = experiment.schedule.rounds
-        message = federation.algorithm.broadcast(server, held_out, Task("evaluate", rounds, 0))
+        message = federation.algorithm.broadcast(server, held_out, EvaluateTask(rounds, 0))
         published = federation.publish(rounds)
         worker = experiment.algorithm()
         assert isinstance(worker, IOPFL)

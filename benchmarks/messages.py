@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from fedseg.configs.compose import compose
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Task, TrainTask
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import MOST_DATA, Envelope
 from fedseg.federation.flower.keys import SiteKey
@@ -71,7 +71,7 @@ class Exchange:
 
     def round(self, number: int) -> None:
         """One task and its answer."""
-        task = Task("train", number, 0)
+        task = TrainTask(number, 0)
         start = time.process_time()
         within = sum(map(sum, self.watch.spent.values()))
         (update,) = self.ledger.noted({SITE: task}, {SITE: self.message}, self._answers(task))

@@ -29,7 +29,7 @@ import torch
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Batch, RoundRecord, Scored, Task
+from fedseg.federation.contract import Batch, RoundRecord, Scored, TrainTask
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, quieten_libraries
 from fedseg.launch.settings import SCHEMA
@@ -95,7 +95,7 @@ class Fit:
             self.server = federation.run()
             self.algorithm, self.kept = federation.algorithm, federation.transport.kept()[self.site.name]
         self.worker = experiment.algorithm()
-        self.task = Task("train", 2, experiment.config.seed)
+        self.task = TrainTask(2, experiment.config.seed)
         self._receive()
         self.batches = [self._placed(batch) for batch in self.worker.batches(self.site, 0, steps)]
 

@@ -18,7 +18,7 @@ from contextlib import closing
 import torch
 
 from fedseg.configs.compose import compose
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import Scored, TrainTask
 from fedseg.federation.state import Update
 from fedseg.federation.workers import SideBySide
 from fedseg.launch.experiment import Experiment, Way
@@ -35,7 +35,7 @@ def timed(way: Way, experiment: Experiment, round: int) -> tuple[float, list[Upd
     """Wall seconds of a round's local training, and the updates."""
     method, sites = experiment.algorithm(), experiment.data.sites
     server = method.init_server({})
-    tasks = {site: Task("train", round, 0, steps=STEPS) for site in sites}
+    tasks = {site: TrainTask(round, 0, steps=STEPS) for site in sites}
     messages = {site: method.broadcast(server, site, task) for site, task in tasks.items()}
     start = time.perf_counter()
     updates = list(way.ask(tasks, messages))

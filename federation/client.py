@@ -18,7 +18,19 @@ from torch import Tensor
 
 from fedseg.common.parts import PartError, called, is_path
 from fedseg.common.seeds import derive_seed
-from fedseg.federation.contract import Batch, ClientHalf, Evaluate, Row, S, Site, Split, Task, W
+from fedseg.federation.contract import (
+    Batch,
+    ClientHalf,
+    Evaluate,
+    EvaluateTask,
+    Row,
+    S,
+    Site,
+    Split,
+    Task,
+    TrainTask,
+    W,
+)
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Update
 
@@ -164,22 +176,20 @@ def turn(
     start = time.perf_counter()
     examples = site.examples if worker.labelled else site.training_images
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
-    worker.round = task.round if task.kind == "train" else 0
+    worker.round = task.round if isinstance(task, TrainTask) else 0
     worker.receive(message, kept, site)
     answer: State
     rows: list[Row] = []
-    if task.kind == "introduce":
-        answer = worker.introduce(site)
-    elif task.kind == "train":
+    if isinstance(task, TrainTask):
         answer = _train(worker, site, task, compute)
-    elif task.kind == "publish":
-        answer = worker.publish(site)
-    else:
+    elif isinstance(task, EvaluateTask):
         answer, rows = _evaluate(worker, site, task, compute, evaluate)
+    else:
+        answer = {"introduce": worker.introduce, "publish": worker.publish}[task.kind](site)
     update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=examples, rows=rows)
     update.scalars["seconds"] = time.perf_counter() - start
-    trained = task.kind == "train" or (task.personalise and worker.personalises)
-    now_kept = worker.keep() if trained else kept
+    fitted = isinstance(task, EvaluateTask) and task.personalise and worker.personalises
+    now_kept = worker.keep() if fitted or isinstance(task, TrainTask) else kept
     broken = update.non_finite() + now_kept.non_finite()
     if broken:
         refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
@@ -195,7 +205,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _train(worker: ClientHalf, site: Site, task: Task, compute: Compute) -> State:
+def _train(worker: ClientHalf, site: Site, task: TrainTask, compute: Compute) -> State:
     full = task.steps if task.steps is not None else site.steps(task.epochs, worker.labelled)
     can = site.examples if worker.labelled else site.training_images
     steps = max(1, round(full * task.work)) if full and can else 0
@@ -207,7 +217,9 @@ def _train(worker: ClientHalf, site: Site, task: Task, compute: Compute) -> Stat
     return payload
 
 
-def _evaluate(worker: W, site: S, task: Task, compute: Compute, evaluate: Evaluate[W, S]) -> tuple[State, list[Row]]:
+def _evaluate(
+    worker: W, site: S, task: EvaluateTask, compute: Compute, evaluate: Evaluate[W, S]
+) -> tuple[State, list[Row]]:
     fitted = {"steps": 0.0, "fit_seconds": 0.0}
 
     def fit(steps: int) -> None:

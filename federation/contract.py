@@ -18,7 +18,6 @@ T = TypeVar("T")
 W = TypeVar("W", bound="ClientHalf")
 S = TypeVar("S", bound="Site")
 Batch = dict[str, Any]
-Kind = Literal["introduce", "train", "evaluate", "publish", "consult"]
 Split = Literal["train", "val", "test"]
 Row = dict[str, Any]
 LOSS, PERSONAL_LOSS = "loss", "loss_personal"
@@ -32,40 +31,77 @@ class MessageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one site is asked to do; nobody can write notes on it.
+class TrainTask:
+    """Train at a site, and send what travels.
 
     Attributes:
-        kind: what to do.
-        round: 1 for the first round; 0 before it.
+        kind: what every task is told by: in seeds, messages, ledgers and tables.
+        round: 1 for the first round.
         seed: the run's seed; a turn derives its own from (seed, kind, round, site).
         steps: local optimiser steps; None lets `epochs` decide.
         epochs: passes over the site's labelled training images, when `steps` is None.
         work: share of that work to do (unequal local work), or several times it (pooled training).
-        splits: which splits to evaluate.
-        checkpoint: which model is evaluated: ``round`` while training, ``last`` or ``best`` at the end.
-        personalise: whether an evaluation first lets the method fit its personal model (fine-tuning methods).
-        adapt: whether an evaluation first lets the method adapt what was published, to the images of a site that never
-            took part.
-        views: views to evaluate; empty for all that the method has.
-        topic: what a transform's server side asks its site side in a consultation: ``transform/stage``; elsewhere
-            `VISITING`, or empty.
         sites: how many sites train at the same time, whose updates may become one; 0 where that is not told.
     """
 
-    kind: Kind
+    kind: Literal["train"] = field(default="train", kw_only=True)
     round: int
     seed: int
     steps: int | None = None
     epochs: float = 1.0
     work: float = 1.0
+    sites: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Score the views of a method at a site.
+
+    Attributes:
+        kind: as of a `TrainTask`, as are `round` and `seed`.
+        round: rounds done.
+        seed: the run's seed.
+        splits: which splits to evaluate.
+        checkpoint: which model is evaluated: ``round`` while training, ``last`` or ``best`` at the end.
+        personalise: whether the method first fits its personal model (fine-tuning methods).
+        adapt: whether the method first adapts what was published, to the images of a site that never took part.
+        views: views to evaluate; empty for all that the method has.
+        topic: `VISITING`, or empty.
+    """
+
+    kind: Literal["evaluate"] = field(default="evaluate", kw_only=True)
+    round: int
+    seed: int
     splits: tuple[Split, ...] = ()
     checkpoint: str = "round"
     personalise: bool = False
     adapt: bool = False
     views: tuple[str, ...] = ()
     topic: str = ""
-    sites: int = 0
+
+
+@dataclass(frozen=True)
+class QueryTask:
+    """Tell something, and neither train nor score.
+
+    Attributes:
+        kind: ``introduce`` before round 1; ``publish`` a personal model; ``consult`` the site side of a transform.
+        round: rounds done; of a consultation, the round at hand.
+        seed: the run's seed.
+        checkpoint: which personal model is published: ``round``, or ``best``.
+        topic: what a transform's server side asks its site side: ``transform/stage``; of a model that is published,
+            `VISITING` where it is to be scored at other sites.
+    """
+
+    kind: Literal["introduce", "publish", "consult"]
+    round: int
+    seed: int
+    checkpoint: str = "round"
+    topic: str = ""
+
+
+Task = TrainTask | EvaluateTask | QueryTask
+"""What one site is asked to do; nobody can write notes on it."""
 
 
 class Site(Protocol):
@@ -122,7 +158,7 @@ class Scored:
     rows: list[Row] = field(default_factory=list)
 
 
-Evaluate = Callable[[W, S, Task], Scored]
+Evaluate = Callable[[W, S, EvaluateTask], Scored]
 """Scores the views of a worker, loaded for a site, on the task's splits."""
 
 

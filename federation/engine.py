@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -23,8 +23,10 @@ from fedseg.federation.contract import (
     PERSONAL_LOSS,
     Accumulator,
     Cohort,
+    EvaluateTask,
     Guarantee,
     Observer,
+    QueryTask,
     RoundRecord,
     Row,
     ServerHalf,
@@ -32,6 +34,7 @@ from fedseg.federation.contract import (
     Split,
     T,
     Task,
+    TrainTask,
     Transform,
     Transport,
 )
@@ -284,9 +287,14 @@ class Federation:
         answers = self.transport.ask(tasks, messages)
         for update in answers if self.ledger is None else self.ledger.noted(tasks, messages, answers):
             task = tasks[update.site]
-            passed = {"train": "+".join(self._names), "consult": task.topic}.get(task.kind, "")
-            self._record.audit.extend(_left(self._record.round, task.kind, update, passed))
+            self._record.audit.extend(_left(self._record.round, task.kind, update, self._passed(task)))
             yield update
+
+    def _passed(self, task: Task) -> str:
+        """The transforms that an answer to a task has passed."""
+        if isinstance(task, TrainTask):
+            return "+".join(self._names)
+        return task.topic if task.kind == "consult" else ""
 
     def sample(self, round: int, history: History | None = None) -> tuple[list[str], list[str]]:
         """Sites that take part in a round, and those that were asked but are absent."""
@@ -315,7 +323,7 @@ class Federation:
         sites: Sequence[str],
         splits: tuple[Split, ...],
         published: State | None = None,
-        **options: object,
+        **options: Any,
     ) -> dict[str, Update]:
         """Scores of the algorithm's views at some sites, as means and as rows: site -> what it told.
 
@@ -327,10 +335,7 @@ class Federation:
             published: what `publish` returned, for sites that never took part: they adapt it before they are scored.
             options: go into the task.
         """
-        task = replace(
-            Task("evaluate", round, self.seed, splits=splits, adapt=published is not None),
-            **options,  # type: ignore[arg-type]
-        )
+        task = EvaluateTask(round, self.seed, splits, adapt=published is not None, **options)
         messages = {site: self.algorithm.broadcast(server, site, task) for site in sites}
         if published is not None:
             messages = {site: State({**m.tensors, **published.tensors}, m.scalars) for site, m in messages.items()}
@@ -354,7 +359,7 @@ class Federation:
         Raises:
             RoundError: no site has anything to give, since none has trained.
         """
-        task = Task("publish", round, self.seed)
+        task = QueryTask("publish", round, self.seed)
         answers = self.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
         published = State()
         for update in answers:
@@ -373,12 +378,12 @@ class Federation:
             place = {"round": round + 1, "site": group.partition("/")[2]}
             record.traffic.append({**place, "direction": "up", "group": group, "bytes": size})
         for site in receivers:
-            message = self.algorithm.broadcast(server, site, Task("evaluate", round, self.seed, adapt=True))
+            message = self.algorithm.broadcast(server, site, EvaluateTask(round, self.seed, adapt=True))
             record.traffic.extend(_traffic(round + 1, site, "down", State({**message.tensors, **published.tensors})))
         self.observer.round_done(record)
 
     def _introduce(self) -> dict[str, State]:
-        task = Task("introduce", 0, self.seed)
+        task = QueryTask("introduce", 0, self.seed)
         self._record = record = RoundRecord(0, 0.0)
         answers = self.ask(dict.fromkeys(self.trainers, task), dict.fromkeys(self.trainers, State()))
         introductions: dict[str, State] = {}
@@ -449,7 +454,7 @@ class Federation:
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))
             present = [site for site in present if site in along]
-        tasks = {site: replace(self._task(round, site, work[site]), sites=len(present)) for site in present}
+        tasks = {site: self._task(round, site, work[site], len(present)) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         messages = {site: joined(message, along[site]) if along else message for site, message in messages.items()}
         for site, message in messages.items():
@@ -527,7 +532,7 @@ class Federation:
         self, round: int, topic: str, messages: Mapping[str, State], read: Callable[[str, State], T]
     ) -> dict[str, T]:
         """See `federation.contract.Consult`; what travels is noted."""
-        task = Task("consult", round, self.seed, topic=topic)
+        task = QueryTask("consult", round, self.seed, topic=topic)
         said: dict[str, T] = {}
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
@@ -611,12 +616,12 @@ class Federation:
             return RobustMean(self._combination, self.algorithm.per_site, seed, self.algorithm.uniform_groups)
         return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
-    def _task(self, round: int, site: str, share: float = 1.0) -> Task:
+    def _task(self, round: int, site: str, share: float = 1.0, sites: int = 0) -> TrainTask:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
         share *= 1.0 - self.schedule.work_spread * rng.random()
         share *= self.schedule.work_decay ** min(round - 1, self.schedule.work_decay_rounds)
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
-        return Task("train", round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work)
+        return TrainTask(round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work, sites)
 
     def _accept(self, round: int, arrived: Update, admission: Admission, take: Callable[[Update], None]) -> bool:
         """Decode what arrived, hand it on and note it; whether it could be used."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedseg.common.files import ends_a_line, last_line
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import Row, Task, TrainTask
 from fedseg.federation.state import State, Update
 
 LEDGER = "ledger.jsonl"
@@ -99,7 +99,8 @@ class Ledger:
 
 def about(task: Task) -> Row:
     """What an entry and a receipt tell of a task."""
-    return {"what": task.kind, "round": task.round, "topic": task.topic, "checkpoint": task.checkpoint}
+    topic, checkpoint = ("", "round") if isinstance(task, TrainTask) else (task.topic, task.checkpoint)
+    return {"what": task.kind, "round": task.round, "topic": topic, "checkpoint": checkpoint}
 
 
 def receipt(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fedseg.federation.contract import VISITING, Task
+from fedseg.federation.contract import VISITING, Task, TrainTask
 from fedseg.federation.ranges import check_ranges
 
 
@@ -53,8 +53,9 @@ class Terms:
             task: what is asked.
             shares: whether updates of the run's method become one at all.
         """
-        if task.kind == "train" and shares and max(task.sites, 1) < self.least_sites:
-            return f"least_sites: {self.least_sites}, and this round is of {max(task.sites, 1)}"
+        if isinstance(task, TrainTask):
+            few = shares and max(task.sites, 1) < self.least_sites
+            return f"least_sites: {self.least_sites}, and this round is of {max(task.sites, 1)}" if few else ""
         visiting = task.topic == VISITING
         if task.kind == "publish" and visiting and not self.model_scored_elsewhere:
             return "model_scored_elsewhere: false"
@@ -62,6 +63,6 @@ class Terms:
             return "publishes_model: false"
         if task.kind == "evaluate" and visiting and not self.scores_others:
             return "scores_others: false"
-        if self.views and (odd := sorted(set(task.views) - set(self.views))):
+        if task.kind == "evaluate" and self.views and (odd := sorted(set(task.views) - set(self.views))):
             return f"views: [{', '.join(self.views)}], without {odd[0][:40]!r}"
         return ""

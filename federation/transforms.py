@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import VISITING, Evaluate, S, Site, Task, Transform, W
+from fedseg.federation.contract import (
+    VISITING,
+    Evaluate,
+    EvaluateTask,
+    QueryTask,
+    S,
+    Site,
+    Task,
+    TrainTask,
+    Transform,
+    W,
+)
 from fedseg.federation.state import State, Update
 
 PREFIX = "transform/"
@@ -39,19 +50,21 @@ def answer(
     """
     if task.kind == "consult":
         return _consulted(site, task, message, transforms), kept
-    if task.topic == VISITING:
-        return _visited(worker, site, task, message, kept, compute, evaluate), kept
+    if not isinstance(task, TrainTask) and task.topic == VISITING:
+        if isinstance(task, EvaluateTask):
+            return _visited(worker, site, task, message, compute, evaluate), kept
+        return _given_away(site, kept), kept
     if not transforms:
         return turn(worker, site, task, message, kept, compute, evaluate)
     memories = {transform.name: remembered(kept, transform.name) for transform in transforms}
     own = forgotten(kept)
-    if task.kind == "train":
+    if isinstance(task, TrainTask):
         reasons = filter(None, (transform.refusal(memories[transform.name]) for transform in transforms))
         if reason := next(reasons, "") or _prepared(site, message, transforms):
             return _refused(site, reason, told(memories)), kept
         message = forgotten(message)
     update, now = turn(worker, site, task, message, own, compute, evaluate)
-    if task.kind != "train" or update.refusal:
+    if not isinstance(task, TrainTask) or update.refusal:
         return update, kept if now is own else with_memories(now, memories)
     start = time.perf_counter()
     for index, transform in enumerate(transforms):
@@ -98,7 +111,7 @@ def told(memories: Mapping[str, State]) -> dict[str, float]:
     return {f"{PREFIX}{name}/{key}": s[key] for name, s in found.items() for key in (EPSILON, SPENT) if key in s}
 
 
-def _consulted(site: Site, task: Task, message: State, transforms: Sequence[Transform]) -> Update:
+def _consulted(site: Site, task: QueryTask, message: State, transforms: Sequence[Transform]) -> Update:
     name, _, stage = task.topic.partition("/")
     found = next((transform for transform in transforms if transform.name == name), None)
     if found is None or stage == TRAIN:
@@ -110,13 +123,16 @@ def _consulted(site: Site, task: Task, message: State, transforms: Sequence[Tran
     return Update(tensors=said.tensors, scalars=said.scalars, site=site.name, examples=0)
 
 
+def _given_away(site: Site, kept: State) -> Update:
+    """This site's personal model."""
+    own = {group: kept.tensors[group] for group in MODELS if group in kept.tensors}
+    return Update(tensors=own, site=site.name, examples=0)
+
+
 def _visited(
-    worker: W, site: S, task: Task, message: State, kept: State, compute: Compute, evaluate: Evaluate[W, S]
+    worker: W, site: S, task: EvaluateTask, message: State, compute: Compute, evaluate: Evaluate[W, S]
 ) -> Update:
-    """Give this site's personal model away, or score the one that came from another site."""
-    if task.kind == "publish":
-        own = {group: kept.tensors[group] for group in MODELS if group in kept.tensors}
-        return Update(tensors=own, site=site.name, examples=0)
+    """Score the personal model that came from another site."""
     came = {group: ts for group, ts in message.tensors.items() if group.startswith(VISITOR)}
     others = {group.removeprefix(VISITOR): ts for group, ts in came.items()}
     plain = {group: ts for group, ts in message.tensors.items() if group not in came}

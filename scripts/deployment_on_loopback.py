@@ -17,7 +17,7 @@ from fedseg.configs.compose import compose
 from fedseg.datamodules.phantom.data import draw_case
 from fedseg.datamodules.phantom.style import Dials
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import QueryTask
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State
 from fedseg.launch.run import execute
@@ -101,7 +101,7 @@ def compare(folder: Path) -> int:
         differences.append("the server's tensors")
     run = (across.path / "run-id.txt").read_text().strip()
     for site in SITES:
-        kept = Kept(folder / site / "state" / run / "kept").before(Task("publish", reference.round, 0))
+        kept = Kept(folder / site / "state" / run / "kept").before(QueryTask("publish", reference.round, 0))
         if not same(kept, reference.kept[site]):
             differences.append(f"what {site} kept")
     print(f"\ndifferent: {', '.join(differences)}" if differences else "\nboth runs ended the same, bit for bit")

@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import EvaluateTask, QueryTask, Row, Task
 from fedseg.federation.engine import POOL, Federation, Schedule
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
@@ -83,7 +83,7 @@ class ToyOpen:
     def release(self, before: State, after: State) -> None:
         """Toy sites have no terms, and nothing to account for."""
 
-    def told(self, task: Task, rows: list[Row]) -> list[Row]:
+    def told(self, task: EvaluateTask, rows: list[Row]) -> list[Row]:
         return []
 
 
@@ -145,4 +145,4 @@ def federate(
 def latest(folder: Path) -> State:
     from fedseg.federation.flower.kept import Kept
 
-    return Kept(folder / RUN / "kept").before(Task("publish", 99999, 0))
+    return Kept(folder / RUN / "kept").before(QueryTask("publish", 99999, 0))

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from fedseg.algorithms.apfl import APFL
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, TrainTask
 from fedseg.federation.state import State
 from tests.world import CPU, build, evaluate, toy_sites
 
@@ -101,7 +101,7 @@ def drift(alpha_lr: float | None = None) -> Tensor:
     kept = State()
     message = build("fedavg").init_server({})
     for round in range(1, 6):
-        task = Task("train", round, 7, steps=4)
+        task = TrainTask(round, 7, steps=4)
         _, kept = turn(worker, toy_sites()["s1"], task, message, kept, CPU, evaluate)
     return kept["own"]["alpha"]
 
@@ -118,9 +118,7 @@ def test_clipping_takes_each_models_gradient_by_itself() -> None:
             worker = build(kind, Training(optimizer="sgd", lr=0.5))
             message = build("fedavg").init_server({})
             compute = Compute(accelerator="cpu", gradient_clip=clip)
-            update, _ = turn(
-                worker, toy_sites()["s1"], Task("train", 1, 7, steps=3), message, State(), compute, evaluate
-            )
+            update, _ = turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=3), message, State(), compute, evaluate)
             shared[kind, clip] = flat(update["model"].values())
         assert np.array_equal(shared["apfl", clip], shared["fedavg", clip])
     assert not np.array_equal(shared["apfl", None], shared["apfl", 1e-3])

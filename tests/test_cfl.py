@@ -15,7 +15,7 @@ from fedseg.algorithms.functional.parting import parting, parts
 from fedseg.algorithms.functional.rows import cosine
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
 from tests.lines import LineSite, federate_lines
@@ -130,7 +130,7 @@ def test_seen_sites_score_their_groups_model_and_others_the_mean(personal: str |
     server, sites = outcome.server, toy_sites()
     method = outcome.federation.algorithm
     alone = next(name for name in ("s0", "s1", "s2") if server.scalars[f"group/{name}"] == 1)
-    look = Task("evaluate", 2, 7, splits=("val",))
+    look = EvaluateTask(2, 7, splits=("val",))
     worker = build("cfl", **knobs)
     worker.receive(method.broadcast(server, alone, look), outcome.kept[alone], sites[alone])
     theirs = worker.predict(sites[alone].images, "personal")
@@ -142,7 +142,7 @@ def test_seen_sites_score_their_groups_model_and_others_the_mean(personal: str |
     assert method.broadcast(server, "elsewhere", look).tensors.keys() == server.tensors.keys() - {"group/0", "group/1"}
     assert not torch.equal(worker.predict(sites[alone].images, worker.views[0]), theirs)
     assert worker.unseen_views == (() if personal else ("global",))
-    train = Task("train", 3, 7)
+    train = TrainTask(3, 7)
     assert_same(State({"model": method.broadcast(server, "late", train)["model"]}),
                 State({"model": {n: server["group/0"][n] for n in server["model"]}}))  # fmt: skip
 
@@ -150,8 +150,8 @@ def test_seen_sites_score_their_groups_model_and_others_the_mean(personal: str |
 def test_absent_sites_stay_with_the_larger_part(tmp_path: Path) -> None:
     method = build("cfl", **ALWAYS)
     groups = dict.fromkeys(("absent", "s0", "s1", "s2"), 0)
-    update, _ = turn(build("cfl"), toy_sites()["s0"], Task("train", 1, 7, steps=1),
-                     method.broadcast(method.init_server({}), "s0", Task("train", 1, 7)), State(),
+    update, _ = turn(build("cfl"), toy_sites()["s0"], TrainTask(1, 7, steps=1),
+                     method.broadcast(method.init_server({}), "s0", TrainTask(1, 7)), State(),
                      CPU, evaluate)  # fmt: skip
     told = []
     for name, sign in (("s0", 1.0), ("s1", -1.0), ("s2", 1.0)):

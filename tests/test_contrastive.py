@@ -20,7 +20,7 @@ from fedseg.algorithms.functional.partitions import slice_partition
 from fedseg.configs.compose import ConfigError, compose, load
 from fedseg.datamodules import DataError
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Cohort, Task
+from fedseg.federation.contract import Cohort, EvaluateTask, TrainTask
 from fedseg.federation.engine import POOL
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment
@@ -32,7 +32,7 @@ from fedseg.reporting.summary import summarise
 from tests.test_laws import Recording
 from tests.world import Outcome, ToySite, build, simulate, toy_sites
 
-TRAIN = Task("train", 1, 0, steps=2)
+TRAIN = TrainTask(1, 0, steps=2)
 SMALL = {"dimensions": 16, "at_least": 1}
 
 
@@ -283,7 +283,7 @@ def test_features_of_an_absent_site_expire() -> None:
     assert "bank/a" in after(second, "a").tensors
     message = algorithm.broadcast(second, "b", TRAIN)
     assert message["bank/a"].keys() == {"vectors", "partitions"}
-    outsider = algorithm.broadcast(second, "new", Task("evaluate", 1, 0))
+    outsider = algorithm.broadcast(second, "new", EvaluateTask(1, 0))
     assert not any(group.startswith("bank/") for group in outsider.tensors)
 
 
@@ -295,7 +295,7 @@ def test_probes_need_no_labels_and_speak_of_other_sites_only_when_these_were_rec
     site = toy_sites()["s1"]
     worker = method()
     algorithm = outcome.federation.algorithm
-    evaluate = Task("evaluate", 2, 0)
+    evaluate = EvaluateTask(2, 0)
     worker.receive(algorithm.broadcast(outcome.server, "s1", evaluate), outcome.kept["s1"], site)
     found = worker.probe(site, "val")
     assert found.keys() == {"uniformity", "partition_accuracy", "alignment", "cross_site_accuracy"}

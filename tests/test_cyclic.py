@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Cohort, Task, Transform
+from fedseg.federation.contract import Cohort, TrainTask, Transform
 from fedseg.federation.engine import POOL, RoundError
 from fedseg.federation.state import Mean, State
 from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
@@ -23,7 +23,7 @@ def by_hand(rounds: int) -> State:
     server, kept = method.init_server({}), dict.fromkeys(sites, State())
     for round in range(1, rounds + 1):
         for name in (site for site in sites if site != POOL):
-            task = Task("train", round, 7, steps=3)
+            task = TrainTask(round, 7, steps=3)
             message = method.broadcast(server, name, task)
             worker = build("fedavg", rounds=rounds)
             update, kept[name] = turn(worker, sites[name], task, message, kept[name], CPU, evaluate)

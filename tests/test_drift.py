@@ -13,7 +13,7 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.fednova import effective_steps
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
@@ -85,9 +85,9 @@ def test_a_sites_control_variate_is_the_mean_of_its_gradients(
     monkeypatch.setattr(type(worker).__mro__[1], "configure_gradient_clipping", noted)
     for round in (1, 2):
         seen.clear()
-        message = worker.broadcast(server, "s1", Task("train", round, 7))
+        message = worker.broadcast(server, "s1", TrainTask(round, 7))
         message.tensors["control"] = {name: torch.full_like(t, 0.01) for name, t in server["model"].items()}
-        _, kept = turn(worker, site, Task("train", round, 7, steps=4), message, kept, compute, evaluate)
+        _, kept = turn(worker, site, TrainTask(round, 7, steps=4), message, kept, compute, evaluate)
         assert len(seen) == 4
         for name in server["model"]:
             mean = torch.stack([gradients[name] for gradients in seen]).mean(dim=0)
@@ -204,8 +204,8 @@ def test_fednovas_pull_is_fedproxs_and_is_not_clipped() -> None:
         found = []
         for name in ("fedprox", "fednova"):
             worker = build(name, SGD, mu=2.0)
-            message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-            task, compute = Task("train", 1, 7, steps=5), Compute("cpu", gradient_clip=clip)
+            message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+            task, compute = TrainTask(1, 7, steps=5), Compute("cpu", gradient_clip=clip)
             update, _ = turn(worker, toy_sites()["s1"], task, message, State(), compute, evaluate)
             scale = effective_steps(5, pull=SGD.lr * 2.0) if name == "fednova" else 1.0
             found.append(torch.cat([scale * t.reshape(-1) for t in update["model"].values()]))
@@ -278,10 +278,8 @@ def test_a_site_that_feddyn_meets_first_takes_fedproxs_steps() -> None:
     answers = []
     for name, knobs in (("fedprox", {"mu": 0.4}), ("feddyn", {"alpha": 0.4})):
         worker = build(name, SGD, **knobs)
-        message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-        answers.append(
-            turn(worker, toy_sites()["s1"], Task("train", 1, 7, steps=4), message, State(), CPU, evaluate)[0]
-        )
+        message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+        answers.append(turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=4), message, State(), CPU, evaluate)[0])
     assert_same(State(answers[0].tensors), State(answers[1].tensors))
 
 

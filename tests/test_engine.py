@@ -18,7 +18,7 @@ from fedseg.algorithms.recipe import Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint, CheckpointError
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import Batch, Cohort, Scored, Site, Task, Transform
+from fedseg.federation.contract import Batch, Cohort, EvaluateTask, Scored, Site, Task, TrainTask, Transform
 from fedseg.federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transport import InProcess
@@ -37,8 +37,9 @@ class Echo:
         for site, task in tasks.items():
             self.asked.append((site, task))
             tensors = {g: {k: torch.ones_like(t) for k, t in ts.items()} for g, ts in messages[site].tensors.items()}
-            scalars = {"seconds": 0.0, "steps": float(task.steps or 0)}
-            yield Update(tensors if task.kind == "train" else {}, scalars, site=site, examples=1)
+            trains = isinstance(task, TrainTask)
+            scalars = {"seconds": 0.0, "steps": float(task.steps or 0) if trains else 0.0}
+            yield Update(tensors if trains else {}, scalars, site=site, examples=1)
 
     def kept(self) -> Mapping[str, State]:
         return {}
@@ -199,7 +200,7 @@ def test_pooled_training_does_the_steps_of_all_sites_on_all_images(tmp_path: Pat
     assert (row["site"], row["steps"], row["examples"]) == (POOL, 6, 18)
     sites = toy_sites()
     message = build("pooled").init_server({})
-    task = Task("train", 1, SEED, steps=6)
+    task = TrainTask(1, SEED, steps=6)
     update, _ = turn(build("pooled"), sites[POOL], task, message, State(), CPU, evaluate)
     for name, tensor in outcome.server["model"].items():
         torch.testing.assert_close(tensor, message["model"][name] + update["model"][name])
@@ -387,7 +388,7 @@ def test_an_exploding_fine_tuning_is_refused_and_the_run_goes_on(tmp_path: Path)
                 batches[0]["image"] = torch.full_like(batches[0]["image"], torch.nan)
             return batches
 
-    def strict(algorithm: Any, site: ToySite, task: Task) -> Scored:
+    def strict(algorithm: Any, site: ToySite, task: EvaluateTask) -> Scored:
         scores = evaluate(algorithm, site, task)
         if any(math.isnan(score) for score in scores.means.values()):
             raise ValueError("probabilities are not finite")
@@ -694,7 +695,7 @@ def test_gpu_without_a_gpu_and_senseless_compute_are_refused(monkeypatch: Any) -
 
 def test_a_clipped_gradient_is_clipped(tmp_path: Path) -> None:
     sites, message = toy_sites(), build("fedavg").init_server({})
-    task = Task("train", 1, SEED, steps=1)
+    task = TrainTask(1, SEED, steps=1)
     worker = build("fedavg", Training(optimizer="sgd", lr=1.0))
     update, _ = turn(worker, sites["s0"], task, message, State(), Compute("cpu", gradient_clip=1e-3), evaluate)
     norm = math.sqrt(sum(float(t.double().pow(2).sum()) for t in update["model"].values()))

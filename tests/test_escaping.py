@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from fedseg.common.text import FORMULA
 from fedseg.configs.compose import ConfigError
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.keys import SiteKey, signed
 from fedseg.federation.flower.records import Answer, Facts, checked_update
@@ -115,7 +115,7 @@ def wandb_keys(folder: Path, text: str) -> str:
 
 def refusal(folder: Path, text: str) -> str:
     """Why a site says that it did not train; what the engine then notes and tells."""
-    return checked_update(Answer("a", refusal=text), State(), Facts("a", True, 3, 2), Task("train", 1, 0)).refusal
+    return checked_update(Answer("a", refusal=text), State(), Facts("a", True, 3, 2), TrainTask(1, 0)).refusal
 
 
 def greeting(folder: Path, text: str) -> str:

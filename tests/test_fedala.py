@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from fedseg.algorithms.fedala import FedALA
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, TrainTask
 from fedseg.federation.state import State
 from tests.lines import golden
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
@@ -54,11 +54,11 @@ def test_merging_in_two_rounds_is_the_programs(archive: str) -> None:
     knobs: dict[str, Any] = {"tensors": int(data["top_tensors"]), "first_passes": int(data["epochs_first"])}
     worker = FedALA(network, recipe, eta=float(data["eta"]), sample=1.0, **knobs).double()
     site: Any = InOrder(data)
-    _, kept = turn(worker, site, Task("train", 1, 0, steps=1), message(network, data["local0"]), State(), CPU, evaluate)
+    _, kept = turn(worker, site, TrainTask(1, 0, steps=1), message(network, data["local0"]), State(), CPU, evaluate)
     for round in (0, 1):
         sent = message(network, data[f"global{round}"])
         kept.tensors["own"] |= {f"own.{name}": t for name, t in tensors_of(network, data[f"local{round}"]).items()}
-        update, kept = turn(worker, site, Task("train", 2 + round, 0, steps=1), sent, kept, CPU, evaluate)
+        update, kept = turn(worker, site, TrainTask(2 + round, 0, steps=1), sent, kept, CPU, evaluate)
         after = torch.cat([(sent["model"][name] + t).flatten() for name, t in update["model"].items()])
         torch.testing.assert_close(after, data[f"after{round}"], rtol=1e-9, atol=1e-12)
         count = int(data["top_tensors"])
@@ -82,8 +82,8 @@ def test_without_a_step_it_is_fedavg_bit_for_bit(training: Training, tmp_path: P
 
 def test_the_personal_model_is_the_sites_own_after_its_fit() -> None:
     worker, site = build("fedala"), toy_sites()["s1"]
-    sent = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-    update, kept = turn(worker, site, Task("train", 1, 7, steps=3), sent, State(), CPU, evaluate)
+    sent = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+    update, kept = turn(worker, site, TrainTask(1, 7, steps=3), sent, State(), CPU, evaluate)
     worker.receive(sent, kept, site)
     own = dict(worker.network("personal").named_parameters())
     for name, difference in update["model"].items():

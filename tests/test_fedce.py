@@ -12,7 +12,7 @@ import torch
 
 from fedseg.algorithms.fedce import minus
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Cohort, Task
+from fedseg.federation.contract import Cohort, TrainTask
 from fedseg.federation.state import Mean, State, Update
 from tests.lines import golden
 from tests.world import CPU, build, evaluate, simulate, toy_sites
@@ -86,7 +86,7 @@ def test_a_site_scores_the_model_without_itself_from_its_second_round_on() -> No
     server.scalars["share/s1"] = 0.4
     kept, told, found = State(), [], []
     for round in (1, 2, 3):
-        message = worker.broadcast(server, "s1", Task("train", round, 7))
+        message = worker.broadcast(server, "s1", TrainTask(round, 7))
         if kept.tensors:
             probe, last = build("fedce"), {k.removeprefix("last."): t for k, t in kept["own"].items()}
             rest = {
@@ -99,7 +99,7 @@ def test_a_site_scores_the_model_without_itself_from_its_second_round_on() -> No
             answer = probe.predict(site.images, "global") > 0.5
             overlap, size = (answer * site.masks).sum((2, 3)), (answer + site.masks).sum((2, 3))
             found.append(float((2 * overlap / size.clamp(min=1))[size > 0].mean()))
-        update, kept = turn(worker, site, Task("train", round, 7, steps=3), message, kept, CPU, evaluate)
+        update, kept = turn(worker, site, TrainTask(round, 7, steps=3), message, kept, CPU, evaluate)
         told.append(update.scalars["error_without"])
     assert told == pytest.approx([1.0, 1 - found[0] / 2, 1 - sum(found) / 3], abs=1e-5)
     assert 0 < found[0] < 1

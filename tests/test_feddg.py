@@ -20,7 +20,7 @@ from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.configs.compose import compose
 from fedseg.datamodules import PhantomDataModule
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.settings import SCHEMA
@@ -48,7 +48,7 @@ def method(**knobs: Any) -> FedDG:
 
 
 def introductions(sites: Mapping[str, ToySite], **knobs: Any) -> dict[str, State]:
-    task = Task("introduce", 0, 7)
+    task = QueryTask("introduce", 0, 7)
     told = {}
     for name, site in sites.items():
         if name != POOL:
@@ -164,7 +164,7 @@ def test_an_unseen_site_neither_gives_nor_receives(tmp_path: Path) -> None:
     assert not any(groups(message) or groups(update) for _, message, update in visits)
     worker = method()
     server = worker.init_server(introductions(toy_sites()))
-    assert not groups(worker.broadcast(server, "out", Task("train", 1, 7)))
+    assert not groups(worker.broadcast(server, "out", TrainTask(1, 7)))
 
 
 def test_a_site_that_joins_late_receives_the_banks_when_it_does(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_a_site_that_lost_its_banks_is_told_so() -> None:
     worker = method()
     server = worker.init_server(introductions(toy_sites()))
     server.scalars["bank_held/s1"] = 1.0
-    message = worker.broadcast(server, "s1", Task("train", 2, 7, steps=1))
+    message = worker.broadcast(server, "s1", TrainTask(2, 7, steps=1))
     with pytest.raises(RuntimeError, match="site 's1' holds 0 spectra of other sites, not the 12 "):
-        turn(method(), toy_sites()["s1"], Task("train", 2, 7, steps=1), message, State(), CPU, evaluate)
+        turn(method(), toy_sites()["s1"], TrainTask(2, 7, steps=1), message, State(), CPU, evaluate)
 
 
 def test_a_site_without_labels_lends_its_style(tmp_path: Path) -> None:

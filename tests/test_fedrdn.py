@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedseg.algorithms.recipe import Training
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from tests.world import ToySite, assert_same, build, simulate, toy_sites
 
@@ -68,16 +68,16 @@ def test_it_is_fedavg_on_normalised_images_bit_for_bit(kind: str, share: float, 
         assert_same(State({group: ours[group]}), State({group: theirs[group]}))
 
 
-def received(site: str, kind: Any, **knobs: Any) -> Any:
+def received(site: str, kind: type[TrainTask | EvaluateTask], **knobs: Any) -> Any:
     """A worker that has received what a server with three sites sends."""
     worker, sites = build("fedrdn", **knobs), toy_sites()
     server = worker.init_server({name: worker.introduce(sites[name]) for name in SITES})
-    worker.receive(worker.broadcast(server, site, Task(kind, 1, 7)), State(), replace(sites["s0"], name=site))
+    worker.receive(worker.broadcast(server, site, kind(1, 7)), State(), replace(sites["s0"], name=site))
     return worker
 
 
 def test_each_image_is_normalised_by_the_mean_of_one_site_and_the_deviation_of_another() -> None:
-    worker, sites = received("s1", "train"), toy_sites()
+    worker, sites = received("s1", TrainTask), toy_sites()
     told = [statistics(sites[name].images) for name in SITES]
     images = torch.rand(400, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(5)
@@ -97,7 +97,7 @@ def test_each_image_is_normalised_by_the_mean_of_one_site_and_the_deviation_of_a
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 1.0, 1.0), (0.5, 0.45, 0.68), (1.0, 0.05, 0.2)])
 def test_the_given_share_of_images_is_drawn_for(share: float, least: float, most: float) -> None:
-    worker = received("s1", "train", share=share)
+    worker = received("s1", TrainTask, share=share)
     images = torch.rand(400, 3, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(5)
     own = (worker.redrawn(images) - worker.normalize(images)).abs().flatten(1).amax(dim=1) < 1e-5
@@ -110,7 +110,7 @@ def test_scoring_takes_the_sites_own_statistics_and_elsewhere_the_mean_over_site
     told["elsewhere"] = tuple(torch.stack(parts).mean(dim=0) for parts in zip(*told.values(), strict=True))
     images = sites["s2"].images
     for name, (mean, std) in told.items():
-        worker = received(name, "evaluate")
+        worker = received(name, EvaluateTask)
         expected = (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
         torch.testing.assert_close(worker.normalize(images), expected.float(), rtol=1e-4, atol=1e-5)
         assert worker.answers_with()["statistics"]["mean"].shape == (3,)
@@ -120,7 +120,7 @@ def test_a_constant_channel_and_sites_of_other_channels() -> None:
     worker = build("fedrdn")
     flat = ToySite("s", 0, torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 2, 4, 4))
     server = worker.init_server({"s": worker.introduce(flat)})
-    worker.receive(worker.broadcast(server, "s", Task("train", 1, 7)), State(), flat)
+    worker.receive(worker.broadcast(server, "s", TrainTask(1, 7)), State(), flat)
     assert not worker.normalize(flat.images).any()
     assert not worker.redrawn(flat.images).any()
     grey = worker.introduce(replace(flat, images=flat.images[:, :1]))

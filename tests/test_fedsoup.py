@@ -13,7 +13,7 @@ from torch import Tensor
 from fedseg.algorithms.recipe import Training
 from fedseg.algorithms.stock import dice
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, TrainTask
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
 from tests.world import (
@@ -47,7 +47,7 @@ def test_rounds_are_the_programs() -> None:
     for round in range(1, 6):
         ends = []
         for name, site in sites.items():
-            task, message = Task("train", round, 7, steps=3), State({g: server[g] for g in ("model", "buffers")})
+            task, message = TrainTask(round, 7, steps=3), State({g: server[g] for g in ("model", "buffers")})
             plain = State({"model": kept[name].get("model")})
             update, _ = turn(build("fedavg", SGD), site, task, message, plain, CPU, evaluate)
             w, v = server["model"], {n: server["model"][n] + t for n, t in update["model"].items()}
@@ -88,8 +88,8 @@ def test_sites_mix_from_the_given_round_on(first: int, mixed: set[int]) -> None:
     for round in range(1, 5):
         worker = build("fedsoup", SGD, rounds=4, first_mixing=first)
         worker._mix = lambda _, round=round: found.add(round)
-        message = worker.broadcast(worker.init_server({}), "s1", Task("train", round, 7))
-        turn(worker, toy_sites()["s1"], Task("train", round, 7, steps=1), message, State(), CPU, evaluate)
+        message = worker.broadcast(worker.init_server({}), "s1", TrainTask(round, 7))
+        turn(worker, toy_sites()["s1"], TrainTask(round, 7, steps=1), message, State(), CPU, evaluate)
     assert found == mixed
 
 
@@ -117,13 +117,13 @@ def as_kind(kind: type[ToySite]) -> dict[str, ToySite]:
 def test_it_looks_at_validation_images_alone() -> None:
     site = as_kind(ValidationOnly)["s2"]
     worker = build("fedsoup", SGD, first_mixing=1)
-    message = worker.broadcast(worker.init_server({}), "s2", Task("train", 1, 7))
-    _, kept = turn(worker, site, Task("train", 1, 7, steps=3), message, State(), CPU, evaluate)
+    message = worker.broadcast(worker.init_server({}), "s2", TrainTask(1, 7))
+    _, kept = turn(worker, site, TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)
     assert kept["own"]["pooled"] in (0, 1)
 
 
 def test_a_site_without_validation_images_takes_part_as_with_fedavg() -> None:
-    site, task = as_kind(Unvalidated)["s1"], Task("train", 1, 7, steps=3)
+    site, task = as_kind(Unvalidated)["s1"], TrainTask(1, 7, steps=3)
     message = build("fedavg", SGD).init_server({})
     ours, kept = turn(build("fedsoup", SGD, first_mixing=1), site, task, message, State(), CPU, evaluate)
     theirs, _ = turn(build("fedavg", SGD), site, task, message, State(), CPU, evaluate)

@@ -13,7 +13,7 @@ from fedseg.algorithms.flmrcm import FEATURES, discriminator, domain_loss, poole
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from fedseg.models.volumes import create_monai_model
 from tests.lines import golden
@@ -48,9 +48,9 @@ def test_sites_see_the_features_of_the_others_of_the_round_before_and_never_thei
     server, method = outcome.server, outcome.federation.algorithm
     assert {group for group in server.tensors if group.startswith(FEATURES)} == {f"{FEATURES}/s{i}" for i in range(3)}
     assert server[f"{FEATURES}/s1"][FEATURES].shape == (5, 4 * 2 * 2)
-    train = method.broadcast(server, "s1", Task("train", 3, 7))
+    train = method.broadcast(server, "s1", TrainTask(3, 7))
     assert {group for group in train.tensors if group.startswith(FEATURES)} == {f"{FEATURES}/s0", f"{FEATURES}/s2"}
-    assert not any(g.startswith(FEATURES) for g in method.broadcast(server, "s1", Task("evaluate", 3, 7)).tensors)
+    assert not any(g.startswith(FEATURES) for g in method.broadcast(server, "s1", EvaluateTask(3, 7)).tensors)
     assert all(f"{FEATURES}/{FEATURES}" not in state.tensors for state in outcome.kept.values())
 
 
@@ -60,8 +60,8 @@ def test_a_second_rounds_steps_are_those_of_the_formula() -> None:
     worker, site = build("flmrcm", SGD, adversarial=weight, discriminator_lr=times), toy_sites()["s1"]
     server = worker.init_server({})
     others = torch.rand(7, 16, generator=torch.Generator().manual_seed(3))
-    message = State({**worker.broadcast(server, "s1", Task("train", 2, 7)).tensors, "features/s0": {FEATURES: others}})
-    update, kept = turn(worker, site, Task("train", 2, 7, steps=steps), message, State(), CPU, evaluate)
+    message = State({**worker.broadcast(server, "s1", TrainTask(2, 7)).tensors, "features/s0": {FEATURES: others}})
+    update, kept = turn(worker, site, TrainTask(2, 7, steps=steps), message, State(), CPU, evaluate)
 
     fresh = build("flmrcm", SGD)
     network, judge, recipe = fresh.model, fresh.discriminator, Recipe.build(SGD, "sigmoid", 3)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fedseg.algorithms import ALGORITHMS
 from fedseg.datamodules.errors import DataError
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, QueryTask, TrainTask
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
@@ -167,21 +167,21 @@ def test_envelopes_of_others_are_not_read() -> None:
 def test_a_turn_asked_again_starts_from_what_was_kept_before_it(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     first, second, third = (State({"own": {"x": torch.tensor([float(n)])}}) for n in (1, 2, 3))
-    kept.keep(Task("train", 1, 0), first)
-    kept.keep(Task("evaluate", 1, 0), second)
-    kept.keep(Task("train", 2, 0), third)
-    assert not kept.before(Task("train", 1, 0)).tensors
-    assert_same(kept.before(Task("evaluate", 1, 0)), first)
-    assert_same(kept.before(Task("train", 2, 0)), second)
-    assert_same(kept.before(Task("evaluate", 2, 0, checkpoint="last")), third)
-    assert_same(kept.before(Task("publish", 2, 0), base=1), second)
+    kept.keep(TrainTask(1, 0), first)
+    kept.keep(EvaluateTask(1, 0), second)
+    kept.keep(TrainTask(2, 0), third)
+    assert not kept.before(TrainTask(1, 0)).tensors
+    assert_same(kept.before(EvaluateTask(1, 0)), first)
+    assert_same(kept.before(TrainTask(2, 0)), second)
+    assert_same(kept.before(EvaluateTask(2, 0, checkpoint="last")), third)
+    assert_same(kept.before(QueryTask("publish", 2, 0), base=1), second)
     kept.forget({2})
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("kept-00002-0-")
 
 
 def test_what_a_site_kept_is_never_taken_for_something_else(tmp_path: Path) -> None:
-    kept, task = Kept(tmp_path), Task("train", 1, 0)
+    kept, task = Kept(tmp_path), TrainTask(1, 0)
     kept.keep(task, State({"own": {"x": torch.tensor([1.0, 2.0])}}))
     (tmp_path / ".kept-00001-0.safetensors.part").write_bytes(b"half")
     kept.keep(task, State({"own": {"x": torch.tensor([1.0, 3.0])}}))
@@ -190,10 +190,10 @@ def test_what_a_site_kept_is_never_taken_for_something_else(tmp_path: Path) -> N
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(CheckpointError, match=r"damaged.*restore"):
-            kept.before(Task("train", 2, 0))
+            kept.before(TrainTask(2, 0))
     path.write_bytes(whole)
     old = path.rename(tmp_path / "kept-00001-0.safetensors")  # as earlier versions named it
-    assert kept.before(Task("train", 2, 0))["own"]["x"].tolist() == [1.0, 3.0]
+    assert kept.before(TrainTask(2, 0))["own"]["x"].tolist() == [1.0, 3.0]
     kept.forget(set())
     assert old.exists()
 
@@ -213,6 +213,42 @@ def test_a_run_is_never_a_path(run: str, tmp_path: Path) -> None:
     client = SiteClient("s0", tmp_path / "state", lambda question, folder: pytest.fail("it was opened"))
     answer, _ = unpack(client.answer(pack(Question("hello", run, ""))), Answer)
     assert "the run's name is not one of ours" in answer.refusal
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"kind": "erase"}, "(task: no such kind)"),
+        ({"kind": ["train"]}, "(task: no such kind)"),
+        ({"splits": ["test"]}, "(task.train.splits: no such field)"),
+        ({"kind": "evaluate"}, "(task.evaluate.steps: no such field, "),
+        ({"kind": "publish"}, "(task.publish.steps: no such field, "),
+        ({"a\nb" * 99: 1}, "(task.train." + r"a\nb" * 8 + ": no such field)"),
+        ({"round": "1"}, "(task.train.round)"),
+    ],
+)
+def test_a_task_that_is_none_of_ours_is_refused_and_the_server_is_told_why(
+    said: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    text = json.loads(pack(Question("turn", RUN, "", task=TrainTask(1, 0))).text)
+    client = SiteClient("s0", tmp_path / "state", lambda question, folder: pytest.fail("it was opened"))
+    question = Envelope(json.dumps({**text, "task": {**text["task"], **said}}))
+    answer, _ = unpack(client.answer(question), Answer)
+    assert answer.refusal.startswith("the question cannot be read " + told)
+
+
+@pytest.mark.parametrize(
+    ("task", "own"),
+    [
+        (TrainTask(1, 7, steps=3), {"steps", "epochs", "work", "sites"}),
+        (EvaluateTask(1, 7, ("val",)), {"splits", "checkpoint", "personalise", "adapt", "views", "topic"}),
+        *((QueryTask(kind, 1, 7), {"checkpoint", "topic"}) for kind in ("introduce", "publish", "consult")),
+    ],
+)
+def test_a_task_travels_with_its_own_fields_and_comes_back(task: Any, own: set[str]) -> None:
+    question = Question("turn", RUN, "", task=task)
+    assert json.loads(pack(question).text)["task"].keys() == {"kind", "round", "seed"} | own
+    assert unpack(pack(question), Question)[0] == question
 
 
 @given(st.text(max_size=200) | st.from_type(dict[str, int | str | None]).map(json.dumps), st.binary(max_size=300))

@@ -19,7 +19,7 @@ import pytest
 
 import train
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import QueryTask
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State
 from fedseg.reporting.folder import RunFolder
@@ -72,7 +72,7 @@ class Lab:
 
     def kept(self, run: RunFolder, site: str) -> State:
         name = (run.path / "run-id.txt").read_text().strip()
-        return Kept(self.folder / site / "state" / name / "kept").before(Task("publish", 99999, 0))
+        return Kept(self.folder / site / "state" / name / "kept").before(QueryTask("publish", 99999, 0))
 
 
 @pytest.fixture(scope="module")

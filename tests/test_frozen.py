@@ -18,7 +18,7 @@ from fedseg.algorithms.functional.adaptation import with_running_statistics
 from fedseg.algorithms.parts import FROZEN, copies
 from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.client import turn
-from fedseg.federation.contract import MessageError, Task
+from fedseg.federation.contract import EvaluateTask, MessageError, TrainTask
 from fedseg.federation.flower.client import _told
 from fedseg.federation.state import State
 from fedseg.launch.run import execute
@@ -104,7 +104,7 @@ def answers(name: str, server: State, kept: Mapping[str, State]) -> list[Tensor]
     for half in (method, worker):
         half.take_frozen(server.get(FROZEN))
     for site in ("s1", "s2"):
-        message = method.broadcast(server, site, Task("evaluate", 2, 7))
+        message = method.broadcast(server, site, EvaluateTask(2, 7))
         worker.receive(message, kept.get(site, State()), sites[site])
         found += [worker.predict(sites[site].images, view) for view in worker.views]
     return found
@@ -114,7 +114,7 @@ def answers(name: str, server: State, kept: Mapping[str, State]) -> list[Tensor]
 def test_other_frozen_tensors_than_the_servers_are_refused(name: str) -> None:
     server, worker, site = build(name, frozen=True), build(name, seed=1, frozen=True), toy_sites()["s1"]
     told = {"s1": build(name, frozen=True).introduce(site), "s2": build(name, frozen=True).introduce(toy_sites()["s2"])}
-    message = server.broadcast(server.init_server(told), "s1", Task("train", 1, 7, steps=1))
+    message = server.broadcast(server.init_server(told), "s1", TrainTask(1, 7, steps=1))
     with pytest.raises(MessageError, match=r"differ from those at the server; take the same file of weights"):
         worker.receive(message, State(), site)
     assert "same file of weights" in _told(MessageError("take the same file of weights"))
@@ -124,7 +124,7 @@ def test_other_frozen_tensors_than_the_servers_are_refused(name: str) -> None:
 
 def test_what_does_not_learn_and_changes_all_the_same_is_an_error() -> None:
     worker, site = build("fedavg", frozen=True), toy_sites()["s1"]
-    message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7, steps=1))
+    message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7, steps=1))
 
     def drift(*_: Any) -> None:
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_what_does_not_learn_and_changes_all_the_same_is_an_error() -> None:
 
     worker.model.decoder.register_forward_hook(drift)
     with pytest.raises(RuntimeError, match=r"of TinyNet that do not learn have changed .* belongs in buffers"):
-        turn(worker, site, Task("train", 1, 7, steps=1), message, State(), CPU, evaluate)
+        turn(worker, site, TrainTask(1, 7, steps=1), message, State(), CPU, evaluate)
 
 
 def test_a_method_whose_personal_part_never_changes_is_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedseg.algorithms.functional.styles import Amplitude
 from fedseg.algorithms.recipe import Training
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, EvaluateTask
 from fedseg.federation.state import State
 from fedseg.launch.folders.saved import NamedSite
 from fedseg.models.losses import build_loss
@@ -102,7 +102,7 @@ def test_a_site_without_training_images_tells_nothing_and_takes_the_target() -> 
     empty = NamedSite("s2")
     told = {"s1": worker.introduce(site), "s2": worker.introduce(empty)}
     assert not told["s2"].tensors
-    message = worker.broadcast(worker.init_server(told), "s2", Task("evaluate", 1, 7))
+    message = worker.broadcast(worker.init_server(told), "s2", EvaluateTask(1, 7))
     before = worker.normalize(site.images)
     worker.receive(message, State(), empty)
     assert not torch.equal(worker.normalize(site.images), before)

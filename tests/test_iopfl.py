@@ -19,7 +19,7 @@ from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.configs.compose import compose
 from fedseg.federation.client import Images
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.engine import RoundError
 from fedseg.federation.state import State, add
 from fedseg.launch.run import execute, read_settings
@@ -50,7 +50,7 @@ def trained(folder: Path, **options: Any) -> Outcome:
 def arrive(outcome: Outcome, **knobs: Any) -> tuple[IOPFL, State]:
     """A worker at the outside site, with the message it received."""
     federation = outcome.federation
-    task = Task("evaluate", 2, 7, adapt=True)
+    task = EvaluateTask(2, 7, adapt=True)
     message = federation.algorithm.broadcast(outcome.server, "out", task)  # type: ignore[attr-defined]
     message = State({**message.tensors, **federation.publish(2).tensors})
     worker = build("iopfl", **{"adapt_passes": 2, **knobs})

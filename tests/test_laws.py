@@ -13,7 +13,7 @@ import torch
 
 from fedseg.algorithms import ALGORITHMS
 from fedseg.federation.client import Compute, Images, turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
 from tests.world import (
@@ -159,13 +159,13 @@ def test_completeness_what_is_not_personal_travels_statistics_included(name: str
     algorithm = build(name)
     floats = {k for k, t in algorithm.model.state_dict().items() if t.is_floating_point()}
     sites = toy_sites()
-    introduce = Task("introduce", 0, 0)
+    introduce = QueryTask("introduce", 0, 0)
     introductions = {k: turn(build(name), s, introduce, State(), State(), CPU, evaluate)[0] for k, s in sites.items()}
     server = algorithm.init_server(introductions)
     travels = {*server.get("model"), *server.get("buffers")}
     assert travels == floats - algorithm.personal(algorithm.model)
-    message = algorithm.broadcast(server, "s0", Task("train", 1, 0, steps=2))
-    update, _ = turn(build(name), sites["s0"], Task("train", 1, 0, steps=2), message, State(), CPU, evaluate)
+    message = algorithm.broadcast(server, "s0", TrainTask(1, 0, steps=2))
+    update, _ = turn(build(name), sites["s0"], TrainTask(1, 0, steps=2), message, State(), CPU, evaluate)
     assert {*update.get("model"), *update.get("buffers")} == travels
 
 
@@ -192,7 +192,7 @@ def test_purity_predicting_changes_nothing(name: str, plain: Plain) -> None:
     outcome = plain(name)
     federation, sites = outcome.federation, toy_sites()
     worker = build(name)
-    message = federation.algorithm.broadcast(outcome.server, "s1", Task("evaluate", 2, 7))
+    message = federation.algorithm.broadcast(outcome.server, "s1", EvaluateTask(2, 7))
     worker.receive(message, outcome.kept.get("s1", State()), sites["s1"])
     before = {key: tensor.clone() for key, tensor in worker.state_dict().items()}
     for view in worker.views:
@@ -209,7 +209,7 @@ def test_purity_predicting_changes_nothing(name: str, plain: Plain) -> None:
 def test_purity_adapting_changes_neither_the_site_nor_what_was_published(name: str, tmp_path: Path) -> None:
     outcome = simulate(name, tmp_path)
     federation, site = outcome.federation, replace(toy_sites()["s1"], seen=False)
-    message = federation.algorithm.broadcast(outcome.server, "out", Task("evaluate", 2, 7, adapt=True))
+    message = federation.algorithm.broadcast(outcome.server, "out", EvaluateTask(2, 7, adapt=True))
     message = State({**message.tensors, **federation.publish(2).tensors}, message.scalars)
     before = message.clone()
     worker = build(name)

@@ -17,7 +17,7 @@ from fedseg.algorithms.functional.calibration import disagreement, peaks, peer_p
 from fedseg.algorithms.lcfed import CODES, LCFed
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, Task, TrainTask
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.models import create_model
@@ -40,7 +40,7 @@ SITES = ("s0", "s1", "s2")
 PLAIN = {"alpha": 0.0, "channel_selection": False}
 
 
-def welcome(algorithm: LCFed, site: str = "s1", kind: Any = "train", sites: tuple[str, ...] = SITES) -> State:
+def welcome(algorithm: LCFed, site: str = "s1", kind: Any = TrainTask, sites: tuple[str, ...] = SITES) -> State:
     """The first message, with heads that disagree."""
     server = algorithm.init_server({name: State() for name in sites})
     generator = torch.Generator().manual_seed(5)
@@ -49,7 +49,7 @@ def welcome(algorithm: LCFed, site: str = "s1", kind: Any = "train", sites: tupl
         server.tensors[f"head/{name}"] = {
             k: t + 0.5 * torch.randn(t.shape, generator=generator) for k, t in head.items()
         }
-    return algorithm.broadcast(server, site, Task(kind, 1, 7))
+    return algorithm.broadcast(server, site, kind(1, 7))
 
 
 def ready(site: str = "s1", **knobs: Any) -> LCFed:
@@ -61,7 +61,7 @@ def ready(site: str = "s1", **knobs: Any) -> LCFed:
 
 
 def one_turn(worker: LCFed, steps: int, kept: State | None = None) -> tuple[Update, State]:
-    task = Task("train", 1, 7, steps=steps)
+    task = TrainTask(1, 7, steps=steps)
     return turn(worker, toy_sites()["s1"], task, welcome(worker), kept or State(), CPU, evaluate)
 
 
@@ -190,7 +190,7 @@ def test_a_head_that_was_never_trained_is_shown_to_nobody(tmp_path: Path) -> Non
     assert {group for group in outcome.server.tensors if "/" in group} == {"head/s0", "head/s2"}
     worker = build("lcfed")
     assert isinstance(worker, LCFed)
-    worker.receive(worker.broadcast(outcome.server, "s1", Task("evaluate", 2, 7)), outcome.kept["s1"], sites["s1"])
+    worker.receive(worker.broadcast(outcome.server, "s1", EvaluateTask(2, 7)), outcome.kept["s1"], sites["s1"])
     assert not disagreement_at(worker, sites["s1"].images).any()
 
 
@@ -212,7 +212,7 @@ def test_p9_without_its_parts_it_is_fedrep_and_calibration_disturbs_nothing(tmp_
         answers = []
         for name, outcome, knobs in (("lcfed", ours, {**PLAIN, "head_calibration": False}), ("fedrep", fedrep, {})):
             worker = build(name, **knobs)  # type: ignore[arg-type]
-            message = worker.broadcast(outcome.server, "s1", Task("evaluate", 2, 7))
+            message = worker.broadcast(outcome.server, "s1", EvaluateTask(2, 7))
             worker.receive(message, outcome.kept["s1"], toy_sites()["s1"])
             answers.append(worker.predict(images, "personal"))
         assert torch.equal(*answers)
@@ -267,7 +267,7 @@ def test_before_the_first_round_and_with_a_single_site_nobody_disagrees(tmp_path
     worker = build("lcfed")
     assert isinstance(worker, LCFed)
     server = worker.init_server({name: State() for name in SITES})
-    worker.receive(worker.broadcast(server, "s1", Task("train", 1, 7)), State(), toy_sites()["s1"])
+    worker.receive(worker.broadcast(server, "s1", TrainTask(1, 7)), State(), toy_sites()["s1"])
     assert not disagreement_at(worker, toy_sites()["s1"].images).any()
     alone = simulate("lcfed", tmp_path, sites={"s0": ToySite.make("s0", 0)})
     assert not alone.server.non_finite()
@@ -304,7 +304,7 @@ def test_a_site_that_joins_later_gets_a_clear_answer() -> None:
     with pytest.raises(ValueError, match=r"'late' was not there when LC-Fed started.*Train anew"):
         welcome(worker, "late")
     stranger = ToySite.make("late", 3)
-    worker.receive(welcome(worker, "late", kind="evaluate"), State(), stranger)
+    worker.receive(welcome(worker, "late", kind=EvaluateTask), State(), stranger)
     with pytest.raises(ValueError, match="'late' was not there when LC-Fed started"):
         worker.predict(stranger.images, "personal")
 
@@ -346,7 +346,7 @@ def test_real_networks_take_a_step_and_answer_in_full_size(architecture: str, ac
     worker = LCFed(network, Recipe.build(Training(), activation, 3), head_share=0.5)
     message = welcome(worker)
     assert message["model"][CODES].shape == (512, 3)
-    update, kept = turn(worker, site, Task("train", 1, 7, steps=2), message, State(), CPU, evaluate)
+    update, kept = turn(worker, site, TrainTask(1, 7, steps=2), message, State(), CPU, evaluate)
     assert not update.non_finite()
     assert all(update["model"][name].any() for name in ("encoder.conv1.weight", CODES))
     assert not torch.equal(kept["own"]["calibration.head.weight"], worker._pristine["own"]["calibration.head.weight"])  # type: ignore[index]

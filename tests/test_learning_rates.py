@@ -13,7 +13,7 @@ import train
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from tests.tiny_run import TINY
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
@@ -75,15 +75,15 @@ def test_every_method_follows_it_in_training_tasks(name: str, monkeypatch: pytes
     sites = {site: data for site, data in toy_sites().items() if site != "pool"}
     introduced = {site: worker.introduce(data) for site, data in sites.items()}
     server = worker.init_server(introduced)
-    message = worker.broadcast(server, "s1", Task("train", 7, 7))
+    message = worker.broadcast(server, "s1", TrainTask(7, 7))
     kept = State()
     for round in (7, 12):
-        _, kept = turn(worker, sites["s1"], Task("train", round, 7, steps=1), message, kept, CPU, evaluate)
+        _, kept = turn(worker, sites["s1"], TrainTask(round, 7, steps=1), message, kept, CPU, evaluate)
     expected = [worker.recipe.training.lr_in(round, ROUNDS) for round in (7, 12)]
     factors = {1.0, worker.discriminator_lr} if name == "flmrcm" else {1.0}
     assert seen == [{rate * factor for factor in factors} for rate in expected]
     assert expected[0] == pytest.approx(0.01)
-    turn(worker, sites["s1"], Task("evaluate", 12, 7, splits=("val",), personalise=True), message, kept, CPU, evaluate)
+    turn(worker, sites["s1"], EvaluateTask(12, 7, splits=("val",), personalise=True), message, kept, CPU, evaluate)
     own = 0.01 if name == "perfedavg" else 0.02  # its alpha
     assert all(rates == {own} for rates in seen[2:]), "what is fitted for an evaluation takes lr itself"
     assert bool(seen[2:]) == worker.personalises

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import Task, TrainTask
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.ledger import HASH, LEDGER, START, Ledger, broken, canonical, digests, hashed, read
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
@@ -74,7 +74,7 @@ def ledger_of(path: Path, count: int = 6) -> Rows:
     for round in range(1, count):
         state = State({"model": {"w": torch.tensor([float(round)])}})
         answers = iter([Update(state.tensors, site="a", examples=round)])
-        list(ledger.noted({"a": Task("train", round, 0)}, {"a": state}, answers))
+        list(ledger.noted({"a": TrainTask(round, 0)}, {"a": state}, answers))
     return lines(path)
 
 

@@ -18,7 +18,7 @@ from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, Task, TrainTask
 from fedseg.federation.state import State, Update, squared_distance
 from fedseg.federation.transport import InProcess
 from fedseg.models import create_model
@@ -44,7 +44,7 @@ def one_turn(algorithm: Algorithm, steps: int = 3, kept: State | None = None, ro
     parts = algorithm.parts
     shared = {"model": parts.parameters, "buffers": parts.buffers}
     sent = State({g: {n: message[g][n] for n in names} for g, names in shared.items() if names})
-    task = Task("train", round, 7, steps=steps)
+    task = TrainTask(round, 7, steps=steps)
     return turn(algorithm, toy_sites()["s1"], task, sent, kept or State(), CPU, evaluate)
 
 
@@ -129,7 +129,7 @@ def test_the_proximal_steps_equal_the_golden_ones(name: str) -> None:
     site: Any = LineSite("line", 0, golden["A"], golden["b"])
     message, reached = State({"model": {"w": golden["global_w"]}}), []
     for steps in range(1, 7):
-        update, kept = turn(worker, site, Task("train", 1, 0, steps=steps), message, State(), CPU, evaluate)
+        update, kept = turn(worker, site, TrainTask(1, 0, steps=steps), message, State(), CPU, evaluate)
         reached.append(kept["own"]["twin.w"] if name == "ditto" else golden["global_w"] + update["model"]["w"])
     if name == "ditto":
         torch.testing.assert_close(torch.stack(reached), golden["personal"], rtol=1e-9, atol=1e-9)
@@ -310,7 +310,7 @@ def test_fine_tuning_is_so_many_plain_steps_from_the_global_model(tmp_path: Path
     outcome = simulate("finetune", tmp_path, rounds=1, finetune_steps=4)
     worker = build("fedavg")
     site = toy_sites()["s1"]
-    worker.receive(build("fedavg").broadcast(outcome.server, "s1", Task("train", 1, 7)), State(), site)
+    worker.receive(build("fedavg").broadcast(outcome.server, "s1", TrainTask(1, 7)), State(), site)
     CPU.fit(worker, site.train_batches(derive_seed(7, "personalise", 1, "s1"), 4))
     tuned = twin_of(outcome.kept["s1"], "tuned")
     trained = {k: t for k, t in worker.model.state_dict().items() if t.is_floating_point()}

@@ -14,7 +14,7 @@ from fedseg.algorithms.moon import model_contrast
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
 from tests.lines import golden
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
@@ -49,9 +49,9 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
 def test_a_second_rounds_steps_are_those_of_the_formula() -> None:
     worker, site, mu, steps = build("moon", SGD, mu=2.0, temperature=0.5), toy_sites()["s1"], 2.0, 3
     server = worker.init_server({})
-    message = worker.broadcast(server, "s1", Task("train", 1, 7))
-    _, kept = turn(worker, site, Task("train", 1, 7, steps=2), message, State(), CPU, evaluate)
-    update, again = turn(worker, site, Task("train", 2, 7, steps=steps), message, kept, CPU, evaluate)
+    message = worker.broadcast(server, "s1", TrainTask(1, 7))
+    _, kept = turn(worker, site, TrainTask(1, 7, steps=2), message, State(), CPU, evaluate)
+    update, again = turn(worker, site, TrainTask(2, 7, steps=steps), message, kept, CPU, evaluate)
 
     network = build("moon", SGD).model
     network.load_state_dict({**network.state_dict(), **server["model"], **server["buffers"]})
@@ -86,10 +86,8 @@ def test_a_first_round_and_a_network_without_encoder() -> None:
     answers = []
     for name in ("fedavg", "moon"):
         worker = build(name, SGD)
-        message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-        answers.append(
-            turn(worker, toy_sites()["s1"], Task("train", 1, 7, steps=3), message, State(), CPU, evaluate)[0]
-        )
+        message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+        answers.append(turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)[0])
     assert_same(State(answers[0].tensors), State(answers[1].tensors))
     plain = build("fedavg")
     with pytest.raises(

@@ -15,7 +15,7 @@ from fedseg.algorithms.fedamp import likeness
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.algorithms.repeated import Paired, Repeated
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import EvaluateTask, Scored, TrainTask
 from fedseg.federation.state import State
 from tests.lines import Line, LineSite, federate_lines, golden, lines, squares
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
@@ -112,7 +112,7 @@ def test_the_second_gradient_of_per_fedavg_is_another_batchs() -> None:
         for parameter, gradient in zip(learning, gradients, strict=True):
             parameter.sub_(0.5 * gradient)
     there = torch.autograd.grad(worker.criterion(other, second), learning)
-    worker.receive(worker.broadcast(worker.init_server({}), "s2", Task("train", 1, 7)), State(), site)
+    worker.receive(worker.broadcast(worker.init_server({}), "s2", TrainTask(1, 7)), State(), site)
     CPU.fit(worker, worker.batches(site, 3, 1))
     for parameter, start, gradient in zip(worker.model.parameters(), before, there, strict=True):
         torch.testing.assert_close(parameter.detach(), start - 0.1 * gradient, rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_the_personal_model_of_per_fedavg_is_plain_steps_away() -> None:
     recipe = Recipe(Training(channels_last=False), "sigmoid", nn.Identity(), squares)
     worker = ALGORITHMS["perfedavg"](Line(start), recipe, alpha=0.3, finetune_steps=2).double()
     site = sites["s1"]
-    task = Task("evaluate", 1, 7, personalise=True)
+    task = EvaluateTask(1, 7, personalise=True)
     turn(worker, site, task, State({"model": {"w": start}}), State(), CPU, lambda *_: Scored())
     expected = start
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_the_second_head_adds_to_the_first_and_begins_with_nothing(tmp_path: Pat
     worker, images = build("fedrod"), toy_sites()["s1"].images
     assert torch.equal(worker.predict(images, "personal"), worker.predict(images, "global"))
     outcome = simulate("fedrod", tmp_path)
-    worker.receive(outcome.federation.algorithm.broadcast(outcome.server, "s1", Task("evaluate", 2, 7)),
+    worker.receive(outcome.federation.algorithm.broadcast(outcome.server, "s1", EvaluateTask(2, 7)),
                    outcome.kept["s1"], toy_sites()["s1"])  # fmt: skip
     worker.eval()
     found = []
@@ -205,11 +205,11 @@ def test_sites_weigh_by_their_likeness(sigma: float | None) -> None:
 def test_seen_sites_score_the_mean_as_global_and_their_own_as_personal(tmp_path: Path) -> None:
     outcome = simulate("fedamp", tmp_path)
     method = outcome.federation.algorithm
-    assert method.broadcast(outcome.server, "s1", Task("evaluate", 2, 7))["model"] is outcome.server["model"]
-    replies = [method.broadcast(outcome.server, site, Task("train", 3, 7))["model"] for site in ("s0", "s1", "s2")]
+    assert method.broadcast(outcome.server, "s1", EvaluateTask(2, 7))["model"] is outcome.server["model"]
+    replies = [method.broadcast(outcome.server, site, TrainTask(3, 7))["model"] for site in ("s0", "s1", "s2")]
     assert len({float(reply["segmentation_head.0.weight"].sum()) for reply in replies}) == 3
     worker = build("fedamp")
-    update, _ = turn(worker, toy_sites()["s1"], Task("evaluate", 2, 7, splits=("val",)),
-                     method.broadcast(outcome.server, "s1", Task("evaluate", 2, 7)), outcome.kept["s1"],
+    update, _ = turn(worker, toy_sites()["s1"], EvaluateTask(2, 7, splits=("val",)),
+                     method.broadcast(outcome.server, "s1", EvaluateTask(2, 7)), outcome.kept["s1"],
                      CPU, evaluate)  # fmt: skip
     assert update.scalars["val/global/dice"] != update.scalars["val/personal/dice"]

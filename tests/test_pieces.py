@@ -13,7 +13,7 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
 from fedseg.reporting.folder import RunFolder
 from tests.tiny_run import TINY
@@ -31,7 +31,7 @@ def after_a_turn(name: str, **knobs: Any) -> tuple[State, State]:
     server = worker.init_server({"s1": worker.introduce(site)})
     kept = State()
     for round in (1, 2):
-        task = Task("train", round, 7, steps=2)
+        task = TrainTask(round, 7, steps=2)
         update, kept = turn(worker, site, task, worker.broadcast(server, "s1", task), kept, CPU, evaluate)
     return State(update.tensors, {k: v for k, v in update.scalars.items() if "seconds" not in k}), kept
 

@@ -15,7 +15,7 @@ from fedseg.algorithms.functional.private import Batch, PrivateStep, by_patient
 from fedseg.algorithms.recipe import Training
 from fedseg.datamodules.sampling import patient_plans
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
@@ -142,7 +142,7 @@ def test_a_turn_trains_through_empty_steps_and_tells_no_loss() -> None:
     batches = list(worker.batches(site, 5, 6))
     assert any(not len(batch["patient"]) for batch in batches)
     message = worker.init_server({})
-    task = Task("train", 1, 7, steps=6)
+    task = TrainTask(1, 7, steps=6)
     update, _ = turn(worker, site, task, message, State(), CPU, evaluate)
     assert not update.refusal
     assert "loss" not in update.scalars
@@ -165,7 +165,7 @@ def _scores(outcome: Any, rounds: int) -> float:
     algorithm = build("fedavg", norm="group")
     if rounds > 1:
         algorithm.model.load_state_dict({**algorithm.model.state_dict(), **outcome.server["model"]})
-    task = Task("evaluate", rounds, 7, splits=("val",))
+    task = EvaluateTask(rounds, 7, splits=("val",))
     site: Any = ToySite.make("s0", 0, count=12)
     return evaluate(algorithm, site, task).means["val/global/dice"]
 

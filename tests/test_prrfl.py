@@ -11,7 +11,7 @@ import torch
 
 from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, share_low_frequencies
 from fedseg.federation.client import turn
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State, add
 from tests.lines import golden
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
@@ -75,7 +75,7 @@ def test_a_round_is_the_rule_applied_to_what_sites_trained(tmp_path: Path) -> No
     first, second = (simulate("prrfl", tmp_path / "a", rounds, weighting="uniform") for rounds in (1, 2))
     worker, sites, trained = build("prrfl", rounds=2), toy_sites(), []
     for site in ("s0", "s1", "s2"):
-        message = worker.broadcast(first.server, site, Task("train", 2, 7))
+        message = worker.broadcast(first.server, site, TrainTask(2, 7))
         assert message["model"] is first.server[f"reply/{site}"]
         update = turn_of(site, 2, message, first.kept[site])
         trained.append(add(message["model"], update["model"]))
@@ -89,7 +89,7 @@ def test_a_round_is_the_rule_applied_to_what_sites_trained(tmp_path: Path) -> No
 
 
 def turn_of(site: str, round: int, message: State, kept: State) -> Any:
-    task = Task("train", round, 7, steps=3)
+    task = TrainTask(round, 7, steps=3)
     return turn(build("prrfl", rounds=2, weighting="uniform"), toy_sites()[site], task, message, kept, CPU, evaluate)[0]
 
 
@@ -116,7 +116,7 @@ def test_who_teaches_is_asked_before_every_epoch(
     monkeypatch.setattr(worker, "training_dice", lambda _: next(told))
     original = worker.loss
     monkeypatch.setattr(worker, "loss", lambda batch: seen.append(worker._stage) or original(batch))
-    worker.receive(worker.broadcast(worker.init_server({}), "s2", Task("train", 1, 7)), State(), site)
+    worker.receive(worker.broadcast(worker.init_server({}), "s2", TrainTask(1, 7)), State(), site)
     CPU.fit(worker, worker.batches(site, 0, steps))
     assert [stage for i, stage in enumerate(seen) if i % 4 == 0] == stages
     assert next(told, None) is None
@@ -152,7 +152,7 @@ def test_measuring_changes_neither_model() -> None:
 def test_a_site_that_joins_later_begins_with_the_mean(tmp_path: Path) -> None:
     outcome = simulate("prrfl", tmp_path, 1, schedule={"fraction": 0.67})
     absent = next(site for site in ("s0", "s1", "s2") if f"reply/{site}" not in outcome.server.tensors)
-    message = build("prrfl").broadcast(outcome.server, absent, Task("train", 2, 7))
+    message = build("prrfl").broadcast(outcome.server, absent, TrainTask(2, 7))
     assert_same(State({"m": message["model"]}), State({"m": outcome.server["model"]}))
 
 

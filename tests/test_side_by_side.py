@@ -19,7 +19,7 @@ import train
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import EvaluateTask, Scored, Task
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide, WorkersError
@@ -76,7 +76,7 @@ class Rows:
     def __init__(self, deed: Any = None) -> None:
         self.deed = deed
 
-    def __call__(self, algorithm: Any, site: Any, task: Task) -> Scored:
+    def __call__(self, algorithm: Any, site: Any, task: EvaluateTask) -> Scored:
         if self.deed is not None and site.name == "s1":
             self.deed()
         return Scored(rows=[{"site": site.name, "process": os.getpid()}])
@@ -89,7 +89,7 @@ def side_by_side(deed: Any = None) -> SideBySide:
 def questions() -> tuple[Mapping[str, Task], Mapping[str, State]]:
     server = build("fedavg").init_server({})
     sites = toy_sites(3)
-    return {name: Task("evaluate", 1, 0, splits=("val",)) for name in sites}, dict.fromkeys(sites, server)
+    return {name: EvaluateTask(1, 0, splits=("val",)) for name in sites}, dict.fromkeys(sites, server)
 
 
 def test_answers_come_in_the_order_of_tasks_from_processes_of_their_own() -> None:

@@ -14,7 +14,7 @@ import pytest
 import train
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import QueryTask
 from fedseg.federation.flower.kept import Kept
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sites.simulation import execute_in_simulation
@@ -46,7 +46,7 @@ def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
     assert_same(one.server, two.server)
     name = (simulated.path / "run-id.txt").read_text().strip()
     for site, kept in one.kept.items():
-        assert_same(kept, Kept(simulated.path / "sites" / site / name / "kept").before(Task("publish", 2, 0)))
+        assert_same(kept, Kept(simulated.path / "sites" / site / name / "kept").before(QueryTask("publish", 2, 0)))
     pd.testing.assert_frame_equal(here.splits(), simulated.splits())
     order = list(here.scores().columns)
     tables = [run.scores().sort_values(order, ignore_index=True) for run in (here, simulated)]

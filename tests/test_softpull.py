@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedseg.algorithms.recipe import Training
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from tests.lines import LineSite, federate_lines, golden, lines
 from tests.world import assert_same, build, simulate, toy_sites
@@ -67,7 +67,7 @@ def test_sites_that_keep_no_more_than_others_do_fedavg(tmp_path: Path) -> None:
 def test_the_pulled_model_is_personal_and_the_mean_is_global(personal: str | None, tmp_path: Path) -> None:
     outcome = simulate("softpull", tmp_path, 2, personal=personal)
     server, method, sites = outcome.server, outcome.federation.algorithm, toy_sites()
-    look, worker = Task("evaluate", 2, 7), build("softpull", personal=personal)
+    look, worker = EvaluateTask(2, 7), build("softpull", personal=personal)
     worker.receive(method.broadcast(server, "s1", look), outcome.kept["s1"], sites["s1"])
     held = worker.network("personal").state_dict()
     for name, tensor in {**server["reply/s1"], **outcome.kept["s1"]["model"]}.items():
@@ -75,8 +75,8 @@ def test_the_pulled_model_is_personal_and_the_mean_is_global(personal: str | Non
     if personal is None:
         everybody = {**server["model"], **server["buffers"], **outcome.kept["s1"]["model"]}
         assert_same(State({"all": dict(worker.network("global").state_dict())}), State({"all": everybody}))
-    for site, kind in (("elsewhere", "evaluate"), ("late", "train")):
-        message = method.broadcast(server, site, Task(kind, 3, 7))
+    for site, kind in (("elsewhere", EvaluateTask), ("late", TrainTask)):
+        message = method.broadcast(server, site, kind(3, 7))
         assert_same(message, State({group: server[group] for group in message.tensors}))
         assert message.tensors.keys() == {"model", "buffers"} & server.tensors.keys()
 

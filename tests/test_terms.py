@@ -14,7 +14,7 @@ import yaml
 from flwr.app import Message
 
 from fedseg.configs.compose import ConfigError, as_yaml, compose
-from fedseg.federation.contract import VISITING, Task
+from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Task
 from fedseg.federation.engine import RoundError, Schedule
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
@@ -232,10 +232,10 @@ def test_terms_hold_from_the_next_message_on_and_a_broken_file_stays_at_the_site
 
 
 FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
-    ({"publishes_model": False}, Task("publish", 1, 0)),
-    ({}, Task("publish", 1, 0, checkpoint="best", topic=VISITING)),
-    ({"model_scored_elsewhere": True}, Task("evaluate", 1, 0, splits=("test",), checkpoint="best", topic=VISITING)),
-    ({"views": ["global"]}, Task("evaluate", 1, 0, splits=("test",), views=("personal",))),
+    ({"publishes_model": False}, QueryTask("publish", 1, 0)),
+    ({}, QueryTask("publish", 1, 0, checkpoint="best", topic=VISITING)),
+    ({"model_scored_elsewhere": True}, EvaluateTask(1, 0, splits=("test",), checkpoint="best", topic=VISITING)),
+    ({"views": ["global"]}, EvaluateTask(1, 0, splits=("test",), views=("personal",))),
 ]
 
 

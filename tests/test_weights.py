@@ -15,7 +15,7 @@ from fedseg.algorithms.fedcost import by_dice, mixed
 from fedseg.algorithms.ga import adjusted
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.client import turn
-from fedseg.federation.contract import LOSS, Cohort, Task
+from fedseg.federation.contract import LOSS, Cohort, TrainTask
 from fedseg.federation.state import Mean, State, Update
 from tests.lines import LineSite, federate_lines, golden, lines
 from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites
@@ -112,8 +112,8 @@ def test_a_part_that_is_nothing_is_left_out() -> None:
 
 def test_the_score_that_travels_is_the_trained_models_on_validation_images() -> None:
     worker, site = build("fedcost"), toy_sites()["s1"]
-    message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-    answer, _ = turn(worker, site, Task("train", 1, 7, steps=5), message, State(), CPU, evaluate)
+    message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+    answer, _ = turn(worker, site, TrainTask(1, 7, steps=5), message, State(), CPU, evaluate)
     assert answer.scalars["validation/dice"] == worker.mean_dice(worker.model, site.eval_batches("val"))
     assert worker.mean_dice(worker.model, []) is None
 
@@ -154,8 +154,8 @@ def test_measuring_the_received_model_changes_nothing_of_it(tmp_path: Path) -> N
     kept = []
     for name in ("qffl", "fedavg"):
         worker = build(name)
-        message = worker.broadcast(worker.init_server({}), "s1", Task("train", 1, 7))
-        kept.append(turn(worker, toy_sites()["s1"], Task("train", 1, 7, steps=3), message, State(), CPU, evaluate)[0])
+        message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
+        kept.append(turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)[0])
     alike(*kept)
 
 
@@ -177,10 +177,10 @@ def test_a_gap_is_what_the_sites_last_model_had_over_the_received_one(tmp_path: 
     assert not any("gap" in row for row in first.server.scalars)
     own = float(first.kept["s1"]["own"]["last_dice"])
     worker, site = build("ga"), toy_sites()["s1"]
-    message = first.federation.algorithm.broadcast(first.server, "s1", Task("train", 2, 7))
+    message = first.federation.algorithm.broadcast(first.server, "s1", TrainTask(2, 7))
     worker.receive(message, first.kept["s1"], site)
     received = worker.mean_dice(worker.model, site.eval_batches("val"))
-    answer, _ = turn(build("ga"), site, Task("train", 2, 7, steps=3), message, first.kept["s1"], CPU, evaluate)
+    answer, _ = turn(build("ga"), site, TrainTask(2, 7, steps=3), message, first.kept["s1"], CPU, evaluate)
     assert received is not None
     assert answer.scalars["gap"] == pytest.approx(own - received, abs=1e-6)
 
@@ -200,7 +200,7 @@ def test_a_site_without_validation_images_tells_no_score_and_has_its_say(name: s
     method = build(name)
     server, updates = method.init_server({}), []
     for site in (Blind(**vars(toy_sites()["s0"])), toy_sites()["s1"]):
-        task = Task("train", 1, 7, steps=2)
+        task = TrainTask(1, 7, steps=2)
         updates.append(
             turn(build(name), site, task, method.broadcast(server, site.name, task), State(), CPU, evaluate)[0]
         )

@@ -12,7 +12,7 @@ import pytest
 
 from fedseg.console import own_files
 from fedseg.federation.admission import Admission, nameless
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import TrainTask
 from fedseg.federation.flower.records import MOST_ROWS, Answer, Facts, checked_update
 from fedseg.federation.state import State, Update
 from fedseg.launch.command import guarded
@@ -77,7 +77,7 @@ def test_numbers_lie_in_their_ranges(number: str, value: float, fine: bool) -> N
 
 
 def test_an_update_is_held_against_the_greeting_and_the_task() -> None:
-    facts, task = Facts("a", True, 3, 9, images=12), Task("train", 1, 0, steps=5)
+    facts, task = Facts("a", True, 3, 9, images=12), TrainTask(1, 0, steps=5)
     told = {"seconds": 1.0, "steps": 5.0}
     assert checked_update(Answer("a", 12), State({}, told), facts, task).examples == 12
     with pytest.raises(ValueError, match="it tells 13 training images, its greeting told 12"):

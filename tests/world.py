@@ -21,7 +21,7 @@ from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
-from fedseg.federation.contract import Batch, Scored, Task
+from fedseg.federation.contract import Batch, EvaluateTask, Scored, Task
 from fedseg.federation.engine import POOL, Federation, Schedule
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
@@ -176,7 +176,7 @@ def build(
     return harmonised(ALGORITHMS[name], training)(network, recipe, **knobs)
 
 
-def evaluate(algorithm: Algorithm, site: ToySite, task: Task) -> Scored:
+def evaluate(algorithm: Algorithm, site: ToySite, task: EvaluateTask) -> Scored:
     """Soft Dice of every view, enough to choose a best round."""
     scores = {}
     for view in algorithm.views if site.seen else algorithm.unseen_views:

@@ -21,7 +21,7 @@ from fedseg.algorithms.lcfed import HEAD, PEERS
 from fedseg.configs.compose import compose
 from fedseg.datamodules.site import SiteData
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import EvaluateTask, Scored
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, quieten_libraries
 from fedseg.launch.settings import SCHEMA
@@ -53,7 +53,7 @@ class Trained:
     def scores(self, site: SiteData, view: str) -> tuple[Floats, Floats]:
         """Minus the loss of every image: of members, and of others."""
         round = self.experiment.schedule.rounds
-        message = self.algorithm.broadcast(self.server, site.name, Task("evaluate", round, 0))
+        message = self.algorithm.broadcast(self.server, site.name, EvaluateTask(round, 0))
         kept = self.kept.get(site.name, State()) if view != "shown" else State()
         self.worker.receive(message, kept, site)
         network = self.worker.model if view == "shown" else self.worker.network(view)

@@ -29,7 +29,7 @@ from fedseg.datamodules.phantom.data import draw_case
 from fedseg.datamodules.phantom.style import Dials
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Scored, Task
+from fedseg.federation.contract import Scored, TrainTask
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Silent
@@ -102,7 +102,7 @@ def pretrained(pairing: str) -> Contrastive:
         federation = experiment.federation(Checkpoint(Path(folder)), lambda *_: Scored(), Silent())
         server = federation.run()
     worker, site = experiment.algorithm(), experiment.data.site(experiment.data.sites[0])
-    task = Task("train", experiment.schedule.rounds, 0)
+    task = TrainTask(experiment.schedule.rounds, 0)
     worker.receive(federation.algorithm.broadcast(server, site.name, task), State(), site)
     assert isinstance(worker, Contrastive)
     return worker

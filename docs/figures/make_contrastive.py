@@ -25,7 +25,7 @@ from fedseg.datamodules import DATASETS
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.phantom.data import PhantomDataModule
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
@@ -77,7 +77,7 @@ def embed(experiment: Experiment, server: State | None) -> Mapped:
     algorithm: Any = experiment.algorithm()
     assert isinstance(algorithm, Contrastive)
     names = experiment.data.sites
-    message = algorithm.broadcast(server or algorithm.init_server({}), names[0], Task("evaluate", 1, 0))
+    message = algorithm.broadcast(server or algorithm.init_server({}), names[0], EvaluateTask(1, 0))
     algorithm.receive(message, State(), experiment.data.site(names[0]))
     learner = algorithm.learner.eval()
     rows: list[tuple[Tensor, Tensor, Tensor]] = []

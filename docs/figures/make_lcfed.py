@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.configs.compose import load
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask
 from fedseg.launch.experiment import Experiment
 from fedseg.models.heads import decide, probabilities
 from fedseg.reporting.folder import RunFolder
@@ -52,7 +52,7 @@ def draw(run: Path, target: Path, sites: int = 4) -> None:
     painted = []
     for row, name in zip(axes, names, strict=True):
         site = experiment.data.site(name)
-        message = worker.broadcast(snapshot.server, name, Task("evaluate", snapshot.round, 0))
+        message = worker.broadcast(snapshot.server, name, EvaluateTask(snapshot.round, 0))
         worker.receive(message, snapshot.kept[name], site)
         painted.append(paint(row, look(worker, next(iter(site.eval_batches("test")))), name))
     for axis, title in zip(axes[0], COLUMNS, strict=True):

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import MessageError, Row, Task, Transport
+from fedseg.federation.contract import EvaluateTask, MessageError, Row, Task, Transport
 from fedseg.federation.flower.envelope import Envelope
-from fedseg.federation.flower.kept import STAGES, Kept
+from fedseg.federation.flower.kept import AFTER, Kept, stage
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
 from fedseg.federation.ledger import LEDGER, Ledger, canonical, digests, receipt, text_digest
@@ -48,7 +48,7 @@ class OpenSite(Protocol):
             RefusedError: it would be more than the site's terms allow.
         """
 
-    def told(self, task: Task, rows: Sequence[Row]) -> Sequence[Row]:
+    def told(self, task: EvaluateTask, rows: Sequence[Row]) -> Sequence[Row]:
         """File the scores of a turn at the site, and give those that the server may see."""
 
 
@@ -118,9 +118,9 @@ class SiteClient:
         (update,) = opened.transport.ask({self.site: task}, {self.site: message})
         after = opened.transport.kept()[self.site]
         opened.release(before, after)
-        if after is not before and task.kind in STAGES and task.checkpoint == "round":
+        if after is not before and stage(task) < AFTER:
             kept.keep(task, after)
-        rows = opened.told(task, update.rows)
+        rows = opened.told(task, update.rows) if isinstance(task, EvaluateTask) else ()
         kept.forget(question.needed)
         answer = Answer(self.site, update.examples, update.refusal, rows=tuple(dict(row) for row in rows))
         return answer, State(update.tensors, update.scalars)

@@ -13,16 +13,21 @@ from pathlib import Path
 
 from fedseg.common.files import sweep_parts, write_atomic
 from fedseg.federation.checkpoint import CheckpointError, checksum
-from fedseg.federation.contract import Task
+from fedseg.federation.contract import EvaluateTask, Task, TrainTask
 from fedseg.federation.state import State, from_bytes, to_bytes
 
-STAGES = {"train": 0, "evaluate": 1}
-"""Turns of one round that can change what is kept, in their order."""
 AFTER = 2
 """Where turns stand that change nothing: they see what the round left."""
 NAME = re.compile(r"kept-(\d{5,})-([01])(?:-([0-9a-f]{32}))?\.safetensors")
 """Round, stage, and the checksum of the bytes, which states of earlier versions lack."""
 Turn = tuple[int, int]
+
+
+def stage(task: Task) -> int:
+    """Where a turn stands in its round: training, validation, and all that changes nothing, as scoring at the end."""
+    if isinstance(task, TrainTask):
+        return 0
+    return 1 if isinstance(task, EvaluateTask) and task.checkpoint == "round" else AFTER
 
 
 class Kept:
@@ -46,7 +51,7 @@ class Kept:
         Raises:
             CheckpointError: a file is damaged.
         """
-        first = (base, AFTER) if base >= 0 else self._place(task)
+        first = (base, AFTER) if base >= 0 else (task.round, stage(task))
         earlier = [place for place in self._places() if place < first]
         return self._read(max(earlier)) if earlier else State()
 
@@ -56,9 +61,8 @@ class Kept:
         Raises:
             OSError: the disk is full, or will not be written to; what was there before is still there.
         """
-        place, data = self._place(task), to_bytes(state)
-        round, stage = place
-        path = self.folder / f"kept-{round:05d}-{stage}-{checksum(data)}.safetensors"
+        place, data = (task.round, stage(task)), to_bytes(state)
+        path = self.folder / f"kept-{place[0]:05d}-{place[1]}-{checksum(data)}.safetensors"
         sweep_parts(self.folder)
         write_atomic(path, data)
         self._remove(place, but=path)
@@ -77,10 +81,6 @@ class Kept:
         for place in places:
             if place not in stays:
                 self._remove(place)
-
-    def _place(self, task: Task) -> Turn:
-        """Where a turn stands in the order of turns; scoring a checkpoint comes after all that changes its round."""
-        return (task.round, STAGES.get(task.kind, AFTER)) if task.checkpoint == "round" else (task.round, AFTER)
 
     def _places(self) -> list[Turn]:
         return sorted(self._files())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedseg.common.text import printable
-from fedseg.federation.contract import Row, Task
+from fedseg.federation.contract import MessageError, Row, Task, TrainTask
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.ledger import about
@@ -44,12 +44,14 @@ class Question:
         head: hash of the last entry of the run's ledger; of a greeting, a number that was never used before.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of its task, too
+
     kind: Literal["hello", "turn"]
     run: str
     config: str
     site: str = ""
     channels: int = 0
-    task: Task | None = None
+    task: Annotated[Task, Field(discriminator="kind")] | None = None
     base: int = -1
     needed: tuple[int, ...] = ()
     earlier: str = ""
@@ -125,6 +127,7 @@ class Signature:
 
 T = TypeVar("T", Question, Answer)
 _READERS: dict[type[Any], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Question, Answer, Signature)}
+_WRONG = {"union_tag_invalid": ": no such kind", "unexpected_keyword_argument": ": no such field"}
 
 
 def pack(content: Question | Answer, state: State | None = None) -> Envelope:
@@ -137,14 +140,19 @@ def unpack(envelope: Envelope, kind: type[T]) -> tuple[T, State]:
     """Read what `pack` wrote.
 
     Raises:
-        ValueError: it is something else; the message quotes nothing of it.
+        ValueError: it is something else; the message quotes nothing of it but names of fields.
     """
     try:
         content: T = _READERS[kind].validate_json(envelope.text.partition("\n")[0], strict=True)
     except ValidationError as error:
-        where = ", ".join(".".join(str(part) for part in e["loc"]) or "text" for e in error.errors()[:3])
-        raise ValueError(f"the {kind.__name__.lower()} cannot be read ({where})") from error
+        where = ", ".join(_place(*found["loc"]) + _WRONG.get(found["type"], "") for found in error.errors()[:3])
+        raise MessageError(f"the {kind.__name__.lower()} cannot be read ({where})") from error
     return content, from_bytes(envelope.data) if envelope.data else State()
+
+
+def _place(*parts: str | int) -> str:
+    """Where in a message something stands."""
+    return ".".join(printable(str(part)[:24]) for part in parts) or "text"
 
 
 def size_of(envelope: Envelope) -> int:
@@ -210,7 +218,7 @@ def checked_update(answer: Answer, state: State, facts: Facts, task: Task) -> Up
         raise ValueError(f"it tells {answer.examples} training images, its greeting told {facts.most}")
     if len(answer.rows) > MOST_ROWS:
         raise ValueError(f"it shows {len(answer.rows)} rows of scores, at most {MOST_ROWS} are let in")
-    if task.kind == "train" and task.steps is not None and state.scalars.get("steps", 0.0) > task.steps:
+    if isinstance(task, TrainTask) and task.steps is not None and state.scalars.get("steps", 0.0) > task.steps:
         raise ValueError(f"it tells {state.scalars['steps']:g} steps, {task.steps} were asked for")
     for name, value in state.scalars.items():
         if isinstance(value, bool) or not isinstance(value, int | float):

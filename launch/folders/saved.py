@@ -15,7 +15,7 @@ from fedseg.common.names import nearest
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Best
 from fedseg.federation.client import seed_everything
-from fedseg.federation.contract import Batch, Task
+from fedseg.federation.contract import Batch, EvaluateTask
 from fedseg.federation.state import State
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.restore import read_kept, read_server
@@ -194,7 +194,7 @@ class SavedModels:
         worker = self.run.experiment.algorithm(self.channels, trained=True)
         for half in (self.method, worker):  # built without the file or the run that the weights came from
             half.take_frozen(server.get(FROZEN))
-        message = self.method.broadcast(server, name, Task("evaluate", round, seed, views=(network_view(view),)))
+        message = self.method.broadcast(server, name, EvaluateTask(round, seed, views=(network_view(view),)))
         if view in FITTED and images is None:
             raise ReportingError(f"the {view} model is made from the images that it is for; there are none")
         if view == ADAPTED:

@@ -12,7 +12,7 @@ import pandas as pd
 from fedseg.configs.compose import ConfigError
 from fedseg.evaluation import QUICK
 from fedseg.federation.admission import unbounded
-from fedseg.federation.contract import VISITING, Row, Task
+from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Row
 from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
@@ -78,13 +78,13 @@ def _visits(federation: Federation, source: str) -> list[Update]:
     checkpoint = federation.checkpoint
     best = checkpoint.chosen(f"personal/{source}")
     federation.transport.restore({source: checkpoint.read(best.kept)} if best.kept else {}, {source: best.round})
-    give = Task("publish", best.round, federation.seed, checkpoint=BEST, topic=VISITING)
+    give = QueryTask("publish", best.round, federation.seed, checkpoint=BEST, topic=VISITING)
     (given,) = federation.ask({source: give}, {source: State()})
     given.refusal = given.refusal or unbounded(given, ONCE)
     if given.refusal or not given.tensors:  # it never trained
         return [given]
-    show = Task(
-        "evaluate", best.round, federation.seed, splits=("test",), checkpoint=BEST, views=("personal",), topic=VISITING
+    show = EvaluateTask(
+        best.round, federation.seed, splits=("test",), checkpoint=BEST, views=("personal",), topic=VISITING
     )
     message = federation.algorithm.broadcast(checkpoint.read(best.server), source, show)
     groups = {**message.tensors, **{f"{VISITOR}{group}": ts for group, ts in given.tensors.items()}}

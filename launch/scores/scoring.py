@@ -18,7 +18,7 @@ from fedseg.algorithms.functional.adaptation import fit_statistics, minimise_ent
 from fedseg.datamodules import Regions, SiteData
 from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
-from fedseg.federation.contract import VISITING, Row, Scored, Split, Task
+from fedseg.federation.contract import VISITING, EvaluateTask, Row, Scored, Split
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment, Way
@@ -45,7 +45,7 @@ class Scorer:
         self.settings = experiment.evaluation
         self.regions = experiment.data.regions
 
-    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> Scored:
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Scored:
         """Score the task's splits; the means over the cases that count go to the server."""
         found = Scored()
         for view in views(algorithm, site, task):
@@ -66,7 +66,7 @@ class Scorer:
         """What becomes of the masks of test cases."""
         return partial(self.kept.write, site.name, view) if self.kept is not None and split == "test" else None
 
-    def _probe(self, algorithm: Algorithm, site: SiteData, task: Task, found: Scored) -> None:
+    def _probe(self, algorithm: Algorithm, site: SiteData, task: EvaluateTask, found: Scored) -> None:
         """Add what a pre-trained encoder is worth without labels, as rows of the view ``encoder``."""
         common = {"round": task.round, "checkpoint": task.checkpoint, "site": site.name, "seen": site.seen}
         common |= {"view": ENCODER, "region": "mean", "case": "", "unit": "", "grid": "network"}
@@ -75,7 +75,7 @@ class Scorer:
             found.rows += [{**common, "split": split, "metric": name, "value": v} for name, v in numbers.items()]
             found.means |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
 
-    def _score(self, answer: Predict, site: SiteData, task: Task, view: str, split: Split) -> list[Row]:
+    def _score(self, answer: Predict, site: SiteData, task: EvaluateTask, view: str, split: Split) -> list[Row]:
         during = task.checkpoint == DURING
         quick = during or task.topic == VISITING
         few = tuple(dict.fromkeys((*QUICK, self.settings.choose_by))) if during else QUICK
@@ -125,7 +125,7 @@ class Painter:
         self.cases = cases
         self.masks: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def __call__(self, algorithm: Algorithm, site: SiteData, task: Task) -> Scored:
+    def __call__(self, algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Scored:
         """Predict the chosen cases."""
         if not (only := self.cases.get(site.name)):
             return Scored()
@@ -152,7 +152,7 @@ class Painter:
         )  # fmt: skip
 
 
-def views(algorithm: Algorithm, site: SiteData, task: Task) -> Iterable[str]:
+def views(algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Iterable[str]:
     """The views of the task that exist at a site; one that never trained has no personal model."""
     if task.topic == VISITING:  # another site's model, wherever it is
         return task.views if algorithm.trained_here else ()

@@ -22,7 +22,7 @@ from fedseg.common.parts import is_path
 from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
 from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
-from fedseg.federation.contract import VISITING, Row, Task
+from fedseg.federation.contract import VISITING, EvaluateTask, Row, Task
 from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import State, from_bytes
@@ -288,7 +288,7 @@ class LaunchedSite:
                 )
         self.spending.add(self.run, events)
 
-    def told(self, task: Task, rows: Sequence[Row]) -> Sequence[Row]:
+    def told(self, task: EvaluateTask, rows: Sequence[Row]) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""
         if not rows:
             return []

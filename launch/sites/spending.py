@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import Guarantee, Task, Transform
+from fedseg.federation.contract import Guarantee, QueryTask, Transform
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State
 from fedseg.federation.transforms import remembered
@@ -93,7 +93,7 @@ class Spending:
             run = RunFolder(folder)
             mechanism = run.settings().get("privacy.mechanism") if run.holds_run else None
             if mechanism in AT_SITE:
-                latest = Kept(folder / "kept").before(Task("publish", sys.maxsize, 0))
+                latest = Kept(folder / "kept").before(QueryTask("publish", sys.maxsize, 0))
                 found |= {folder.name: events} if (events := events_of(remembered(latest, mechanism))) else {}
         return found
 
