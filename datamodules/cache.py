@@ -214,9 +214,9 @@ def _identity(case: Case) -> list[Any]:
 
 def _stamp(name: str) -> list[Any]:
     path = Path(name)
-    if not path.is_file():
+    if not path.exists():
         return [name]  # decoding will complain
-    states = [part.stat() for part in (path, *data_files(path)) if part.is_file()]
+    states = [part.stat() for part in (path, *data_files(path)) if part.is_file()]  # no folder itself
     return [name, *(number for state in states for number in (state.st_size, state.st_mtime_ns))]
 
 

@@ -29,9 +29,12 @@ def of_case(case: Case) -> tuple[str, str]:
 def file_digest(file: str) -> str:
     """The digest of a file's bytes, read once in a process as long as it is not written to; empty for no file.
 
-    Files that hold the voxels of a header count with it.
+    Files that hold the voxels of a header count with it, and those of a series in whatever order names put them.
     """
-    digests = [_digest_of(path) for path in (Path(file), *data_files(Path(file)))] if file else [""]
+    path = Path(file)
+    digests = [_digest_of(part) for part in (path, *data_files(path))] if file else [""]
+    if file and path.is_dir():
+        digests.sort()
     return digests[0] if len(digests) == 1 else hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 

@@ -29,7 +29,8 @@ from fedseg.datamodules.pairing import (
 )
 from fedseg.datamodules.per_site import FILES
 from fedseg.datamodules.readers import VOLUMES, suffix_of
-from fedseg.datamodules.site_folders import files_by_folder, folder_of, site_folders, there
+from fedseg.datamodules.readers.kinds import there
+from fedseg.datamodules.site_folders import files_by_folder, folder_of, site_folders
 
 
 class FolderDataModule(MultiCenterDataModule):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedseg.datamodules.cases import Case, check_cases, join_shared
 from fedseg.datamodules.findings import Finding, Report, few
 from fedseg.datamodules.readers import stem_of, suffix_of
-from fedseg.datamodules.readers.itk import INSTALL
-from fedseg.datamodules.readers.itk import missing as lacks_itk
-from fedseg.datamodules.readers.kinds import ITK
+from fedseg.datamodules.readers.kinds import lacks
 
 MASK_WORDS = re.compile(r"(^|[_\-. ])(mask|seg|segmentation|label|labels|gt|annotation|manual\d?)$", re.IGNORECASE)
 ODD_NAME = re.compile(r"(\bcopy\b|\bkopie\b|\(\d+\)|~|[^\x20-\x7e]|^\s|\s$|\s\s)", re.IGNORECASE)
@@ -84,16 +83,19 @@ def listed(cases: Sequence[Case], states_patients: Callable[[str], bool], report
 
 
 def _decodable(cases: list[Case], report: Report) -> list[Case]:
-    """Cases that need no library but those that are installed; one finding names all others."""
-    files = {id(case): (*case.image_files, *case.mask_files) for case in cases}
-    lacking = {case: name for case, names in files.items() for name in names if suffix_of(Path(name)) in ITK}
-    if not lacking or not lacks_itk():
-        return cases
-    case = next(case for case in cases if id(case) in lacking)
-    more = f", as {len(lacking) - 1} more cases do" if len(lacking) > 1 else ""
-    what = f"needs the package SimpleITK{more}"
-    report(Finding("unreadable file", what, INSTALL, case.site, case.case, lacking[id(case)]))
-    return [case for case in cases if id(case) not in lacking]
+    """Cases that need no library but those that are installed; one finding for each library names all others."""
+    lacking: dict[tuple[str, str], dict[int, Finding]] = defaultdict(dict)
+    for case in cases:
+        for name in (*case.image_files, *case.mask_files):
+            if needed := lacks(suffix_of(Path(name))):
+                package, cure = needed
+                found = Finding("unreadable file", f"needs the package {package}", cure, case.site, case.case, name)
+                lacking[needed].setdefault(id(case), found)
+    for of_one in lacking.values():
+        first = next(iter(of_one.values()))
+        more = f", as {len(of_one) - 1} more cases do" if len(of_one) > 1 else ""
+        report(replace(first, what=first.what + more))
+    return [case for case in cases if not any(id(case) in of_one for of_one in lacking.values())]
 
 
 def _not_labelled(cases: Iterable[Case]) -> Iterator[Finding]:

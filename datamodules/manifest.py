@@ -26,7 +26,8 @@ from fedseg.datamodules.pairing import (
 )
 from fedseg.datamodules.per_site import READING
 from fedseg.datamodules.readers import stem_of, suffix_of
-from fedseg.datamodules.site_folders import KNOWN, there
+from fedseg.datamodules.readers.kinds import is_case_file, there
+from fedseg.datamodules.site_folders import KNOWN
 
 REQUIRED = ("site", "image", "mask")
 OPTIONAL = ("case", "patient", "group", "split")
@@ -216,7 +217,7 @@ class _Row:
             names = [images[name] for name in lacked]
             self.report(lacking_modalities(names, self.expect.modality, self.cell("site"), case, str(path)))
         mask, layers = self._mask(masks, fault)
-        lacking = [(path, name) for name, path in named if not there(path.is_file)]
+        lacking = [(path, name) for name, path in named if not is_case_file(path)]
         for path, name in lacking:
             cure = f"{_why_not(path, self.cell(name))}{CORRECT}"
             fault("missing image", f"image {path} does not exist", cure)
@@ -246,7 +247,7 @@ class _Row:
             for cell in _files_in(self.table, self.cell(name)):
                 path = _located(self.table, cell)
                 found.append((region, path))
-                if not there(path.is_file):
+                if not is_case_file(path):
                     cure = f"{_why_not(path, cell)}{CORRECT}; an empty mask cell means not labelled"
                     fault("missing mask", f"mask {path} does not exist", cure)
                     whole = False
@@ -269,7 +270,7 @@ def _without(stem: str, modality: str) -> str:
 
 def _files_in(table: Path, cell: str) -> list[str]:
     """The files that a cell names."""
-    if SEVERAL not in cell or there(_located(table, cell).is_file):
+    if SEVERAL not in cell or is_case_file(_located(table, cell)):
         return [cell] if cell else []
     return [name for part in cell.split(SEVERAL) if (name := part.strip())]
 
@@ -277,14 +278,14 @@ def _files_in(table: Path, cell: str) -> list[str]:
 def _located(table: Path, cell: str) -> Path:
     """The file that a cell names; where it has backslashes, as tables from Windows do, they may be slashes."""
     path = table.parent / cell
-    return path if "\\" not in cell or there(path.is_file) else table.parent / cell.replace("\\", "/")
+    return path if "\\" not in cell or is_case_file(path) else table.parent / cell.replace("\\", "/")
 
 
 def _why_not(path: Path, cell: str) -> str:
     """What a path that leads nowhere probably got wrong, as the start of a cure."""
     if re.match(r"^[A-Za-z]:[/\\]", cell):
         return "it is a path of Windows (a drive and backslashes): write it from the manifest's folder on; "
-    if there((Path.cwd() / cell.replace("\\", "/")).is_file):
+    if is_case_file(Path.cwd() / cell.replace("\\", "/")):
         return "paths start at the manifest's folder, not where the command is typed: "
     beside = path.parent.iterdir() if there(path.parent.is_dir) else ()
     if alike := [other.name for other in beside if other.name.lower() == path.name.lower()]:
@@ -298,7 +299,7 @@ def not_listed(cases: Sequence[Case]) -> Iterator[Finding]:
     folders = {str(Path(name).parent): site for name, site in sites.items()}
     for folder, site in folders.items():
         for path in sorted(Path(folder).iterdir()):
-            if path.is_file() and suffix_of(path) in KNOWN and str(path) not in sites:
+            if is_case_file(path) and suffix_of(path) in KNOWN and str(path) not in sites:
                 yield Finding(
                     "not in the manifest", "no row names this file", "add a row, or ignore it", site, file=str(path)
                 )

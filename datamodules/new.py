@@ -23,6 +23,7 @@ from fedseg.datamodules.fitting import Box, on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import MissingModalities, by_modality, present
 from fedseg.datamodules.readers import OF_CASE, VOLUMES, Reading, stem_of, suffix_of, write_back
+from fedseg.datamodules.readers.kinds import is_case_file
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
@@ -196,7 +197,7 @@ def missing_modalities(data: MultiCenterDataModule) -> MissingModalities:
 def _files(path: Path, data: MultiCenterDataModule, site: str) -> Mapping[str, tuple[list[str], tuple[int, ...]]]:
     """The images of every case, one for each modality, and the places of those that it lacks."""
     names = data.modalities_of(site)
-    if path.is_file() and not names:
+    if is_case_file(path) and not names:
         return {stem_of(path): ([str(path)], ())}
     if not path.is_dir():
         each = f" with a file for each of {', '.join(names)}" if names else ", or an image"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedseg.datamodules.findings import Finding, Report, few, refuse
 from fedseg.datamodules.pairing import folder_cure
 from fedseg.datamodules.readers import FLAT, VOLUMES, stem_of, suffix_of
 from fedseg.datamodules.readers.headers import data_files
+from fedseg.datamodules.readers.kinds import SERIES, hidden, is_case_file, there
 
 KNOWN = (*FLAT, *VOLUMES)
-NO_CASES = {"thumbs.db", "desktop.ini"}
 CALLED = {
     "images": {"images", "image", "imgs", "img", "imagestr", "imagests", "pictures", "photos", "scans"},
     "masks": {
@@ -22,14 +22,6 @@ CALLED = {
 # What the commands of this suite leave: a run, a fold or a sweep of runs, a data check, a comparison.
 OUTPUTS = (("config.yaml", "environment.json"), ("config.yaml", "summary.csv"), ("findings.csv", "report.md"))
 SINGLE_OUTPUTS = (".lock", "sweep.csv", "run-id.txt", "wandb-id.txt")
-
-
-def there(look: Callable[[], bool]) -> bool:
-    """What ``path.is_file`` or ``path.is_dir`` says; names that no file can have raise there: too long, a zero byte."""
-    try:
-        return look()
-    except (ValueError, OSError):
-        return False
 
 
 def site_folders(root: Path, report: Report) -> list[Path]:
@@ -142,14 +134,14 @@ def files_by_folder(
     inside = [path for path in inside if not path.name.startswith(".")]
     known = [path for path in inside if path.name in names]
     if not known:
-        if inside and not any(path.is_file() and suffix_of(path) in KNOWN for path in folder.iterdir()):
+        if inside and not any(is_case_file(path) and suffix_of(path) in KNOWN for path in folder.iterdir()):
             apart = [path.name for path in inside]
             what = f"holds no image, but the folders {few(apart)}"
             report(Finding("layout", what, folder_cure(kind, apart), site, file=str(folder)))
             return {"": {}}
         return {"": image_files(folder, report, site)}
     for path in sorted(folder.iterdir()):
-        if path not in known and not _hidden(path):
+        if path not in known and not hidden(path):
             what, cure = f"lies beside the folders {few([one.name for one in known])}", "move it into one, or elsewhere"
             report(Finding("foreign file", what, cure, site, stem_of(path), str(path)))
     return {path.name: image_files(path, report, site) for path in known}
@@ -167,13 +159,14 @@ def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[s
     files: dict[str, Path] = {}
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     # an .mhd has its voxels beside it
-    held = {part for path in paths for part in data_files(path) if suffix_of(part) not in KNOWN}
+    held = {part for path in paths if path.is_file() for part in data_files(path) if suffix_of(part) not in KNOWN}
     for path in paths:
-        if _hidden(path) or path in held:
+        if hidden(path) or path in held:
             continue
         stem = stem_of(path)
-        if path.is_dir():
-            report(Finding("foreign file", "is a folder among images", "move it", site, stem, str(path)))
+        if path.is_dir() and suffix_of(path) != SERIES:
+            cure = "move it; the folder of a DICOM series holds its files, not further folders"
+            report(Finding("foreign file", "is a folder among images", cure, site, stem, str(path)))
         elif suffix_of(path) not in KNOWN:
             what = f"is none of {', '.join(KNOWN)}"
             report(Finding("foreign file", what, "move or convert it", site, stem, str(path)))
@@ -183,8 +176,3 @@ def image_files(folder: Path, report: Report = refuse, site: str = "") -> dict[s
         else:
             files[stem] = path
     return files
-
-
-def _hidden(path: Path) -> bool:
-    """Whether a system or a viewer left a file."""
-    return path.name.startswith(".") or path.name.lower() in NO_CASES

@@ -18,7 +18,7 @@ from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.check.command import Checked, check
 from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
-from fedseg.datamodules.site_folders import there
+from fedseg.datamodules.readers.kinds import there
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA

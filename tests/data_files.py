@@ -1,5 +1,6 @@
 """Small sites on disk, made by the tests."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,54 @@ def folder(root: Path, **knobs: Any) -> FolderDataModule:
     data = FolderDataModule(root=str(root), **{"size": [20, 24], "batch_size": 4, "augment": "none"} | knobs)
     data.setup()
     return data
+
+
+PATIENT = "Planted^Name^Of^Somebody"
+
+
+def save_series(
+    folder: Path,
+    array: np.ndarray,
+    affine: np.ndarray | None = None,
+    change: Callable[[int, Any], None] = lambda number, head: None,
+) -> Path:
+    """A DICOM series of an array (x, y, z) with a RAS affine, in files whose names say nothing of their order.
+
+    Args:
+        folder: Created when missing.
+        array: Whole numbers of at most 16 bits.
+        affine: From voxels to the patient.
+        change: Told the number of every slice and its data set, to spoil it.
+    """
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.eye(4) if affine is None else affine)
+    sizes = np.linalg.norm(lps[:3, :3], axis=0)
+    series, study, frame = (generate_uid(entropy_srcs=[str(folder), of]) for of in ("series", "study", "frame"))
+    for number in range(array.shape[2]):
+        uid = generate_uid(entropy_srcs=[str(folder), str(number)])
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+        meta.MediaStorageSOPInstanceUID = uid
+        head = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        head.SOPClassUID, head.SOPInstanceUID, head.Modality = CTImageStorage, uid, "CT"
+        head.SeriesInstanceUID, head.StudyInstanceUID, head.FrameOfReferenceUID = series, study, frame
+        head.PatientName, head.PatientID, head.PatientBirthDate, head.PatientSex = PATIENT, "ID-4711", "19700101", "O"
+        head.PatientAddress, head.OtherPatientNames, head.PatientComments = "Planted Street 1", PATIENT, f"of {PATIENT}"
+        head.StudyDescription, head.InstitutionName, head.OperatorsName = f"of {PATIENT}", "Planted Clinic", PATIENT
+        head.StudyID, head.AccessionNumber, head.StudyDate, head.StudyTime = "7", "A7", "20200102", "101112"
+        head.ReferringPhysicianName, head.SeriesNumber, head.InstanceNumber = "Planted^Physician", 3, number + 1
+        head.ImageType, head.SamplesPerPixel, head.PhotometricInterpretation = ["ORIGINAL"], 1, "MONOCHROME2"
+        head.ImagePositionPatient = [f"{one:.8f}" for one in lps[:3, 3] + number * lps[:3, 2]]
+        head.ImageOrientationPatient = [f"{one:.9f}" for axis in (0, 1) for one in lps[:3, axis] / sizes[axis]]
+        head.PixelSpacing, head.SliceThickness = [f"{sizes[axis]:.10g}" for axis in (1, 0)], f"{sizes[2]:.10g}"
+        head.Rows, head.Columns = array.shape[1], array.shape[0]
+        head.BitsAllocated = head.BitsStored = 8 * array.itemsize
+        head.HighBit, head.PixelRepresentation = 8 * array.itemsize - 1, int(array.dtype.kind == "i")
+        head.PixelData = np.ascontiguousarray(array[..., number].T).tobytes()
+        head.PixelData += b"\0" * (len(head.PixelData) % 2)
+        change(number, head)
+        head.save_as(folder / f"{hashlib.sha1(uid.encode()).hexdigest()[:8]}.dcm")
+    return folder

@@ -15,7 +15,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, few
 from fedseg.datamodules.readers.drawing import ids_by_colour
 from fedseg.datamodules.readers.intensity import scale_together
-from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, suffix_of
+from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, is_case_file, sides, suffix_of
 from fedseg.datamodules.readers.labels import map_labels
 from fedseg.datamodules.readers.layers import Layer, check_region, combine, of_region
 from fedseg.datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
@@ -188,7 +188,7 @@ def cutting(case: Case, name: str, stored: Stored, reading: Reading) -> tuple[Fi
 def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
     """Decodes one file; a volume is cut along the same axis as the case's (first) image."""
     path = Path(name)
-    if not path.is_file():
+    if not is_case_file(path):
         raise DataError(f"{case}: {role} {path} does not exist; correct the path, or leave the case out")
     decode = DECODERS.get(suffix_of(path))
     if decode is None:

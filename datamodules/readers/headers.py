@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.readers.kinds import suffix_of
+from fedseg.datamodules.readers.kinds import SERIES, in_series, suffix_of
 
 META = (".mha", ".mhd")
 DETACHED = (".mhd", ".nhdr")
@@ -120,8 +120,11 @@ def _names(told: str, listed: list[str]) -> list[str]:
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
-    """Files that hold the voxels of a header; none where it holds them itself, or cannot be read."""
-    if suffix_of(path) not in DETACHED:
+    """Files that hold the voxels of a header or a series; none where it holds them itself, or cannot be read."""
+    suffix = suffix_of(path)
+    if suffix == SERIES:
+        return tuple(in_series(path))
+    if suffix not in DETACHED:
         return ()
     try:
         return read_header(path).files

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,14 @@ from fedseg.datamodules.readers.headers import (
     check_text,
     read_header,
 )
-from fedseg.datamodules.readers.kinds import Array, suffix_of
+from fedseg.datamodules.readers.kinds import Array, install, lacks, suffix_of
 from fedseg.datamodules.readers.placed import Affine, Volume, check_affine, check_shape
 
 TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK counts to the left and to the back
-INSTALL = 'pip install -e ".[itk]"'
+INSTALL = install("itk")
 CURE = "write it anew, for instance with SimpleITK.GetImageFromArray(array) and SetSpacing((X, Y, Z)), in mm"
 SEGMENT = re.compile(r"^Segment(\d+)_(LabelValue|Name|Layer)$")
 TIMES = {"s", "ms", "us", "ns", "min", "sec", "msec", "second", "seconds"}
-
-
-def missing() -> bool:
-    """Whether SimpleITK is not installed."""
-    return find_spec("SimpleITK") is None
 
 
 def open_itk(path: Path) -> Volume:
@@ -104,7 +98,7 @@ def save_itk(image: Any, like: Path, folder: Path, name: str) -> Path:
 
 
 def _library() -> Any:
-    if missing():
+    if lacks(".nrrd"):
         raise DataError(f"needs the package SimpleITK; {INSTALL}")
     import SimpleITK
 

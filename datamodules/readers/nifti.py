@@ -42,6 +42,15 @@ def nifti_like(path: Path, array: Array) -> Any:
     return type(original)(np.ascontiguousarray(array), original.affine, header)
 
 
+def nifti_at(affine: Affine, array: Array) -> Any:
+    """A nibabel image whose voxels lie as an affine in millimetres says."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
 def _checked(path: Path) -> Any:
     import nibabel
 

@@ -26,6 +26,7 @@ class Volume:
         unit: Millimetres per unit of the affine.
         step: Between neighbouring values stored with a scale factor; 0 without.
         segments: Label ids and names of the segments of a segmentation, where the file tells them.
+        frame: Names the space in which places are measured; empty where the file does not tell.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Volume:
     unit: float = 1.0
     step: float = 0.0
     segments: tuple[tuple[int, str], ...] = ()
+    frame: str = ""
 
     def turned(self, to: str) -> Volume:
         """The same volume with its axes in another order and direction, such as "LPS"."""

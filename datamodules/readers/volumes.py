@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.datamodules.readers.dicom import open_dicom
 from fedseg.datamodules.readers.itk import itk_like, open_itk, save_itk
-from fedseg.datamodules.readers.kinds import ITK, VOLUMES, Array, Spacing, suffix_of
-from fedseg.datamodules.readers.nifti import nifti_like, open_nifti
+from fedseg.datamodules.readers.kinds import DICOM, ITK, VOLUMES, Array, Spacing, suffix_of
+from fedseg.datamodules.readers.nifti import nifti_at, nifti_like, open_nifti
 from fedseg.datamodules.readers.placed import Affine, Volume, directions, turn_between, voxel_sizes
 from fedseg.datamodules.readers.settings import Reading
 from fedseg.datamodules.readers.stored import Stored
@@ -47,10 +48,16 @@ def read_volume(path: Path, reading: Reading, like: Path | None = None) -> Store
 def open_volume(path: Path) -> Volume:
     """A volume of three dimensions, or of four with few channels, not decoded yet.
 
+    Args:
+        path: The file, or the folder of a DICOM series.
+
     Raises:
         DataError: Other dimensions, a time series, or a header that does not say where the voxels lie.
     """
-    return open_itk(path) if suffix_of(path) in ITK else open_nifti(path)
+    suffix = suffix_of(path)
+    if suffix in DICOM:
+        return open_dicom(path)
+    return open_itk(path) if suffix in ITK else open_nifti(path)
 
 
 def slice_axis(shape: Sequence[int], zooms: Sequence[float], reading: Reading) -> int:
@@ -99,7 +106,7 @@ def put_back(slices: Array, path: Path, reading: Reading) -> Any:
         reading: As it was read.
 
     Returns:
-        An image of three dimensions: nibabel's for NIfTI, else SimpleITK's.
+        An image of three dimensions: nibabel's for NIfTI and DICOM, else SimpleITK's.
     """
     axis = as_image(reading, path).axis
     assert axis != "auto"  # as_image has chosen
@@ -110,11 +117,16 @@ def put_back(slices: Array, path: Path, reading: Reading) -> Any:
         from nibabel.orientations import apply_orientation
 
         array = apply_orientation(array, turn_between(open_volume(path).affine, COMMON, back=True))
+    if suffix_of(path) in DICOM:
+        return nifti_at(open_volume(path).affine, array)
     return itk_like(path, array) if suffix_of(path) in ITK else nifti_like(path, array)
 
 
 def write_back(slices: Array, path: Path, reading: Reading, folder: Path, name: str) -> Path:
-    """Writes what :func:`put_back` gives, in the format of the volume that it came from and as one file."""
+    """Writes what :func:`put_back` gives, in the format of the volume that it came from and as one file.
+
+    Of a DICOM series it is NIfTI, which holds nothing of the patient's.
+    """
     image = put_back(slices, path, reading)
     if suffix_of(path) in ITK:
         return save_itk(image, path, folder, name)
