@@ -84,6 +84,8 @@ class Algorithm(StockModule):
     """Whether it gives images styles of its own, which harmonising them would take away again."""
     prepares: str = ""
     """What its `preparation` does to images before `training.normalize`, as a card says it; empty if nothing."""
+    prepares_by_site: bool = False
+    """Whether it does so by what is known of the site that an image is from, as no other site's message tells."""
     slices_only: str = ""
     """Why it cannot learn from volumes (data.dimensions=3); empty where it can."""
     adapts: bool = False

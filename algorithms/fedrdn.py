@@ -38,6 +38,7 @@ class FedRDN(FedAvg):
     introduces = True
     styles_images = True
     prepares = "images are normalised by the mean and deviation of the site's images, or of all sites'"
+    prepares_by_site = True
     leaves_out_unknown = True
     adds_up = True
 

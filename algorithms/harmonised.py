@@ -9,21 +9,26 @@ import torch
 from torch import nn
 
 from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.functional.complexity import complexity
 from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import Site, Task
 from fedseg.federation.state import State, Tensors
 
 STYLE, TARGET = "style", "style/target"
-"""The group that a site tells once, and that of the mean in every message."""
+"""The group that a site tells once, and that of the target in every message. The number ``style/target/<site>``, at the
+server, says whose style the target is: its images stay as they are."""
+COMPLEXITY = "complexity"
+"""The group that a site tells once where the least complex one is the target."""
 
 
 class Harmonised(Algorithm):
     """A method whose images all get one style, before they are normalised, in training, scoring and use alike.
 
-    Before round 1 every site tells the style of its training images; the target is the mean over the sites, and comes
-    with every message. Masks are untouched. Augmented images are harmonised, too, so that what an augmentation changes
-    of the style is taken away again. Without a message, as in a stock Trainer, images stay as they are.
+    Before round 1 every site tells the style of its training images; the target is the mean over the sites, or the
+    style of one of them, whose images then stay as they are, and comes with every message. Masks are untouched.
+    Augmented images are harmonised, too, so that what an augmentation changes of the style is taken away again. Without
+    a message, as in a stock Trainer, images stay as they are.
     """
 
     introduces = True
@@ -42,20 +47,27 @@ class Harmonised(Algorithm):
         return State({**told.tensors, STYLE: style}, told.scalars) if style else told
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
-        """The method's state, and the mean of the styles.
+        """The method's state, and the target.
 
         Raises:
             ValueError: sites tell styles of different shapes.
         """
         server = super().init_server(introductions)
-        styles = {site: told[STYLE] for site, told in introductions.items() if STYLE in told.tensors}
-        return State({**server.tensors, TARGET: mean_style(styles)}, server.scalars) if styles else server
+        told = {site: told for site, told in introductions.items() if STYLE in told.tensors}
+        if not told:
+            return server
+        agreed = self.agreed(told)
+        return State({**server.tensors, **agreed.tensors}, {**server.scalars, **agreed.scalars})
+
+    def agreed(self, told: Mapping[str, State]) -> State:
+        """What the server holds of the styles: their mean."""
+        return State({TARGET: mean_style({site: given[STYLE] for site, given in told.items()})})
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The method's message, and the target."""
         message = super().broadcast(server, site, task)
-        target = {TARGET: server[TARGET]} if TARGET in server.tensors else {}
-        return State({**message.tensors, **target}, message.scalars)
+        stays = f"{TARGET}/{site}" in server.scalars or TARGET not in server.tensors
+        return State({**message.tensors, **({} if stays else {TARGET: server[TARGET]})}, message.scalars)
 
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load what came; images get the style of the target."""
@@ -91,6 +103,26 @@ class InStyle(Harmonised):
         }
         return styles[training.harmonise]
 
+    def introduce(self, site: Site) -> State:
+        """What harmonising tells, and the complexity of the training images where that decides."""
+        told = super().introduce(site)
+        if not (self.prepares_by_site and STYLE in told.tensors):
+            return told
+        numbers = complexity(batch["image"] for batch in site.plain_batches())
+        return State({**told.tensors, COMPLEXITY: numbers}, told.scalars)
+
+    def agreed(self, told: Mapping[str, State]) -> State:
+        """The mean of the styles, or that of the least complex site."""
+        mean = super().agreed(told)
+        if not self.prepares_by_site:
+            return mean
+        numbers = {
+            site: tuple(float(given[COMPLEXITY][name]) for name in ("entropy", "spread"))
+            for site, given in told.items()
+        }
+        least = min(sorted(numbers), key=numbers.__getitem__)
+        return State({TARGET: told[least][STYLE]}, {f"{TARGET}/{least}": numbers[least][0]})
+
 
 def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
     """The method, or what it becomes when its data are harmonised.
@@ -111,7 +143,14 @@ def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
             "training.harmonise=zscore says nothing that training.normalize=zscore does not take away again; take "
             "training.harmonise=none, or training.normalize=imagenet"
         )
-    return type(method.__name__, (InStyle, method), {"__doc__": method.__doc__, "__module__": method.__module__})
+    to_one_site = training.harmonise_target == "least_complex"
+    if to_one_site and method.trains_on == "pool":
+        raise ValueError(
+            f"training.harmonise_target=least_complex asks which site an image is from, and {method.__name__} trains "
+            "on the images of all sites together; take training.harmonise_target=mean"
+        )
+    same = {"__doc__": method.__doc__, "__module__": method.__module__, "prepares_by_site": to_one_site}
+    return type(method.__name__, (InStyle, method), same)
 
 
 def mean_style(styles: Mapping[str, Tensors]) -> Tensors:

@@ -45,7 +45,9 @@ class Training:
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
         harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
             histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
-            deviation. What sites tell is a mean over their images, the target the mean over sites.
+            deviation. What sites tell is a mean over their images.
+        harmonise_target: whose style that is: the mean over sites, or that of the least_complex one, whose images have
+            the least entropy and stay as they are.
         harmonise_window: L of harmonise=fda: frequencies up to floor(L * min(height, width)).
         optimizer: of the local steps; amsgrad is Adam with the largest second moment so far (Reddi et al., ICLR 2018).
             Or one of PyTorch's or your own, such as torch.optim:RMSprop.
@@ -75,6 +77,7 @@ class Training:
     region_weights: Mapping[str, PositiveFloat] | None = None
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
     harmonise: Literal["none", "histogram", "fda", "zscore"] = "none"
+    harmonise_target: Literal["mean", "least_complex"] = "mean"
     harmonise_window: HalfShare = 0.05
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] | OwnPart = "adam"
     optimizer_options: Mapping[str, Any] | None = None
@@ -94,6 +97,12 @@ class Training:
 
     def __post_init__(self) -> None:
         check_ranges(Training, vars(self), "training")
+        if self.harmonise == "none" and self.harmonise_target != "mean":
+            raise ValueError(
+                f"training.harmonise_target={self.harmonise_target} is the target of harmonising, which "
+                "training.harmonise=none leaves out; take training.harmonise=histogram, or "
+                "training.harmonise_target=mean"
+            )
         if self.schedule_rounds is not None and self.warmup >= self.schedule_rounds:
             raise ValueError(
                 f"training.warmup={self.warmup} leaves no round of training.schedule_rounds={self.schedule_rounds} to "

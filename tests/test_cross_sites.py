@@ -82,6 +82,14 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(engine: str, t
     check_crossing(Experiment(settings(tmp_path / "run", *told, "evaluation.cross_sites=false")))
 
 
+def test_images_that_are_prepared_by_their_site_are_not_shown_to_others_models(tmp_path: Path) -> None:
+    told = ("algorithm=ditto", "training.harmonise=zscore", "training.harmonise_target=least_complex")
+    with pytest.raises(ConfigError, match=r"prepared by the site .* take evaluation\.cross_sites=false"):
+        check_crossing(Experiment(settings(tmp_path / "run", *told, "evaluation.cross_sites=true")))
+    check_crossing(Experiment(settings(tmp_path / "run", *told, "evaluation.cross_sites=false")))
+    check_crossing(Experiment(settings(tmp_path / "run", *told[:2], "evaluation.cross_sites=true")))
+
+
 def planted(folder: Path) -> RunFolder:
     """A run whose personal models have .8 at home and .5 elsewhere, its global one .6 everywhere."""
     run = write_run(folder, "ditto", sites={"a": 24, "b": 24})

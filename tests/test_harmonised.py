@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedseg.algorithms import ALGORITHMS
+from fedseg.algorithms.functional.complexity import complexity
 from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
 from fedseg.algorithms.recipe import Training
+from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.state import State
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
@@ -121,7 +124,51 @@ def test_sites_that_differ_in_brightness_and_contrast_alone_become_alike() -> No
         assert apart < (0.2 if kind == "fda" else 0.05) * (bright - images).abs().mean()
 
 
+def test_complexity_is_the_entropy_of_histograms_and_the_variance_of_means() -> None:
+    images = pictures(4)
+    shares = [np.bincount((channel * 255).round().long().flatten().numpy(), minlength=256) / 24**2
+              for image in images for channel in image]  # fmt: skip
+    entropies = [-(share[share > 0] * np.log2(share[share > 0])).sum() for share in shares]
+    told = complexity(images.split(3))
+    assert float(told["entropy"]) == pytest.approx(np.mean(entropies))
+    assert float(told["spread"]) == pytest.approx(images.mean(dim=(1, 2, 3)).var(correction=0).item(), rel=1e-5)
+    flat, noise = torch.full((1, 1, 16, 16), 0.3), torch.arange(256).view(1, 1, 16, 16) / 255
+    assert [float(complexity([one])["entropy"]) for one in (flat, noise)] == [0, 8]
+    assert complexity([]) == {}
+
+
+@every_style
+def test_the_least_complex_site_is_the_target_and_keeps_its_images(kind: Kind, tmp_path: Path) -> None:
+    """Of what sites say nothing but its style is left; a worker rebuilt for every turn learns the same."""
+    sites = toy_sites()
+    sites["s1"].images = (sites["s1"].images * 8).round() / 8  # few grey levels, hence little entropy
+    training = Training(lr=1e-2, harmonise=kind, harmonise_target="least_complex")
+    run = simulate("fedavg", tmp_path / "a", 1, training=training, sites=sites)
+    assert_same_outcome(run, simulate("fedavg", tmp_path / "b", 1, training=training, sites=sites, transport=Forgetful))
+    worker = build("fedavg", training)
+    own = worker.style.told([sites["s1"].images])
+    for name, tensor in run.server["style/target"].items():
+        torch.testing.assert_close(tensor, own[name])
+    plain = build("fedavg").normalize
+    for name in ("s0", "s1", "s2", "new"):
+        site = sites.get(name, sites["s0"])
+        worker.receive(worker.broadcast(run.server, name, EvaluateTask(1, 0)), State(), site)
+        assert torch.equal(worker.normalize(site.images), plain(site.images)) == (name == "s1")
+    told = [row for row in run.observer.rows("audit") if row["task"] == "introduce"]
+    assert {row["group"] for row in told if row["group"] != "(numbers)"} == {"style", "complexity"}
+    assert {row["group"] for row in run.observer.rows("traffic") if row["round"] == 0} == {"style", "complexity"}
+
+
+def test_of_equally_complex_sites_the_one_of_even_images_is_the_target() -> None:
+    method = build("fedavg", Training(harmonise="zscore", harmonise_target="least_complex"))
+    style = Moments().told([pictures(1)])
+    told = {site: State({"style": style, "complexity": {"entropy": torch.tensor(5.0), "spread": torch.tensor(spread)}})
+            for site, spread in (("a", 0.2), ("c", 0.1), ("b", 0.1))}  # fmt: skip
+    assert method.agreed(told).scalars == {"style/target/b": 5.0}
+
+
 @pytest.mark.parametrize(("name", "training", "cure"), [
+    ("pooled", Training(harmonise="fda", harmonise_target="least_complex"), r"take training\.harmonise_target=mean"),
     ("feddg", Training(harmonise="fda"), r"take training\.harmonise=none"),
     ("harmofl", Training(harmonise="histogram"), r"take training\.harmonise=none"),
     ("fedavg", Training(normalize="zscore", harmonise="zscore"),
@@ -130,9 +177,16 @@ def test_sites_that_differ_in_brightness_and_contrast_alone_become_alike() -> No
 def test_what_would_be_undone_is_refused(name: str, training: Training, cure: str) -> None:
     with pytest.raises(ValueError, match=cure):
         build(name, training)
-    build(name, replace(training, harmonise="none"))
+    build(name, replace(training, harmonise="none", harmonise_target="mean"))
+    if name == "pooled":
+        build(name, replace(training, harmonise_target="mean"))
     if name == "fedavg":
         build(name, replace(training, normalize="imagenet"))
+
+
+def test_a_target_without_harmonising_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"take training\.harmonise=histogram, or training\.harmonise_target=mean"):
+        Training(harmonise_target="least_complex")
 
 
 @pytest.mark.parametrize("promise", [Privacy(aggregation="masked"), Privacy(mechanism="site")])

@@ -26,9 +26,16 @@ def check_crossing(experiment: Experiment) -> None:
     """Refuse what cannot be had.
 
     Raises:
-        ConfigError: the method has no personal models.
+        ConfigError: the method has no personal models, or they see images by the site that these are from.
     """
-    if experiment.evaluation.cross_sites and "personal" not in experiment.declared.views:
+    if not experiment.evaluation.cross_sites:
+        return
+    if experiment.declared.prepares_by_site:
+        raise ConfigError(
+            "evaluation.cross_sites=true shows a site's model images of other sites, and here images are prepared by "
+            "the site that they are from, which its message does not tell of others; take evaluation.cross_sites=false"
+        )
+    if "personal" not in experiment.declared.views:
         raise ConfigError(
             f"evaluation.cross_sites=true compares sites' personal models, and "
             f"algorithm={experiment.config.algorithm.preset} has none: take a method with personal models, or leave "
