@@ -21,7 +21,6 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.manifest import read_manifest
 from fedseg.federation.admission import Admission, Limits, quoted, unbounded
 from fedseg.federation.checkpoint import Checkpoint, CheckpointError
-from fedseg.federation.contract import Kind
 from fedseg.federation.engine import RoundError
 from fedseg.federation.state import LARGEST_HEADER, State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
@@ -310,7 +309,7 @@ def test_answers_without_a_counterpart_are_bounded(answer: Update, reason: str) 
         raise AssertionError(unbounded(answer, Limits(filed_bytes=1000, filed_tensors=3)))
 
 
-def answering(kind: Kind, tensors: dict[str, dict[str, torch.Tensor]], scalars: dict[str, float]) -> type[InProcess]:
+def answering(kind: str, tensors: dict[str, dict[str, torch.Tensor]], scalars: dict[str, float]) -> type[InProcess]:
     """One site answers questions of one kind with something else."""
 
     class Lying(InProcess):
