@@ -3,6 +3,7 @@
 from fedseg import one_copy
 from fedseg.algorithms.apfl import APFL
 from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.braintorrent import BrainTorrent
 from fedseg.algorithms.cfl import CFL
 from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
@@ -78,6 +79,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedamp": FedAMP,
     "softpull": SoftPull,
     "fedsoup": FedSoup,
+    "braintorrent": BrainTorrent,
     "cfl": CFL,
     "prrfl": PRRFL,
     "feddg": FedDG,

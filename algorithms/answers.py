@@ -24,6 +24,7 @@ class SingleAnswers(FedAvg):
     The mean of what sites trained is the global model, and the start of sites that join later.
     """
 
+    reads_updates = True
     answers_singly = True
 
     @abstractmethod
@@ -67,6 +68,7 @@ class OwnAnswers(FedAvg):
     """
 
     views = ("global", "personal")
+    reads_updates = True
     answers_singly = True
     trained: Tensor
 

@@ -34,6 +34,8 @@ class FedCost(FedAvg):
         images: a of cost=ratio, the part of the number of images; 1 is FedAvg.
     """
 
+    reads_updates = True
+
     def __init__(
         self,
         *args: Any,

@@ -34,6 +34,7 @@ class Parts:
         buffers: shared running statistics.
         frozen: what never changes.
         stays: everything else.
+        taken: what of it peers take all the same, in a method without a server.
         variances: running variances, which must not become negative.
 
     Raises:
@@ -55,6 +56,7 @@ class Parts:
         self.parameters = [name for name in travels if name in parameters]
         self.buffers = [name for name in travels if name not in parameters]
         self.stays = [name for name in state if name in stays]
+        self.taken: list[str] = []
         self.frozen = [name for name in state if name in fixed]
         norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]
         self.variances = frozenset(f"{name}.running_var" for name in norms)
@@ -63,6 +65,7 @@ class Parts:
         """One row per tensor of the model: its name, kind, numbers, bytes, and what becomes of it."""
         parameters = dict(model.named_parameters())
         policies = dict.fromkeys(self.stays, "stays at the site") | dict.fromkeys(self.frozen, "never changes")
+        policies |= dict.fromkeys(self.taken, "taken by peers")
         return [
             {
                 "tensor": name,

@@ -95,7 +95,9 @@ class Fit:
             self.server = federation.run()
             self.algorithm, self.kept = federation.algorithm, federation.transport.kept()[self.site.name]
         self.worker = experiment.algorithm()
-        self.task = TrainTask(2, experiment.config.seed)
+        self.task = TrainTask(2, experiment.config.seed, peers=tuple(experiment.data.sites))
+        if self.algorithm.among_peers:  # nothing goes to a server
+            self.traffic.sends = sorted(self.algorithm.per_site)
         self._receive()
         self.batches = [self._placed(batch) for batch in self.worker.batches(self.site, 0, steps)]
 
@@ -112,7 +114,9 @@ class Fit:
 
     def _receive(self) -> None:
         message: State = self.algorithm.broadcast(self.server, self.site.name, self.task)
-        if self.traffic.bytes["down"]:  # of the second round, where what sites showed in the first one is sent along
+        if (
+            self.traffic.bytes["down"] or self.algorithm.among_peers
+        ):  # of the second round, where what sites showed in the first one is sent along
             self.traffic.bytes["down"] = sum(message.sizes().values())
         self.worker.receive(message, self.kept, self.site)
 

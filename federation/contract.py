@@ -42,6 +42,7 @@ class TrainTask:
         epochs: passes over the site's labelled training images, when `steps` is None.
         work: share of that work to do (unequal local work), or several times it (pooled training).
         sites: how many sites train at the same time, whose updates may become one; 0 where that is not told.
+        peers: sites that can be reached, where these take models from each other.
     """
 
     kind: Literal["train"] = field(default="train", kw_only=True)
@@ -51,6 +52,7 @@ class TrainTask:
     epochs: float = 1.0
     work: float = 1.0
     sites: int = 0
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,10 @@ class ServerHalf(Protocol):
     @property
     def answers_singly(self) -> bool:
         """Whether every site is answered with a model of its own instead of the mean."""
+
+    @property
+    def among_peers(self) -> bool:
+        """Whether sites take each other's models and nothing goes to a server; what is filed per site lies there."""
 
     @property
     def adapts(self) -> bool:
@@ -421,7 +427,7 @@ class Transform:
     """What its account is about; None where it keeps none."""
 
     hides_updates: bool = False
-    """Whether the server must not look at single updates, and notes nothing about them; an `accumulator` implies it."""
+    """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
     least: int = 1
     """Fewest updates that a mean may be made of."""
     least_here: int = 1

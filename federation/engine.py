@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,8 @@ class Schedule:
         work_decay_rounds: so many rounds long; then the work stays.
         order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
             travel from site to site, each going on where the one before it stopped (with one round: once through all
-            sites, as in incremental institutional training).
+            sites, as in incremental institutional training); random draws whose turn it is, as often as sites take
+            part in a round, so that some come twice and others not (algorithm=braintorrent).
         server_lr: step of the server along the mean update; running statistics always take the full mean.
         combine: how updates become one: mean, by weight. Against a few hostile sites: norm_bound brings updates to the
             median norm at most; median and trimmed_mean work coordinate by coordinate; krum takes the update nearest to
@@ -99,7 +101,7 @@ class Schedule:
     work_spread: ProperShare = 0.0
     work_decay: PositiveShare = 1.0
     work_decay_rounds: PositiveInt = 10
-    order: Literal["together", "cyclic"] = "together"
+    order: Literal["together", "cyclic", "random"] = "together"
     server_lr: FinitePositive = 1.0
     combine: Rule = "mean"
     hostile: PositiveInt = 1
@@ -119,9 +121,12 @@ class Schedule:
                 "federation.candidates=1"
             )
 
-    def turns(self, present: Sequence[str]) -> list[list[str]]:
+    def turns(self, present: Sequence[str], rng: random.Random) -> list[list[str]]:
         """Sites that train from one model, one group after the other."""
-        return [list(present)] if self.order == "together" else [[site] for site in present]
+        if self.order == "together":
+            return [list(present)]
+        drawn = rng.choices(present, k=len(present)) if self.order == "random" else present
+        return [[site] for site in drawn]
 
     def asked(self, sites: int) -> int:
         """How many of so many sites are asked in a round.
@@ -198,10 +203,10 @@ class Federation:
             raise ValueError(f"two transforms of one name remember in one place: {', '.join(self._names)}")
         for transform in self.transforms:
             transform.check(self.algorithm)
-        if self.schedule.order == "cyclic":
-            _check_cyclic(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
+        if self.schedule.order != "together":
+            _check_turns(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
         if self.algorithm.answers_singly:
-            _check_answers(self.schedule)
+            _check_answers(self.schedule, self.algorithm.among_peers)
         self._prepare_selection()
 
     def over(self, transport: Transport) -> Federation:
@@ -413,8 +418,7 @@ class Federation:
             detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
-            for together in self.schedule.turns(present):
-                server = self._train(round, server, {site: work[site] for site in together}, asked)
+            server = self._turns(round, server, {site: work[site] for site in present}, asked)
             self._check_travelled(round)
             if self.select is not None:
                 server = remembering(server, {**history, **self._told(round)})
@@ -441,12 +445,23 @@ class Federation:
         rows = (row for row in self._record.rounds if row["task"] == "train")
         return {row["site"]: Past(round, row["steps"], row[LOSS]) for row in rows}
 
-    def _train(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
-        """The server's state after a round, its transforms' memories included."""
-        mean, present = self._mean(), list(work)
+    def _turns(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
+        """The server's state after all turns of a round."""
+        peers = tuple(work) if self.algorithm.among_peers else ()
+        had: Counter[str] = Counter()  # turns in this round
+        for together in self.schedule.turns(list(work), random.Random(derive_seed(self.seed, "turns", round))):
+            tasks = {site: replace(self._task(round, site, work[site], had[site]), peers=peers) for site in together}
+            server = self._train(round, server, tasks, asked)
+            had.update(together)
+        return server
+
+    def _train(self, round: int, server: State, tasks: Mapping[str, TrainTask], asked: int) -> State:
+        """The server's state after some sites' turn, its transforms' memories included."""
+        mean, present = self._mean(), list(tasks)
         admission = Admission(
             server,
             self.algorithm.per_site,
+            limits=ONCE if self.algorithm.among_peers else None,
             unread=not isinstance(mean, Mean),  # it looks itself
             needed={"steps", *self.algorithm.needed_numbers},
         )
@@ -454,7 +469,7 @@ class Federation:
         if isinstance(mean, Session):
             along = mean.begin(present, admission.shared, partial(self._consult, round))
             present = [site for site in present if site in along]
-        tasks = {site: self._task(round, site, work[site], len(present)) for site in present}
+        tasks = {site: replace(tasks[site], sites=len(present)) for site in present}
         messages = {site: self.algorithm.broadcast(server, site, tasks[site]) for site in present}
         messages = {site: joined(message, along[site]) if along else message for site, message in messages.items()}
         for site, message in messages.items():
@@ -616,12 +631,13 @@ class Federation:
             return RobustMean(self._combination, self.algorithm.per_site, seed, self.algorithm.uniform_groups)
         return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
-    def _task(self, round: int, site: str, share: float = 1.0, sites: int = 0) -> TrainTask:
+    def _task(self, round: int, site: str, share: float = 1.0, had: int = 0) -> TrainTask:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
         share *= 1.0 - self.schedule.work_spread * rng.random()
         share *= self.schedule.work_decay ** min(round - 1, self.schedule.work_decay_rounds)
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
-        return TrainTask(round, self.seed, self.schedule.local_steps, self.schedule.local_epochs, work, sites)
+        seed = derive_seed(self.seed, "turn", had) if had else self.seed  # not the same images once more
+        return TrainTask(round, seed, self.schedule.local_steps, self.schedule.local_epochs, work)
 
     def _accept(self, round: int, arrived: Update, admission: Admission, take: Callable[[Update], None]) -> bool:
         """Decode what arrived, hand it on and note it; whether it could be used."""
@@ -645,7 +661,8 @@ class Federation:
         told = {**update.scalars, "steps": update.scalars["steps"] * self.algorithm.models_per_step}
         row |= {name: told.get(name) for name in (LOSS, PERSONAL_LOSS, "steps")} | {"seconds": seconds}
         self._record.rounds.append(row)
-        self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
+        if not self.algorithm.among_peers:
+            self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
         self.observer.site_done("train", round, update.site, told, seconds)
         return True
 
@@ -666,20 +683,20 @@ class Federation:
         """
         if usable >= (self._needed if self.schedule.order == "together" else 1):
             return True
-        if self.schedule.order == "cyclic":
-            return False  # the model goes on to the next site
+        if self.schedule.order != "together":
+            return False  # it is the next site's turn
         if self._spent(server):
             self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
             return False
         raise self._too_few(round, usable)
 
     def _check_travelled(self, round: int) -> None:
-        """Make sure that a model which travels was trained somewhere.
+        """Make sure that some site's turn was of use.
 
         Raises:
             RoundError: no site sent a usable update.
         """
-        if self.schedule.order == "cyclic" and not self._record.rounds:
+        if self.schedule.order != "together" and not self._record.rounds:
             raise self._too_few(round, 0)
 
     def _too_few(self, round: int, usable: int) -> RoundError:
@@ -742,29 +759,35 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
             )
 
 
-def _check_cyclic(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
+def _check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
     """Refuse what speaks of the mean of a round: there is one update at a time.
 
     Raises:
         ValueError: naming the setting.
     """
     if of_a_mean:
-        raise ValueError(f"federation.order=cyclic shows every site's model to the next; {of_a_mean[0]} protects means")
+        raise ValueError(
+            f"federation.order={schedule.order} shows every site's model to the next; {of_a_mean[0]} protects means"
+        )
     if schedule.combine != "mean":
         raise ValueError(
-            f"federation.order=cyclic combines nothing, so that federation.combine={schedule.combine} has no meaning; "
-            "take federation.combine=mean"
+            f"federation.order={schedule.order} combines nothing, so that federation.combine={schedule.combine} has no "
+            "meaning; take federation.combine=mean"
         )
 
 
-def _check_answers(schedule: Schedule) -> None:
+def _check_answers(schedule: Schedule, among_peers: bool) -> None:
     """Refuse settings of the mean, for a method that answers every site with a model of its own.
+
+    Args:
+        schedule: how the federation runs.
+        among_peers: whether sites merge each other's models, in whatever order.
 
     Raises:
         ValueError: naming the setting and the cure.
     """
     usual = Schedule()
-    for name in ("order", "combine", "server_lr"):
+    for name in ("combine", "server_lr", *(() if among_peers else ("order",))):
         if getattr(schedule, name) != getattr(usual, name):
             raise ValueError(
                 f"federation.{name}={getattr(schedule, name)} has no effect on a method that answers every site with a "

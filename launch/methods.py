@@ -90,6 +90,7 @@ class Method:
             "the average": self.owner is FedAvg,
             "pre-training": not self.built.labelled,
             "styles of images": self.owner.styles_images,
+            "who merges": self.owner.among_peers,
             "parts of the model stay": bool(self._personal),
             "a model of each site's own": "personal" in self.built.views,
             "weights of sites": self._overrides("weigh", "aggregate"),

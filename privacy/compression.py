@@ -29,6 +29,10 @@ class Cast(Transform):
         self.name = to
         self.dtype = torch.float16 if to == "float16" else torch.bfloat16
 
+    def check(self, algorithm: ServerHalf) -> None:
+        """Refuse models that go from peer to peer: what is rounded is what a site sends to a server."""
+        _refuse_peers(algorithm, "compression.cast", "none")
+
     def on_client(self, update: Update, memory: State, seed: int) -> tuple[Update, State]:
         """Round; what float16 cannot hold becomes its largest number."""
         limit = torch.finfo(self.dtype).max
@@ -57,6 +61,7 @@ class TopK(Transform):
 
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse methods that send more than differences: what is left out of a snapshot cannot be caught up."""
+        _refuse_peers(algorithm, "compression.top_k", "null")
         if algorithm.per_site:
             groups = ", ".join(sorted(algorithm.per_site))
             raise ValueError(
@@ -79,6 +84,13 @@ class TopK(Transform):
     def on_arrival(self, update: Update) -> Update:
         """Zeros where nothing was sent."""
         return dense(update)
+
+
+def _refuse_peers(algorithm: ServerHalf, setting: str, off: str) -> None:
+    if algorithm.among_peers:
+        raise ValueError(
+            f"{setting} makes smaller what goes to a server, and peers hand on whole models; take {setting}={off}"
+        )
 
 
 def _mapped(update: Update, function: Callable[[Tensor], Tensor]) -> Update:

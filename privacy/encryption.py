@@ -136,6 +136,7 @@ class Encrypted(Transform):
     """
 
     name = "encrypted"
+    hides_updates = True
     least = 2
     lives_in = "run"
 

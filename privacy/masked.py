@@ -39,6 +39,7 @@ class Masked(Transform):
     """
 
     name = NAME
+    hides_updates = True
     least = 3
     lives_in = "site"
 

@@ -1,13 +1,16 @@
-"""One model that travels from site to site: the engine's other order of turns."""
+"""One model that travels from site to site: the engine's other orders of turns."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import Cohort, TrainTask, Transform
 from fedseg.federation.engine import POOL, RoundError
@@ -15,15 +18,24 @@ from fedseg.federation.state import Mean, State
 from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 CYCLIC = {"order": "cyclic"}
+either_order = pytest.mark.parametrize("order", ["cyclic", "random"])
 
 
-def by_hand(rounds: int) -> State:
-    """Every site goes on where the one before it stopped."""
+def turns(order: str, round: int, sites: Sequence[str]) -> list[str]:
+    rng = random.Random(derive_seed(7, "turns", round))
+    return rng.choices(sites, k=len(sites)) if order == "random" else list(sites)
+
+
+def by_hand(rounds: int, order: str) -> State:
+    """Every site goes on where the one before it stopped; whose turn it is once more sees other images."""
     method, sites = build("fedavg", rounds=rounds), toy_sites()
     server, kept = method.init_server({}), dict.fromkeys(sites, State())
     for round in range(1, rounds + 1):
-        for name in (site for site in sites if site != POOL):
-            task = TrainTask(round, 7, steps=3)
+        had: list[str] = []
+        for name in turns(order, round, [site for site in sites if site != POOL]):
+            again = had.count(name)
+            task = TrainTask(round, derive_seed(7, "turn", again) if again else 7, steps=3)
+            had.append(name)
             message = method.broadcast(server, name, task)
             worker = build("fedavg", rounds=rounds)
             update, kept[name] = turn(worker, sites[name], task, message, kept[name], CPU, evaluate)
@@ -33,23 +45,32 @@ def by_hand(rounds: int) -> State:
     return server
 
 
-def test_each_site_goes_on_where_the_one_before_it_stopped(tmp_path: Path) -> None:
-    found, expected = simulate("fedavg", tmp_path, schedule=CYCLIC).server, by_hand(2)
-    assert_same(found, expected)
+@either_order
+def test_each_site_goes_on_where_the_one_before_it_stopped(order: str, tmp_path: Path) -> None:
+    assert_same(simulate("fedavg", tmp_path, 3, schedule={"order": order}).server, by_hand(3, order))
 
 
-def test_with_one_site_both_orders_are_the_same(tmp_path: Path) -> None:
+def test_turns_that_are_drawn_come_twice_in_a_round_or_not_at_all() -> None:
+    rounds = [turns("random", round, ["s0", "s1", "s2"]) for round in range(1, 4)]
+    assert any(len(set(drawn)) < 3 for drawn in rounds)
+    assert len({tuple(drawn) for drawn in rounds}) > 1
+
+
+@either_order
+def test_with_one_site_all_orders_are_the_same(order: str, tmp_path: Path) -> None:
     one = {"sites": toy_sites(1)}
     assert_same_outcome(
-        simulate("ditto", tmp_path / "a", **one), simulate("ditto", tmp_path / "b", schedule=CYCLIC, **one)
+        simulate("ditto", tmp_path / "a", **one), simulate("ditto", tmp_path / "b", schedule={"order": order}, **one)
     )
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedbn", "ditto", "lcfed", "feddg", "local", "pooled"])
-def test_methods_of_every_kind_travel_and_resume(name: str, tmp_path: Path) -> None:
-    whole = simulate(name, tmp_path / "whole", rounds=2, schedule=CYCLIC)
-    simulate(name, tmp_path / "parts", rounds=1, schedule=CYCLIC)
-    assert_same(whole.server, simulate(name, tmp_path / "parts", rounds=2, schedule=CYCLIC).server)
+@either_order
+def test_methods_of_every_kind_travel_and_resume(order: str, name: str, tmp_path: Path) -> None:
+    schedule = {"order": order}
+    whole = simulate(name, tmp_path / "whole", rounds=2, schedule=schedule)
+    simulate(name, tmp_path / "parts", rounds=1, schedule=schedule)
+    assert_same(whole.server, simulate(name, tmp_path / "parts", rounds=2, schedule=schedule).server)
 
 
 def broken(site: ToySite) -> ToySite:
@@ -78,8 +99,9 @@ class Guarded(Transform):
     least = 3
 
 
-def test_what_protects_a_mean_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="every site's model to the next; guarded protects means"):
-        simulate("fedavg", tmp_path, schedule=CYCLIC, transforms=[Guarded()])
-    with pytest.raises(ValueError, match=r"order=cyclic combines nothing, so that federation\.combine=median"):
-        simulate("fedavg", tmp_path, schedule={**CYCLIC, "combine": "median"})
+@either_order
+def test_what_protects_a_mean_is_refused(order: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"order={order} shows every site's model to the next; guarded protects means"):
+        simulate("fedavg", tmp_path, schedule={"order": order}, transforms=[Guarded()])
+    with pytest.raises(ValueError, match=rf"order={order} combines nothing, so that federation\.combine=median"):
+        simulate("fedavg", tmp_path, schedule={"order": order, "combine": "median"})

@@ -16,7 +16,7 @@ from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 
 ROOT = Path(__file__).parent.parent
-BY_DATA = {"feddg", "contrastive"}  # what these keep or send depends on images
+BY_DATA = {"braintorrent", "feddg", "contrastive"}  # what these keep or send depends on images or peers
 
 
 def found(name: str) -> Method:

@@ -541,6 +541,7 @@ SINGLY = {
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
     "flmrcm": r"shows the group features of each site singly \(per_site\)",
+    "braintorrent": r"shows the group offer, versions of each site singly \(per_site\)",
     "contrastive": r"shows the group bank of each site singly \(per_site\)",
 }
 EXACT = {name: r"computes with the group \w+ \(exact_groups\)" for name, m in ALGORITHMS.items() if m.exact_groups}
@@ -567,6 +568,7 @@ def refusals() -> list[tuple[str, str, str]]:
     chains["top_k"] = dict.fromkeys(
         ("lcfed", "flmrcm", "contrastive", *EXACT), r"compression\.top_k sends parts of differences"
     )
+    chains["top_k"] |= {"braintorrent": r"peers hand on whole models; take compression\.top_k=null"}
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
 

@@ -37,6 +37,7 @@ REASONS = {
     "(perturbation)": "perturbation",
     "(exact_groups)": "exact_groups",
     "shows whole tensors": "per_site",
+    "peers hand on whole models": "peers",
 }
 
 

@@ -104,6 +104,12 @@ AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
         "take federation.order=together federation.combine=mean federation.min_sites=3",
         ["federation.combine=mean"],
     ),
+    (
+        {"least_sites": 2},
+        ["algorithm=braintorrent", "federation.order=together", "federation.min_sites=3"],
+        "peers see each other's models singly: take algorithm=fedavg federation.order=together federation.min_sites=2",
+        ["algorithm=fedavg"],
+    ),
     ({"masked": True}, ["algorithm=fedavg"], "take privacy.aggregation=masked", ["privacy.aggregation=masked"]),
     (
         {"max_epsilon": 4},
@@ -194,6 +200,7 @@ def test_every_term_has_a_case_above() -> None:
         ({"min_sites": 5, "combine": "multi_krum"}, 4),
         ({"min_sites": 5, "combine": "trimmed_mean", "hostile": 2}, 1),
         ({"min_sites": 5, "order": "cyclic"}, 1),
+        ({"min_sites": 5, "order": "random"}, 1),
     ],
 )
 def test_how_many_sites_are_behind_a_mean(knobs: dict[str, Any], behind: int) -> None:

@@ -159,8 +159,7 @@ class Card:
 
     def _sites(self) -> list[str]:
         """Whose labelled cases the model learnt from."""
-        shares = self.models.method.parts.parameters or self.models.method.parts.buffers
-        return sorted(self.models.trained) if shares or self.site is None else [self.site]
+        return sorted(self.models.trained) if self.models.method.shares or self.site is None else [self.site]
 
     def _training(self) -> str:
         sites, config = self._sites(), self.models.run.experiment.config.data

@@ -69,6 +69,7 @@ class Across:
         check_crossing(settings)
         if settings.declared.trains_on == "pool":
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
+        check_turns(settings)
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
@@ -246,6 +247,25 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError(str(error)) from error
     if algorithm.labelled and not any(facts.examples for facts in seen):
         raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
+
+
+def check_turns(experiment: Experiment) -> None:
+    """Refuse what Flower's messages have no place for: models from peer to peer, and a second turn in a round.
+
+    Raises:
+        ConfigError: with the cure.
+    """
+    if experiment.algorithm(in_channels=3).among_peers:
+        raise ConfigError(
+            f"algorithm={experiment.config.algorithm.preset} has no server, and sites reach each other through "
+            "Flower's server only, which would see and keep every site's model; take engine=in-process, or "
+            "algorithm=softpull"
+        )
+    if experiment.schedule.order == "random":
+        raise ConfigError(
+            "federation.order=random may give a site a second turn in a round, which sites behind Flower take for the "
+            "first one asked again; take engine=in-process, or federation.order=cyclic"
+        )
 
 
 def check_transforms(experiment: Experiment, engine: str) -> None:

@@ -108,7 +108,7 @@ def listed(terms: Mapping[str, Terms]) -> dict[str, dict[str, Any]]:
 
 def sites_behind_a_mean(schedule: Schedule) -> int:
     """The fewest sites whose updates the settings let into a mean."""
-    if schedule.order == "cyclic" or schedule.combine == "krum":
+    if schedule.order != "together" or schedule.combine == "krum":
         return 1
     left_out = {"trimmed_mean": 2 * schedule.hostile, "multi_krum": schedule.hostile}
     return schedule.min_sites - left_out.get(schedule.combine, 0)
@@ -121,7 +121,10 @@ def _protection(
     schedule, privacy = experiment.schedule, experiment.privacy
     if not algorithm.shares:
         return
-    if (behind := sites_behind_a_mean(schedule)) < terms.least_sites:
+    if algorithm.among_peers and terms.least_sites > 1:
+        cure = f"take algorithm=fedavg federation.order=together federation.min_sites={terms.least_sites}"
+        yield f"least_sites {terms.least_sites}, and peers see each other's models singly", cure
+    elif (behind := sites_behind_a_mean(schedule)) < terms.least_sites:
         plain = "" if behind == schedule.min_sites else "federation.order=together federation.combine=mean "
         least = max(schedule.min_sites, terms.least_sites)
         yield f"least_sites {terms.least_sites}, and these let in {behind}", f"take {plain}federation.min_sites={least}"
