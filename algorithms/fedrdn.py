@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.styles import FLAT, Moments
-from fedseg.algorithms.harmonised import mean_style
+from fedseg.algorithms.harmonised import check_alike, mean_style
 from fedseg.federation.contract import Batch, Site, Task
 from fedseg.federation.ranges import Share
 from fedseg.federation.state import State, Tensors
@@ -112,7 +112,7 @@ class FedRDN(FedAvg):
         server = super().init_server(introductions)
         told = {site: given[STATISTICS] for site, given in introductions.items() if STATISTICS in given.tensors}
         if told:
-            mean_style(told)
+            check_alike(told)
         return State({**server.tensors, **{f"{STATISTICS}/{s}": ts for s, ts in told.items()}}, server.scalars)
 
     def broadcast(self, server: State, site: str, task: Task) -> State:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.functional.combat import Combat, adjustments
 from fedseg.algorithms.functional.complexity import complexity
 from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
 from fedseg.algorithms.recipe import Training
@@ -16,8 +17,8 @@ from fedseg.federation.contract import Site, Task
 from fedseg.federation.state import State, Tensors
 
 STYLE, TARGET = "style", "style/target"
-"""The group that a site tells once, and that of the target in every message. The number ``style/target/<site>``, at the
-server, says whose style the target is: its images stay as they are."""
+"""The group that a site tells once, and that of the target in every message. At the server the group
+``style/target/<site>`` is a site's own target, and the number of that name says that its images stay as they are."""
 COMPLEXITY = "complexity"
 """The group that a site tells once where the least complex one is the target."""
 
@@ -65,9 +66,9 @@ class Harmonised(Algorithm):
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The method's message, and the target."""
-        message = super().broadcast(server, site, task)
-        stays = f"{TARGET}/{site}" in server.scalars or TARGET not in server.tensors
-        return State({**message.tensors, **({} if stays else {TARGET: server[TARGET]})}, message.scalars)
+        message, own = super().broadcast(server, site, task), f"{TARGET}/{site}"
+        target = {} if own in server.scalars else server.get(own) or server.get(TARGET)
+        return State({**message.tensors, **({TARGET: target} if target else {})}, message.scalars)
 
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load what came; images get the style of the target."""
@@ -124,6 +125,21 @@ class InStyle(Harmonised):
         return State({TARGET: told[least][STYLE]}, {f"{TARGET}/{least}": numbers[least][0]})
 
 
+class Combatted(Harmonised):
+    """A method whose images are adjusted by ComBat; those of a site that told nothing stay as they are."""
+
+    slices_only = InStyle.slices_only
+    prepares = "images of a site that took part are adjusted by what ComBat found out about it, others are not"
+    prepares_by_site = True
+    style = Combat()
+
+    def agreed(self, told: Mapping[str, State]) -> State:
+        """How the images of every site are adjusted."""
+        sums = {site: given[STYLE] for site, given in told.items()}
+        check_alike(sums)
+        return State({f"{TARGET}/{site}": found for site, found in adjustments(sums).items()})
+
+
 def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
     """The method, or what it becomes when its data are harmonised.
 
@@ -144,13 +160,22 @@ def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
             "training.harmonise=none, or training.normalize=imagenet"
         )
     to_one_site = training.harmonise_target == "least_complex"
-    if to_one_site and method.trains_on == "pool":
+    if kind == "combat" and to_one_site:
         raise ValueError(
-            f"training.harmonise_target=least_complex asks which site an image is from, and {method.__name__} trains "
-            "on the images of all sites together; take training.harmonise_target=mean"
+            "training.harmonise=combat adjusts every site to what all have in common; take "
+            "training.harmonise_target=mean, or another harmonise"
         )
-    same = {"__doc__": method.__doc__, "__module__": method.__module__, "prepares_by_site": to_one_site}
-    return type(method.__name__, (InStyle, method), same)
+    if method.trains_on == "pool" and (kind == "combat" or to_one_site):
+        asking = "_target=least_complex" if to_one_site else "=combat"
+        cure = "_target=mean" if to_one_site else "=histogram"
+        raise ValueError(
+            f"training.harmonise{asking} asks which site an image is from, and {method.__name__} trains on the images "
+            f"of all sites together; take training.harmonise{cure}"
+        )
+    same = {"__doc__": method.__doc__, "__module__": method.__module__}
+    if kind == "combat":
+        return type(method.__name__, (Combatted, method), same)
+    return type(method.__name__, (InStyle, method), {**same, "prepares_by_site": to_one_site})
 
 
 def mean_style(styles: Mapping[str, Tensors]) -> Tensors:
@@ -158,6 +183,17 @@ def mean_style(styles: Mapping[str, Tensors]) -> Tensors:
 
     Args:
         styles: site -> what it told.
+
+    Raises:
+        ValueError: a site told something of another name or shape than the first one.
+    """
+    check_alike(styles)
+    names = next(iter(styles.values()))
+    return {name: torch.stack([told[name] for told in styles.values()]).mean(dim=0) for name in names}
+
+
+def check_alike(styles: Mapping[str, Tensors]) -> None:
+    """Refuse what cannot be one style.
 
     Raises:
         ValueError: a site told something of another name or shape than the first one.
@@ -171,4 +207,3 @@ def mean_style(styles: Mapping[str, Tensors]) -> Tensors:
                 f"site {site!r} tells a style of {found}, site {first!r} one of {expected}; give all sites one "
                 "data.size and the same channels"
             )
-    return {name: torch.stack([told[name] for told in styles.values()]).mean(dim=0) for name in expected}

@@ -45,7 +45,8 @@ class Training:
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
         harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
             histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
-            deviation. What sites tell is a mean over their images.
+            deviation. What sites tell is a mean over their images. combat takes from grey values what sets sites
+            apart and leaves how images of a site differ; sites tell sums.
         harmonise_target: whose style that is: the mean over sites, or that of the least_complex one, whose images have
             the least entropy and stay as they are.
         harmonise_window: L of harmonise=fda: frequencies up to floor(L * min(height, width)).
@@ -76,7 +77,7 @@ class Training:
     loss_options: Mapping[str, Any] | None = None
     region_weights: Mapping[str, PositiveFloat] | None = None
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
-    harmonise: Literal["none", "histogram", "fda", "zscore"] = "none"
+    harmonise: Literal["none", "histogram", "fda", "zscore", "combat"] = "none"
     harmonise_target: Literal["mean", "least_complex"] = "mean"
     harmonise_window: HalfShare = 0.05
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] | OwnPart = "adam"

@@ -23,7 +23,7 @@ import export
 import predict
 import train
 from fedseg import api
-from fedseg.algorithms.harmonised import Harmonised
+from fedseg.algorithms.harmonised import Combatted, Harmonised
 from fedseg.federation.state import State
 from fedseg.launch.export import Deployed, traced
 from fedseg.launch.folders.reopen import Reopened
@@ -41,7 +41,7 @@ SMALL = (
 OF_SITES = {"personal-site_01", "personal-site_02"}
 METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "fedavg": ({"global"}, ("data.exclusive=true", "data.regions={rim: [1], cup: [2]}")),
-    "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore",)),
+    "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore", "training.harmonise=combat")),
     "apfl": ({"global"} | OF_SITES, ("training.harmonise=histogram",)),
     "lcfed": (OF_SITES, ()),
     "local": (OF_SITES, ("training.harmonise=zscore",)),
@@ -208,6 +208,7 @@ def test_the_card_says_what_the_run_says(exported: tuple[str, RunFolder, Path]) 
             assert (f"| {where} | {count} | {count} |" in card) == (not alone)
         assert ("saw its own site's cases only" in card) == (method == "local")
         styled = "images take the style that the sites agreed on, then " if method in HARMONISED else ""
+        styled = f"{Combatted.prepares}, then " if method == "ditto" else styled
         assert f"- normalisation: {styled}{'zscore' if method == 'ditto' else 'imagenet'}, inside" in card
         assert "- images: (B, 3, 32, 32) float32 in [0, 1]" in card
         assert ", seed 0" in card

@@ -102,13 +102,14 @@ class Histogram:
 
     def told(self, batches: Iterable[Tensor]) -> Tensors:
         """Quantiles of every channel, mean over images."""
-        return _mean_of(batches, lambda images: {"quantiles": self._quantiles(images)})
+        return _mean_of(batches, lambda images: {"quantiles": self.quantiles(images)})
 
     def towards(self, target: Tensors) -> nn.Module:
         """Match histograms."""
         return _Quantiles(target["quantiles"])
 
-    def _quantiles(self, images: Tensor) -> Tensor:
+    def quantiles(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, levels)."""
         ordered = images.flatten(2).sort(dim=-1).values
         places = torch.linspace(0, ordered.shape[-1] - 1, self.levels, dtype=torch.float64)
         return _between(ordered, places.to(ordered).expand(*ordered.shape[:2], -1))
@@ -122,12 +123,16 @@ class _Quantiles(nn.Module):
         self.register_buffer("target", target, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        values = images.flatten(2).contiguous()
-        ordered = values.sort(dim=-1).values
-        below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-        rank = (below + upto - 1).to(values.dtype) / (2 * max(values.shape[-1] - 1, 1))
-        target = self.target.to(values).expand(images.shape[0], -1, -1)  # not `len`: a traced program takes any number
-        return _between(target, rank * (target.shape[-1] - 1)).view_as(images)
+        return quantile_matched(images, self.target.expand(images.shape[0], -1, -1))  # a trace takes any number
+
+
+def quantile_matched(images: Tensor, target: Tensor) -> Tensor:
+    """Images (B, C, H, W) whose quantiles are the target's (B, C, levels)."""
+    values = images.flatten(2).contiguous()
+    ordered = values.sort(dim=-1).values
+    below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    rank = (below + upto - 1).to(values.dtype) / (2 * max(values.shape[-1] - 1, 1))
+    return _between(target.to(values), rank * (target.shape[-1] - 1)).view_as(images)
 
 
 @dataclass(frozen=True)
