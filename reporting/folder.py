@@ -114,7 +114,7 @@ README = """# The folder of one training run
 | `metrics.csv` | every score: one row per round, site, split, view, region, case and metric |
 | `rounds.csv` | loss, optimiser steps of all models that a step trains, examples and seconds per round and site |
 | `updates.csv` | how long each site's update was and where it pointed, in every round; absent if updates are hidden |
-| `communication.csv` | bytes down (server to site) and up (site to server) per round, site and group of tensors |
+| `communication.csv` | bytes down (from server or peer) and up (to the server) per round, site and group of tensors |
 | `events.csv` | what was unusual: sites that were absent or whose update was refused |
 | `audit.csv` | what left each site, every time: group of tensors or of numbers, size, and the transforms it passed |
 | `audit_tensors.csv` | name, shape and type of everything in a group, once for each `content` in `audit.csv` |

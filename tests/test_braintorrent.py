@@ -7,19 +7,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+import export
 from fedseg.algorithms.recipe import Training
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
 from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.state import State, Update
+from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
 from fedseg.privacy.compression import Cast
+from fedseg.reporting.folder import RunFolder
 from tests.lines import LineSite, federate_lines, lines
 from tests.test_laws import Recording
+from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, build, simulate, toy_sites
 
 RANDOM = {"order": "random"}
@@ -204,3 +209,23 @@ def test_its_settings_draw_turns_and_what_has_no_meaning_is_refused(tmp_path: Pa
     Cast("float16").check(build("fedavg"))
     with pytest.raises(ValueError, match="leaves nothing to take from a peer; take algorithm=local"):
         build("braintorrent", personal="part:encoder+part:decoder+part:segmentation_head")
+
+
+def test_a_run_says_whose_models_it_has_what_travelled_and_what_is_taken(tmp_path: Path) -> None:
+    config = phantom_run(3, tmp_path / "run", "algorithm=braintorrent", "federation.rounds=3")
+    execute(config)
+    folder = RunFolder(tmp_path / "run")
+    scores, trained, traffic = folder.scores(), folder.rounds(), folder.traffic()
+    assert set(scores["view"]) == {"personal"}
+    assert set(scores["site"]) == {"site_01", "site_02"}
+    assert len(trained) == 3 * 2
+    assert trained.duplicated(["round", "site"]).any()  # one had both turns of a round
+    assert set(traffic["direction"]) == {"down"}
+    assert set(traffic["group"]) <= {"offer/site_01", "offer/site_02", "versions"}
+    assert {"averaged", "taken by peers"} & set(pd.read_csv(folder.path / "tensors.csv")["policy"]) == {
+        "taken by peers"
+    }
+    assert export.main([str(folder.path), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "personal-site_02.md").read_text()
+    assert "nothing was shared" not in card
+    assert "| site_01 |" in card.partition("Scores")[0]
