@@ -124,3 +124,37 @@ def save_series(
         change(number, head)
         head.save_as(folder / f"{hashlib.sha1(uid.encode()).hexdigest()[:8]}.dcm")
     return folder
+
+
+def save_segmentation(path: Path, series: Path, masks: np.ndarray, kind: str = "BINARY", **knobs: Any) -> Path:
+    """A DICOM segmentation as highdicom writes it.
+
+    Args:
+        path: The file.
+        series: The folder of the series that it is of.
+        masks: (x, y, z, segments) of 0 and 1 in the order of the series' numbers; for LABELMAP (x, y, z) numbers.
+        kind: BINARY, FRACTIONAL or LABELMAP.
+        knobs: What else highdicom is told.
+    """
+    import highdicom
+    import pydicom
+    from pydicom.sr.codedict import codes
+
+    source = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda head: int(head.InstanceNumber))
+    count = masks.shape[3] if masks.ndim == 4 else int(masks.max())
+    told = highdicom.AlgorithmIdentificationSequence("by hand", codes.DCM.ArtificialIntelligence, "1")
+    segments = [
+        highdicom.seg.SegmentDescription(
+            number + 1, f"s{number + 1}", codes.SCT.Tissue, codes.SCT.Tissue, "AUTOMATIC", algorithm_identification=told
+        )
+        for number in range(count)
+    ]
+    uids = [highdicom.UID() for _ in range(2)]
+    order = (2, 1, 0, 3) if masks.ndim == 4 else (2, 1, 0)
+    pixels = np.ascontiguousarray(masks.transpose(order))
+    seg = highdicom.seg.Segmentation(
+        source, pixels, kind, segments, uids[0], 1, uids[1], 1, "maker", "model", "1", "none", **knobs
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seg.save_as(path)
+    return path

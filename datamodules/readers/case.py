@@ -169,7 +169,7 @@ def misplaced(case: Case, name: str, role: Role, reading: Reading) -> str:
         return ""
     if role == "mask" and reading.mask_geometry == "image":
         return ""
-    far, voxel = apart(geometry(Path(name), reading), geometry(Path(case.image), reading))
+    far, voxel = apart(geometry(Path(name), reading, Path(case.image)), geometry(Path(case.image), reading))
     return f"lies up to {far:.3g} (in its header's unit) from its image" if far > voxel / 2 else ""
 
 
@@ -199,7 +199,7 @@ def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
         if both:
             reading = as_image(reading, image)
             like = image if role == "mask" and reading.mask_geometry == "image" else None
-            stored = read_volume(path, reading, like)
+            stored = read_volume(path, reading, like, image)
         else:
             stored = decode(path, reading)
     except DataError as error:

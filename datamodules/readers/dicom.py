@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,14 +102,29 @@ def read_header(path: Path, tags: Sequence[str], *, pixels: bool = False) -> Any
     if not is_dicom(path):
         raise DataError(f"holds {path.name}, which does not start as a DICOM file; move it elsewhere or replace it")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             found = pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags))
             for tag in tags:
                 found.get(tag)  # a value is converted when it is asked for
     except Exception as error:  # it raises what it likes on broken bytes
         raise DataError(f"holds {path.name}, which is broken ({type(error).__name__}); {AGAIN}") from None
     return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences libraries of DICOM, which quote values of files in warnings and logs."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _library() -> Any:
@@ -280,7 +297,7 @@ def _affine(first: Any, step: NDArray[np.float64]) -> Affine:
 
 def _load(series: Series) -> Array:
     """Voxels (column, row, slice), as what they mean: stored values times slope plus intercept."""
-    planes = [_plane(path) for path, _ in series.slices]
+    planes = [pixels_of(path, (*OF_SLICE, "PixelData")) for path, _ in series.slices]
     scales = [
         (float(head.get("RescaleSlope") or 1), float(head.get("RescaleIntercept") or 0)) for _, head in series.slices
     ]
@@ -294,12 +311,17 @@ def _load(series: Series) -> Array:
     return values
 
 
-def _plane(path: Path) -> Array:
-    head = read_header(path, (*OF_SLICE, "PixelData"), pixels=True)
+def pixels_of(path: Path, tags: Sequence[str]) -> Array:
+    """The pixels of a file as stored.
+
+    Args:
+        path: The file.
+        tags: Elements that decoding needs.
+    """
+    head = read_header(path, tags, pixels=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plane: Array = head.pixel_array
+        with quiet():
+            pixels: Array = head.pixel_array
     except Exception as error:  # decoders raise what they like on broken bytes
         raise DataError(f"holds {path.name}, whose pixels are broken ({type(error).__name__}); {AGAIN}") from None
-    return plane
+    return pixels

@@ -15,6 +15,7 @@ from fedseg.datamodules.readers.itk import itk_like, open_itk, save_itk
 from fedseg.datamodules.readers.kinds import DICOM, ITK, VOLUMES, Array, Spacing, suffix_of
 from fedseg.datamodules.readers.nifti import nifti_at, nifti_like, open_nifti
 from fedseg.datamodules.readers.placed import Affine, Volume, directions, turn_between, voxel_sizes
+from fedseg.datamodules.readers.segmentation import open_segmentation, segmentation_in
 from fedseg.datamodules.readers.settings import Reading
 from fedseg.datamodules.readers.stored import Stored
 
@@ -25,15 +26,16 @@ PLANES = ("sagittal", "coronal", "axial")
 COMMON = "LPS"  # the common orientation: to the patient's left, back and head
 
 
-def read_volume(path: Path, reading: Reading, like: Path | None = None) -> Stored:
+def read_volume(path: Path, reading: Reading, like: Path | None = None, of: Path | None = None) -> Stored:
     """A volume, cut into slices, with its spacing; a fourth axis holds channels.
 
     Args:
         path: The file.
         reading: How to cut it.
         like: A file on whose voxels its own lie, whatever its header says.
+        of: The first image of the case; see `open_volume`.
     """
-    volume = open_volume(path)
+    volume = open_volume(path, of)
     if like is not None:
         volume = volume.on_voxels_of(open_volume(like))
     if reading.canonical:
@@ -45,18 +47,21 @@ def read_volume(path: Path, reading: Reading, like: Path | None = None) -> Store
     return Stored(slices, spacing, step=volume.step, axis=axis, plane=plane, segments=volume.segments)
 
 
-def open_volume(path: Path) -> Volume:
+def open_volume(path: Path, of: Path | None = None) -> Volume:
     """A volume of three dimensions, or of four with few channels, not decoded yet.
 
     Args:
         path: The file, or the folder of a DICOM series.
+        of: The image that a mask belongs to, on whose slices those of a segmentation in DICOM are laid.
 
     Raises:
         DataError: Other dimensions, a time series, or a header that does not say where the voxels lie.
     """
     suffix = suffix_of(path)
     if suffix in DICOM:
-        return open_dicom(path)
+        segmentation = segmentation_in(path)
+        image = None if of is None or segmentation is None else open_volume(of)
+        return open_dicom(path) if segmentation is None else open_segmentation(segmentation, image)
     return open_itk(path) if suffix in ITK else open_nifti(path)
 
 
@@ -80,9 +85,9 @@ def as_image(reading: Reading, image: Path) -> Reading:
     return replace(reading, axis=slice_axis(shape, voxel_sizes(affine).tolist(), reading))
 
 
-def geometry(path: Path, reading: Reading) -> tuple[Affine, Sequence[int]]:
-    """Affine and shape of a volume as it is read, from its header."""
-    volume = open_volume(path)
+def geometry(path: Path, reading: Reading, of: Path | None = None) -> tuple[Affine, Sequence[int]]:
+    """Affine and shape of a volume as it is read, from its header; see `open_volume`."""
+    volume = open_volume(path, of)
     if reading.canonical:
         volume = volume.turned(COMMON)
     return volume.affine, volume.shape[:3]
