@@ -12,8 +12,8 @@ EPILOG = """examples:
   python predict.py runs/iopfl --images new/ --view adapted               fitted to these images without labels
   python predict.py runs/ditto --site hospital_b --view global --images scan.nii.gz --probabilities
 
-Images are read and prepared as in training (PNG, JPEG, TIFF, NPY, NIfTI, NRRD ...); masks have their size and, of
-volumes, their geometry and format. docs/prediction.md explains what is written."""
+Images are read and prepared as in training (PNG, JPEG, TIFF, NPY, NIfTI, NRRD, DICOM ...); masks have their size
+and, of volumes, their geometry and format. docs/prediction.md explains what is written."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, default=Path("predictions"), help="a new folder (default: predictions)")
     made.add_argument("--probabilities", action="store_true", help="write probabilities too")
+    made.add_argument("--codes", type=Path, help="YAML that codes regions, for segmentations in DICOM")
     made.add_argument(
         "--overlay", action=argparse.BooleanOptionalAction, default=True, help="a picture of each image with contours"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,8 +22,19 @@ from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.fitting import Box, on_own_grid
 from fedseg.datamodules.folder import FolderDataModule
 from fedseg.datamodules.pairing import MissingModalities, by_modality, present
-from fedseg.datamodules.readers import OF_CASE, VOLUMES, Reading, stem_of, suffix_of, write_back
-from fedseg.datamodules.readers.kinds import is_case_file
+from fedseg.datamodules.readers import (
+    OF_CASE,
+    VOLUMES,
+    Maker,
+    Reading,
+    Segment,
+    check_source,
+    segments_back,
+    stem_of,
+    suffix_of,
+    write_back,
+)
+from fedseg.datamodules.readers.kinds import SERIES, is_case_file
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
@@ -164,6 +175,30 @@ class NewImages:
         """
         case = self.images[number].case
         return write_map(array, case.image, self.data.reading_of(case.site), folder, name)
+
+    def is_series(self, number: int) -> bool:
+        """Whether an image is a DICOM series, of which a segmentation can be written."""
+        return suffix_of(Path(self.images[number].case.image)) == SERIES
+
+    def check_segmentable(self) -> None:
+        """Refuses DICOM series of which no segmentation can be written.
+
+        Raises:
+            DataError: Names the image.
+        """
+        for number, image in enumerate(self.images):
+            if self.is_series(number):
+                try:
+                    check_source(Path(image.case.image))
+                except DataError as error:
+                    raise DataError(f"{image.case}: image {image.case.image}: {error}") from None
+
+    def write_segmentation(
+        self, number: int, masks: NDArray[np.bool_], file: Path, segments: Sequence[Segment], maker: Maker
+    ) -> Path:
+        """Writes the masks (D, R, H, W) of a DICOM series as a segmentation in DICOM."""
+        case = self.images[number].case
+        return segments_back(masks, Path(case.image), self.data.reading_of(case.site), file, segments, maker)
 
 
 def write_map(array: NDArray[Any], image: str, reading: Reading, folder: Path, name: str) -> Path:

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from fedseg.algorithms import Algorithm
 from fedseg.common.files import write_atomic
+from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import few
 from fedseg.datamodules.new import NewImage, NewImages
+from fedseg.datamodules.readers import Maker, Segment, read_codes
 from fedseg.launch.draft import draft
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import decide
 from fedseg.reporting import ReportingError
+from fedseg.reporting.environment import SUITE, suite_version
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import Picture, aspect_of, draw_prediction, save_overlays
 
@@ -42,6 +45,7 @@ class PredictionRequest:
         checkpoint: the best saved model by validation score, or the last one.
         probabilities: write them too.
         overlay: draw a picture of every image with its contours.
+        codes: a table of what regions are, for segmentations in DICOM; see `datamodules.readers.coded.read_codes`.
         settings: see `launch.folders.reopen.settings`.
     """
 
@@ -53,6 +57,7 @@ class PredictionRequest:
     checkpoint: Chosen = "best"
     probabilities: bool = False
     overlay: bool = True
+    codes: Path | None = None
     settings: Sequence[str] = ()
 
 
@@ -97,6 +102,7 @@ def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels,
     regions = data.regions.names
     images = NewImages(data, request.images, models.channels, request.site or NEW)
     _check_names(images, regions)
+    segments = _segments(images, request.codes, regions)
     _warn_of_values(images, models.values)
     _warn_of_absent(images)
     worker = models.load(view, request.site, request.checkpoint, images)
@@ -110,6 +116,9 @@ def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels,
     for predicted in predict_images(worker, view, images):
         rows += [dict(zip(COLUMNS, row, strict=True)) for row in sizes(predicted, regions)]
         _write(predicted, images, regions, folder, probabilities=request.probabilities)
+        if images.is_series(predicted.number):
+            file = folder / "masks" / f"{predicted.image.case.case}.dcm"
+            images.write_segmentation(predicted.number, predicted.masks, file, segments, _maker(models, view))
         if request.overlay:
             _draw(predicted, images, regions, view, folder)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -132,6 +141,24 @@ def _check_names(images: NewImages, regions: Sequence[str]) -> None:
                 f"{other.case.image} and {image.case.image} would both have a mask called {name}; rename one, or "
                 "predict them one by one"
             )
+
+
+def _segments(images: NewImages, codes: Path | None, regions: Sequence[str]) -> list[Segment]:
+    """What regions are in segmentations in DICOM; none where no image is in DICOM.
+
+    Raises:
+        DataError: a table that cannot be used, or a series of which no segmentation can be written.
+    """
+    if not any(images.is_series(number) for number in range(len(images.images))):
+        if codes is not None:
+            raise DataError("--codes is for segmentations in DICOM, and no image is a DICOM series; leave it out")
+        return []
+    images.check_segmentable()
+    return read_codes(codes, regions)
+
+
+def _maker(models: SavedModels, view: str) -> Maker:
+    return Maker(SUITE, suite_version(), f"{models.run.experiment.config.algorithm.preset}, {view} model")
 
 
 def _warn_of_values(images: NewImages, trained: Sequence[str]) -> None:

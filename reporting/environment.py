@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve()
+SUITE = "federated-segmentation"  # the name of this package
 LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless", "segmentation-models-pytorch")
 """Those that numbers depend on."""
 
@@ -39,6 +40,14 @@ def describe_process() -> dict[str, Any]:
 def library_versions() -> dict[str, str]:
     """Library -> version, of those that numbers depend on; without the build (CPU, CUDA)."""
     return {name: version(name).partition("+")[0] for name in LIBRARIES}
+
+
+def suite_version() -> str:
+    """Of this suite; a checkout that was not installed has none."""
+    try:
+        return version(SUITE)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 class Meter:

@@ -19,6 +19,7 @@ from fedseg.datamodules.readers.case import (
     read_case,
     with_absent,
 )
+from fedseg.datamodules.readers.coded import Maker, Segment, check_source, read_codes
 from fedseg.datamodules.readers.drawing import SEGMENT, ids_by_colour
 from fedseg.datamodules.readers.intensity import scale
 from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
@@ -26,7 +27,7 @@ from fedseg.datamodules.readers.labels import map_labels, unknown_labels
 from fedseg.datamodules.readers.layers import Layer, combine
 from fedseg.datamodules.readers.settings import OF_CASE, Axis, Intensity, MaskGeometry, Reading, Transparency
 from fedseg.datamodules.readers.stored import Stored, seen
-from fedseg.datamodules.readers.volumes import AXIAL, put_back, write_back
+from fedseg.datamodules.readers.volumes import AXIAL, put_back, segments_back, write_back
 
 __all__ = [
     "AXIAL",
@@ -40,13 +41,16 @@ __all__ = [
     "Axis",
     "Intensity",
     "Layer",
+    "Maker",
     "MaskGeometry",
     "Reading",
     "Role",
+    "Segment",
     "Spacing",
     "Stored",
     "Transparency",
     "as_layer",
+    "check_source",
     "combine",
     "cutting",
     "ids_by_colour",
@@ -58,8 +62,10 @@ __all__ = [
     "nothing",
     "put_back",
     "read_case",
+    "read_codes",
     "scale",
     "seen",
+    "segments_back",
     "sides",
     "stem_of",
     "suffix_of",

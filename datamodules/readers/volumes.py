@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedseg.datamodules.readers.coded import Maker, Segment, write_segmentation
 from fedseg.datamodules.readers.dicom import open_dicom
 from fedseg.datamodules.readers.itk import itk_like, open_itk, save_itk
 from fedseg.datamodules.readers.kinds import DICOM, ITK, VOLUMES, Array, Spacing, suffix_of
@@ -113,18 +115,41 @@ def put_back(slices: Array, path: Path, reading: Reading) -> Any:
     Returns:
         An image of three dimensions: nibabel's for NIfTI and DICOM, else SimpleITK's.
     """
+    array = _uncut(slices, path, reading)
+    if suffix_of(path) in DICOM:
+        return nifti_at(open_volume(path).affine, array)
+    return itk_like(path, array) if suffix_of(path) in ITK else nifti_like(path, array)
+
+
+def _uncut(slices: Array, path: Path, reading: Reading) -> Array:
+    """Slices as voxels in the order of the volume's own axes."""
     axis = as_image(reading, path).axis
     assert axis != "auto"  # as_image has chosen
     if reading.canonical and axis != AXIAL:
         slices = slices[:, ::-1]
-    array = slices.transpose(np.argsort(_order(axis, canonical=reading.canonical)))
+    array: Array = slices.transpose(np.argsort(_order(axis, canonical=reading.canonical)))
     if reading.canonical:
         from nibabel.orientations import apply_orientation
 
         array = apply_orientation(array, turn_between(open_volume(path).affine, COMMON, back=True))
-    if suffix_of(path) in DICOM:
-        return nifti_at(open_volume(path).affine, array)
-    return itk_like(path, array) if suffix_of(path) in ITK else nifti_like(path, array)
+    return array
+
+
+def segments_back(
+    masks: NDArray[np.bool_], path: Path, reading: Reading, file: Path, segments: Sequence[Segment], maker: Maker
+) -> Path:
+    """Writes the masks of a DICOM series as one segmentation in DICOM; see `write_segmentation`.
+
+    Args:
+        masks: (D, R, H, W), as `read_case` cuts the series.
+        path: Its folder.
+        reading: As it was read.
+        file: To write.
+        segments: Of each mask.
+        maker: What made them.
+    """
+    planes = [_uncut(masks[:, place], path, reading).transpose(2, 1, 0) for place in range(masks.shape[1])]
+    return write_segmentation(file, path, np.stack(planes), segments, maker)
 
 
 def write_back(slices: Array, path: Path, reading: Reading, folder: Path, name: str) -> Path:
