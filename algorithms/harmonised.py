@@ -12,6 +12,7 @@ from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.functional.combat import Combat, adjustments
 from fedseg.algorithms.functional.complexity import complexity
 from fedseg.algorithms.functional.styles import Amplitude, Histogram, Moments, Style
+from fedseg.algorithms.mixed import Mixed
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import Site, Task
 from fedseg.federation.state import State, Tensors
@@ -146,36 +147,55 @@ def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
     Raises:
         ValueError: that would be undone, or undo what the method does.
     """
-    kind = training.harmonise
-    if kind == "none":
+    if training.harmonise == "none":
         return method
+    if reason := _obstacle(method, training):
+        raise ValueError(reason)
+    same = {"__doc__": method.__doc__, "__module__": method.__module__}
+    others: dict[str, type[Algorithm]] = {"combat": Combatted, "mixstyle": Mixed}
+    if training.harmonise in others:
+        return type(method.__name__, (others[training.harmonise], method), same)
+    to_one_site = training.harmonise_target == "least_complex"
+    return type(method.__name__, (InStyle, method), {**same, "prepares_by_site": to_one_site})
+
+
+def _obstacle(method: type[Algorithm], training: Training) -> str:
+    """Why a method's data cannot be harmonised so, with the cure; empty if they can."""
+    kind, name = training.harmonise, method.__name__
+    to_one_site = training.harmonise_target == "least_complex"
     if method.styles_images:
-        raise ValueError(
-            f"training.harmonise={kind} would take away the styles that {method.__name__} gives to images; take "
+        return (
+            f"training.harmonise={kind} would take away the styles that {name} gives to images; take "
             "training.harmonise=none"
         )
     if kind == training.normalize == "zscore":
-        raise ValueError(
+        return (
             "training.harmonise=zscore says nothing that training.normalize=zscore does not take away again; take "
             "training.harmonise=none, or training.normalize=imagenet"
         )
-    to_one_site = training.harmonise_target == "least_complex"
-    if kind == "combat" and to_one_site:
-        raise ValueError(
-            "training.harmonise=combat adjusts every site to what all have in common; take "
-            "training.harmonise_target=mean, or another harmonise"
+    if kind == "mixstyle" and training.normalize == "zscore" and not training.mixstyle_after:
+        return (
+            "training.harmonise=mixstyle mixes means and deviations of images, which are all the same after "
+            "training.normalize=zscore; take training.normalize=imagenet, or name parts of the network in "
+            "training.mixstyle_after"
+        )
+    if kind == "mixstyle" and not method.labelled:
+        return (
+            f"training.harmonise=mixstyle would mix the styles of images that {name} tells apart; take "
+            "training.harmonise=none"
+        )
+    if kind in ("combat", "mixstyle") and to_one_site:
+        return (
+            f"training.harmonise={kind} has no target site; take training.harmonise_target=mean, or another harmonise"
         )
     if method.trains_on == "pool" and (kind == "combat" or to_one_site):
         asking = "_target=least_complex" if to_one_site else "=combat"
         cure = "_target=mean" if to_one_site else "=histogram"
-        raise ValueError(
-            f"training.harmonise{asking} asks which site an image is from, and {method.__name__} trains on the images "
-            f"of all sites together; take training.harmonise{cure}"
+        return (
+            f"training.harmonise{asking} asks which site an image is from, and {name} trains on the images of all "
+            f"sites together; take training.harmonise{cure}"
         )
-    same = {"__doc__": method.__doc__, "__module__": method.__module__}
-    if kind == "combat":
-        return type(method.__name__, (Combatted, method), same)
-    return type(method.__name__, (InStyle, method), {**same, "prepares_by_site": to_one_site})
+    return ""
 
 
 def mean_style(styles: Mapping[str, Tensors]) -> Tensors:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.common.parts import OwnPart, PartError, called, imported, is_path
-from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, ProperShare, Share, check_ranges
 from fedseg.models.heads import Activation
 from fedseg.models.losses import Loss, LossName, OwnLoss, build_loss
 from fedseg.models.normalize import build_normalizer
@@ -46,10 +46,15 @@ class Training:
         harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
             histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
             deviation. What sites tell is a mean over their images. combat takes from grey values what sets sites
-            apart and leaves how images of a site differ; sites tell sums.
+            apart and leaves how images of a site differ; sites tell sums. mixstyle gives nobody a style: in local steps
+            images of a batch take some of each other's (MixStyle), and nothing is told.
         harmonise_target: whose style that is: the mean over sites, or that of the least_complex one, whose images have
             the least entropy and stay as they are.
         harmonise_window: L of harmonise=fda: frequencies up to floor(L * min(height, width)).
+        mixstyle_probability: that the images of a batch are mixed (harmonise=mixstyle).
+        mixstyle_alpha: an image keeps a share drawn from Beta(alpha, alpha) of its own mean and deviation.
+        mixstyle_after: parts of the network whose answers are mixed, such as [encoder.layer1, encoder.layer2], the
+            paper's choice of a ResNet; none mixes the images themselves.
         optimizer: of the local steps; amsgrad is Adam with the largest second moment so far (Reddi et al., ICLR 2018).
             Or one of PyTorch's or your own, such as torch.optim:RMSprop.
         optimizer_options: settings of such an optimiser, such as {alpha: 0.9}; weight_decay and momentum too.
@@ -77,9 +82,12 @@ class Training:
     loss_options: Mapping[str, Any] | None = None
     region_weights: Mapping[str, PositiveFloat] | None = None
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
-    harmonise: Literal["none", "histogram", "fda", "zscore", "combat"] = "none"
+    harmonise: Literal["none", "histogram", "fda", "zscore", "combat", "mixstyle"] = "none"
     harmonise_target: Literal["mean", "least_complex"] = "mean"
     harmonise_window: HalfShare = 0.05
+    mixstyle_probability: Share = 0.5
+    mixstyle_alpha: FinitePositive = 0.1
+    mixstyle_after: tuple[str, ...] = ()
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] | OwnPart = "adam"
     optimizer_options: Mapping[str, Any] | None = None
     lr: FinitePositive = 1e-3
