@@ -52,6 +52,9 @@ class Knob:
             return " ".join(filter(None, (Knob(members[0], None, "").type_name, " and ".join(bounds))))
         if members and OwnPart in typing.get_args(members[0]):
             return f"list[{Knob(members[0], None, '').type_name}]"
+        mapping = typing.get_origin(self.type) in (dict, Mapping)
+        if mapping and any(typing.get_origin(member) is typing.Annotated for member in members):
+            return f"dict[{', '.join(Knob(member, None, '').type_name for member in members)}]"
         if type(None) in members or OwnPart in members:
             return " or ".join(Knob(m, None, "").type_name for m in members)
         name = self.type.__name__ if isinstance(self.type, type) and not members else str(self.type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +40,7 @@ from fedseg.federation.contract import (
     Transport,
 )
 from fedseg.federation.ledger import Ledger
+from fedseg.federation.pace import mean_limit
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
 from fedseg.federation.selection import History, Past, PowerOfChoice, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
@@ -75,6 +76,10 @@ class Schedule:
         work_decay: local work over rounds: round r does this to the power of r - 1 of the first round's steps, and at
             least one (variable local training, Tuladhar et al., BrainLes 2021: 0.9).
         work_decay_rounds: so many rounds long; then the work stays.
+        time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
+            round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
+        step_seconds: seconds of a site's local step, for time_limit, as in {hospital_b: 4}; sites that are not named
+            need 1. They are declared: measured ones would make no run repeatable.
         order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
             travel from site to site, each going on where the one before it stopped (with one round: once through all
             sites, as in incremental institutional training); random draws whose turn it is, as often as sites take
@@ -101,6 +106,8 @@ class Schedule:
     work_spread: ProperShare = 0.0
     work_decay: PositiveShare = 1.0
     work_decay_rounds: PositiveInt = 10
+    time_limit: Literal["none", "mean"] = "none"
+    step_seconds: Mapping[str, FinitePositive] | None = None
     order: Literal["together", "cyclic", "random"] = "together"
     server_lr: FinitePositive = 1.0
     combine: Rule = "mean"
@@ -115,10 +122,31 @@ class Schedule:
                 f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection=loss "
                 "does not; take federation.sampling=fixed"
             )
+        self._check_time()
         if self.selection != "loss" and self.candidates != 1.0:
             raise ValueError(
                 f"federation.candidates={self.candidates} is for federation.selection=loss; take "
                 "federation.candidates=1"
+            )
+
+    def _check_time(self) -> None:
+        """Refuse settings of time that have no effect, or none that could be meant.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.time_limit == "none":
+            if self.step_seconds is not None:
+                raise ValueError(
+                    "federation.step_seconds is for federation.time_limit=mean; take that, or leave it out"
+                )
+            return
+        if self.local_steps is None:
+            raise ValueError("federation.time_limit=mean counts local steps; take federation.local_steps=10 or so")
+        if self.order != "together":
+            raise ValueError(
+                f"federation.time_limit=mean spares sites of a round waiting for each other, and with federation.order="
+                f"{self.order} nobody waits; take federation.order=together"
             )
 
     def turns(self, present: Sequence[str], rng: random.Random) -> list[list[str]]:
@@ -420,7 +448,7 @@ class Federation:
         else:
             server = self._turns(round, server, {site: work[site] for site in present}, asked)
             self._check_travelled(round)
-            if self.select is not None:
+            if self.select is not None or self.schedule.time_limit != "none":
                 server = remembering(server, {**history, **self._told(round)})
         last = round == self.schedule.rounds
         if not last and self._spent(server):
@@ -448,12 +476,23 @@ class Federation:
     def _turns(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
         """The server's state after all turns of a round."""
         peers = tuple(work) if self.algorithm.among_peers else ()
+        most = self._most_steps(server, work)
         had: Counter[str] = Counter()  # turns in this round
         for together in self.schedule.turns(list(work), random.Random(derive_seed(self.seed, "turns", round))):
-            tasks = {site: replace(self._task(round, site, work[site], had[site]), peers=peers) for site in together}
+            tasks = {
+                site: replace(self._task(round, site, work[site], had[site], most.get(site)), peers=peers)
+                for site in together
+            }
             server = self._train(round, server, tasks, asked)
             had.update(together)
         return server
+
+    def _most_steps(self, server: State, sites: Iterable[str]) -> dict[str, int]:
+        """Steps that the time limit leaves to a site, where there is one."""
+        if self.schedule.time_limit == "none" or self._pools:
+            return {}
+        models = self.algorithm.models_per_step  # sites tell the steps of all of them
+        return mean_limit(history_of(server), self.schedule.step_seconds or {}, sites, models)
 
     def _train(self, round: int, server: State, tasks: Mapping[str, TrainTask], asked: int) -> State:
         """The server's state after some sites' turn, its transforms' memories included."""
@@ -631,10 +670,12 @@ class Federation:
             return RobustMean(self._combination, self.algorithm.per_site, seed, self.algorithm.uniform_groups)
         return SketchedMean(self.algorithm.per_site, seed, self.algorithm.uniform_groups)
 
-    def _task(self, round: int, site: str, share: float = 1.0, had: int = 0) -> TrainTask:
+    def _task(self, round: int, site: str, share: float = 1.0, had: int = 0, most: int | None = None) -> TrainTask:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
         share *= 1.0 - self.schedule.work_spread * rng.random()
         share *= self.schedule.work_decay ** min(round - 1, self.schedule.work_decay_rounds)
+        if most is not None and self.schedule.local_steps is not None:
+            share = min(share, most / self.schedule.local_steps)
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)
         seed = derive_seed(self.seed, "turn", had) if had else self.seed  # not the same images once more
         return TrainTask(round, seed, self.schedule.local_steps, self.schedule.local_epochs, work)
@@ -757,6 +798,16 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
                 f"{transform.name} needs {transform.least} sites in a round, {asked} take part "
                 f"(federation.fraction={schedule.fraction} of {sites})"
             )
+
+
+def check_times(schedule: Schedule, sites: Iterable[str]) -> None:
+    """Whether seconds are declared for sites that there are, held out or not.
+
+    Raises:
+        ValueError: naming one that there is not.
+    """
+    if odd := sorted(set(schedule.step_seconds or {}) - set(sites)):
+        raise ValueError(f"federation.step_seconds names {odd[0]!r}; there are {', '.join(sorted(sites))}")
 
 
 def _check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:

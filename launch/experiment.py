@@ -27,7 +27,7 @@ from fedseg.federation.allocator import keep_freed_memory
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Evaluate, Observer, Transform, Transport
-from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort
+from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort, check_times
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
@@ -129,6 +129,7 @@ class Experiment:
         try:
             self.sites()
             check_cohort(self.schedule, self.transforms, len(self.data.sites))
+            check_times(self.schedule, [*self.data.sites, *self.data.unseen_sites])
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
             algorithm = self.algorithm()

@@ -185,6 +185,7 @@ def test_masks_need_one_process_for_each_site(engine: str, refused: bool) -> Non
     [
         (["algorithm=pooled"], "algorithm=pooled needs all data in one place"),
         (["algorithm=braintorrent"], "see and keep every site's model; take engine=in-process, or algorithm=softpull"),
+        (["federation.time_limit=mean", "federation.step_seconds={site_09: 2}"], "step_seconds names 'site_09'"),
         (["federation.order=random"], "second turn in a round.* or federation.order=cyclic"),
         (["data.unseen=[site_09]"], "data.unseen: no site 'site_09' is connected"),
         (["data.unseen=[site_01,site_02,site_03]"], "data.unseen holds every site out"),

@@ -21,7 +21,7 @@ from fedseg.configs.words import tree
 from fedseg.federation.admission import bounds
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import RoundRecord
-from fedseg.federation.engine import RoundError, check_cohort
+from fedseg.federation.engine import RoundError, check_cohort, check_times
 from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
@@ -242,6 +242,7 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError("data.unseen holds every site out; leave at least one to train")
     try:
         check_cohort(experiment.schedule, experiment.transforms, len(seen))
+        check_times(experiment.schedule, sites)
         algorithm = experiment.algorithm()
     except ValueError as error:
         raise ConfigError(str(error)) from error

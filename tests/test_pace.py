@@ -1,0 +1,118 @@
+"""The limit of time: no site trains longer than sites did on average in the round before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.federation.engine import Schedule
+from fedseg.federation.pace import mean_limit
+from fedseg.federation.selection import Past
+from fedseg.launch.run import execute
+from fedseg.launch.settings import SCHEMA
+from tests.tiny_run import phantom_run
+from tests.world import Outcome, assert_same, assert_same_outcome, simulate
+
+LIMIT = {"time_limit": "mean", "local_steps": 12}
+SLOW = {**LIMIT, "step_seconds": {"s1": 4.0}}
+seconds = st.floats(0.01, 100.0)
+
+
+def steps(outcome: Outcome) -> dict[int, dict[str, int]]:
+    found: dict[int, dict[str, int]] = {}
+    for row in outcome.observer.rows("rounds"):
+        if row["task"] == "train":
+            found.setdefault(row["round"], {})[row["site"]] = row["steps"]
+    return found
+
+
+def by_hand(rounds: int, speed: Mapping[str, float], full: int) -> dict[int, dict[str, int]]:
+    """Every site counts its seconds and stops with the first step that ends later than the mean."""
+    done = {1: dict.fromkeys(("s0", "s1", "s2"), full)}
+    for round in range(2, rounds + 1):
+        mean = sum(count * speed.get(site, 1.0) for site, count in done[round - 1].items()) / 3
+        done[round] = {}
+        for site in done[1]:
+            spent, count = 0.0, 0
+            while count < full and spent <= mean:
+                spent, count = spent + speed.get(site, 1.0), count + 1
+            done[round][site] = count
+    return done
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fednova", "ditto"])
+def test_a_slow_site_stops_with_the_step_that_ends_after_the_mean(name: str, tmp_path: Path) -> None:
+    found = steps(simulate(name, tmp_path, 4, schedule=SLOW))
+    models = 2 if name == "ditto" else 1
+    expected = by_hand(4, {"s1": 4.0}, 12)
+    assert found == {r: {site: models * count for site, count in done.items()} for r, done in expected.items()}
+    assert found[2]["s1"] < found[1]["s1"]
+    assert found[4]["s0"] == found[1]["s0"]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fednova"])
+def test_where_all_are_equally_fast_it_changes_nothing_bit_for_bit(name: str, tmp_path: Path) -> None:
+    limited = simulate(name, tmp_path / "a", 3, schedule={**LIMIT, "step_seconds": {"s0": 1.0}})
+    usual = simulate(name, tmp_path / "b", 3, schedule={"local_steps": 12})
+    limited.server.scalars = {k: v for k, v in limited.server.scalars.items() if not k.startswith("history/")}
+    assert_same(limited.server, usual.server)
+
+
+def test_it_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
+    schedule = {**SLOW, "dropout": 0.3}
+    whole = simulate("fedavg", tmp_path / "a", 5, schedule=schedule)
+    simulate("fedavg", tmp_path / "b", 2, schedule=schedule)
+    assert_same_outcome(whole, simulate("fedavg", tmp_path / "b", 5, schedule=schedule))
+
+
+def test_less_work_and_a_limit_are_no_more_than_either(tmp_path: Path) -> None:
+    both = steps(simulate("fedavg", tmp_path, 4, schedule={**SLOW, "work_decay": 0.5}))
+    assert [done["s0"] for done in both.values()] == [12, 6, 3, 2]
+    assert both[2]["s1"] == 6  # the mean is 24 seconds, and leaves it 7 steps
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.tuples(seconds, st.integers(1, 50)), min_size=1))
+def test_nobody_ends_more_than_one_step_after_the_mean(sites: dict[str, tuple[float, int]]) -> None:
+    history = {site: Past(3, count, None) for site, (_, count) in sites.items()}
+    speed = {site: pace for site, (pace, _) in sites.items()}
+    mean = sum(pace * count for pace, count in sites.values()) / len(sites)
+    for site, most in mean_limit(
+        {**history, "away": Past(2, 1000, None), "idle": Past(3, 0, None)}, speed, sites
+    ).items():
+        assert most >= 1
+        assert most == floor(mean / speed[site]) + 1 or abs(mean / speed[site] - round(mean / speed[site])) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told", "cure"),
+    [
+        ({"step_seconds": {"s1": 2.0}}, "is for federation.time_limit=mean; take that", {"time_limit": "mean"}),
+        ({**LIMIT, "local_steps": None}, "take federation.local_steps=10", {"local_steps": 10}),
+        ({**LIMIT, "order": "cyclic"}, "nobody waits; take federation.order=together", {"order": "together"}),
+        ({**SLOW, "step_seconds": {"s1": 0.0}}, "federation.step_seconds={'s1': 0.0}", {"step_seconds": {"s1": 0.1}}),
+    ],
+)
+def test_settings_without_meaning_are_refused_and_the_cure_helps(
+    schedule: dict[str, Any], told: str, cure: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=told.replace("{", r"\{")):
+        Schedule(**schedule)
+    Schedule(**{**schedule, **cure})
+
+
+def test_seconds_of_a_site_that_there_is_not_and_no_number_are_refused(tmp_path: Path) -> None:
+    def limited(site: str) -> None:
+        execute(phantom_run(3, tmp_path / site, "federation.time_limit=mean", f"federation.step_seconds={{{site}: 3}}"))
+
+    with pytest.raises(ConfigError, match="step_seconds names 'site_09'; there are site_01, site_02, site_03"):
+        limited("site_09")
+    limited("site_03")  # held out here, but not in every fold
+    with pytest.raises(ConfigError, match=r"step_seconds=\{s1: -4\} should be dict\[str, .* > 0 .*\] or null"):
+        compose(["federation.time_limit=mean", "federation.step_seconds={s1: -4}"], SCHEMA)
