@@ -50,10 +50,10 @@ def answer(
     """
     if task.kind == "consult":
         return _consulted(site, task, message, transforms), kept
-    if not isinstance(task, TrainTask) and task.topic == VISITING:
-        if isinstance(task, EvaluateTask):
-            return _visited(worker, site, task, message, compute, evaluate), kept
+    if task.kind == "publish" and task.topic == VISITING:
         return _given_away(site, kept), kept
+    if isinstance(task, EvaluateTask) and task.topic == VISITING:
+        return _visited(worker, site, task, message, compute, evaluate), kept
     if not transforms:
         return turn(worker, site, task, message, kept, compute, evaluate)
     memories = {transform.name: remembered(kept, transform.name) for transform in transforms}

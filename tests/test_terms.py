@@ -30,6 +30,7 @@ from fedseg.reporting.crossing import matrix
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, SMALL, across, grid_of
 from tests.tiny_run import phantom_run
+from tests.world import simulate
 
 MASKED = ("algorithm=fedavg", "privacy.aggregation=masked")
 PRIVATE = ["algorithm=fedavg", "privacy.mechanism=patient", "model.norm=group"]
@@ -256,6 +257,16 @@ def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], tas
     assert "its terms forbid this" in answer.refusal
     assert not state.tensors
     assert run.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["introduce", "publish", "consult"])
+def test_a_personal_model_is_given_away_where_it_was_asked_for_in_as_many_words(kind: Any, tmp_path: Path) -> None:
+    """The terms look at publications; a task of another kind, on the same topic, must not do the same."""
+    outcome = simulate("ditto", tmp_path, rounds=1)
+    task = QueryTask(kind, 1, 0, topic=VISITING)
+    (update,) = outcome.federation.transport.ask({"s0": task}, {"s0": outcome.federation.algorithm.init_server({})})
+    assert bool(update.tensors) == (kind == "publish")
+    assert (Terms().forbids(task) == "model_scored_elsewhere: false") == (kind == "publish")
 
 
 LYING: list[tuple[dict[str, Any], list[str], list[str]]] = [
