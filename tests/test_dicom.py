@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Spoil, str, str]] = {
     "twice": (at(3, ImagePositionPatient=[0, 0, 12]), "two slices at one place", "a folder of its own"),
     "all at one place": (at(-1, ImagePositionPatient=[0, 0, 12]), "two slices at one place", "a folder of its own"),
     "shifted": (at(3, ImagePositionPatient=[0, 0, 10]), "uneven gaps", "add the missing slices"),
-    "tilt": (_tilted, "is sheared", "resamples it"),
+    "tilt": (_tilted, "is sheared", "on an even grid"),
     "colour": (at(-1, PhotometricInterpretation="PALETTE COLOR"), "in colour", "leave it out"),
     "samples": (at(2, SamplesPerPixel=3), "in colour", "leave it out"),
     "white": (at(-1, PhotometricInterpretation="MONOCHROME1"), "white as zero", "MONOCHROME2"),
@@ -220,6 +220,8 @@ FAULTS: dict[str, tuple[Spoil, str, str]] = {
 def test_what_is_no_whole_volume_is_refused(tmp_path: Path, fault: str) -> None:
     spoil, told, cure = FAULTS[fault]
     refused(save_series(tmp_path / "s", volume(), PLAIN, spoil), told, cure)
+    assert read(save_series(tmp_path / "anew", volume(), PLAIN)).spacing == (3.0, 2.0, 1.0)
+    assert read(save_volume(tmp_path / "anew.nii", volume(), PLAIN)).spacing == (3.0, 2.0, 1.0)
 
 
 def test_a_missing_slice_is_told_and_its_return_cures(tmp_path: Path) -> None:
@@ -354,7 +356,7 @@ def test_shipped_files_that_are_no_slices_are_refused(tmp_path: Path, name: str)
 def test_a_method_of_compression_that_nothing_reads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series = alone(tmp_path, "MR_small_RLE.dcm")
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", property(lambda _: False))
-    refused(series, "RLE Lossless", "gdcmconv --raw", "pylibjpeg")
+    refused(series, "RLE Lossless", "without compression", "decompress()")
     monkeypatch.undo()
     head = pydicom.dcmread(series / "MR_small_RLE.dcm")  # the cure
     head.decompress()

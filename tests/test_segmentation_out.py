@@ -21,6 +21,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.readers import Maker, Reading, Segment, put_back, read_codes, segments_back
 from fedseg.datamodules.readers.coded import FORM, OF_PATIENT, OF_STUDY, TISSUE, Code
 from fedseg.datamodules.readers.kinds import install
+from fedseg.launch import check
 from fedseg.reporting.environment import SUITE, suite_version
 from tests.data_files import PATIENT, save_segmentation, save_series, save_volume
 from tests.test_dicom import PLAIN, SHAPE, heads, labels_of, oblique, read, volume
@@ -241,10 +242,18 @@ def test_predictions_leave_as_segmentations(world: Path, tmp_path: Path, capfd: 
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.5
 
 
-def test_no_personal_tag_is_in_a_run(world: Path) -> None:
+def test_no_personal_tag_is_in_a_run_or_a_check(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kept = [path.suffix for path in (world / "run" / "predictions").rglob("*") if path.is_file()]
     assert set(kept) == {".gz"}
-    written = bytes_of(world / "run")
+    assert check.main([str(world / "data"), f"output={tmp_path / 'check'}"]) == 0
+    series = save_series(tmp_path / "bad" / "a" / "images" / "v", volume(), PLAIN)
+    (tmp_path / "bad" / "a" / "masks").mkdir()
+    heads(series)[3][0].unlink()
+    assert check.main([str(tmp_path / "bad"), f"output={tmp_path / 'check-bad'}"]) == 1
+    said = capfd.readouterr()
+    assert "uneven gaps" in said.out
+    written = b"".join(map(bytes_of, (world / "run", tmp_path / "check", tmp_path / "check-bad")))
+    written += (said.out + said.err).encode()
     assert b"foreground" in written
     for personal in (b"Planted", b"ID-4711", b"19700101"):
         assert personal in bytes_of(world / "data")

@@ -31,8 +31,8 @@ OF_SLICE = (
 OFF_GRID = 0.1  # of a voxel, by which a slice may lie elsewhere than on an even grid
 TURNED = 1e-3  # by which the cosines of two slices may differ, rounded as they are
 AGAIN = "replace the file or leave it out"
-ANEW = "export the series anew, or convert it to NIfTI with a program that resamples it"
-DECODE = "store it without compression (gdcmconv --raw), or install pylibjpeg with its plugins"
+ANEW = "export the series anew, or convert it to NIfTI on an even grid"
+DECODE = "store it without compression, for instance with pydicom's decompress() where its decoder is installed"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def check_image(path: Path, head: Any) -> None:
     kind, colours = _class(head), str(head.get("PhotometricInterpretation", ""))
     frames, samples = (int(_number(head, tag, 1)) for tag in ("NumberOfFrames", "SamplesPerPixel"))
     scout, own = "LOCALIZER" in (head.get("ImageType") or ()), "a folder of its own"
-    files = "export the series with a file for each slice (dcm2niix writes such files as NIfTI)"
+    files = "export the series with a file for each slice, or convert it to NIfTI"
     faults = (
         (head.get("SOPClassUID") in SEGMENTATIONS, "is a segmentation", "move it to the masks, or leave it out"),
         ("Rows" not in head or "Columns" not in head, f"is no image but {kind}", "leave it out"),
