@@ -125,6 +125,10 @@ class NewImages:
         """Batches of all images in the network's size: slices of one after the other, or patches that cover them."""
         return self._batched(one for number in range(len(self.images)) for one in self._pieces(number, whole=False))
 
+    def of(self, number: int) -> list[Tensor]:
+        """Batches of one image in the network's size, as of all images."""
+        return list(self._batched(self._pieces(number, whole=False)))
+
     def _batched(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
         while batch := list(islice(pieces, self.data.batch_size)):
             yield torch.cat(batch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
@@ -378,6 +379,13 @@ class SiteData:
         """Labelled cases of a split, in the order of ``eval_batches``; those over the label budget do not train."""
         stores = self._shared.slices.stores
         return [stores[store].cases[case] for store, case in self._scored[split]]
+
+    def singly(self, split: Split) -> Iterator[SiteData]:
+        """The site with one labelled case of a split alone, for each of them in the order of ``cases``."""
+        for place in self._scored[split]:
+            alone = copy.copy(self)
+            alone._scored = {split: [place]}
+            yield alone
 
     def truth(self, case: Case | str) -> NDArray[np.uint8]:
         """(D, h, w) label ids on the network's grid.

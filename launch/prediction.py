@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,6 @@ def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels,
     segments = _segments(images, request.codes, regions)
     _warn_of_values(images, models.values)
     _warn_of_absent(images)
-    worker = models.load(view, request.site, request.checkpoint, images)
     place = f"site {request.site}" if request.site else "images from elsewhere"
     print(
         f"{len(images.images)} image(s) of {place}: the {view} model of {models.title}, round "
@@ -113,7 +112,7 @@ def _predict_into(folder: Path, request: PredictionRequest, models: SavedModels,
         flush=True,
     )
     rows = []
-    for predicted in predict_images(worker, view, images):
+    for predicted in _predicted(request, models, view, images):
         rows += [dict(zip(COLUMNS, row, strict=True)) for row in sizes(predicted, regions)]
         _write(predicted, images, regions, folder, probabilities=request.probabilities)
         if images.is_series(predicted.number):
@@ -185,14 +184,30 @@ def _name(image: NewImage, region: str) -> str:
     return f"{image.case.case}_{file_name(region)}"
 
 
-def predict_images(worker: Algorithm, view: str, images: NewImages) -> Iterator[Predicted]:
+def _predicted(request: PredictionRequest, models: SavedModels, view: str, images: NewImages) -> Iterator[Predicted]:
+    """All images, by one model or, where a view is fitted to every case, by one each."""
+    every = range(len(images.images))
+    for numbers in [[number] for number in every] if models.anew(view) else [every]:
+        given = images.of(numbers[0]) if models.anew(view) else images
+        worker = models.load(view, request.site, request.checkpoint, given)
+        yield from predict_images(worker, view, images, numbers)
+
+
+def predict_images(worker: Algorithm, view: str, images: NewImages, numbers: Iterable[int]) -> Iterator[Predicted]:
     """Predict image after image: probabilities on the network's grid, brought to the image's size, then decided.
+
+    Args:
+        worker: see `SavedModels.load`.
+        view: which of its models.
+        images: from which to predict.
+        numbers: which of them.
 
     Raises:
         ReportingError: a model whose probabilities are not finite.
     """
     of_method = network_view(view)
-    for number, image in enumerate(images.images):
+    for number in numbers:
+        image = images.images[number]
         batches = (worker.predict(batch.to(worker.device), of_method).cpu() for batch in images.batches(number))
         found = torch.cat(list(batches))
         if not found.isfinite().all():

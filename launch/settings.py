@@ -82,6 +82,8 @@ class Evaluation:
         test: score test cases; false is for runs that choose settings: no test case is predicted, scored or drawn.
         entropy_passes: at sites that took no part, passes over their test images, without labels, in which scales and
             shifts of the global model's normalisation learn to be sure (TENT): the view entropy; 0 leaves it out.
+        entropy_per: site is one such model for all images of the site; case is one for each case, from the global model
+            anew.
     """
 
     metrics: tuple[str, ...] = FULL
@@ -96,6 +98,7 @@ class Evaluation:
     cross_sites: bool = False
     test: bool = True
     entropy_passes: NonNegativeInt = 0
+    entropy_per: Literal["site", "case"] = "site"
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -108,6 +111,11 @@ class Evaluation:
         if not self.test and (told := [f"evaluation.{name}" for name, asked in of_test.items() if asked]):
             raise ValueError(
                 f"evaluation.test=false scores no test case, and {', '.join(told)} is of these; leave it out"
+            )
+        if self.entropy_per != "site" and not self.entropy_passes:
+            raise ValueError(
+                f"evaluation.entropy_per={self.entropy_per} says whose images a model becomes sure of, and "
+                "evaluation.entropy_passes=0 makes none; take evaluation.entropy_passes=3, or leave entropy_per out"
             )
         if self.predictions and self.grid != "own":
             raise ValueError(

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch import nn
 
 import predict
 from fedseg.algorithms.functional.adaptation import affine_weights, minimise_entropy, normalized_entropy
+from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import execute
 from fedseg.launch.scores.rescore import difference, rescore
+from fedseg.launch.settings import Evaluation
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 from tests.test_own_statistics import masks_of, stored
@@ -80,11 +83,15 @@ def test_it_is_scored_at_sites_that_took_no_part_and_nothing_else_changes(
         assert difference(again, rows) == (0, len(again))
 
 
+@pytest.mark.parametrize("per", ["site", "case"])
 def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    per: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, passes in (("with", 3), ("without", 0)):
-        execute(settings(tmp_path / name, "algorithm=fedavg", f"evaluation.entropy_passes={passes}"))
+    """What a model per case answers does not depend on the other images."""
+    execute(
+        settings(tmp_path / "with", "algorithm=fedavg", "evaluation.entropy_passes=3", f"evaluation.entropy_per={per}")
+    )
+    execute(settings(tmp_path / "without", "algorithm=fedavg"))
     run: Any = Reopened.read(RunFolder(tmp_path / "with"))
     run.prepare_data()
     cases = stored(run, "site_03", tmp_path / "new")
@@ -99,3 +106,29 @@ def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
         truth = run.experiment.data.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool)[0]
         for region, mask, true in zip(("disc", "cup"), masks_of(tmp_path / "out", case), truth, strict=True):
             assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) == pytest.approx(told[case, region])
+    assert difference(rescore(run.folder), run.folder.scores())[0] == 0
+    if per == "case":
+        (alone,) = (tmp_path / "new").glob(f"{cases[0]}.*")
+        asked = ["--images", str(alone), "--view", ENTROPY, "--out", str(tmp_path / "alone")]
+        assert predict.main([str(tmp_path / "with"), *asked]) == 0
+        assert np.array_equal(masks_of(tmp_path / "alone", cases[0]), masks_of(tmp_path / "out", cases[0]))
+
+
+def test_a_site_gives_its_cases_one_by_one(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", "algorithm=fedavg", "data.batch_size=2")
+    data = Experiment(config).data
+    data.prepare_data()
+    data.setup("fit")
+    site = data.site("site_03")
+    parts = list(site.singly("test"))
+    assert [[case.case for case in part.cases("test")] for part in parts] == [[c.case] for c in site.cases("test")]
+    whole, apart = (
+        torch.cat([b["image"] for one in sites for b in one.input_batches("test")]) for sites in ([site], parts)
+    )
+    assert torch.equal(whole, apart)
+
+
+def test_models_per_case_without_passes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"take evaluation\.entropy_passes=3, or leave entropy_per out"):
+        Evaluation(entropy_per="case")
+    Evaluation(entropy_per="case", entropy_passes=3)

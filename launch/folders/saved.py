@@ -131,6 +131,10 @@ class SavedModels:
         """In which the run's models became sure of unseen sites' images; 0 if nobody has scored such a model."""
         return self.run.experiment.evaluation.entropy_passes
 
+    def anew(self, view: str) -> bool:
+        """Whether a view is fitted to every case by itself."""
+        return view == ENTROPY and self.run.experiment.evaluation.entropy_per == "case"
+
     def _has_statistics(self) -> bool:
         """Whether the network normalises by running statistics, which a place may estimate anew."""
         return bool(with_running_statistics(self.method.network("global")))

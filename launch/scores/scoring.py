@@ -56,8 +56,10 @@ class Scorer:
             if not site.seen and (fitted := with_own_statistics(algorithm, view, site)) is not None:
                 answer = partial(_answers, algorithm, fitted)
                 found.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
-            if not site.seen and (sure := with_least_entropy(algorithm, view, site, self.settings.entropy_passes)):
-                found.rows += self._score(partial(_answers, algorithm, sure), site, task, ENTROPY, "test")
+            if not site.seen and view == "global" and self.settings.entropy_passes:
+                for part in site.singly("test") if self.settings.entropy_per == "case" else [site]:
+                    sure = with_least_entropy(algorithm, view, part, self.settings.entropy_passes)
+                    found.rows += self._score(partial(_answers, algorithm, sure), part, task, ENTROPY, "test")
         if not task.views:
             self._probe(algorithm, site, task, found)
         return found
@@ -186,10 +188,8 @@ def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.M
     return fitted
 
 
-def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, passes: int) -> nn.Module | None:
-    """The global network, sure of the site's own images; None for another view, and where nobody asked for it."""
-    if view != "global" or not passes:
-        return None
+def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, passes: int) -> nn.Module:
+    """A view's network, sure of the site's own images."""
     fitted = deepcopy(algorithm.network(view)).eval()
     become_sure(algorithm, fitted, Images(site, "test"), passes)
     return fitted
