@@ -24,7 +24,6 @@ class SingleAnswers(FedAvg):
     The mean of what sites trained is the global model, and the start of sites that join later.
     """
 
-    reads_updates = True
     answers_singly = True
 
     @abstractmethod
@@ -68,7 +67,6 @@ class OwnAnswers(FedAvg):
     """
 
     views = ("global", "personal")
-    reads_updates = True
     answers_singly = True
     trained: Tensor
 

@@ -20,6 +20,8 @@ from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
 
+SAID_BY = {"aggregate": "reads_updates", "introduce": "introduces", "personalise": "personalises", "adapt": "adapts"}
+"""Hooks, and what a method that writes one thereby declares."""
 OTHERS_FROZEN = (
     "the tensors of the network that do not learn (model.freeze_encoder=true) differ from those at the server; take "
     "the same file of weights (model.encoder_weights) on all machines: random ones may differ from one to another"
@@ -56,19 +58,22 @@ class Algorithm(StockModule):
     needed_numbers: frozenset[str] = frozenset()
     """Numbers that every update must tell, because the server half computes with them."""
     reads_updates: bool = False
-    """Whether `aggregate` compares the updates of a round; such a method excludes secure aggregation."""
+    """Whether the updates of a round are compared; such a method excludes secure aggregation. True for a class that
+    writes `aggregate`; one whose `weigh` compares them says so."""
     answers_singly: bool = False
     """Whether `broadcast` answers every site with a model of its own instead of the mean."""
     among_peers: bool = False
     """Whether sites take each other's models in turn, and nothing goes to a server: only what is taken is traffic."""
     introduces: bool = False
-    """Whether `introduce` tells the server something of the site's data, which peers or the server then see singly."""
+    """Whether the server is told something of the site's data, which peers or the server then see singly. True for a
+    class that writes `introduce`."""
     trains_on: Literal["sites", "pool"] = "sites"
     """Whether every site trains, or one place that holds all training data."""
     splits_itself: bool = False
     """Whether what stays at a site is the method's whole point, so that the setting `personal` has no meaning."""
     personalises: bool = False
-    """Whether `personalise` fits a model that exists only for evaluation at the site."""
+    """Whether a model is fitted that exists only for evaluation at the site. True for a class that writes
+    `personalise`."""
     labelled: bool = True
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
     models_per_step: int = 1
@@ -91,11 +96,15 @@ class Algorithm(StockModule):
     slices_only: str = ""
     """Why it cannot learn from volumes (data.dimensions=3); empty where it can."""
     adapts: bool = False
-    """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself."""
+    """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself. True
+    for a class that writes `adapt`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What a class writes itself is trusted with unknown labels and with pieces of a batch only if it says so."""
+        """What follows from a hook is so; a loss is trusted with unknown labels and pieces of a batch if it says so."""
         super().__init_subclass__(**kwargs)
+        for hook, flag in SAID_BY.items():
+            if getattr(cls, hook) is not getattr(Algorithm, hook):
+                setattr(cls, flag, True)
         if "loss" in vars(cls) and "leaves_out_unknown" not in vars(cls):
             cls.leaves_out_unknown = False
         if {"loss", "training_step", "optimizer_step"} & vars(cls).keys() and "adds_up" not in vars(cls):
@@ -251,14 +260,14 @@ class Algorithm(StockModule):
         return site.patient_batches(private.seed(seed), steps, private.rate(site.patients))
 
     def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
-        """Fit a personal model before it is evaluated (only asked of methods that declare `personalises`)."""
+        """Fit a personal model before it is evaluated (only asked of methods that write it)."""
 
     def publish(self, site: Site) -> State:
-        """What the site gives to sites that never took part (only asked of methods that declare `adapts`)."""
+        """What the site gives to sites that never took part (only asked of methods that write `adapt`)."""
         return State()
 
     def adapt(self, images: Iterable[Tensor]) -> None:
-        """Fit a model for an unseen site from its images (only asked of methods that declare `adapts`)."""
+        """Fit a model for an unseen site from its images (only asked of methods that write it)."""
 
     def send(self, site: Site) -> State:
         """The differences of all shared tensors, and the mean loss.
@@ -322,7 +331,7 @@ class Algorithm(StockModule):
         return [float(update.examples) for update in updates]
 
     def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
-        """Weigh all updates of a round side by side (only asked of methods that declare `reads_updates`)."""
+        """Weigh all updates of a round side by side (only asked of methods with `reads_updates`)."""
         return self.advance(server, *average(self.weigh(server, updates)))
 
     def advance(self, server: State, mean: State, cohort: Cohort) -> State:

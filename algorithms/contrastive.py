@@ -238,11 +238,6 @@ class Contrastive(FedAvg):
                 "take algorithm.pairing=instance"
             )
 
-    def introduce(self, site: Site) -> State:
-        """Nothing but a check of the data."""
-        self.check_site(site)
-        return super().introduce(site)
-
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load encoder and projector, other sites' features, and what the site kept."""
         super().receive(message, kept, site)

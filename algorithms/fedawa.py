@@ -33,8 +33,6 @@ class FedAWA(FedAvg):
         server_rate: its step size.
     """
 
-    reads_updates = True
-
     def __init__(
         self, *args: Any, server_steps: NonNegativeInt = 1, server_rate: FinitePositive = 0.01, **kwargs: Any
     ) -> None:

@@ -32,7 +32,6 @@ class FedCE(FedAvg):
             last, and weights sum to 1.
     """
 
-    reads_updates = True
     needed_numbers = frozenset({ALONE})
     dice_so_far: Tensor
 

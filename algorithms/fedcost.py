@@ -34,8 +34,6 @@ class FedCost(FedAvg):
         images: a of cost=ratio, the part of the number of images; 1 is FedAvg.
     """
 
-    reads_updates = True
-
     def __init__(
         self,
         *args: Any,

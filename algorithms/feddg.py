@@ -71,7 +71,6 @@ class FedDG(FedAvg):
             rounded is by images, rounded to two decimals with the rest for the last site, as in the program.
     """
 
-    introduces = True
     styles_images = True
     slices_only = "its amplitude spectra are of slices"
     leaves_out_unknown = True

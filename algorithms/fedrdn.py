@@ -35,7 +35,6 @@ class FedRDN(FedAvg):
             normalised by site.
     """
 
-    introduces = True
     styles_images = True
     prepares = "images are normalised by the mean and deviation of the site's images, or of all sites'"
     prepares_by_site = True

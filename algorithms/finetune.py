@@ -26,7 +26,6 @@ class FineTune(FedAvg):
     """
 
     views = ("global", "personal")
-    personalises = True
 
     def __init__(self, *args: Any, finetune_steps: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -31,7 +31,6 @@ class GA(FedAvg):
         step_rounds: rounds over which s falls to 0.
     """
 
-    reads_updates = True
     last_dice: Tensor
 
     def __init__(self, *args: Any, step: Share = 0.2, step_rounds: Fixed[PositiveInt] = 100, **kwargs: Any) -> None:

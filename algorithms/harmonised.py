@@ -33,7 +33,6 @@ class Harmonised(Algorithm):
     a message, as in a stock Trainer, images stay as they are.
     """
 
-    introduces = True
     prepares = "images take the style that the sites agreed on"
     _towards: Sequence[nn.Module] = ()  # the target of this turn, in a list: it is no part of the method's state
 

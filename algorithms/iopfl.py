@@ -65,7 +65,6 @@ class IOPFL(FedAvg):
 
     views = ("global", "personal")
     unseen_views = ("global", "adapted")
-    adapts = True
     trained: Tensor
 
     def __init__(

@@ -31,8 +31,6 @@ class QFFL(FedAvg):
         lipschitz: L; null takes 1 / training.lr.
     """
 
-    reads_updates = True
-
     def __init__(
         self, *args: Any, q: NonNegativeFloat = 1.0, lipschitz: FinitePositive | None = None, **kwargs: Any
     ) -> None:

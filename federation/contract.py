@@ -427,7 +427,7 @@ class Transform:
     """What its account is about; None where it keeps none."""
 
     hides_updates: bool = False
-    """Whether the server must not look at single updates (secure aggregation); it then notes nothing about them."""
+    """Whether the server must not look at single updates, and notes nothing about them; an `accumulator` implies it."""
     least: int = 1
     """Fewest updates that a mean may be made of."""
     least_here: int = 1

@@ -136,7 +136,6 @@ class Encrypted(Transform):
     """
 
     name = "encrypted"
-    hides_updates = True
     least = 2
     lives_in = "run"
 

@@ -39,7 +39,6 @@ class Masked(Transform):
     """
 
     name = NAME
-    hides_updates = True
     least = 3
     lives_in = "site"
 

@@ -350,8 +350,8 @@ def test_structural_pairs_need_volumes() -> None:
 
     flat = Flat.make("flat", 0)
     with pytest.raises(ValueError, match=r"'flat' holds 2-D images.*pairing=instance"):
-        method().introduce(flat)
-    assert method(pairing="instance").introduce(flat) == State()
+        method().check_site(flat)
+    method(pairing="instance").check_site(flat)
 
 
 # ---------------------------------------------------------------------------------------------- the start of a run

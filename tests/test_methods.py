@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedseg.algorithms import ALGORITHMS
-from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.base import SAID_BY, Algorithm
+from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
@@ -68,6 +69,15 @@ def test_the_global_model_is_fedavgs_bit_for_bit(
 ) -> None:
     fedavg = simulate("fedavg", tmp_path / "fedavg", training=training)
     assert_same(simulate(name, tmp_path / name, training=training, **knobs).server, fedavg.server)
+
+
+@pytest.mark.parametrize(("hook", "flag"), SAID_BY.items())
+def test_a_method_that_writes_a_hook_thereby_declares_it(hook: str, flag: str) -> None:
+    hooks = type("Hooks", (), {hook: lambda *_: None})
+    for method in (type("Own", (FedAvg,), {hook: lambda *_: None}), type("Mixed", (hooks, FedAvg), {})):
+        heir = type("Heir", (method,), {})
+        assert [name for name in SAID_BY.values() if getattr(heir, name)] == [flag]
+    assert not getattr(FedAvg, flag)
 
 
 @optimizers
