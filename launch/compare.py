@@ -118,6 +118,9 @@ def analysed(read: Iterable[Run | LeftOut], options: Options) -> Analysis:
     """
     gathered = gather(read, default_settings)
     length = gathered.unit(options.metric) or UNKNOWN
+    known = {str(site) for runs in gathered.runs.values() for run in runs for site in run.work["site"]}
+    if odd := sorted(set(options.slower or {}) - known):
+        raise ReportingError(f"slower names {odd[0]!r}; the sites that train are {', '.join(sorted(known))}")
     return Analysis(gathered, Stated(**vars(options), length=length, grid=gathered.grid))
 
 

@@ -31,6 +31,7 @@ from fedseg.evaluation.statistics import (
     site_mean,
     wins,
 )
+from fedseg.reporting.compare.clock import TOGETHER
 from fedseg.reporting.compare.gather import Gathered, Method
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import Run
@@ -473,7 +474,10 @@ class Analysis:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Validation Dice over rounds and traffic: method, view, seed, round, value, bytes (both ways, so far)."""
+        """Validation Dice over rounds: method, view, seed, round, value, bytes (both ways, so far), seconds.
+
+        Seconds are those so far on the simulated clock, NaN without one.
+        """
         parts = []
         for method, run in self.gathered.ordinary:
             so_far = run.traffic.set_index("round")[["down", "up"]].sum(axis=1).sort_index().cumsum()
@@ -481,9 +485,18 @@ class Analysis:
                 float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]
             ]
             known = spent if method.name != POOLED else float("nan")  # what a pool sends to itself is no traffic
-            parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=known))
-        empty = pd.DataFrame(columns=["round", "view", "value", "method", "seed", "bytes"])
+            seconds = self._seconds(method, run)
+            parts.append(run.curve.assign(method=method.label, seed=run.seed, bytes=known, seconds=seconds))
+        empty = pd.DataFrame(columns=["round", "view", "value", "method", "seed", "bytes", "seconds"])
         return pd.concat(parts, ignore_index=True) if parts else empty
+
+    def _seconds(self, method: Method, run: Run) -> list[float]:
+        """Simulated seconds until each round of a run's curve; NaN without a clock, and for data that was pooled."""
+        clock = self.options.clock
+        if clock is None or method.name == POOLED:
+            return [float("nan")] * len(run.curve)
+        so_far = clock.after(run.work, run.carried, str(run.settings.get("federation.order", TOGETHER)))
+        return [float(so_far.loc[:round].iloc[-1]) if len(so_far.loc[:round]) else 0.0 for round in run.curve["round"]]
 
     @cached_property
     def target(self) -> tuple[float, str]:
@@ -521,11 +534,12 @@ class Analysis:
     def _reached(self, model: Model) -> dict[str, Any]:
         """When a model's validation score first passes the target: mean over the seeds that reach it."""
         own = self.curves[(self.curves["method"] == model.method) & (self.curves["view"] == model.view)]
-        first = own[own["value"] >= self.target[0]].groupby("seed")[["round", "bytes"]].min()
+        first = own[own["value"] >= self.target[0]].groupby("seed")[["round", "bytes", "seconds"]].min()
         seeds = own["seed"].nunique()
         return {
             "rounds_to_target": float(first["round"].mean()),
             "bytes_to_target": float(first["bytes"].mean()),
+            "seconds_to_target": float(first["seconds"].mean()),
             "reached": f"{len(first)} of {seeds}",
         }
 

@@ -1,9 +1,12 @@
 """How runs are compared."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fedseg.evaluation import METRICS, check_metrics
+from fedseg.reporting.compare.clock import Clock
 from fedseg.reporting.units import UNKNOWN
 
 
@@ -22,6 +25,9 @@ class Options:
             for shares, mm or pixels for distances).
         personal: method whose personal model is asked about; null: the best on validation, mean over sites.
         global_: method whose global model it is held against; null: the best on validation, mean over sites.
+        step_seconds: of a local step, for a simulated clock that tells the time until the target; null for none.
+        megabits: per second of a site's line, each way, for that clock; null where it takes no time.
+        slower: how many times longer a step takes at a site, for that clock, as in {hospital_b: 4}.
     """
 
     metric: str = "dice"
@@ -32,6 +38,9 @@ class Options:
     margin: float = 2.0
     personal: str | None = None
     global_: str | None = None
+    step_seconds: float | None = None
+    megabits: float | None = None
+    slower: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         check_metrics([self.metric], 0.0)
@@ -40,9 +49,20 @@ class Options:
             ("draws", self.draws >= 100),
             ("target", 0 < self.target <= 1),
             ("margin", self.margin >= 0),
+            ("step_seconds", self.step_seconds is None or 0 <= self.step_seconds < math.inf),
+            ("megabits", self.megabits is None or 0 < self.megabits < math.inf),
+            ("slower", all(0 < times < math.inf for times in (self.slower or {}).values())),
         ):
             if not fine:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; see compare.py --help")
+
+        if self.step_seconds is None and (self.megabits, self.slower) != (None, None):
+            raise ValueError("megabits and slower are of a simulated clock; take step_seconds=0.1 or so, too")
+
+    @property
+    def clock(self) -> Clock | None:
+        """The simulated clock, if one is declared."""
+        return None if self.step_seconds is None else Clock(self.step_seconds, self.megabits, self.slower or {})
 
     @property
     def higher_is_better(self) -> bool:

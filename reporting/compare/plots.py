@@ -308,7 +308,7 @@ def win_tie_loss(analysis: Analysis, theme: Theme) -> Figure | None:
 
 
 def progress(analysis: Analysis, theme: Theme) -> Figure | None:
-    """Validation Dice against rounds, and against bytes: mean over seeds, and their range."""
+    """Validation Dice against rounds, bytes and, with a simulated clock, time: mean over seeds, and their range."""
     curves = analysis.curves
     models = [
         model
@@ -318,7 +318,8 @@ def progress(analysis: Analysis, theme: Theme) -> Figure | None:
     if not models:
         return None
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    clocked = analysis.options.clock is not None
+    left, right, *timed = figure.subplots(1, 3 if clocked else 2, sharey=True)
     methods = sorted({model.method for model in models})
     for model in models:
         own = curves[(curves["method"] == model.method) & (curves["view"] == model.view)]
@@ -326,15 +327,18 @@ def progress(analysis: Analysis, theme: Theme) -> Figure | None:
             "color": theme.lines[methods.index(model.method) % len(theme.lines)],
             "linestyle": "-" if model.view == PERSONAL else "--",
         }
-        by_round = own.groupby("round").agg({"value": ["mean", "min", "max"], "bytes": "mean"})
+        by_round = own.groupby("round").agg({"value": ["mean", "min", "max"], "bytes": "mean", "seconds": "mean"})
         mean = by_round["value", "mean"] * 100
         left.plot(by_round.index, mean, label=model.label, linewidth=1.8, **look)
         band = {"color": look["color"], "alpha": 0.13, "linewidth": 0}
         left.fill_between(by_round.index, by_round["value", "min"] * 100, by_round["value", "max"] * 100, **band)
         if by_round["bytes", "mean"].max() > 0:
             right.plot(by_round["bytes", "mean"] / MEGA, mean, linewidth=1.8, **look)
+        for axes in timed:
+            axes.plot(by_round["seconds", "mean"], mean, linewidth=1.8, **look)
+            axes.set(xlabel="simulated seconds")
     goal = analysis.target[0] * 100
-    for axes in (left, right):
+    for axes in (left, right, *timed):
         if np.isfinite(goal):
             axes.axhline(goal, color=theme.faint, linewidth=1, linestyle=":")
         axes.grid()

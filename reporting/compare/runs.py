@@ -55,6 +55,8 @@ class Run:
         curve: (round, view, value): validation Dice, mean over seen sites.
         rounds: (round, steps, seconds): sums over sites.
         traffic: (round, down, up): bytes of all sites.
+        work: (round, site, steps), as often as a site trained.
+        carried: (round, site, bytes), by group and direction.
         splits: (site, case, patient, split, seen); of all folds where sites were held out in turn; of a run across
             machines, what its scores tell: training cases are missing.
         groups: (site, case, column, value): groups of patients, where they were asked for (`evaluation.groups`).
@@ -73,6 +75,8 @@ class Run:
     curve: pd.DataFrame
     rounds: pd.DataFrame
     traffic: pd.DataFrame
+    work: pd.DataFrame
+    carried: pd.DataFrame
     splits: pd.DataFrame
     groups: pd.DataFrame
     unknown: frozenset[str]
@@ -182,14 +186,18 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         return LeftOut(path, f"its sites told means only, and cases cannot be paired; {cure}")
     final = final.drop(columns="round")
     splits = _splits(folder, settings, final)
+    done = pd.concat([part.rounds() for part in _parts(folder, settings)])
+    moved = pd.concat([part.traffic() for part in _parts(folder, settings)])
     return Run(
         folder=folder,
         settings=settings,
         cases=with_patients(case_scores(final.assign(round=0)).drop(columns="round"), splits),
         regions=final.groupby([*IDENTITY, "region", "metric"], sort=False)["value"].mean().reset_index(),
         curve=_curve(scores),
-        rounds=_sums(pd.concat([part.rounds() for part in _parts(folder, settings)])),
-        traffic=_bytes(pd.concat([part.traffic() for part in _parts(folder, settings)])),
+        rounds=_sums(done),
+        traffic=_bytes(moved),
+        work=_training(done)[["round", "site", "steps"]],
+        carried=moved[["round", "site", "bytes"]],
         splits=splits,
         groups=pd.concat([part.groups() for part in _parts(folder, settings)]).drop_duplicates(ignore_index=True),
         unknown=_unknown(folder, settings, splits),
@@ -228,9 +236,12 @@ def _cost(folder: RunFolder) -> dict[str, float]:
     return told
 
 
+def _training(rounds: pd.DataFrame) -> pd.DataFrame:
+    return rounds[rounds["task"].isin(("train", "personalise"))]
+
+
 def _sums(rounds: pd.DataFrame) -> pd.DataFrame:
-    training = rounds[rounds["task"].isin(("train", "personalise"))]
-    return training.groupby("round", as_index=False)[["steps", "seconds"]].sum()
+    return _training(rounds).groupby("round", as_index=False)[["steps", "seconds"]].sum()
 
 
 def _bytes(traffic: pd.DataFrame) -> pd.DataFrame:

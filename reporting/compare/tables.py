@@ -230,6 +230,7 @@ def cost_grid(analysis: Analysis) -> Grid:
     """What models cost, mean over seeds."""
     columns: tuple[tuple[str, str, float, int], ...] = (
         ("rounds_to_target", "rounds to target", 1, 1), ("bytes_to_target", "MB to target", 1e-6, 0),
+        ("seconds_to_target", "simulated s to target", 1, 1),
         ("bytes_down", "MB down", 1e-6, 0), ("bytes_up", "MB up", 1e-6, 0), ("steps", "steps", 1, 0),
         ("training_seconds", "training s", 1, 0), ("wall_seconds", "wall s", 1, 0), ("cpu_seconds", "CPU s", 1, 0),
         ("peak_memory_bytes", "peak MB", 1e-6, 0), ("peak_gpu_bytes", "GPU peak MB", 1e-6, 0),
@@ -246,10 +247,23 @@ def cost_grid(analysis: Analysis) -> Grid:
     note = (
         f"Per run, all sites together, mean over seeds.{goal if scored else ''} Steps and training time hold what is "
         "fitted before a round's scoring. Wall and CPU time are of the whole run with its scoring. A dash: the folder "
-        "does not tell, or nothing travels (pooled data)."
+        f"does not tell, or nothing travels (pooled data).{_clock(analysis)}"
     )
     header = ("model", *(["seeds that reach it"] if scored else []), *(title for _, title, _, _ in used))
     return Grid("cost", "Cost", header, rows, note)
+
+
+def _clock(analysis: Analysis) -> str:
+    """What the simulated clock was told, if there is one."""
+    clock = analysis.options.clock
+    if clock is None:
+        return ""
+    line = "the network takes no time" if clock.megabits is None else f"a site's line has {clock.megabits:g} Mbit/s"
+    slow = "".join(f"; {site} is {times:g} times slower" for site, times in clock.slower.items())
+    return (
+        f" Simulated time, not measured: a step of one model takes {clock.step_seconds:g} s, {line}{slow}. Sites of a "
+        "round wait for the slowest; where they take turns, their times add up."
+    )
 
 
 def _means_grid(
