@@ -7,8 +7,8 @@ from pathlib import Path
 
 DESCRIPTION = """Write the global model and each site's own: NAME.safetensors (weights), NAME.pt (TorchScript, runs
 without this suite), NAME.ckpt (a checkpoint for Lightning) and NAME.md (a card: regions, input, training sites, scores,
-terms, limits). With --bundle each is also a MONAI bundle, the folder NAME: from files of images to masks with MONAI
-alone.
+terms, limits). With --onnx each is also NAME.onnx; with --bundle also a MONAI bundle, the folder NAME: from files of
+images to masks with MONAI alone.
 
 docs/prediction.md says more."""
 
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--terms", help="under which terms the models may be used, for their cards")
     made.add_argument("--bundle", action="store_true", help="also write each model as a MONAI bundle, a folder")
+    made.add_argument("--onnx", action="store_true", help="also write each model as ONNX, for other runtimes")
     return made
 
 
@@ -61,11 +62,14 @@ def run(arguments: Sequence[str]) -> None:
         checkpoint=options.checkpoint,
         terms=options.terms,
         bundle=options.bundle,
+        onnx=options.onnx,
     )
     for model in found:
         whose = f"site {model.site}'s own model" if model.site else "the global model"
         whose += f" with the statistics of {options.images}" if model.view == "own-statistics" else ""
         print(f"{options.out / model.name}.{{safetensors,pt,ckpt,md}}: {whose}, round {model.round}")
+        if options.onnx:
+            print(f"{options.out / model.name}.onnx: the same for ONNX Runtime and others that read ONNX")
         if options.bundle:
             print(f"{options.out / model.name}/: the same as a MONAI bundle; its docs/README.md says how it runs")
     print(f"exported programs answer as the models do: they differ by {max(m.gap for m in found):.1g} at most")

@@ -19,6 +19,7 @@ from fedseg.datamodules.new import NewImages
 from fedseg.launch.draft import draft
 from fedseg.launch.exports.bundle import reads_plainly, write_bundle
 from fedseg.launch.exports.card import Card
+from fedseg.launch.exports.onnx import answers, check_onnx, write_onnx
 from fedseg.launch.exports.trained import TrainedModel
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
@@ -85,11 +86,12 @@ def export_models(
     checkpoint: Chosen = "best",
     terms: str | None = None,
     bundle: bool = False,
+    onnx: bool = False,
 ) -> list[Exported]:
     """Write the global model and every site's own, each in four files.
 
     These are NAME.safetensors, NAME.pt (TorchScript), NAME.ckpt (Lightning's) and NAME.md (its card); beside them, if
-    asked for, the folder NAME: a MONAI bundle.
+    asked for, NAME.onnx, and the folder NAME: a MONAI bundle.
 
     The data of the run need not be there. Adapted models are no part of it: they exist for the images only from which
     they were made (`predict.py --view adapted`).
@@ -102,11 +104,15 @@ def export_models(
         checkpoint: the best saved models by validation score, or the last ones.
         terms: under which the models may be used, for the cards; None says that nobody stated them.
         bundle: also write each model as a MONAI bundle.
+        onnx: also write each model as ONNX.
 
     Raises:
-        ReportingError: no such run or site, no model to export, or a file that does not answer as its model does.
+        ReportingError: no such run or site, no model to export, a file that does not answer as its model does, or a
+            model that ONNX has no words for.
         DataError: an image that cannot be read, or that the network does not take.
     """
+    if onnx:
+        check_onnx()
     models = SavedModels(Reopened.read(RunFolder(run)))
     if bundle and not reads_plainly(data := models.run.experiment.data):
         raise ReportingError(
@@ -119,7 +125,7 @@ def export_models(
         given = NewImages(models.run.experiment.data, images, models.channels, NEW)
         wanted.append((view, None, given))
     with draft(out) as folder:
-        found = [_export(models, view, site, folder, checkpoint, terms, given) for view, site, given in wanted]
+        found = [_export(models, view, site, folder, checkpoint, terms, given, onnx) for view, site, given in wanted]
         for card in (one.card for one in found if bundle):
             write_bundle(folder / card.name, folder / f"{card.name}.pt", card, models.run.experiment.data.batch_size)
         return found
@@ -148,6 +154,7 @@ def _export(
     checkpoint: Chosen,
     terms: str | None,
     images: NewImages | None,
+    onnx: bool,
 ) -> Exported:
     name = view if site is None else f"personal-{file_name(site)}"
     worker = models.load(view, site, checkpoint, images)
@@ -155,6 +162,8 @@ def _export(
     size = models.run.experiment.data.size
     module = _as_lightning(models, worker, view, site)
     program, gap = traced(deployed, models.channels, size, name)
+    if onnx:
+        gap = max(gap, _as_onnx(deployed, models.channels, size, out / f"{name}.onnx"))
     card = Card(models, view, site, checkpoint, name, terms, len(images.images) if images is not None else 0)
     program.save(str(out / f"{name}.pt"))
     tensors = {key: t.detach().clone().contiguous() for key, t in deployed.network.state_dict().items()}
@@ -197,16 +206,38 @@ def traced(deployed: nn.Module, channels: int, size: Sequence[int], name: str) -
     Raises:
         ReportingError: it answers differently.
     """
-    generator = torch.Generator().manual_seed(0)
-    example, other = (torch.rand(count, channels, *size, generator=generator) for count in (2, 3))
+    example, other = _examples(channels, size)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that are fixed, and that TorchScript will be replaced one day
         trace: Any = torch.jit.trace  # PyTorch leaves it untyped
         program = trace(deployed, example, check_trace=False)
-        gap = float((program(other) - deployed(other)).abs().max())
+        return program, _gap(program(other), deployed(other), name)
+
+
+def _as_onnx(deployed: nn.Module, channels: int, size: Sequence[int], path: Path) -> float:
+    """Write it as ONNX, tried on other images than it was made with; returns its largest error.
+
+    Raises:
+        ReportingError: it cannot be written, or answers differently.
+    """
+    example, other = _examples(channels, size)
+    write_onnx(deployed, example, path)
+    with torch.no_grad():
+        return _gap(answers(path, other), deployed(other), path.name)
+
+
+def _examples(channels: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images to export with, and others to try."""
+    generator = torch.Generator().manual_seed(0)
+    example, other = (torch.rand(count, channels, *size, generator=generator) for count in (2, 3))
+    return example, other
+
+
+def _gap(answer: Tensor, expected: Tensor, name: str) -> float:
+    gap = float((answer - expected).abs().max())
     if not gap <= TOLERANCE:
         raise ReportingError(f"{name}: the exported program answers differently ({gap:.2g}); it is not written")
-    return program, gap
+    return gap
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -291,6 +292,50 @@ def test_the_cards_lines_run_without_the_suite(exported: tuple[str, RunFolder, P
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ("(1, 32, 32)" if method == "fedavg" else "(1, 2, 32, 32)")
+
+
+# ---------------------------------------------------------------------------------------------------------------- ONNX
+
+
+@pytest.mark.slow
+def test_onnx_files_answer_as_the_run_does(tmp_path: Path) -> None:
+    settings = ("training.normalize=zscore", *METHODS["fedavg"][1])
+    folder = trained(tmp_path / "run", "algorithm=ditto", "federation.rounds=1", *settings)
+    assert call(folder.path, "--out", tmp_path / "out", "--onnx", "--site", "site_02") == 0
+    run = Reopened.read(folder)
+    run.prepare_data()
+    models = SavedModels(run)
+    for name, site in (("global", None), ("personal-site_02", "site_02")):
+        view = "personal" if site else "global"
+        session = onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        worker = models.load(view, site)
+        images = torch.cat([b["image"] for b in run.experiment.data.site("site_02").eval_batches("test")])
+        for some in (images[:1], images):
+            (answers,) = session.run(["answers"], {"images": some.numpy()})
+            torch.testing.assert_close(torch.from_numpy(answers), worker.predict(some, view), rtol=0, atol=1e-5)
+        assert answers.std() > 0
+
+
+@pytest.mark.slow
+def test_what_onnx_has_no_words_for_is_refused_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path / "run", "algorithm=fedavg", "federation.rounds=1", "training.harmonise=fda")
+    assert call(folder.path, "--out", tmp_path / "out", "--onnx") == 2
+    told = capsys.readouterr().err
+    assert "global cannot be written as ONNX" in told
+    assert "export without --onnx" in told
+    assert not (tmp_path / "out").exists()
+    assert call(folder.path, "--out", tmp_path / "out") == 0
+
+
+def test_a_package_that_onnx_needs_is_named(
+    fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedseg.launch.exports.onnx.find_spec", lambda name: None if name == "onnxscript" else name)
+    assert call(fedavg.path, "--out", tmp_path / "out", "--onnx") == 2
+    assert '--onnx needs onnxscript; pip install -e ".[onnx]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes
