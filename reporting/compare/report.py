@@ -71,7 +71,7 @@ CAPTIONS = {
     "ranks": "Rank at each site: mean over seeds, and range",
     "win_tie_loss": "Share of patients that the row's model wins against the column's",
     "heterogeneity": "Gain of the personal model against how different the site is from all others",
-    "progress": "Validation Dice (network's grid) over rounds and traffic; dotted: the target",
+    "progress": "Validation Dice (network's grid) over rounds, traffic and, on a clock, time; dotted: the target",
 }
 
 
