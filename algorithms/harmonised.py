@@ -104,19 +104,24 @@ class InStyle(Harmonised):
         }
         return styles[training.harmonise]
 
+
+class InStyleOfOne(InStyle):
+    """A method whose images take the style of the least complex site, whose own stay as they are."""
+
+    prepares = "images take the style of the least complex site, whose own stay as they are"
+    prepares_by_site = True
+
     def introduce(self, site: Site) -> State:
-        """What harmonising tells, and the complexity of the training images where that decides."""
+        """What harmonising tells, and the complexity of the training images."""
         told = super().introduce(site)
-        if not (self.prepares_by_site and STYLE in told.tensors):
+        if STYLE not in told.tensors:
             return told
         numbers = complexity(batch["image"] for batch in site.plain_batches())
         return State({**told.tensors, COMPLEXITY: numbers}, told.scalars)
 
     def agreed(self, told: Mapping[str, State]) -> State:
-        """The mean of the styles, or that of the least complex site."""
-        mean = super().agreed(told)
-        if not self.prepares_by_site:
-            return mean
+        """The style of the least complex site, and which one that is."""
+        check_alike({site: given[STYLE] for site, given in told.items()})
         numbers = {
             site: tuple(float(given[COMPLEXITY][name]) for name in ("entropy", "spread"))
             for site, given in told.items()
@@ -154,8 +159,8 @@ def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
     others: dict[str, type[Algorithm]] = {"combat": Combatted, "mixstyle": Mixed}
     if training.harmonise in others:
         return type(method.__name__, (others[training.harmonise], method), same)
-    to_one_site = training.harmonise_target == "least_complex"
-    return type(method.__name__, (InStyle, method), {**same, "prepares_by_site": to_one_site})
+    base = InStyleOfOne if training.harmonise_target == "least_complex" else InStyle
+    return type(method.__name__, (base, method), same)
 
 
 def _obstacle(method: type[Algorithm], training: Training) -> str:

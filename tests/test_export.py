@@ -24,7 +24,7 @@ import export
 import predict
 import train
 from fedseg import api
-from fedseg.algorithms.harmonised import Combatted, Harmonised
+from fedseg.algorithms.harmonised import Combatted, Harmonised, InStyle, InStyleOfOne
 from fedseg.federation.state import State
 from fedseg.launch.export import Deployed, traced
 from fedseg.launch.folders.reopen import Reopened
@@ -45,12 +45,12 @@ METHODS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "ditto": ({"global"} | OF_SITES, ("training.normalize=zscore", "training.harmonise=combat")),
     "apfl": ({"global"} | OF_SITES, ("training.harmonise=histogram",)),
     "lcfed": (OF_SITES, ()),
-    "local": (OF_SITES, ("training.harmonise=zscore",)),
+    "local": (OF_SITES, ("training.harmonise=zscore", "training.harmonise_target=least_complex")),
     "pooled": ({"global"}, ("training.harmonise=fda",)),
     "harmofl": ({"global"}, ()),
     "iopfl": ({"global"} | OF_SITES, ("algorithm.adapt_passes=1",)),
 }
-HARMONISED = ("apfl", "local", "pooled", "harmofl")
+HARMONISED = {"apfl": InStyle, "local": InStyleOfOne, "pooled": InStyle, "harmofl": Harmonised, "ditto": Combatted}
 
 
 def call(*arguments: Any) -> int:
@@ -208,8 +208,7 @@ def test_the_card_says_what_the_run_says(exported: tuple[str, RunFolder, Path]) 
             alone = method == "local" and where != site
             assert (f"| {where} | {count} | {count} |" in card) == (not alone)
         assert ("saw its own site's cases only" in card) == (method == "local")
-        styled = "images take the style that the sites agreed on, then " if method in HARMONISED else ""
-        styled = f"{Combatted.prepares}, then " if method == "ditto" else styled
+        styled = f"{HARMONISED[method].prepares}, then " if method in HARMONISED else ""
         assert f"- normalisation: {styled}{'zscore' if method == 'ditto' else 'imagenet'}, inside" in card
         assert "- images: (B, 3, 32, 32) float32 in [0, 1]" in card
         assert ", seed 0" in card
