@@ -155,6 +155,15 @@ def test_tensors_that_are_held_back_are_not_taken(tmp_path: Path) -> None:
     assert {policies[name] for name in norms} == {"stays at the site"}
 
 
+def test_a_site_without_labels_takes_the_others_mean_and_hands_nothing_on(tmp_path: Path) -> None:
+    sites = toy_sites()
+    sites["s1"] = replace(sites["s1"], labelled=False)
+    outcome = simulate("braintorrent", tmp_path, 1, schedule={"order": "cyclic"}, sites=sites)  # after s0
+    assert "offer/s1" not in outcome.server.tensors
+    own, first = outcome.kept["s1"]["model"], outcome.server["offer/s0"]
+    assert_same(State({"model": {name: own[name] for name in first}}), State({"model": first}))
+
+
 def lie(found: State, how: str) -> None:
     own = found["versions"]["s1"]
     if how == "shape":
