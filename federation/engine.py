@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -9,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedseg.common.ending import ending
 from fedseg.common.seeds import derive_seed
@@ -42,7 +43,7 @@ from fedseg.federation.contract import (
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.pace import mean_limit
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
-from fedseg.federation.selection import History, Past, PowerOfChoice, Select, checked, history_of, remembering
+from fedseg.federation.selection import History, Past, PowerOfChoice, Pruning, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
@@ -68,8 +69,12 @@ class Schedule:
         sampling: fixed asks the same number of sites in every round; poisson asks every site with that probability,
             independently of the others, as accounts of privacy need.
         selection: uniform asks sites by chance alone; loss (power of choice) draws candidates by chance and asks those
-            of them that told the highest training loss when they last took part, first those that never did.
+            of them that told the highest training loss when they last took part, first those that never did; fast
+            leaves out slow sites, by step_seconds and the steps that they told (Yin et al., BrainLes 2021).
         candidates: share of the sites that selection=loss draws; with that of fraction it is uniform.
+        fast_images: share of all images that the sites which selection=fast keeps hold at least.
+        fast_factor: how many times the median time such a site may need at most.
+        fast_every: rounds between two in which selection=fast asks all sites.
         dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
@@ -78,8 +83,8 @@ class Schedule:
         work_decay_rounds: so many rounds long; then the work stays.
         time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
             round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
-        step_seconds: seconds of a site's local step, for time_limit, as in {hospital_b: 4}; sites that are not named
-            need 1. They are declared: measured ones would make no run repeatable.
+        step_seconds: seconds of a site's local step, for time_limit and selection=fast, as in {hospital_b: 4}; sites
+            that are not named need 1. They are declared: measured ones would make no run repeatable.
         order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
             travel from site to site, each going on where the one before it stopped (with one round: once through all
             sites, as in incremental institutional training); random draws whose turn it is, as often as sites take
@@ -99,8 +104,11 @@ class Schedule:
     local_epochs: PositiveFloat = 1.0
     fraction: PositiveShare = 1.0
     sampling: Literal["fixed", "poisson"] = "fixed"
-    selection: Literal["uniform", "loss"] = "uniform"
+    selection: Literal["uniform", "loss", "fast"] = "uniform"
     candidates: PositiveShare = 1.0
+    fast_images: PositiveShare = 0.8
+    fast_factor: Annotated[float, Field(ge=1, lt=math.inf)] = 2.0
+    fast_every: PositiveInt = 5
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
@@ -117,16 +125,43 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_ranges(Schedule, vars(self), "federation")
-        if self.selection == "loss" and self.sampling != "fixed":
+        if self.selection != "uniform" and self.sampling != "fixed":
             raise ValueError(
-                f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection=loss "
-                "does not; take federation.sampling=fixed"
+                f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection="
+                f"{self.selection} does not; take federation.sampling=fixed"
             )
+        self._check_fast()
         self._check_time()
         if self.selection != "loss" and self.candidates != 1.0:
             raise ValueError(
                 f"federation.candidates={self.candidates} is for federation.selection=loss; take "
                 "federation.candidates=1"
+            )
+
+    def select(self, sites: Sequence[str]) -> Select:
+        """Which of these sites a round asks, where that is not left to chance alone."""
+        if self.selection == "loss":
+            return PowerOfChoice(sites, self.asked(len(sites)), self.drawn(len(sites)))
+        return Pruning(sites, self.step_seconds or {}, self.fast_images, self.fast_factor, self.fast_every)
+
+    def _check_fast(self) -> None:
+        """Refuse settings of selection=fast that have no effect, and such as leave it nothing to go by.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.selection != "fast":
+            for name in ("fast_images", "fast_factor", "fast_every"):
+                if (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
+                    told = f"federation.{name}={value} is for federation.selection=fast"
+                    raise ValueError(f"{told}; take that, or federation.{name}={usual}")
+            return
+        if self.step_seconds is None:
+            raise ValueError("federation.selection=fast goes by federation.step_seconds; take {SITE: 4} or so")
+        if self.fraction != 1.0:
+            raise ValueError(
+                f"federation.selection=fast chooses among all sites, federation.fraction={self.fraction} asks some by "
+                "chance; take federation.fraction=1"
             )
 
     def _check_time(self) -> None:
@@ -136,9 +171,10 @@ class Schedule:
             ValueError: naming the setting and the cure.
         """
         if self.time_limit == "none":
-            if self.step_seconds is not None:
+            if self.step_seconds is not None and self.selection != "fast":
                 raise ValueError(
-                    "federation.step_seconds is for federation.time_limit=mean; take that, or leave it out"
+                    "federation.step_seconds is for federation.time_limit=mean and federation.selection=fast; take one "
+                    "of them, or leave it out"
                 )
             return
         if self.local_steps is None:
@@ -249,11 +285,11 @@ class Federation:
         Raises:
             ValueError: there are two.
         """
-        if self.schedule.selection == "loss" and not self._pools:
+        if self.schedule.selection != "uniform" and not self._pools:
             if self.select is not None:
-                raise ValueError("federation.selection=loss and one of your own; take federation.selection=uniform")
-            asked, drawn = self.schedule.asked(len(self.sites)), self.schedule.drawn(len(self.sites))
-            self.select = PowerOfChoice(self.sites, asked, drawn)
+                told = f"federation.selection={self.schedule.selection}"
+                raise ValueError(f"{told} and one of your own; take federation.selection=uniform")
+            self.select = self.schedule.select(self.sites)
         self._check_selection()
 
     def _check_selection(self) -> None:
@@ -471,7 +507,7 @@ class Federation:
     def _told(self, round: int) -> dict[str, Past]:
         """What sites told with the updates of this round that were used."""
         rows = (row for row in self._record.rounds if row["task"] == "train")
-        return {row["site"]: Past(round, row["steps"], row[LOSS]) for row in rows}
+        return {row["site"]: Past(round, row["steps"], row[LOSS], row["examples"]) for row in rows}
 
     def _turns(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
         """The server's state after all turns of a round."""
@@ -779,6 +815,7 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
     asked = schedule.asked(sites)
     if schedule.selection == "loss":
         schedule.drawn(sites)
+    if schedule.selection != "uniform":
         check_selection(schedule.selection, transforms)
     if schedule.combine != "mean" and (why := sums_only(transforms)):
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
+from statistics import median
 
 from fedseg.federation.state import State
 
@@ -20,11 +21,13 @@ class Past:
         round: of that update.
         steps: local steps behind it.
         loss: their mean loss; None where the method tells none.
+        examples: training images behind it.
     """
 
     round: int
     steps: float
     loss: float | None
+    examples: float = 0.0
 
 
 History = Mapping[str, Past]
@@ -62,6 +65,42 @@ class PowerOfChoice:
         return dict.fromkeys(sorted(drawn, key=loss, reverse=True)[: self.asked], 1.0)
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """The fastest sites that hold a share of the images, as slow ones are pruned by Yin et al. (BrainLes 2021).
+
+    Sites as fast as the last one that is needed come along, so that their order plays no part. In every so-manieth
+    round all sites are asked, and one that has told nothing yet is asked in every round.
+
+    Attributes:
+        sites: all that can be asked.
+        step_seconds: of a site's local step; one that is not named needs 1.
+        images: share of all images that the sites of a round hold at least, as far as the factor lets them.
+        factor: how many times the median time a site may need.
+        every: so many rounds apart all take part.
+    """
+
+    sites: Sequence[str]
+    step_seconds: Mapping[str, float]
+    images: float
+    factor: float
+    every: int
+
+    def __call__(self, round: int, history: History, random: Random) -> dict[str, float]:
+        """All of the work for each site."""
+        times = {s: history[s].steps * self.step_seconds.get(s, 1.0) for s in self.sites if s in history}
+        if round % self.every == 0 or not times:
+            return dict.fromkeys(self.sites, 1.0)
+        enough = self.images * sum(history[site].examples for site in times)
+        slowest, held = 0.0, 0.0
+        for site in sorted(times, key=times.__getitem__):
+            if held >= enough and times[site] > slowest:
+                break
+            slowest, held = times[site], held + history[site].examples
+        slowest = min(slowest, self.factor * median(times.values()))
+        return {site: 1.0 for site in self.sites if times.get(site, 0.0) <= slowest}
+
+
 def checked(chosen: Mapping[str, float], sites: Sequence[str]) -> dict[str, float]:
     """What a selection answered.
 
@@ -83,13 +122,16 @@ def history_of(server: State) -> dict[str, Past]:
         if name.startswith(PREFIX):
             what, _, site = name.removeprefix(PREFIX).partition("/")
             told.setdefault(site, {})[what] = value
-    return {site: Past(int(one["round"]), one["steps"], one.get("loss")) for site, one in told.items()}
+    return {
+        site: Past(int(one["round"]), one["steps"], one.get("loss"), one.get("examples", 0.0))
+        for site, one in told.items()
+    }
 
 
 def remembering(server: State, history: History) -> State:
     """A server's state that also remembers what sites told, and goes into checkpoints with it."""
     scalars = {k: v for k, v in server.scalars.items() if not k.startswith(PREFIX)}
     for site, past in history.items():
-        known = {"round": float(past.round), "steps": past.steps, "loss": past.loss}
+        known = {"round": float(past.round), "steps": past.steps, "loss": past.loss, "examples": past.examples}
         scalars |= {f"{PREFIX}{what}/{site}": value for what, value in known.items() if value is not None}
     return State(server.tensors, scalars)

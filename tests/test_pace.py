@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import floor
 from pathlib import Path
+from random import Random
+from statistics import median
 from typing import Any
 
 import pytest
@@ -14,12 +16,13 @@ from hypothesis import strategies as st
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.federation.engine import Schedule
 from fedseg.federation.pace import mean_limit
-from fedseg.federation.selection import Past
+from fedseg.federation.selection import Past, Pruning
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
 from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, simulate
 
+FAST = {"selection": "fast", "step_seconds": {"s1": 10.0}, "local_steps": 3}
 LIMIT = {"time_limit": "mean", "local_steps": 12}
 SLOW = {**LIMIT, "step_seconds": {"s1": 4.0}}
 seconds = st.floats(0.01, 100.0)
@@ -90,10 +93,62 @@ def test_nobody_ends_more_than_one_step_after_the_mean(sites: dict[str, tuple[fl
         assert most == floor(mean / speed[site]) + 1 or abs(mean / speed[site] - round(mean / speed[site])) < 1e-9
 
 
+@pytest.mark.parametrize("name", ["fedavg", "ditto"])
+def test_a_very_slow_site_is_left_out_after_a_round_and_comes_back_in_every_so_manieth(
+    name: str, tmp_path: Path
+) -> None:
+    schedule = {**FAST, "fast_images": 0.5, "fast_every": 4}
+    whole = simulate(name, tmp_path / "a", 5, schedule=schedule)
+    assert {round: set(done) for round, done in steps(whole).items()} == {
+        **{round: {"s0", "s1", "s2"} for round in (1, 4)},
+        **{round: {"s0", "s2"} for round in (2, 3, 5)},
+    }
+    simulate(name, tmp_path / "b", 2, schedule=schedule)
+    assert_same_outcome(whole, simulate(name, tmp_path / "b", 5, schedule=schedule))
+
+
+def test_where_all_are_equally_fast_nobody_is_left_out_bit_for_bit(tmp_path: Path) -> None:
+    pruned = simulate("fedavg", tmp_path / "a", 3, schedule={**FAST, "step_seconds": {}, "fast_images": 0.1})
+    usual = simulate("fedavg", tmp_path / "b", 3)
+    pruned.server.scalars = {k: v for k, v in pruned.server.scalars.items() if not k.startswith("history/")}
+    assert_same(pruned.server, usual.server)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.tuples(seconds, st.integers(1, 50)), min_size=1),
+    st.floats(0.05, 1.0),
+    st.floats(1.0, 5.0),
+    st.integers(),
+)
+def test_those_who_stay_are_the_fastest_hold_the_share_and_their_order_plays_no_part(
+    sites: dict[str, tuple[float, int]], share: float, factor: float, seed: int
+) -> None:
+    rng = Random(seed)
+    history = {site: Past(1, 1.0, None, images) for site, (_, images) in sites.items()}
+    pace = {site: own for site, (own, _) in sites.items()}
+    stay = Pruning(list(sites), pace, share, factor, 5)(2, history, rng).keys()
+    assert Pruning([*sites, "new"], pace, share, factor, 5)(2, history, rng).keys() == {*stay, "new"}
+    shuffled = rng.sample(list(sites), len(sites))
+    assert stay == Pruning(shuffled, pace, share, factor, 5)(2, history, rng).keys()
+    assert stay
+    slowest = max(pace[site] for site in stay)
+    assert stay == {site for site in sites if pace[site] <= slowest}
+    assert slowest <= factor * median(pace.values())
+    total, held = sum(images for _, images in sites.values()), sum(sites[site][1] for site in stay)
+    slower = [own for own in pace.values() if own > slowest]
+    assert held >= share * total or min(slower) > factor * median(pace.values())
+    assert sum(sites[site][1] for site in stay if pace[site] < slowest) < share * total  # the smallest such set
+
+
 @pytest.mark.parametrize(
     ("schedule", "told", "cure"),
     [
-        ({"step_seconds": {"s1": 2.0}}, "is for federation.time_limit=mean; take that", {"time_limit": "mean"}),
+        ({"step_seconds": {"s1": 2.0}}, "is for federation.time_limit=mean and", {"time_limit": "mean"}),
+        ({"step_seconds": {"s1": 2.0}}, "selection=fast; take one", {"selection": "fast"}),
+        ({"selection": "fast"}, "goes by federation.step_seconds; take", {"step_seconds": {"s1": 4.0}}),
+        ({**FAST, "fraction": 0.5}, "asks some by chance; take federation.fraction=1", {"fraction": 1.0}),
+        ({**FAST, "sampling": "poisson"}, "fast does not; take federation.sampling=fixed", {"sampling": "fixed"}),
+        ({"fast_every": 3}, "selection=fast; take that, or federation.fast_every=5", {"fast_every": 5}),
         ({**LIMIT, "local_steps": None}, "take federation.local_steps=10", {"local_steps": 10}),
         ({**LIMIT, "order": "cyclic"}, "nobody waits; take federation.order=together", {"order": "together"}),
         ({**SLOW, "step_seconds": {"s1": 0.0}}, "federation.step_seconds={'s1': 0.0}", {"step_seconds": {"s1": 0.1}}),
