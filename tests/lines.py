@@ -101,6 +101,15 @@ def lines(data: dict[str, Tensor], steps: Sequence[int], examples: Sequence[int]
     }
 
 
+def drawn_lines(steps: int, examples: Sequence[int]) -> tuple[dict[str, LineSite], Tensor]:
+    """Sites whose lines are drawn, and weights to start from, where numbers are not held against an archive's."""
+    rng, count = torch.Generator().manual_seed(3), len(examples)
+    rows, targets, start = (
+        torch.randn(*shape, dtype=torch.float64, generator=rng) for shape in ((count, 10, 5), (count, 10), (5,))
+    )
+    return lines({"A": rows, "b": targets}, [steps] * count, examples), start
+
+
 def federate_lines(
     name: str,
     folder: Path,

@@ -22,7 +22,7 @@ from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
 from fedseg.privacy.compression import Cast
 from fedseg.reporting.folder import RunFolder
-from tests.lines import LineSite, federate_lines, lines
+from tests.lines import LineSite, drawn_lines, federate_lines
 from tests.test_laws import Recording
 from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, build, simulate, toy_sites
@@ -37,10 +37,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def world(*examples: int) -> tuple[dict[str, LineSite], Tensor]:
-    rng = torch.Generator().manual_seed(3)
-    rows, targets = (torch.randn(3, 8, *axes, dtype=torch.float64, generator=rng) for axes in ((5,), ()))
-    sites = lines({"A": rows, "b": targets}, [STEPS] * 3, examples or (10, 10, 10))
-    return sites, torch.randn(5, dtype=torch.float64, generator=rng)
+    return drawn_lines(STEPS, examples)
 
 
 def trained(site: LineSite, w: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedseg.algorithms.fedawa import learnt, products
 from fedseg.algorithms.recipe import Training
-from tests.lines import LineSite, federate_lines, golden, lines
+from tests.lines import LineSite, drawn_lines, federate_lines
 from tests.world import assert_same, simulate
 
 LR, STEPS = 0.05, 4
@@ -40,9 +40,8 @@ def trained(site: LineSite, w: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_rounds_are_the_papers_and_weights_go_on(steps: int, tmp_path: Path) -> None:
-    data = golden("scaffold_s82")
-    examples = [10, 20, 40][: len(data["A"])]
-    sites, w = lines(data, [STEPS] * len(examples), examples), data["x"][0]
+    examples = [10, 20, 40]
+    sites, w = drawn_lines(STEPS, examples)
     logits = torch.tensor(examples, dtype=torch.float64).log()
     for server, _ in federate_lines("fedawa", tmp_path, sites, w, SGD, 3, server_steps=steps, server_rate=0.1):
         updates = torch.stack([trained(site, w) - w for site in sites.values()])

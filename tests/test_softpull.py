@@ -11,7 +11,7 @@ from torch import Tensor
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
-from tests.lines import LineSite, federate_lines, golden, lines
+from tests.lines import LineSite, drawn_lines, federate_lines
 from tests.world import assert_same, build, simulate, toy_sites
 
 LR, STEPS = 0.05, 4
@@ -23,8 +23,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def world(*examples: int) -> tuple[dict[str, LineSite], Tensor]:
-    data = golden("scaffold_s82")
-    return lines(data, [STEPS] * len(data["A"]), examples or [10] * len(data["A"])), data["x"][0]
+    return drawn_lines(STEPS, examples or (10, 10, 10))
 
 
 def trained(site: LineSite, w: Tensor) -> Tensor:
