@@ -229,10 +229,10 @@ def costs() -> dict[str, dict[str, str]]:
     return {row["method"]: row for row in csv.DictReader(line for line in lines if not line.startswith("#"))}
 
 
-def _cost(method: Method) -> tuple[str, str, str, str]:
-    """Groups that a site sends beside FedAvg's; and step, bytes that travel, and bytes kept against FedAvg's."""
+def _cost(method: Method) -> tuple[str, str, str, str, str]:
+    """Groups that a site sends beside FedAvg's; step, bytes that travel, bytes kept, and memory against FedAvg's."""
     if method.name not in costs():
-        return ("not measured",) * 4
+        return ("not measured",) * 5
     row, usual = costs()[method.name], costs()["fedavg"]
     sent = row["sends"].split()
     beside = [f"`{group}`" for group in sent if group not in USUAL_GROUPS]
@@ -241,7 +241,9 @@ def _cost(method: Method) -> tuple[str, str, str, str]:
     numbers = [f"the number `{name}`" for name in sorted(method.built.needed_numbers)]
     groups = ", ".join([*(["nothing"] if not sent else [f"no {g}" for g in fewer]), *beside, *numbers, *told]) or "-"
     travels = (int(row["up"]) + int(row["down"])) / (int(usual["up"]) + int(usual["down"]))
-    return groups, f"{float(row['step']):.1f}", f"{travels:.2f}", f"{int(row['kept']) / int(usual['up']):.2f}"
+    memory = f"{int(row['memory']) / int(usual['memory']):.2f}" if row["memory"] else "not measured"
+    kept = f"{int(row['kept']) / int(usual['up']):.2f}"
+    return groups, f"{float(row['step']):.1f}", f"{travels:.2f}", kept, memory
 
 
 def table_text() -> str:
@@ -249,18 +251,18 @@ def table_text() -> str:
     header = (
         *("`algorithm=`", "paper: idea", "differs in", "models at seen sites", "at unseen sites"),
         *("travels beside the model", "stays at a site", "learns from", "refuses"),
-        *("step", "traffic", "kept", "compared with"),
+        *("step", "traffic", "kept", "memory", "compared with"),
     )
     rows = []
     for method in methods():
-        groups, step, travels, kept = _cost(method)
+        groups, step, travels, kept, memory = _cost(method)
         unseen = ", ".join(method.built.unseen_views) or "-"
         learns = "masks" if method.built.labelled else "images"
         rows.append(
             (
                 *(method.linked(""), first_line(method.owner), method.family, method.models, unseen),
                 *(groups, method.stays, learns, ", ".join(method.refusals) or "-"),
-                *(step, travels, kept, method.checked),
+                *(step, travels, kept, memory, method.checked),
             )
         )
     return markdown(header, rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.steps import write
+from benchmarks.steps import Fit, write
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.launch import methods as tables
@@ -47,10 +47,11 @@ def test_the_documents_are_what_the_methods_declare() -> None:
         ("fedprox", 8, "-"),
         ("ditto", 8, "privacy of patients"),
         ("lcfed", 8, "privacy of sites, privacy of patients, secure aggregation, volumes, pieces of a batch"),
-        ("scaffold", 12, "arrays"),
-        ("fedprox", 12, "arrays"),  # by a test that is given it
-        ("feddyn", 12, "the paper"),  # its test reads another method's archive for its data only
-        ("pfedme", 12, "the paper"),
+        ("fedavg", 12, "1.00"),
+        ("scaffold", 13, "arrays"),
+        ("fedprox", 13, "arrays"),  # by a test that is given it
+        ("feddyn", 13, "the paper"),  # its test reads another method's archive for its data only
+        ("pfedme", 13, "the paper"),
     ],
 )
 def test_a_method_is_told_as_it_is(name: str, column: int, told: str) -> None:
@@ -90,7 +91,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_new_method_is_taken_up_and_not_said_to_be_measured() -> None:
     told = row(table_text(), "calm")
     assert told[1] == "Calm (Nobody, 2026): a method that learns half as much"
-    assert told[8:] == ["volumes", "not measured", "not measured", "not measured", "the paper"]
+    assert told[8:] == ["volumes", *["not measured"] * 4, "the paper"]
     assert row(short_text(), "calm")[2:] == ["global", "-"]
 
 
@@ -141,9 +142,24 @@ def test_rows_that_are_measured_again_leave_the_others(tmp_path: Path) -> None:
         "down": 1,
         "kept": 1,
         "told": 0,
+        "memory": 7,
     }
     write(path, [{**measured, "sends": "model"}], ["model=unet"], 5)
     before = [line for line in COSTS.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "ditto"))]
     after = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "ditto"))]
     assert before == after
-    assert "ditto,2.50,1,1,1,0,model,algorithm.lam=1" in path.read_text(encoding="utf-8")
+    assert "ditto,2.50,1,1,1,0,7,model,algorithm.lam=1" in path.read_text(encoding="utf-8")
+    write(path, [{"method": "ditto algorithm.lam=1", "memory": 9}], ["model=unet"], 5)
+    assert "ditto,2.50,1,1,1,0,9,model,algorithm.lam=1" in path.read_text(encoding="utf-8")
+
+
+def test_memory_grows_with_a_second_model_and_is_the_same_when_measured_again() -> None:
+    tiny = [
+        "data.n_sites=2", "data.cases_per_site=6", "data.amount=0", "data.size=32", "data.resolution=32", "model=tiny",
+        "trainer.accelerator=cpu", "trainer.threads=1",
+    ]  # fmt: skip
+    one, again, two = (Fit(name, tiny, 1) for name in ("fedavg", "fedavg", "ditto"))
+    model = sum(t.numel() * t.element_size() for t in one.worker.parameters())
+    taken = one.memory()
+    assert again.memory() == pytest.approx(taken, rel=1e-3)
+    assert 4 * model < taken < two.memory() - model  # weights, gradients, two moments
