@@ -130,6 +130,7 @@ def test_what_is_declared_must_be_so(tmp_path: Path) -> None:
         data_of(tmp_path, regions=TWO, absent={"a": ["cop"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, 2, 19])
 def test_regions_that_vanish_are_counted_and_many_refused(tmp_path: Path, lost: int) -> None:
     regions = {"one": [1], "two": [2], "three": [3]}

@@ -114,6 +114,7 @@ def interrupt(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_an_interruption_tells_the_folder_that_nobody_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_interrupted_before_it_began_there_is_nothing_to_go_on_with(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +233,7 @@ def test_a_worker_that_ends_is_named_with_the_cure(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- a batch of one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cure", ["data.batch_size=2", "model.norm=group"])
 def test_a_batch_that_normalisation_cannot_take_is_refused_with_a_cure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cure: str
@@ -248,6 +251,7 @@ def test_a_batch_that_normalisation_cannot_take_is_refused_with_a_cure(
 # ------------------------------------------------------------------------------------------------------------------ W&B
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["log_round", "summarise", "log_cases", "finish"])
 def test_a_run_goes_on_without_a_dead_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
@@ -310,6 +314,7 @@ def test_an_installed_font_lends_its_letters(monkeypatch: pytest.MonkeyPatch) ->
         letters.families.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["draw_curves", "save_curves", "draw_overlays", "save_overlays"])
 def test_a_picture_that_fails_is_told_and_nothing_else_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str

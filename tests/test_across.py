@@ -90,6 +90,7 @@ def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same
     assert set(rows["case"]) == {""}
 
 
+@pytest.mark.slow
 def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: Path) -> None:
     """Own folders with names, and pseudonyms at the server that only the site can resolve."""
     settings = ["algorithm=fedbn", "data.labelled_patients=3", "deployment.case_scores=pseudonyms"]
@@ -111,6 +112,7 @@ def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: 
     assert "case_00" not in texts(run.path)
 
 
+@pytest.mark.slow
 def test_a_site_is_opened_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     original = LaunchedSite.__init__
@@ -163,6 +165,7 @@ def test_leave_one_site_out_and_stages_run_across_sites(tmp_path: Path) -> None:
     assert_same_tables(RunFolder(run.path / "2"), RunFolder(here(tmp_path / "stages", *stages).path / "2"))
 
 
+@pytest.mark.slow
 def test_what_an_encoder_learnt_from_does_not_score_the_next_run(tmp_path: Path) -> None:
     grid = grid_of(tmp_path / "sites")
     first = across(tmp_path, "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1", grid=grid)
@@ -180,6 +183,7 @@ def test_masks_need_one_process_for_each_site(engine: str, refused: bool) -> Non
         check_transforms(experiment, engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -207,6 +211,7 @@ def test_what_cannot_run_across_sites_says_why_at_once(settings: list[str], told
     assert not (tmp_path / "across" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +224,7 @@ def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
         across(tmp_path / "seeded", *settings, grid=grid)
 
 
+@pytest.mark.slow
 def test_a_site_reads_its_scores_once_and_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, reads = LaunchedSite._read_filed, []
 
@@ -236,6 +242,7 @@ def test_a_site_reads_its_scores_once_and_appends(tmp_path: Path, monkeypatch: p
     assert not own.duplicated().any()
 
 
+@pytest.mark.slow
 def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(RoundError, match="'site_01' cannot take part: two connected nodes call themselves so"):
         across(tmp_path / "twice", grid=grid_of(tmp_path / "twice", ["site_01", "site_01"]))
@@ -253,6 +260,7 @@ def test_sites_must_agree_and_have_names_of_their_own(tmp_path: Path) -> None:
         across(tmp_path / "odd", grid=grid)
 
 
+@pytest.mark.slow
 def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Path) -> None:
     grid = grid_of(tmp_path / "sites")
     run = across(tmp_path, "algorithm=fedavg", "federation.rounds=1", grid=grid)
@@ -270,6 +278,7 @@ def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Pa
     assert "cases, the first is ('site_02', 'case_" in (tmp_path / "sites" / "site_02" / "site.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["disk", "memory"])
 def test_a_worker_that_stays_and_its_cache_do_not_hide_that_a_file_changed(cache: str, tmp_path: Path) -> None:
     """Size and time of the file are what they were, and the server asks for what it asked for before."""
@@ -384,6 +393,7 @@ serve(Path(door), code, answer, int(parent))
 """
 
 
+@pytest.mark.slow
 def test_the_worker_stays_is_replaced_by_new_code_and_ends_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:

@@ -34,6 +34,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (tmp_path / names["report"].page).parent == tmp_path / "report"
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_the_commands(tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "alpha", "beta")
     folder = ["data=folder", f"data.root={root}"]

@@ -57,6 +57,7 @@ def test_matching_undoes_an_order() -> None:
     assert min(found.ssim) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_one_image_comes_back_from_one_gradient_and_not_from_a_noisy_one() -> None:
     images, _ = phantom_images(9, 16)
     guess = match(images[1:].mean(0, keepdim=True), images[:1]).psnr[0]

@@ -124,6 +124,7 @@ def test_the_check_has_a_table_by_site_and_region(root: Path) -> None:
     assert "data.size=48" in table.title
 
 
+@pytest.mark.slow
 def test_it_is_told_before_training(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [word for word in TINY if not word.startswith("data.")]
     run = [*words(root, 48), *tiny, "algorithm=fedavg", "federation.rounds=1", f"output={tmp_path / 'run'}"]

@@ -20,6 +20,7 @@ from tests.world import simulate
 SITES = {"site_01", "site_02"}
 
 
+@pytest.mark.slow
 def test_everything_that_left_a_site_is_in_the_manifest(tmp_path: Path) -> None:
     finished = run(tmp_path / "run", *PLAIN, "algorithm=feddg", "data.n_sites=2", "compression.cast=float16")
     assert finished.code == 0, finished.err
@@ -50,6 +51,7 @@ def test_everything_that_left_a_site_is_in_the_manifest(tmp_path: Path) -> None:
     assert summary["bytes"].sum() == audit["bytes"].sum()
 
 
+@pytest.mark.slow
 def test_publications_are_in_the_manifest(tmp_path: Path) -> None:
     finished = run(tmp_path / "run", *PLAIN, "data.n_sites=3", "data.unseen=[site_03]", "algorithm=iopfl")
     assert finished.code == 0, finished.err
@@ -58,6 +60,7 @@ def test_publications_are_in_the_manifest(tmp_path: Path) -> None:
     assert (published["bytes"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_lists_contents_once_and_rows_as_if_never_stopped(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", *PLAIN, "federation.rounds=2", "algorithm=fedavg", "compression.top_k=0.1")
     run(tmp_path / "parts", *PLAIN, "federation.rounds=1", "algorithm=fedavg", "compression.top_k=0.1")
@@ -110,6 +113,7 @@ def test_a_run_with_private_patients_reports_its_budget_and_stops(tmp_path: Path
     assert finished.folder.rounds()["loss"].isna().all(), "the training loss of private steps stays at the site"
 
 
+@pytest.mark.slow
 def test_a_budget_too_small_for_a_round_is_a_users_mistake(tmp_path: Path) -> None:
     private = ["privacy.mechanism=patient", "privacy.noise=0.3", "privacy.max_epsilon=0.1", "model.norm=group"]
     finished = run(tmp_path / "run", *PLAIN, *private, "algorithm=fedavg")

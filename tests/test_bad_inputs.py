@@ -98,6 +98,7 @@ def ids(bad: Bad) -> str:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", table.OUT_OF_RANGE)
 def test_values_that_cannot_be(word: str, original: World, tmp_path: Path) -> None:
     key = word.partition("=")[0]
@@ -120,6 +121,7 @@ def test_words_that_are_no_settings(word: str, tmp_path: Path) -> None:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", table.BAD_DATA, ids=ids)
 def test_a_run_refuses_data_before_it_trains(bad: Bad, world: World) -> None:
     bad.spoil(world)
@@ -128,6 +130,7 @@ def test_a_run_refuses_data_before_it_trains(bad: Bad, world: World) -> None:
     assert not (world.new / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", table.BAD_DATA, ids=ids)
 def test_the_check_names_the_same(bad: Bad, world: World) -> None:
     bad.spoil(world)
@@ -169,6 +172,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "bad"),
     [

@@ -112,6 +112,7 @@ def test_who_has_its_turn_takes_all_newer_models_of_those_it_reaches_and_no_othe
     assert sum(row["bytes"] for row in traffic) == carried
 
 
+@pytest.mark.slow
 def test_it_is_replayed_from_the_seed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     whole = simulate("braintorrent", tmp_path / "a", 4, schedule=RANDOM)
     assert_same_outcome(whole, simulate("braintorrent", tmp_path / "b", 4, schedule=RANDOM))
@@ -217,6 +218,7 @@ def test_its_settings_draw_turns_and_what_has_no_meaning_is_refused(tmp_path: Pa
         build("braintorrent", personal="part:encoder+part:decoder+part:segmentation_head")
 
 
+@pytest.mark.slow
 def test_a_run_says_whose_models_it_has_what_travelled_and_what_is_taken(tmp_path: Path) -> None:
     config = phantom_run(3, tmp_path / "run", "algorithm=braintorrent", "federation.rounds=3")
     execute(config)

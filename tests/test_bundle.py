@@ -221,6 +221,7 @@ def test_a_bundle_reads_as_the_suite_s_own_readers_do(kind: type[MultiCenterData
     assert reads_plainly(kind.__new__(kind)) == plain
 
 
+@pytest.mark.slow
 def test_what_a_bundle_could_not_read_alike_is_refused_and_the_cure_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

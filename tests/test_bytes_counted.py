@@ -26,6 +26,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: Counter[str] = Counter()

@@ -39,6 +39,7 @@ def stop_with(path: str, settings: str = "{}") -> Experiment:
     return Experiment(phantom_run(3, Path("unused"), f"trainer.callbacks={{{path}: {settings}}}"))
 
 
+@pytest.mark.slow
 def test_a_callback_of_ones_own_is_made_anew_for_every_local_fit(tmp_path: Path) -> None:
     SEEN.clear()
     own = f"trainer.callbacks={{{HERE}:Watch: {{name: mine}}}}"
@@ -58,6 +59,7 @@ class Halve(pl.Callback):
                 parameter.grad.mul_(0.5)
 
 
+@pytest.mark.slow
 def test_a_callback_changes_what_is_learnt(tmp_path: Path) -> None:
     """Half the gradients are half the learning rate."""
     plain = ("algorithm=fedavg", "training.optimizer=sgd", "federation.local_steps=2")

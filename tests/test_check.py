@@ -505,6 +505,7 @@ def test_data_sets_that_draw_their_images() -> None:
     assert all(len(checked.sheet.thumbnails[site.site]) == min(6, site.read) for site in checked.sites)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedseg.datamodules.check.duplicates.BLOCK", 8)  # the search's own memory, full from the start
 
@@ -546,6 +547,7 @@ def test_outline_is_where_the_mask_is(tmp_path: Path) -> None:
     assert (columns.min(), columns.max()) == pytest.approx((60, 119), abs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", [1, 21])
 def test_sheet_of_any_number_of_sites(tmp_path: Path, sites: int) -> None:
     root = make_sites(tmp_path / "data", *(f"site_{n:02d}" for n in range(sites)), count=2)
@@ -632,6 +634,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     assert "1 site, 6 cases" in told.out
 
 
+@pytest.mark.slow
 def test_knobs_reach_the_data(tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "a", "b")
     for path in (root / "a/masks").iterdir():

@@ -24,6 +24,7 @@ def test_models_are_chosen_by_the_score_that_is_asked_for() -> None:
     assert selection_scores(found, ["a", "b", "c"], "nsd") == {"personal/a": 0.7}  # c could not be scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["iou", "nsd", "lesion_f1"])
 def test_the_best_round_is_that_of_the_chosen_score(metric: str, tmp_path: Path) -> None:
     settings = ["algorithm=ditto", f"evaluation.choose_by={metric}", "federation.rounds=3", "training.lr=0.02"]

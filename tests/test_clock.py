@@ -53,6 +53,7 @@ def test_sites_of_a_round_wait_for_the_slowest_and_turns_add_up(
     assert curves["pooled"].isna().all()
 
 
+@pytest.mark.slow
 def test_the_time_to_the_target_stands_in_the_table_and_the_picture_only_where_a_clock_is_told(
     runs: Path, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_what_does_not_vary_within_sites_is_shifted_and_copies_of_one_image_are_
         assert torch.isfinite(Combat().towards(found[site])(images)).all()
 
 
+@pytest.mark.slow
 def test_every_site_gets_its_own_adjustment_and_others_none(tmp_path: Path) -> None:
     run = simulate("fedavg", tmp_path / "a", 2, training=COMBAT)
     assert_same_outcome(run, simulate("fedavg", tmp_path / "b", 2, training=COMBAT, transport=Forgetful))

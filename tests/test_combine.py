@@ -150,6 +150,7 @@ def test_without_a_rule_one_hostile_site_takes_the_model(tmp_path: Path) -> None
     assert max(float(t.abs().max()) for t in taken.server["model"].values()) > 1e3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["local", "fedbn", "feddg", "contrastive"])
 def test_rules_serve_methods_of_every_kind_and_resume(name: str, rule: Rule, tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def test_a_run_may_be_named_twice_and_turned_dials_have_a_plot_of_their_own(tmp_
         gathered(tmp_path)
 
 
+@pytest.mark.slow
 def test_encoders_of_one_kind_do_not_split_a_method(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"stages{seed}/1", "contrastive", seed, finished=False)
@@ -273,6 +274,7 @@ def folds(path: Path, algorithm: str, seed: int) -> None:
     pd.concat(made).to_csv(parent / "metrics.csv", index=False)
 
 
+@pytest.mark.slow
 def test_folds_are_one_run_of_unseen_sites(tmp_path: Path) -> None:
     for algorithm in ("fedavg", "ditto"):
         folds(tmp_path / algorithm, algorithm, 0)
@@ -292,6 +294,7 @@ def test_folds_are_one_run_of_unseen_sites(tmp_path: Path) -> None:
 # --- what is found ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
     found = {verdict.site: verdict for verdict in verdicts(analysed(planted))}
     assert list(found) == [OVERALL, "site_01", "site_02", "site_03"]
@@ -312,6 +315,7 @@ def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
     assert not any(verdict.provisional for verdict in found.values())
 
 
+@pytest.mark.slow
 def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> None:
     analysis = analysed(planted)
     row = analysis.compare(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")
@@ -347,6 +351,7 @@ def test_the_pair_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None:
     assert {verdict.personal for verdict in verdicts(analysed(tmp_path))} == {Model("ditto", "personal")}
 
 
+@pytest.mark.slow
 def test_negative_transfer_is_named(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"fedavg{seed}", "fedavg", seed, effects={("global", "site_02"): -0.2})
@@ -378,6 +383,7 @@ def test_too_few_patients_say_which_p_they_could_give(tmp_path: Path) -> None:
     assert large.provisional
 
 
+@pytest.mark.slow
 def test_an_interval_is_within_what_gains_can_be_and_two_patients_have_none(tmp_path: Path) -> None:
     """Of four patients who gain and lose much, t alone would tell of gains beyond 100 points of Dice."""
     sites = {"few": 5, "wild": 10, "many": 40}
@@ -493,6 +499,7 @@ def test_models_that_agree_in_one_metric_only_stay_two(tmp_path: Path) -> None:
     assert (row["gain"], row["p"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_of_one_model_under_two_names_the_one_with_more_seeds_stays(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_run(tmp_path / f"ditto{seed}", "ditto", seed, effects={("personal", ""): 0.1})
@@ -503,6 +510,7 @@ def test_of_one_model_under_two_names_the_one_with_more_seeds_stays(tmp_path: Pa
     assert analysis.tests["seeds"].tolist() == [3, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_run(tmp_path / f"fedavg{seed}", "fedavg", seed)
@@ -521,6 +529,7 @@ def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path)
     assert best["model"].tolist()[0] == "finetune personal"
 
 
+@pytest.mark.slow
 def test_a_mean_over_fewer_sites_is_no_better_mean(tmp_path: Path) -> None:
     write_run(tmp_path / "fedavg", "fedavg", effects={("global", "site_03"): -0.4})
     partial = write_run(tmp_path / "ditto", "ditto").path / "metrics.csv"
@@ -532,6 +541,7 @@ def test_a_mean_over_fewer_sites_is_no_better_mean(tmp_path: Path) -> None:
     assert "ditto personal (lacks site site_03)" in report.page.read_text()
 
 
+@pytest.mark.slow
 def test_two_models_that_share_no_seed_are_not_a_pair(tmp_path: Path) -> None:
     write_run(tmp_path / "fedavg", "fedavg", 0, effects={("global", ""): 0.1})
     write_run(tmp_path / "ditto", "ditto", 1, effects={("personal", ""): 0.2})
@@ -560,6 +570,7 @@ def test_one_model_under_two_names_is_one(tmp_path: Path) -> None:
     assert analysis.counterpart(Model("ditto", "personal")) == Model("fedavg", "global")
 
 
+@pytest.mark.slow
 def test_folds_alone_make_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a sweep of configs/sweep/leave_one_site_out.yaml leaves behind."""
     for seed in (0, 1):
@@ -587,6 +598,7 @@ def test_a_method_without_a_global_model_is_held_against_the_most_similar_fedavg
     assert analysed(tmp_path).counterpart(Model("fedbn", "personal")) == Model("fedavg (training.lr=0.01)", "global")
 
 
+@pytest.mark.slow
 def test_a_distance_is_better_when_lower(planted: Path) -> None:
     found = {verdict.site: verdict for verdict in verdicts(analysed(planted, Options(metric="hd95", draws=200)))}
     assert found["site_02"].answer == "personal"
@@ -594,6 +606,7 @@ def test_a_distance_is_better_when_lower(planted: Path) -> None:
     assert "(+ is better)" in found["site_02"].details[0]
 
 
+@pytest.mark.slow
 def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
     analysis = analysed(planted)
     scores = (
@@ -660,6 +673,7 @@ def _alike(trial: int) -> Analysis:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -776,6 +790,7 @@ def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.Captu
     assert compare.main(["metric=dice"]) == 2
 
 
+@pytest.mark.slow
 def test_every_region_has_its_table_by_site_in_the_terminal(planted: Path, tmp_path: Path) -> None:
     report = write(analysed(planted), tmp_path, lambda _: Extras())
     text = report.text(io.StringIO())
@@ -795,6 +810,7 @@ def test_every_region_has_its_table_by_site_in_the_terminal(planted: Path, tmp_p
         assert row[1] == f"{means.mean():.1f}"
 
 
+@pytest.mark.slow
 def test_the_terminal_is_coloured_the_pipe_is_not(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def report(home: Path) -> Report:
     return write(analysed(home / "runs"), home / "report", lambda _: Extras())
 
 
+@pytest.mark.slow
 def test_means_are_over_the_patients_of_a_group(home: Path, report: Report) -> None:
     told = pd.read_csv(home / "report/tables/groups.csv").set_index(["column", "group", "site", "method", "view"])
     scores = pd.concat(RunFolder(home / f"runs/ditto-{seed}").scores() for seed in range(2))

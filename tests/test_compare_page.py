@@ -79,11 +79,13 @@ def page(request: pytest.FixtureRequest, browser: Any, report: Report) -> Iterat
     context.close()
 
 
+@pytest.mark.slow
 def test_it_asks_for_nothing_beyond_the_file_and_no_script_fails(page: Any, report: Report) -> None:
     assert [url for url in page.asked if not url.startswith("data:")] == [report.page.as_uri()]
     assert page.wrong == []
 
 
+@pytest.mark.slow
 def test_every_picture_loads(page: Any) -> None:
     sizes = page.evaluate(
         "Promise.all([...document.images].map(i => i.decode().then(() => [i.currentSrc.slice(0, 10), i.naturalWidth])))"
@@ -93,10 +95,12 @@ def test_every_picture_loads(page: Any) -> None:
     assert all(source == "data:image" and width > 0 for source, width in sizes)
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_the_screen(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 def test_what_is_wider_than_the_screen_says_so_until_its_end_is_reached(page: Any) -> None:
     hints = "[...document.querySelectorAll('.scroll')].filter(b => b.offsetParent && b.scrollWidth > b.clientWidth + 1)"
     told = page.evaluate(hints + ".map(b => getComputedStyle(b.parentElement.querySelector('.hint')).display)")
@@ -107,6 +111,7 @@ def test_what_is_wider_than_the_screen_says_so_until_its_end_is_reached(page: An
         page.wait_for_function("document.querySelectorAll('figure.wider').length === 0")
 
 
+@pytest.mark.slow
 def test_on_paper_everything_is_open_on_white_and_within_the_page(page: Any) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     page.set_viewport_size({"width": 700, "height": 990})  # A4 within its margins
@@ -121,6 +126,7 @@ def test_on_paper_everything_is_open_on_white_and_within_the_page(page: Any) -> 
     assert page.evaluate("[...document.querySelectorAll('.hint, nav')].every(e => e.offsetHeight === 0)")
 
 
+@pytest.mark.slow
 def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
     lines = page.locator(".verdict .line").all_inner_texts()
     assert [line.replace("\u00a0", " ") for line in lines] == [verdict.text for verdict in report.verdicts]
@@ -136,6 +142,7 @@ def test_the_first_screen_holds_the_answer(page: Any, report: Report) -> None:
         assert plot["y"] + plot["height"] <= page.viewport_size["height"]
 
 
+@pytest.mark.slow
 def test_tables_sort_by_a_click_on_a_heading(page: Any) -> None:
     table = page.locator("#table-scores_best")
     head = table.locator("thead th").nth(1)
@@ -155,6 +162,7 @@ def test_tables_sort_by_a_click_on_a_heading(page: Any) -> None:
     assert head.get_attribute("aria-sort") == "none"
 
 
+@pytest.mark.slow
 def test_every_part_of_the_comparison_is_there(page: Any) -> None:
     titles = page.locator("h2").all_inner_texts()
     assert titles == [

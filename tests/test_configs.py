@@ -70,6 +70,7 @@ def test_every_choice_composes_and_survives_saving(group: str, name: str) -> Non
         again.seed = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "algorithm"])
 def test_every_algorithm_can_be_built_from_the_config(name: str) -> None:
     experiment = Experiment(made(f"algorithm={name}", "model=tiny"))
@@ -459,6 +460,7 @@ def test_a_screen_of_help_names_every_choice(capsys: pytest.CaptureFixture[str])
     assert max(map(len, text.splitlines())) < 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "missing"),
     [
@@ -484,6 +486,7 @@ assert not {missing} & {{*sys.modules}}"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent, **quiet)
 
 
+@pytest.mark.slow
 def test_help_from_the_sources_is_that_of_the_live_signatures() -> None:
     read = meaning("fedseg.launch.settings", "SCHEMA")
     assert read.groups["algorithm"]["ditto"] is not ALGORITHMS["ditto"]
@@ -568,6 +571,7 @@ def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
 # --------------------------------------------------------------------------------------------------- under an agent
 
 
+@pytest.mark.slow
 def test_an_agent_puts_runs_online_into_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")

@@ -375,6 +375,7 @@ def pretrained_run(folder: Path, *settings: str) -> State:
     return server
 
 
+@pytest.mark.slow
 def test_an_encoder_is_taken_over_bit_for_bit_by_server_and_workers(tmp_path: Path) -> None:
     server = pretrained_run(tmp_path / "first")
     experiment = Experiment(compose([*TINY, "algorithm=ditto", f"pretrained={tmp_path / 'first'}"], SCHEMA))
@@ -400,6 +401,7 @@ def test_an_encoder_is_taken_over_bit_for_bit_by_server_and_workers(tmp_path: Pa
     assert f"round 5: {len(encoder)} tensors" in experiment.pretrained.told()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_fit_is_refused_with_the_cure(tmp_path: Path) -> None:
     first = tmp_path / "first"
     pretrained_run(first)
@@ -474,6 +476,7 @@ def test_a_frozen_encoder_neither_learns_nor_follows_the_images() -> None:
     assert any(not torch.equal(t, before[f"segmentation_head.{n}"]) for n, t in head.state_dict().items())
 
 
+@pytest.mark.slow
 def test_stages_start_from_each_other_and_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     brief = [
         "federation.rounds=1",

@@ -31,6 +31,7 @@ from tests.tiny_run import phantom_run
 settings = partial(phantom_run, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedbn", "ditto", "finetune", "lcfed", "local"])
 def test_a_personal_model_at_home_is_the_one_of_the_table_and_elsewhere_another(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -53,6 +54,7 @@ def test_a_personal_model_at_home_is_the_one_of_the_table_and_elsewhere_another(
     assert (tmp_path / "plots" / "cross_sites.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_its_matrix_from_evaluate_and_its_home_scores_are_recomputed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +145,7 @@ def test_the_page_shows_it_where_runs_have_it(tmp_path: Path) -> None:
     assert across_section(Analysis(gather(runs), Options())) is None
 
 
+@pytest.mark.slow
 def test_the_matrix_of_a_run_across_machines_is_not_overwritten_from_here(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_with_one_site_all_orders_are_the_same(order: str, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fedbn", "ditto", "lcfed", "feddg", "local", "pooled"])
 @either_order
 def test_methods_of_every_kind_travel_and_resume(order: str, name: str, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def assert_refused_or_same(folder: Path, expected: tuple[Snapshot, dict[str, Any
     return False
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_anywhere_in_a_checkpoint_is_never_loaded_in_silence(tmp_path: Path) -> None:
     saved(tmp_path)
     expected = everything(tmp_path)

@@ -135,6 +135,7 @@ def test_a_mapped_store_travels_by_name(root: Path, tmp_path: Path) -> None:
     assert np.array_equal(pickle.loads(sent).blocks[0], store.blocks[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sample", "message"),
     [

@@ -122,6 +122,7 @@ def test_evaluation_is_plain_and_in_order(root: Path) -> None:
         assert torch.equal(masks[:, 0], torch.from_numpy(np.concatenate([site.truth(c) for c in site.cases(split)])))
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing_and_they_live_on(root: Path) -> None:
     alone, helped = folder(root, augment="strong"), folder(root, augment="strong", workers=2)
     assert equal(batches(alone.site("alpha")), batches(helped.site("alpha")))

@@ -22,6 +22,7 @@ def cases_of(patients: list[int], site: str = "a", split: dict[int, str] | None 
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=40), st.integers(0, 5), st.randoms())
 def test_no_patient_is_cut_and_the_order_of_files_is_nothing(

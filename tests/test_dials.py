@@ -77,6 +77,7 @@ def test_methods_have_a_line_each(sweep: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ditto", "finetune"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_and_plot(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep)]) == 0
     told = capsys.readouterr()
@@ -87,6 +88,7 @@ def test_the_command_writes_table_and_plot(sweep: Path, capsys: pytest.CaptureFi
     assert (sweep / "dials.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_named(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted(sweep / "both", 0.1, "data.annotation=1", "data.structure=1")
     planted(sweep / "fedbn", 0.1, "algorithm=fedbn", views=("personal",))
@@ -102,12 +104,14 @@ def test_what_cannot_be_used_is_named(sweep: Path, tmp_path: Path, capsys: pytes
     assert "holds no run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_of_another_length_make_no_curve(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted(sweep / "longer", 0.1, "data.annotation=0.25", "federation.rounds=99")
     assert main([str(sweep)]) == 2
     assert "federation.rounds is 30 in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["training.lr=0.5", "algorithm.finetune_steps=9"])
 def test_other_settings_make_no_curve_and_no_run_counts_twice(
     sweep: Path, capsys: pytest.CaptureFixture[str], setting: str
@@ -134,6 +138,7 @@ def test_the_sweep_turns_one_dial_at_a_time() -> None:
     assert all(levels == [0.25, 0.5, 1] for levels in turned.values())
 
 
+@pytest.mark.slow
 def test_runs_on_two_grids_are_refused_with_the_cure(sweep: Path) -> None:
     path = sweep / "none-0" / "metrics.csv"
     path.write_text(path.read_text().replace(",own\n", ",network\n"))

@@ -80,6 +80,7 @@ def oblique(codes: str, zooms: tuple[float, ...], angles: tuple[float, ...], sha
     return affine @ inv_ornt_aff(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes)), shape)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codes=st.sampled_from(["LPS", "RAS", "PSL", "SAR", "IPR", "ASL"]),

@@ -94,6 +94,7 @@ def test_what_is_named_exists(name: str) -> None:
     assert words == {test for _, test in named}, "every name stands behind its file"
 
 
+@pytest.mark.slow
 def test_faults_are_shown_by_tests_that_exist() -> None:
     """The table of docs/reliability.md names them itself, by how they begin."""
     rows = [line for line in text_of("reliability").splitlines() if line.startswith("| ") and line.count("|") == 4]

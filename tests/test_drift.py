@@ -67,6 +67,7 @@ def test_a_first_round_of_scaffold_is_fedavgs_bit_for_bit(training: Training, tm
     assert_same(scaffold.server, fedavg.server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [CPU, Compute("cpu", gradient_clip=0.05), Compute("cpu", "bf16-mixed")])
 def test_a_sites_control_variate_is_the_mean_of_its_gradients(
     compute: Compute, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +188,7 @@ def test_what_a_round_of_steps_weighs_is_the_references() -> None:
         assert weights == pytest.approx(data["a_i"][0].tolist(), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fednova_of_equal_steps_is_fedavg(momentum: float, tmp_path: Path) -> None:
     training, schedule = Training(optimizer="sgd", lr=0.05, momentum=momentum), {"local_steps": 4}
@@ -228,6 +230,7 @@ def test_fednova_refuses_steps_of_unknown_weight(training: Training, mu: float, 
     build("fednova", SGD, mu=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Privacy(aggregation="masked"), Privacy(aggregation="encrypted")])
 @pytest.mark.parametrize("name", ["scaffold", "fednova"])
 def test_the_server_needs_no_more_than_sums(name: str, settings: Privacy, tmp_path: Path) -> None:
@@ -262,6 +265,7 @@ def dynamic_rounds(data: dict[str, Tensor], steps: list[int], lr: float, alpha: 
     return reached
 
 
+@pytest.mark.slow
 def test_feddyns_rounds_are_the_papers_and_end_at_the_federations_optimum(tmp_path: Path) -> None:
     data, steps, alpha = golden("scaffold_s82"), [5, 9, 20], 0.3
     expected = dynamic_rounds(data, steps, 0.1, alpha, 60)

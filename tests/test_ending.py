@@ -47,6 +47,7 @@ def handlers() -> Any:
     ending.forget()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_ends_after_the_round_in_which_nobody_heard(

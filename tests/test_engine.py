@@ -174,6 +174,7 @@ def test_steps_done_are_the_share_of_the_steps(tmp_path: Path) -> None:
         assert row["steps"] == max(1, round(6 * share))
 
 
+@pytest.mark.slow
 def test_local_work_falls_over_rounds_and_goes_on_after_a_stop(tmp_path: Path) -> None:
     falling = {"local_steps": 8, "work_decay": 0.5, "work_decay_rounds": 2}
     whole = simulate("fedavg", tmp_path / "whole", rounds=5, schedule=falling)
@@ -335,6 +336,7 @@ class Deaf(InProcess):
         yield from super().ask(heard, messages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fedbn", "ditto", "apfl"])
 def test_a_broken_update_is_refused_named_and_the_round_goes_on_without_it(tmp_path: Path, name: str) -> None:
     broken = simulate(name, tmp_path / "broken", rounds=2, sites=broken_in(2, "s1"))
@@ -674,6 +676,7 @@ def test_the_engine_notes_the_best_round_of_every_model(tmp_path: Path) -> None:
     assert found["personal/s1"] == max(own, key=lambda r: own[r])
 
 
+@pytest.mark.slow
 def test_seldom_evaluated_and_seldom_saved_runs_end_evaluated_and_saved(tmp_path: Path) -> None:
     outcome = simulate("fedavg", tmp_path, rounds=5, schedule={"evaluate_every": 3, "checkpoint_every": 2})
     assert outcome.federation.checkpoint.round == 5

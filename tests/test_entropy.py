@@ -59,6 +59,7 @@ def test_no_pass_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settled", "views"), [
     (("algorithm=ditto",), {"global", OWN_STATISTICS, ENTROPY}),
     (("algorithm=fedavg", "model.norm=group", "training.harmonise=zscore"), {"global", ENTROPY}),
@@ -83,6 +84,7 @@ def test_it_is_scored_at_sites_that_took_no_part_and_nothing_else_changes(
         assert difference(again, rows) == (0, len(again))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["site", "case"])
 def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
     per: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -70,6 +70,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, run, home / "out"
 
 
+@pytest.mark.slow
 def test_programs_answer_as_the_run_does(exported: tuple[str, RunFolder, Path]) -> None:
     method, folder, out = exported
     names = METHODS[method][0]
@@ -94,6 +95,7 @@ def stock_trainer(folder: Path) -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, **quiet)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_opens_in_lightning_and_answers_bit_for_bit(
     exported: tuple[str, RunFolder, Path], tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_checkpoint_opens_in_lightning_and_answers_bit_for_bit(
         assert {"test_loss", "test_dice"} <= tested.keys()
 
 
+@pytest.mark.slow
 def test_an_exported_model_goes_on_training_at_a_site(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", "algorithm=fedavg", "training.lr=0.05")
     assert call(run.path, "--out", tmp_path / "out") == 0
@@ -135,6 +138,7 @@ def test_an_exported_model_goes_on_training_at_a_site(tmp_path: Path) -> None:
     assert stock.optimizers[0].param_groups[0]["lr"] == 0.05
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_more_than_its_network_says_what_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +229,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_the_card_says_whose_images_the_encoder_saw(staged: Path, tmp_path: Path) -> None:
     assert call(staged / "2", "--out", tmp_path / "a") == 0
     with safe_open(tmp_path / "a" / "global.safetensors", "pt") as file:
@@ -240,6 +245,7 @@ def test_the_card_says_whose_images_the_encoder_saw(staged: Path, tmp_path: Path
     assert "the encoder of the run gone, which is no longer there" in (tmp_path / "b" / "global.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_cards_steps_lead_to_what_predict_writes(exported: tuple[str, RunFolder, Path], tmp_path: Path) -> None:
     method, run, out = exported
     name = sorted(METHODS[method][0])[0]
@@ -263,6 +269,7 @@ def test_the_cards_steps_lead_to_what_predict_writes(exported: tuple[str, RunFol
             np.testing.assert_allclose(written, cv2.resize(chance, size, interpolation=how), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_is_whole_or_not_there(fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(fedavg.path, tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
@@ -272,6 +279,7 @@ def test_a_folder_is_whole_or_not_there(fedavg: RunFolder, tmp_path: Path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_the_cards_lines_run_without_the_suite(exported: tuple[str, RunFolder, Path]) -> None:
     method, _, out = exported
     name = sorted(METHODS[method][0])[-1]
@@ -360,6 +368,7 @@ def test_models_that_do_not_exist_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_terms_are_told_and_nothing_is_overwritten(
     fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -372,6 +381,7 @@ def test_terms_are_told_and_nothing_is_overwritten(
     assert "is not empty; choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_encoder_without_views_has_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path / "run", "algorithm=contrastive", "algorithm.pairing=instance", "federation.rounds=1")
     capsys.readouterr()
@@ -379,6 +389,7 @@ def test_an_encoder_without_views_has_nothing_to_export(tmp_path: Path, capsys: 
     assert "has no model that segments" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_missing_scores_are_said_to_be_missing(fedavg: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(fedavg.path, tmp_path / "run")
     (tmp_path / "run" / "metrics.csv").unlink()

@@ -70,6 +70,7 @@ def message(network: nn.Module, flat: Tensor) -> State:
     return State({"model": tensors_of(network, flat)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [Training(lr=1e-2), Training(optimizer="sgd", lr=0.05)], ids=["adam", "sgd"])
 def test_without_a_step_it_is_fedavg_bit_for_bit(training: Training, tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "a", 3, training=training)

@@ -70,6 +70,7 @@ def test_a_site_that_goes_another_way_loses_weight() -> None:
     assert agree == pytest.approx(likewise)
 
 
+@pytest.mark.slow
 def test_many_steps_leave_one_site_only() -> None:
     assert max(weights([[1, 0.2], [1, -0.1], [-1, 0]], 2000)) > 0.99
 

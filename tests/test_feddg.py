@@ -395,6 +395,7 @@ def test_the_contrast_alone_pulls_boundary_and_background_apart(denominator: str
     assert after < before - 1 if denominator == "negatives" else 0 <= after < before / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "stride"), [("unet", 1), ("unetplusplus", 1), ("fpn", 4), ("deeplabv3plus", 4), ("pspnet", 8)]
 )

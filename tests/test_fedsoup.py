@@ -38,6 +38,7 @@ def score(model: dict[str, Tensor], site: ToySite) -> float:
     return float(dice(worker.predict(site.images, "global") >= 0.5, site.masks).mean())
 
 
+@pytest.mark.slow
 def test_rounds_are_the_programs() -> None:
     """Both outcomes of the comparison occur, from an empty pool and from one of several models."""
     sites = {name: site for name, site in toy_sites().items() if name != POOL}
@@ -131,6 +132,7 @@ def test_a_site_without_validation_images_takes_part_as_with_fedavg() -> None:
     assert not kept["own"]["pooled"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [InProcess, Forgetful])
 def test_a_resumed_run_mixes_as_an_undisturbed_one(way: type[InProcess], tmp_path: Path) -> None:
     whole = simulate("fedsoup", tmp_path / "a", 4, first_mixing=1)

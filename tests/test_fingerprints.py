@@ -50,6 +50,7 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_paths_are_saved_as_what_they_mean_and_a_run_is_scored_from_anywhere(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def exchange(folder: Path, one: str, two: str) -> None:
     (folder / "third").rename(folder / two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_pixels_are_refused_and_nothing_is_touched(change: str, cache: str, copied: Path) -> None:
@@ -113,6 +115,7 @@ def test_changed_pixels_are_refused_and_nothing_is_touched(change: str, cache: s
         assert contents(copied / "run") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_data_that_moved_are_accepted_by_every_command(cache: str, copied: Path) -> None:
     run, where = str(copied / "run"), f"data.root={copied / 'data'}"
@@ -128,6 +131,7 @@ def test_data_that_moved_are_accepted_by_every_command(cache: str, copied: Path)
     assert RunFolder(run).settings()["data.root"] == str(copied / "data")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_any_more_is_told_with_a_way_out(copied: Path) -> None:
     run = copied / "run"
     config = run / "config.yaml"
@@ -142,6 +146,7 @@ def test_what_cannot_be_read_any_more_is_told_with_a_way_out(copied: Path) -> No
     assert "seed belongs to the run; only data.root" in err
 
 
+@pytest.mark.slow
 def test_a_comparison_draws_cases_of_data_that_moved(made: Path, copied: Path) -> None:
     run = copied / "run"
     config = run / "config.yaml"
@@ -155,6 +160,7 @@ def test_a_comparison_draws_cases_of_data_that_moved(made: Path, copied: Path) -
     assert ["cannot be looked at again" in page for page in pages] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_knows_no_digests_and_goes_on(copied: Path) -> None:
     (copied / "run" / FINGERPRINTS).unlink()
     code, _, err = command(evaluate.main, str(copied / "run"), f"data.root={copied / 'data'}")

@@ -94,6 +94,7 @@ def test_features_are_pooled_to_two_cells_along_every_axis(dimensions: int) -> N
     assert features.shape == (2, network.encoder.out_channels[-1] * 2**dimensions)
 
 
+@pytest.mark.slow
 def test_an_optimiser_that_is_kept_goes_on_at_the_site(tmp_path: Path) -> None:
     """Both groups of parameters keep their own slots and rates."""
     keep = Training(lr=1e-2, optimizer_state="keep")

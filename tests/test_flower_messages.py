@@ -33,6 +33,7 @@ from tests.world import assert_same, assert_same_outcome, simulate
 ACROSS = [name for name, method in ALGORITHMS.items() if method.trains_on == "sites"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACROSS)
 def test_every_method_ends_with_the_same_tensors_as_in_process(name: str, tmp_path: Path) -> None:
     here, there = simulate(name, tmp_path / "a", rounds=3), federate(name, tmp_path / "b", rounds=3)
@@ -44,6 +45,7 @@ def test_every_method_ends_with_the_same_tensors_as_in_process(name: str, tmp_pa
         assert [{**row, "seconds": 0} for row in one] == [{**row, "seconds": 0} for row in two]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ditto", "finetune", "lcfed", "feddg"])
 def test_a_server_that_starts_again_goes_on_with_what_sites_kept_then(name: str, tmp_path: Path) -> None:
     """The server forgets rounds 3 and 4, which the sites have already trained."""
@@ -143,6 +145,7 @@ def test_fewer_than_min_sites_end_the_run_and_name_the_reasons(tmp_path: Path) -
 # ---------------------------------------------------------------- envelopes and what sites keep
 
 
+@pytest.mark.slow
 def test_a_large_block_with_equal_parts_arrives_as_it_was_sent(tmp_path: Path) -> None:
     LoopbackGrid({})
     state = State({"model": {"zeros": torch.zeros(6_000_000), "noise": torch.randn(3_000_000)}})
@@ -251,6 +254,7 @@ def test_a_task_travels_with_its_own_fields_and_comes_back(task: Any, own: set[s
     assert unpack(pack(question), Question)[0] == question
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200) | st.from_type(dict[str, int | str | None]).map(json.dumps), st.binary(max_size=300))
 @settings(max_examples=500, deadline=None)
 def test_whatever_arrives_is_read_or_refused_by_a_value_error(text: str, data: bytes) -> None:

@@ -67,6 +67,7 @@ def freeze_all(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @every_method
 def test_what_never_changes_neither_travels_nor_is_kept(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """The outcome is, bit for bit, the one of a version in which it did both; and such a version's run can be read."""
@@ -169,6 +170,7 @@ def run_of(folder: Path, weights: Path, method: str, *more: str) -> RunFolder:
     return RunFolder(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "ditto", "local"])
 def test_a_run_is_scored_resumed_and_used_without_the_file(method: str, weights: Path, tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", weights, method)

@@ -278,6 +278,7 @@ def same_padding() -> nn.Module:
     return smp.Unet("efficientnet-b0", encoder_weights=None, classes=1, decoder_channels=(32, 16, 8, 8, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, depthwise, same_padding])
 def test_every_convolution_of_an_smp_network_is_routed_with_all_experts(make: Callable[[], nn.Module]) -> None:
     models = siblings(make, 4)
@@ -314,6 +315,7 @@ def test_a_network_of_equal_experts_is_the_network(make: Callable[[], nn.Module]
         close(routed(images), model(images), 1e-9)
 
 
+@pytest.mark.slow
 def test_one_hot_routing_of_a_network_is_that_model_with_global_normalisation() -> None:
     models = siblings(unet, 3)
     routed = small_route(models[0], [m.state_dict() for m in models[:2]], models[2].state_dict()).eval()
@@ -605,6 +607,7 @@ def adapted(network: nn.Module, seed: int) -> dict[str, Tensor]:
     return snapshot(network.state_dict())
 
 
+@pytest.mark.slow
 def test_adaptation_repeats_and_moves_only_routers_and_normalisation() -> None:
     models = siblings(depthwise, 3)
     sources = [snapshot(model.state_dict()) for model in models]

@@ -44,6 +44,7 @@ def case_of(run: RunFolder, site: str) -> str:
     return str(splits[(splits["site"] == site) & (splits["split"] == "test")]["case"].iloc[-1])
 
 
+@pytest.mark.slow
 def test_every_chosen_case_has_a_picture(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     choices = {site: [case_of(runs["ditto"], site)] for site in ("site_01", "site_03")}
     drawn = draw_cases(runs, choices, tmp_path)
@@ -55,6 +56,7 @@ def test_every_chosen_case_has_a_picture(runs: dict[str, RunFolder], tmp_path: P
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_masks_are_those_that_the_run_scored(runs: dict[str, RunFolder], checkpoint: str) -> None:
     run = Reopened.read(runs["ditto"])
@@ -70,6 +72,7 @@ def test_masks_are_those_that_the_run_scored(runs: dict[str, RunFolder], checkpo
             assert picture.scores[view][region] == row["value"].item()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_for_a_site_says_so(runs: dict[str, RunFolder]) -> None:
     case = case_of(runs["fedbn"], "site_03")
     pictures = {}
@@ -99,6 +102,7 @@ def test_unknown_places_are_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "alike"), [("data.size=64", True), ("data.regions={disc: [1], cup: [2]}", False)])
 def test_runs_are_shown_side_by_side_whose_truth_is_the_same(
     runs: dict[str, RunFolder], setting: str, alike: bool, tmp_path: Path
@@ -113,6 +117,7 @@ def test_runs_are_shown_side_by_side_whose_truth_is_the_same(
         draw_cases(runs | {"other": other}, choice, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [flat_sites, volume_sites])
 def test_pictures_are_on_the_case_s_own_grid(make: Callable[[Path], str], tmp_path: Path) -> None:
     """Of the stored size and proportions, with the masks that the run kept."""
@@ -139,6 +144,7 @@ def test_pictures_are_on_the_case_s_own_grid(make: Callable[[Path], str], tmp_pa
         assert int(drawn.predictions["global"].sum()) in whole.sum(axis=tuple({0, 1, 2} - {axis})).tolist()
 
 
+@pytest.mark.slow
 def test_data_that_is_gone_or_changed_is_told(tmp_path: Path) -> None:
     data = make_sites(tmp_path / "data", "a", "b", count=8)
     run = trained(tmp_path / "run", "data=folder", f"data.root={data}", "algorithm=fedavg", "federation.rounds=1")

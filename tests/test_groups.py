@@ -43,6 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_tables_by_group_are_means_over_patients(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def drawn(counts: dict[str, int]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     return scores, groups, cases.assign(patient=cases["case"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [1, 2, 5])
 def test_groups_of_few_patients_are_not_shown(least: int) -> None:
     counts = {"one": 1, "two": 2, "four": 4, "five": 5, "": 6}
@@ -118,6 +120,7 @@ def test_a_stack_has_the_values_of_all_its_images() -> None:
     assert stack_slices("p", slices).columns == (("sex", "F"), ("scanner", "x and y"))
 
 
+@pytest.mark.slow
 def test_a_column_that_does_not_exist_is_refused_with_its_cure(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,11 +139,13 @@ def test_data_without_a_manifest_are_refused_with_the_cure(tmp_path: Path, capsy
     assert "come without a manifest; list their cases in a table with a column 'sex'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_groups_leave_no_file(root: Path, tmp_path: Path) -> None:
     assert train.main([*WORDS, f"data.root={root}", f"output={tmp_path / 'run'}"]) == 0
     assert not list((tmp_path / "run").glob("group*"))
 
 
+@pytest.mark.slow
 def test_across_machines_groups_stay_at_their_site(root: Path, tmp_path: Path) -> None:
     grid = grid_of(tmp_path / "sites", ("a", "b"), data_root=str(root))
     local = [word for word in WORDS if not word.startswith("data.root")]

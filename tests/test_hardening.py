@@ -58,6 +58,7 @@ def unsafe(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_in_the_packages_unpickles_or_executes() -> None:
     packages = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in {"tests", "docs"}]
     files = [*ROOT.glob("*.py"), *(file for package in packages for file in package.rglob("*.py"))]
@@ -121,6 +122,7 @@ def test_random_bytes(data: bytes) -> None:
     read_or_refuse(min(len(data), 2**20).to_bytes(8, "little") + data)
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=1500 * MANY)
 @given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(max_size=4), st.integers(0, 4)), max_size=4))
 def test_valid_bytes_with_pieces_replaced(edits: list[tuple[int, bytes, int]]) -> None:
@@ -151,6 +153,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=300 * MANY)
 @given(st.data())
 def test_headers_that_lie(data: st.DataObject) -> None:
@@ -381,6 +384,7 @@ words = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=500 * MANY)
 @given(st.one_of(st.text(max_size=40), st.lists(words, max_size=25).map("".join)))
 @example("[" * 5000)
@@ -435,6 +439,7 @@ cells = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=400 * MANY)
 @given(st.lists(st.lists(cells, max_size=6), max_size=5), st.sampled_from([",", ";", "\t"]), st.booleans())
 @example([['"' + "x" * 140_000]], ",", True)

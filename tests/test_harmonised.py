@@ -88,6 +88,7 @@ def test_constant_images_stay_constant_and_finite(kind: str) -> None:
     assert torch.isfinite(done).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if not method.styles_images])
 def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Path) -> None:
     """It is felt; nothing but the target is added; a worker rebuilt for every turn learns the same."""

@@ -311,6 +311,7 @@ def test_an_adaptation_is_given_images_and_nothing_else() -> None:
     assert all(isinstance(batch, Tensor) and torch.equal(batch, site.images) for batch in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [{}, RELEASED], ids=["corrected", "released"])
 def test_adapting_is_reproducible_and_forgotten_at_the_next_site(knobs: dict[str, Any], tmp_path: Path) -> None:
     outcome = trained(tmp_path)
@@ -403,6 +404,7 @@ def settings(folder: Path, *more: str) -> Any:
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_final_scores_resumes_to_the_same_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

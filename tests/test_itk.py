@@ -98,6 +98,7 @@ def same(one: Sample, other: Sample) -> None:
     assert [(note.kind, note.what) for note in one.notes] == [(note.kind, note.what) for note in other.notes]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ending=st.sampled_from(ENDINGS),

@@ -29,7 +29,10 @@ from tests.world import (
     toy_sites,
 )
 
-every_method = pytest.mark.parametrize("name", ALGORITHMS)
+QUICK = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", "iopfl", "contrastive"}
+"""Methods that between them have about all that a method can have; the others are no part of the quick tests."""
+METHODS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+every_method = pytest.mark.parametrize("name", METHODS)
 Plain = Callable[[str], Outcome]
 
 
@@ -111,6 +114,7 @@ class Silent(InProcess):
             yield update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "knobs"), [*((name, {}) for name in ALGORITHMS), ("contrastive", {"weighting": "similarity"})]
 )
@@ -268,6 +272,7 @@ def with_compute(**choices: Any) -> Callable[[Any], None]:
     return change
 
 
+@pytest.mark.slow
 @every_method
 def test_clipping_bounds_gradients_and_nothing_else(name: str, plain: Plain, tmp_path: Path) -> None:
     """A bound that no gradient meets changes no bit; one that all meet is felt, and nothing breaks."""

@@ -81,6 +81,7 @@ def test_a_climbing_import_is_seen() -> None:
     assert forbidden("algorithms", imported_names("from fedseg.federation.state import State")) == []
 
 
+@pytest.mark.slow
 def test_ours_is_imported_under_one_name() -> None:
     """A second name would be a second copy of a module in a wheel beside somebody's own `models`."""
     for file in sorted(ROOT.glob("[!.]*/**/*.py")):

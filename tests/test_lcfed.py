@@ -328,6 +328,7 @@ def test_wrong_settings_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------- real networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "activation", "stride"),
     [
@@ -363,6 +364,7 @@ def test_real_networks_take_a_step_and_answer_in_full_size(architecture: str, ac
             worker.predict(site.images[..., :60], "personal")
 
 
+@pytest.mark.slow
 def test_kept_optimiser_state_fits_the_codes_of_a_rebuilt_worker(tmp_path: Path) -> None:
     keeping = Training(lr=1e-2, optimizer_state="keep")
     whole = simulate("lcfed", tmp_path / "a", rounds=3, training=keeping)

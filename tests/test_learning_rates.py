@@ -123,6 +123,7 @@ def test_a_schedule_needs_a_round_after_the_warm_up() -> None:
     Recipe.build(Training(warmup=3), "sigmoid", 3, rounds=3)
 
 
+@pytest.mark.slow
 def test_more_rounds_do_not_change_the_rates_of_those_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

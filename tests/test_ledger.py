@@ -118,6 +118,7 @@ def test_a_half_written_line_is_taken_away_and_a_damaged_ledger_is_not_gone_on_w
 # --------------------------------------------------------------------------------------------------- in one process
 
 
+@pytest.mark.slow
 def test_a_run_in_one_process_has_a_chain_that_goes_on_when_it_is_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +170,7 @@ def found_in(folder: Path, *, with_sites: bool = True) -> list[str]:
     return problems(Log.of(run), [Log.of(site) for site in sites] if with_sites else [])
 
 
+@pytest.mark.slow
 def test_an_honest_run_fits_and_every_site_can_prove_what_it_sent(finished: Path) -> None:
     assert found_in(finished) == []
     run, sites = places(finished)
@@ -281,6 +283,7 @@ def test_what_a_site_wrote_afterwards_proves_nothing(finished: Path, tmp_path: P
     assert any("is not signed by the site's key" in line for line in told)
 
 
+@pytest.mark.slow
 def test_two_sites_detect_that_they_were_shown_different_models(tmp_path: Path) -> None:
     """The server sends one site another model, and writes down what it sent to the others."""
     from fedseg.federation.flower.transport import FlowerTransport
@@ -304,6 +307,7 @@ def test_two_sites_detect_that_they_were_shown_different_models(tmp_path: Path) 
     assert RunFolder(run.path).rounds()["round"].max() == 1
 
 
+@pytest.mark.slow
 def test_a_method_that_answers_each_site_is_not_accused(tmp_path: Path) -> None:
     execute(phantom_run(3, tmp_path, "algorithm=prrfl"))
     assert main([str(tmp_path)]) == 0

@@ -41,6 +41,7 @@ def losses(folder: str) -> list[float]:
     return list(rounds[rounds["task"] == "train"].groupby("round")["loss"].mean())
 
 
+@pytest.mark.slow
 def test_csv_holds_what_every_round_told_and_a_resumed_run_adds_a_file() -> None:
     assert train.main([*RUN, "output=run", "loggers=[csv]"]) == 0
     assert train.main(["output=run", "resume=true", "federation.rounds=3"]) == 0

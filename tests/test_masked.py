@@ -153,6 +153,7 @@ def test_a_site_that_falls_silent_is_missing_from_the_sum_or_has_its_part_in_it(
     assert (event["site"], event["detail"]) == ("s1", "silence")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["keys", "shares", "train", "reveal"])
 def test_too_few_sites_open_nothing_and_the_run_goes_on_from_its_checkpoint(topic: str, tmp_path: Path) -> None:
     some = dict.fromkeys(("s1", "s2", "s3"), silent)

@@ -59,6 +59,7 @@ def test_a_batch_is_mixed_as_often_as_said_and_nothing_is_drawn_for_never() -> N
     assert 60 < sum(mixed(images, 0.25, 0.1) is not images for _ in range(400)) < 140
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "ditto", "apfl", "fedsam", "prrfl"])
 @AFTER
 def test_it_is_felt_in_training_alone_and_told_to_nobody(name: str, after: tuple[str, ...], tmp_path: Path) -> None:

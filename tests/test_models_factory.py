@@ -207,6 +207,7 @@ TWINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 @pytest.mark.parametrize("twins", TWINS)
 def test_of_two_encoders_that_fit_none_is_taken_in_silence(twins: str, nested: bool, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def run(folder: Path, *settings: str) -> RunFolder:
     return RunFolder(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KEPT)
 def test_only_sites_that_trained_have_a_personal_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
@@ -43,6 +44,7 @@ def test_only_sites_that_trained_have_a_personal_model(
         assert "Personal models are those of 1 of 3 sites" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FITTED)
 def test_a_model_that_is_fitted_from_the_global_one_exists_everywhere(tmp_path: Path, method: str) -> None:
     folder = run(tmp_path / "run", f"algorithm={method}", "algorithm.finetune_steps=1")
@@ -51,6 +53,7 @@ def test_a_model_that_is_fitted_from_the_global_one_exists_everywhere(tmp_path: 
     assert folder.events().empty
 
 
+@pytest.mark.slow
 def test_other_commands_know_who_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_sites(tmp_path / "data", "north", "south", "west")
     images = ("data=folder", f"data.root={root}", "data.size=[20, 24]", "data.batch_size=2", "data.augment=none")
@@ -70,6 +73,7 @@ def test_other_commands_know_who_has_none(tmp_path: Path, capsys: pytest.Capture
     assert {path.stem for path in (tmp_path / "c").glob("*.safetensors")} == {"global", f"personal-{trained}"}
 
 
+@pytest.mark.slow
 def test_sites_that_stay_away_until_a_run_is_resumed_train_then(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", "algorithm=fedbn")
     first = set(folder.rounds().query("task == 'train'")["site"])

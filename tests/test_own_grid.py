@@ -86,6 +86,7 @@ def by_hand(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], steps: tupl
     return dice, max(np.percentile(to[1][contours[0]], 95), np.percentile(to[0][contours[1]], 95))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_scores_are_those_of_the_masks_that_predict_writes(
     run: tuple[RunFolder, str], tmp_path: Path, checkpoint: str
@@ -171,6 +172,7 @@ def test_runs_on_two_grids_are_not_compared_and_the_cure_works(
     assert "the largest difference is 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_older_run_is_read_summarised_and_gone_on_with(
     run: tuple[RunFolder, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +190,7 @@ def test_an_older_run_is_read_summarised_and_gone_on_with(
     assert set(scores.loc[scores["checkpoint"] != "round", "grid"]) == {"own"}
 
 
+@pytest.mark.slow
 def test_a_run_may_keep_to_the_network_s_grid(tmp_path: Path) -> None:
     flat_sites(tmp_path / "data")
     words = [*SMALL, f"data.root={tmp_path / 'data'}", f"output={tmp_path / 'run'}", "evaluation.grid=network"]

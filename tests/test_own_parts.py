@@ -127,6 +127,7 @@ def _parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["outside_parts:Plain", "outside_parts:basic_unet"])
 def test_a_run_of_outside_parts_trains_scores_predicts_and_exports(network: str, tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "alpha", "beta")
@@ -179,6 +180,7 @@ def test_a_method_that_needs_parts_says_which_are_missing(capsys: pytest.Capture
         assert not Path(method).exists()
 
 
+@pytest.mark.slow
 def test_an_encoder_does_not_pass_to_an_outside_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     root = f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"
     assert train.main(["algorithm=fedavg", "data=folder", root, "output=first", *SMALL]) == 0
@@ -215,6 +217,7 @@ def told_by(output: str) -> str:
     return losses + (folder.path / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["outside_parts:pixelwise", "outside_parts:Everywhere"])
 def test_loss_optimiser_and_schedule_from_outside_train_as_the_suites_own(loss: str, tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
@@ -229,6 +232,7 @@ def test_loss_optimiser_and_schedule_from_outside_train_as_the_suites_own(loss: 
     assert train.main(["output=theirs", "resume=true", "federation.rounds=3"]) == 2, "its schedule may know its end"
 
 
+@pytest.mark.slow
 def test_an_optimiser_of_a_library_keeps_its_state_at_the_site(tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
     chosen = ["training.optimizer=torch.optim:RMSprop", "training.optimizer_options={alpha: 0.9}"]

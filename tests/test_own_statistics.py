@@ -48,12 +48,14 @@ def test_every_normalisation_that_keeps_statistics_takes_the_sites_own(kind: Any
     assert not model[0].training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["group", "instance"])
 def test_networks_without_running_statistics_have_no_such_model(kind: str, tmp_path: Path) -> None:
     execute(settings(tmp_path, "algorithm=fedavg", f"model.norm={kind}"))
     assert set(RunFolder(tmp_path).scores().query("not seen")["view"]) == {"global"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedavg", "ditto", "pooled"])
 def test_sites_that_took_no_part_are_also_scored_with_their_own_statistics(algorithm: str, tmp_path: Path) -> None:
     execute(settings(tmp_path, f"algorithm={algorithm}"))
@@ -73,6 +75,7 @@ def test_sites_that_took_no_part_are_also_scored_with_their_own_statistics(algor
     assert difference(scores, before) == (0, len(scores))
 
 
+@pytest.mark.slow
 def test_the_global_model_itself_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(settings(tmp_path / "with", "algorithm=fedavg"))
     monkeypatch.setattr("fedseg.launch.scores.scoring.with_running_statistics", lambda network: [])
@@ -106,6 +109,7 @@ def masks_of(out: Path, case: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(out / f"masks/{case}_{region}.png")) > 0 for region in ("disc", "cup")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--site", "site_03"]], ids=["a new place", "the site that was held out"])
 def test_its_masks_are_those_that_the_run_scored(options: list[str], ditto: Reopened, tmp_path: Path) -> None:
     cases = stored(ditto, "site_03", tmp_path / "new")
@@ -121,6 +125,7 @@ def test_its_masks_are_those_that_the_run_scored(options: list[str], ditto: Reop
             assert dice == pytest.approx(told[case, region])
 
 
+@pytest.mark.slow
 def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statistics_only(
     ditto: Reopened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +154,7 @@ def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statist
     assert "another place" not in (out / "global.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "norm", "options", "message"),
     [

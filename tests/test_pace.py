@@ -50,6 +50,7 @@ def by_hand(rounds: int, speed: Mapping[str, float], full: int) -> dict[int, dic
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fednova", "ditto"])
 def test_a_slow_site_stops_with_the_step_that_ends_after_the_mean(name: str, tmp_path: Path) -> None:
     found = steps(simulate(name, tmp_path, 4, schedule=SLOW))
@@ -60,6 +61,7 @@ def test_a_slow_site_stops_with_the_step_that_ends_after_the_mean(name: str, tmp
     assert found[4]["s0"] == found[1]["s0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fednova"])
 def test_where_all_are_equally_fast_it_changes_nothing_bit_for_bit(name: str, tmp_path: Path) -> None:
     limited = simulate(name, tmp_path / "a", 3, schedule={**LIMIT, "step_seconds": {"s0": 1.0}})
@@ -68,6 +70,7 @@ def test_where_all_are_equally_fast_it_changes_nothing_bit_for_bit(name: str, tm
     assert_same(limited.server, usual.server)
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_stop_as_if_there_had_been_none(tmp_path: Path) -> None:
     schedule = {**SLOW, "dropout": 0.3}
     whole = simulate("fedavg", tmp_path / "a", 5, schedule=schedule)
@@ -162,6 +165,7 @@ def test_settings_without_meaning_are_refused_and_the_cure_helps(
     Schedule(**{**schedule, **cure})
 
 
+@pytest.mark.slow
 def test_seconds_of_a_site_that_there_is_not_and_no_number_are_refused(tmp_path: Path) -> None:
     def limited(site: str) -> None:
         execute(phantom_run(3, tmp_path / site, "federation.time_limit=mean", f"federation.step_seconds={{{site}: 3}}"))

@@ -237,6 +237,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str
         FolderDataModule(root=str(tmp_path), **settings)
 
 
+@pytest.mark.slow
 def test_a_grid_too_coarse_is_told_with_the_spacing_that_does_and_that_cure_works() -> None:
     coarse = {"dimensions": 3, "size": 16, "slices": 12, "cases_per_site": 6}
     data = phantom(**coarse, resample=[20.0, 20.0, 20.0], regions={"organ": [1, 2]})

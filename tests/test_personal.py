@@ -46,6 +46,7 @@ def alike(a: State, b: State) -> None:
 # ------------------------------------------------------------------------------------------------------ pFedMe
 
 
+@pytest.mark.slow
 def test_pfedmes_rounds_are_the_papers(tmp_path: Path) -> None:
     sites, start = world()
     lam, inner, outer = 3.0, 2, 0.4

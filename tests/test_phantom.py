@@ -62,6 +62,7 @@ def test_names_sort_in_the_order_of_the_sites() -> None:
     assert len({(case.site, case.case) for case in cases}) == len(cases) == 55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_dials_at_zero_give_sites_of_one_distribution(anatomy: Anatomy) -> None:
     assert len({site_style(0, site, NONE) for site in range(20)}) == 1
@@ -83,6 +84,7 @@ def test_the_appearance_dial_moves_images_and_not_labels(anatomy: Anatomy) -> No
     assert np.ptp(brightness) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_the_annotation_dial_moves_labels_and_not_images(anatomy: Anatomy) -> None:
     dials = Dials(0, 1, 0, 0)

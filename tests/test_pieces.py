@@ -66,6 +66,7 @@ def test_private_steps_refuse_pieces() -> None:
     Recipe.build(Training(pieces=1), "sigmoid", 3, private)
 
 
+@pytest.mark.slow
 def test_a_run_in_pieces_counts_steps_as_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = []
     for pieces in (1, 3):

@@ -30,6 +30,7 @@ cases = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(ours=cases, theirs=cases)
 def test_sums_of_sites_tell_what_all_volumes_together_would(ours: Any, theirs: Any) -> None:
     told, pooled = tally("a", ours) + tally("b", theirs), tally("both", [*ours, *theirs])

@@ -104,6 +104,7 @@ def reopened(run: RunFolder) -> Reopened:
     return again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "site", "view", "options"),
     [
@@ -134,6 +135,7 @@ def test_masks_are_those_of_the_run(
         assert min(Image.open(out / "overlays" / f"{case}.png").size) > 400
 
 
+@pytest.mark.slow
 def test_without_a_site_the_global_model_answers(ditto: RunFolder, tmp_path: Path) -> None:
     export_images(reopened(ditto), "site_01", tmp_path / "new")
     for name, options in {"a": (), "b": ("--site", "site_01", "--view", "global")}.items():
@@ -160,6 +162,7 @@ def test_best_and_last_are_different_models(ditto: RunFolder, tmp_path: Path) ->
 # ---------------------------------------------------------------------------------------------------------- geometry
 
 
+@pytest.mark.slow
 def test_flat_images_keep_their_size_whatever_their_type(ditto: RunFolder, tmp_path: Path) -> None:
     new = tmp_path / "new"
     save(new / "a.png", picture(1, 50, 70))
@@ -177,6 +180,7 @@ def test_flat_images_keep_their_size_whatever_their_type(ditto: RunFolder, tmp_p
     assert len(list((tmp_path / "one" / "masks").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_volumes_keep_their_geometry_and_are_measured_in_millimetres(volumes: RunFolder, tmp_path: Path) -> None:
     source = moved(volumes) / "a" / "images"
     out = tmp_path / "out"
@@ -232,6 +236,7 @@ def test_volumes_of_other_formats_keep_theirs(volumes: RunFolder, tmp_path: Path
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_slice_has_an_area(volumes: RunFolder, tmp_path: Path) -> None:
     save_volume(tmp_path / "new" / "s.nii", picture(0, 20, 24, 1)[..., None].astype(np.int16), OBLIQUE)
     assert call(volumes.path, "--site", "b", "--images", tmp_path / "new", "--out", tmp_path / "out") == 0
@@ -275,6 +280,7 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
     return np.asarray(((places**2).sum(-1) <= radius**2).T)
 
 
+@pytest.mark.slow
 def test_masks_lie_where_the_structure_is_in_the_world(neighbours: RunFolder, tmp_path: Path) -> None:
     mask = ball((24, 20, 12), (7, 13, 3), 3)
     truth = nibabel.Nifti1Image(mask.astype(np.uint8), OBLIQUE)
@@ -322,6 +328,7 @@ def exclusive(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("runs") / "exclusive", *PHANTOM, *settings)
 
 
+@pytest.mark.slow
 def test_exclusive_regions_share_no_pixel(exclusive: RunFolder, tmp_path: Path) -> None:
     cases = export_images(reopened(exclusive), "site_01", tmp_path / "new")
     out = tmp_path / "out"
@@ -348,6 +355,7 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(home / "run", *settings, r"data.patient_pattern=^(.+)_\d+$")
 
 
+@pytest.mark.slow
 def test_slices_of_a_stack_are_predicted_as_a_volume(
     stacked: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -482,6 +490,7 @@ def test_names_are_looked_at_before_the_work(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_is_whole_or_not_there(
     ditto: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -508,6 +517,7 @@ def test_a_folder_is_whole_or_not_there(
         assert sorted(path.name for path in (tmp_path / out).iterdir()) == ["masks", "sizes.csv"]
 
 
+@pytest.mark.slow
 def test_values_of_another_kind_than_in_training_are_told(
     volumes: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def run(name: str, kind: str, folder: Path, **more: Any) -> Outcome:
     return simulate(name, folder, transforms=transforms(**KINDS[kind]), **private, **more)
 
 
+@pytest.mark.slow
 @with_each
 def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole")
@@ -78,6 +79,7 @@ def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_pat
     assert_same_outcome(whole, run(name, kind, tmp_path / "c", transport=Wire))
 
 
+@pytest.mark.slow
 @with_each
 def test_resume_holds_with_each_transform_and_does_not_reset_the_account(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole", rounds=3)
@@ -175,6 +177,7 @@ def site_level(clip: float = 1.0, noise: float = 1.0, limit: float | None = None
     return SiteLevel(clip, noise, account(limit), rate, "seeded")
 
 
+@pytest.mark.slow
 @given(payloads(), payloads(), st.floats(0.1, 10))
 @settings(max_examples=100, deadline=None)
 def test_one_site_moves_the_mean_by_clip_over_the_expected_number(
@@ -238,6 +241,7 @@ def test_a_budget_below_one_round_is_refused_before_anything_runs() -> None:
         transforms(mechanism="sparse", max_epsilon=0.5)[0].check(build("fedavg"))
 
 
+@pytest.mark.slow
 def test_sites_drawn_independently_and_a_round_without_any_is_noise(tmp_path: Path) -> None:
     chain = transforms(mechanism="site", rate=0.3)
     poisson = {"fraction": 0.3, "sampling": "poisson"}
@@ -266,6 +270,7 @@ def test_running_variances_stay_variances_under_noise(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ account
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rdp", "prv"])
 def test_the_account_is_opacus_own(kind: Any) -> None:
     theirs = {"rdp": RDPAccountant, "prv": PRVAccountant}[kind]()
@@ -311,6 +316,7 @@ def sparse_vector(share: float = 0.5, epsilon: float = 1.0, clip: float = 0.01, 
     return SparseVector(clip, share, epsilon, account(), "seeded", threshold)
 
 
+@pytest.mark.slow
 @given(payloads(), st.floats(0.05, 1.0), st.integers(0, 2**31))
 @settings(max_examples=100, deadline=None)
 def test_every_coordinate_that_travels_is_noised_and_bounded_and_all_others_are_zero(
@@ -386,6 +392,7 @@ def test_a_site_whose_budget_is_spent_is_not_asked_and_refuses_if_it_is(tmp_path
     assert not answer.tensors
 
 
+@pytest.mark.slow
 def test_sites_with_a_budget_left_go_on_without_the_others(tmp_path: Path) -> None:
     chain = transforms(mechanism="sparse", epsilon_round=1.0, max_epsilon=2.0, clip=0.01)
     half = {"fraction": 0.34}  # one of three
@@ -572,6 +579,7 @@ def refusals() -> list[tuple[str, str, str]]:
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "reason"), refusals())
 def test_each_method_is_served_or_refused_with_its_reason(kind: str, name: str, reason: str, keys: KeyHolder) -> None:
     made: dict[str, Transform] = {

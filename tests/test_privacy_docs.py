@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from fedseg.algorithms import ALGORITHMS
 from fedseg.federation.contract import Guarantee, Transform
 from fedseg.privacy.accounting import Account, gaussian_event
@@ -82,6 +84,7 @@ def block(name: str) -> re.Pattern[str]:
 TABLES = {"methods": methods, "account": account}
 
 
+@pytest.mark.slow
 def test_the_tables_are_what_the_code_says() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, make in TABLES.items():

@@ -150,6 +150,7 @@ def test_a_turn_trains_through_empty_steps_and_tells_no_loss() -> None:
     assert all(bool((t != 0).any()) for t in update["model"].values())
 
 
+@pytest.mark.slow
 def test_private_training_learns(tmp_path: Path) -> None:
     """With little noise it comes near to ordinary training."""
     sites: Any = {f"s{i}": ToySite.make(f"s{i}", i, count=12) for i in range(2)}

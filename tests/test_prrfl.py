@@ -93,6 +93,7 @@ def turn_of(site: str, round: int, message: State, kept: State) -> Any:
     return turn(build("prrfl", rounds=2, weighting="uniform"), toy_sites()[site], task, message, kept, CPU, evaluate)[0]
 
 
+@pytest.mark.slow
 def test_without_transfer_the_own_model_is_local_trainings_bit_for_bit(tmp_path: Path) -> None:
     schedule = {"local_steps": 8}
     prrfl = simulate("prrfl", tmp_path / "a", transfer=0.0, schedule=schedule)

@@ -225,6 +225,7 @@ def test_truncation_keeps_what_the_checkpoint_knows(folder: RunFolder) -> None:
     assert folder.rounds().empty
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_readable_tables(folder: RunFolder) -> None:
     endless = """
 import itertools, sys
@@ -250,6 +251,7 @@ for k in itertools.count(1):
     assert folder.rounds()["round"].value_counts().tolist() == [500] * last_whole
 
 
+@pytest.mark.slow
 def test_many_rows_are_read_and_truncated_quickly(folder: RunFolder) -> None:
     rows = [during(k, f"site{s}", 0.5, case=f"case{c}") for k in range(30) for s in range(50) for c in range(50)]
     start = time.process_time()
@@ -271,6 +273,7 @@ def test_the_environment_lists_every_process_of_the_run(folder: RunFolder) -> No
     assert first["git"] is None or len(first["git"]["revision"]) == 40
 
 
+@pytest.mark.slow
 def test_the_folder_explains_every_file_it_holds(folder: RunFolder) -> None:
     folder.write_splits([{"site": "A", "case": "1", "patient": "p", "split": "val", "labelled": True, "seen": True}])
     folder.write_environment({"seed": 1})
@@ -356,6 +359,7 @@ def test_a_run_without_scores_says_so(folder: RunFolder) -> None:
     assert "no global model" not in text
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_worst_of_many_sites_and_the_file_all() -> None:
     summary = summarise(pd.DataFrame([score(f"s{k:03d}", k / 100) for k in range(100)]))
     shown = cells(summary.sites.text())
@@ -415,6 +419,7 @@ def test_curves_for_few_and_many_sites(sites: int) -> None:
     assert len(labels) == len(set(labels)) <= len(COLOURS) + 1
 
 
+@pytest.mark.slow
 def test_curves_are_pictures(tmp_path: Path) -> None:
     scores = pd.DataFrame([during(r, n, 0.1 * r) for r in (1, 2, 3) for n in "AB"])
     figure = draw_curves(scores, pd.DataFrame([trained(r, n, 1 / r) for r in (1, 2, 3) for n in "AB"]))
@@ -537,6 +542,7 @@ def test_overlays_show_each_case(tmp_path: Path, channels: int, depth: int, coun
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 12).sum() > 50
 
 
+@pytest.mark.slow
 def test_empty_and_full_masks_can_be_drawn(tmp_path: Path) -> None:
     empty = np.zeros((2, 1, 64, 64), dtype=bool)
     figure = draw_overlays(
@@ -635,6 +641,7 @@ def finish(folder: RunFolder) -> tuple[FakeWandb, str]:
     return wandb, out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_reporter_files_what_the_engine_tells(folder: RunFolder) -> None:
     _, printed = finish(folder)
     scores = folder.scores()

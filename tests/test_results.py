@@ -42,6 +42,7 @@ def made(sources: Sources, *marks: str) -> str:
     return rewritten(document(*marks), sources.at / "text.md", sources)
 
 
+@pytest.mark.slow
 def test_a_document_is_made_from_its_runs_and_stays_as_it_is_when_made_again(at: Path, sources: Sources) -> None:
     marks = ["command", "facts", "patients", "scores", "answer", "against='fedavg global'", "figure=gain:figures/g.png"]
     text = "# Prose stays\n" + made(sources, *marks)
@@ -129,6 +130,7 @@ def test_a_mark_without_an_end_is_refused(at: Path, sources: Sources) -> None:
         rewritten("<!-- from runs: runs/planted scores -->\n", at / "text.md", sources)
 
 
+@pytest.mark.slow
 def test_check_changes_nothing_and_fails_where_a_document_is_not_what_its_runs_say(at: Path) -> None:
     path = at / "checked.md"
     path.write_text(document("scores"), encoding="utf-8")

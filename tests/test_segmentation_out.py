@@ -38,6 +38,7 @@ def written(tmp_path: Path, series: Path, masks: np.ndarray, *names: str, **knob
     return segments_back(masks, series, Reading(**knobs), tmp_path / "out.dcm", segments, MAKER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "PSL", "SAR", "IPR"])
 @pytest.mark.parametrize("kind", ["apart", "overlapping", "one", "nothing"])
 @pytest.mark.parametrize("canonical", [True, False])
@@ -216,6 +217,7 @@ def bytes_of(folder: Path, but: str = "") -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != but)
 
 
+@pytest.mark.slow
 def test_predictions_leave_as_segmentations(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "codes.yaml").write_text("foreground: {type: [SCT, 52988006, Lesion]}")
     images, codes = world / "data" / "a" / "images", tmp_path / "codes.yaml"

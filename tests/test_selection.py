@@ -69,6 +69,7 @@ def test_sites_take_turns_until_all_have_told_then_the_highest_loss_is_asked(tmp
     assert {site: past.loss for site, past in history_of(outcome.server).items()} == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "ditto", "scaffold", "feddyn", "fedamp"])
 def test_what_was_told_survives_a_stop(name: str, tmp_path: Path) -> None:
     whole = simulate(name, tmp_path / "whole", rounds=5, schedule=BY_LOSS)
@@ -78,6 +79,7 @@ def test_what_was_told_survives_a_stop(name: str, tmp_path: Path) -> None:
     assert_same_outcome(whole, rest)
 
 
+@pytest.mark.slow
 def test_across_machines_the_same_sites_are_asked(tmp_path: Path) -> None:
     here = simulate("fedavg", tmp_path / "here", rounds=4, schedule=BY_LOSS)
     there = federate("fedavg", tmp_path / "there", rounds=4, schedule=BY_LOSS)

@@ -77,6 +77,7 @@ ANY += ["*a", "!a", "|", ">", "~", "a\\b", "a:", "- a", "?", "`", "a\tb", "\u202
 KEYS = ("output", "data.root", "data.mask_suffix")
 
 
+@pytest.mark.slow
 @routes
 @pytest.mark.parametrize("word", PLAIN)
 def test_text_is_taken_as_it_stands(route: Route, word: str, tmp_path: Path) -> None:
@@ -99,6 +100,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(text=TEXT)
 def test_any_text_comes_out_and_survives_saving(text: str) -> None:
@@ -125,6 +127,7 @@ def test_text_that_no_setting_can_be(text: str, why: str) -> None:
         compose([f"output={text}"], SCHEMA)
 
 
+@pytest.mark.slow
 @routes
 @pytest.mark.parametrize("word", ["null", "None"])
 def test_null_is_nothing_where_that_is_possible(route: Route, word: str, tmp_path: Path) -> None:
@@ -162,12 +165,14 @@ def test_fractions(route: Route, word: str, number: float, tmp_path: Path) -> No
     assert (found, type(found)) == (number, float)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(number=st.integers(-(2**63), 2**63 - 1))
 def test_any_whole_number(number: int) -> None:
     assert load(as_yaml(compose([f"seed={number}"], SCHEMA))).seed == number
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(number=st.floats(min_value=0, exclude_min=True, allow_infinity=False))
 def test_any_fraction(number: float) -> None:
@@ -289,6 +294,7 @@ def test_where_any_type_may_stand_the_word_must_be_clear(word: str, right: str) 
 # --- files of others --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -579,6 +579,7 @@ def test_stacks_have_modalities_slice_by_slice(tmp_path: Path) -> None:
     assert np.array_equal(data.site("a").image("p1")[2, ..., 1], grey(12, 1))
 
 
+@pytest.mark.slow
 def test_new_images_are_gathered_as_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ",".join(volumes(tmp_path / "data")["modalities"])
     settings = ("data=folder", f"data.root={tmp_path / 'data'}", f"data.modalities=[{names}]", "algorithm=fedavg")

@@ -148,6 +148,7 @@ def test_processes_end_with_a_parent_that_is_killed() -> None:
     assert not any(alive(child) for child in children)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["data=phantom", *TINY, "trainer.workers=2", "data.workers=1"]
     with pytest.raises(ConfigError, match=r"trainer.workers=2 prepare their batches themselves; leave data.workers=0"):

@@ -185,6 +185,7 @@ def run_on(root: Path, *settings: str) -> list[str]:
     return ["data=folder", f"data.root={root}", *tiny, "federation.rounds=1", "wandb.mode=disabled", *settings]
 
 
+@pytest.mark.slow
 def test_a_run_saves_what_its_sites_said(tmp_path: Path) -> None:
     mapped(tmp_path / "data")
     as_file(tmp_path / "data")
@@ -199,6 +200,7 @@ def test_a_run_saves_what_its_sites_said(tmp_path: Path) -> None:
         read_settings([*again, "data.per_site={b: {spacing: [1, 1]}}"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path: Path) -> None:
     make_sites(tmp_path / "data", "a", "b")
     execute(read_settings(run_on(tmp_path / "data", f"output={tmp_path / 'run'}", "algorithm=fedavg")))

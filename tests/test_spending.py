@@ -128,6 +128,7 @@ def test_the_costliest_runs_are_named() -> None:
 # ------------------------------------------------------------------------------------------------------ the runs
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_what_the_first_left_and_the_cures_work(world: World) -> None:
     (first,) = world.ledger
     assert first == run_id(world.first)
@@ -146,6 +147,7 @@ def test_a_second_run_gets_what_the_first_left_and_the_cures_work(world: World) 
         world.run("fourth", "privacy.max_epsilon=0.01")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_counts_once_and_a_turn_that_is_asked_again_as_often_as_it_is_answered(
     world: World,
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_run_that_is_resumed_counts_once_and_a_turn_that_is_asked_again_as_oft
     assert again == {event: 3 * count for event, count in before.items()}
 
 
+@pytest.mark.slow
 def test_what_would_be_too_much_does_not_leave_and_does_not_count(world: World) -> None:
     """However often a server asks for one turn, and whatever it said of the budget."""
     for _ in range(40):
@@ -191,6 +194,7 @@ def test_a_site_that_is_killed_after_its_ledger_was_written_has_counted(
     assert after == {event: 2 * count for event, count in before.items()}
 
 
+@pytest.mark.slow
 def test_a_ledger_that_was_lost_is_made_again_from_what_the_site_kept(world: World) -> None:
     before = world.ledger
     (world.site / "spent.json").unlink()

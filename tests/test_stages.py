@@ -48,6 +48,7 @@ def test_the_same_settings_go_on(tmp_path: Path, executed: Executed) -> None:
     assert executed == [("1", 2, True), ("2", 20, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "stages", "message"),
     [

@@ -195,6 +195,7 @@ def test_the_hierarchy_is_that_of_a_loop_written_out() -> None:
     assert found.overall.mean == pytest.approx(np.mean([values.mean() for values in scores.values()]))
 
 
+@pytest.mark.slow
 def test_cases_are_drawn_within_drawn_patients() -> None:
     generator = np.random.default_rng(3)
     patients = np.array([0, 0, 0, 1, 2, 2, 3, 4, 4, 5])
@@ -249,6 +250,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.84 <= hits / trials <= 0.94  # percentile intervals are a little narrow
 
 
+@pytest.mark.slow
 def test_the_hierarchys_intervals_are_narrow_with_few_seeds_and_sites_and_fair_with_more() -> None:
     """What the page says beside them: with 3 seeds and 4 sites they miss the truth more often than their name says."""
     covered = {few: _coverage(*few, trials=200) for few in ((3, 4), (8, 10))}
@@ -323,6 +325,7 @@ def test_fairness_by_hand() -> None:
 # --- planted truths ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_difference_families_reject_at_the_stated_rate() -> None:
     """Four sites, twenty cases, three seeds that share the cases' luck: at most 5 % of the families say anything."""
     generator, single, families, trials = np.random.default_rng(5), 0, 0, 500

@@ -53,6 +53,7 @@ def written(folder: Path, **changes: Any) -> Path:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_combination_of_every_sweep_file_is_a_config(path: Path) -> None:
     sweep = Sweep.read(path.stem)
@@ -452,6 +453,7 @@ def test_a_run_that_ends_well_and_leaves_no_scores_stops_no_other(
     assert "metrics.csv is damaged" in results[0].failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_sweep_interrupts_its_runs(
     stand_in: Path, tmp_path: Path, name: Literal["SIGINT", "SIGTERM", "SIGHUP"]

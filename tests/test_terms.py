@@ -211,6 +211,7 @@ def test_how_many_sites_are_behind_a_mean(knobs: dict[str, Any], behind: int) ->
 # -------------------------------------------------------------------------------------------------- across machines
 
 
+@pytest.mark.slow
 def test_all_sites_that_refuse_are_named_and_one_that_is_left_out_stops_nobody(tmp_path: Path) -> None:
     grid = grid_with(tmp_path, {"site_01": {"methods": ["fedavg"]}, "site_03": {"least_sites": 2}})
     with pytest.raises(RoundError, match="'site_01' has terms against this run: methods fedavg") as error:
@@ -226,6 +227,7 @@ def test_all_sites_that_refuse_are_named_and_one_that_is_left_out_stops_nobody(t
     assert listed["site_03"]["least_sites"] == 2
 
 
+@pytest.mark.slow
 def test_terms_hold_from_the_next_message_on_and_a_broken_file_stays_at_the_site(tmp_path: Path) -> None:
     grid = grid_with(tmp_path, {"site_01": {}})
     settings = ("algorithm=fedavg", "federation.rounds=1")
@@ -247,6 +249,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("terms", "task"), FORBIDDEN)
 def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], task: Task, tmp_path: Path) -> None:
     """It asks without having asked for leave: the site looks at the task itself."""
@@ -277,6 +280,7 @@ LYING: list[tuple[dict[str, Any], list[str], list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("terms", "promised", "asked_for"), LYING)
 def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
     terms: dict[str, Any], promised: list[str], asked_for: list[str], tmp_path: Path
@@ -292,6 +296,7 @@ def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
     assert not state.tensors
 
 
+@pytest.mark.slow
 def test_a_round_of_fewer_sites_than_the_terms_say_is_refused(tmp_path: Path) -> None:
     """It is the server's word; but it has to give it, and the site signs what it was told."""
     grid = grid_with(tmp_path, {"site_01": {"least_sites": 3}})
@@ -345,6 +350,7 @@ def asked(grid: Any, node: int, question: Question) -> Any:
 # ---------------------------------------------------------------------------------------- every model everywhere
 
 
+@pytest.mark.slow
 def test_with_the_consent_of_all_the_matrix_is_the_one_of_a_run_in_one_place(tmp_path: Path) -> None:
     settings = ("algorithm=ditto", "data.unseen=[site_03]", "evaluation.cross_sites=true", "evaluation.metrics=[dice]")
     run = across(tmp_path, *settings, grid=grid_with(tmp_path, dict.fromkeys(SITES, CONSENT)))
@@ -370,6 +376,7 @@ def test_without_consent_the_matrix_is_refused_and_the_sites_are_named(tmp_path:
 # -------------------------------------------------------------------------------------------------- in one place
 
 
+@pytest.mark.slow
 def test_in_one_place_terms_are_those_of_a_folder(tmp_path: Path) -> None:
     written(tmp_path / "terms" / "site_02.yaml", {"methods": ["fedavg"]})
     run = ("algorithm=ditto", f"deployment.terms={tmp_path / 'terms'}")

@@ -111,6 +111,7 @@ def test_images_networks_refuse_volumes_with_a_cure() -> None:
     Experiment(compose([*settings, "model=unet3d"], SCHEMA)).check()
 
 
+@pytest.mark.slow
 def test_patches_too_small_for_the_network_are_refused_with_two_cures() -> None:
     settings = [*PHANTOM, *SMALL, "model.architecture=unet", "data.size=16"]
     with pytest.raises(ConfigError, match=r"take a larger data.size, or model.norm=group"):
@@ -132,6 +133,7 @@ def batch() -> dict[str, Any]:
     return next(iter(data.site("site_01").train_batches(0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_takes_a_step_on_volumes_or_says_why_not(name: str, batch: dict[str, Any]) -> None:
     more = ["model.norm=batch"] if name == "silobn" else []

@@ -71,6 +71,7 @@ def ditto(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 # ------------------------------------------------------------------------------------------------------ the folder
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_and_leaves_every_file(ditto: Finished) -> None:
     assert ditto.code == 0, ditto.err
     assert "Traceback" not in ditto.err
@@ -201,6 +202,7 @@ def test_progress_names_rounds(ditto: Finished) -> None:
     assert "round 2/2" in ditto.err
 
 
+@pytest.mark.slow
 def test_scoring_again_gives_the_same_numbers(ditto: Finished) -> None:
     before = ditto.folder.path.joinpath("metrics.csv").read_bytes()
     code, out, err = command(evaluate.main, str(ditto.folder.path))
@@ -234,6 +236,7 @@ def mistake(*arguments: str, main: object = train.main) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_a_users_mistakes_end_in_a_message(ditto: Finished, tmp_path: Path) -> None:
     folder = ditto.folder.path
     assert "did you mean 'federation.rounds'" in mistake("federation.round=3")
@@ -251,6 +254,7 @@ def test_a_users_mistakes_end_in_a_message(ditto: Finished, tmp_path: Path) -> N
     assert not (tmp_path / "b" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_diverging_federation_says_who_and_what_to_do(tmp_path: Path) -> None:
     wild = [*PLAIN, "training.lr=1e30", "training.optimizer=sgd"]
     assert "probabilities are not finite" in mistake(f"output={tmp_path / 'b'}", *wild)
@@ -263,6 +267,7 @@ def test_a_diverging_federation_says_who_and_what_to_do(tmp_path: Path) -> None:
     assert "no checkpoint yet" in mistake(str(tmp_path / "a"), main=evaluate.main)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(ditto: Finished, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(ditto.folder.path, copy)
@@ -312,6 +317,7 @@ def test_what_cannot_be_written_or_read_is_named(ditto: Finished, tmp_path: Path
     assert (code, "python evaluate.py RUN" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_made_on_a_gpu_is_scored_where_there_is_none(
     ditto: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +335,7 @@ def test_a_run_made_on_a_gpu_is_scored_where_there_is_none(
     assert "PyTorch finds no CUDA device" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
@@ -363,6 +370,7 @@ def final_views(finished: Finished) -> set[tuple[str, str]]:
     return set(zip(scores["site"], scores["view"], strict=True))
 
 
+@pytest.mark.slow
 def test_a_method_without_a_global_model_says_so(tmp_path: Path) -> None:
     more = ["algorithm=fedbn", "data.n_sites=3", "data.unseen=[site_03]"]
     finished = run(tmp_path / "a", *PLAIN, *more)
@@ -372,6 +380,7 @@ def test_a_method_without_a_global_model_says_so(tmp_path: Path) -> None:
     assert set(finished.folder.traffic()["group"]) == {"model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "views"),
     [("pooled", {"global"}), ("finetune", {"global", "personal"})],
@@ -387,6 +396,7 @@ def test_baselines_run_to_their_table(tmp_path: Path, algorithm: str, views: set
     assert code == 0, out
 
 
+@pytest.mark.slow
 def test_volumes_with_exclusive_regions_are_scored_per_volume(tmp_path: Path) -> None:
     more = [
         "algorithm=fedavg",
@@ -410,6 +420,7 @@ def test_volumes_with_exclusive_regions_are_scored_per_volume(tmp_path: Path) ->
     assert (code, "the largest difference is 0" in out) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_cases_takes_the_last_model(tmp_path: Path) -> None:
     finished = run(tmp_path / "a", *PLAIN, "algorithm=fedavg", "data.split=[0.75, 0, 0.25]")
     assert finished.code == 0, finished.err
@@ -419,6 +430,7 @@ def test_a_run_without_validation_cases_takes_the_last_model(tmp_path: Path) -> 
     assert last.reset_index(drop=True).equals(best.reset_index(drop=True))
 
 
+@pytest.mark.slow
 def test_a_run_in_its_own_process_logs_offline_without_network(tmp_path: Path) -> None:
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | nowhere

@@ -119,6 +119,7 @@ def test_variants_switches_and_fixed_settings_are_not_searched(kind: Any, defaul
     assert axis("algorithm.x", Knob(kind, default, ""), default) is None
 
 
+@pytest.mark.slow
 def test_every_method_tunes_the_learning_rate_and_its_space_holds_its_defaults() -> None:
     for name in choices("algorithm", METHODS):
         config = compose([f"algorithm={name}"], SCHEMA)
@@ -143,6 +144,7 @@ def test_what_is_given_by_hand_is_not_searched() -> None:
 # ------------------------------------------------------------------------------------------------------------- trials
 
 
+@pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_begins_untuned(tmp_path: Path) -> None:
     runner = Pretended(near(3e-3))
     assert tune(tmp_path, "fedavg,ditto,scaffold", runner) == 0
@@ -159,6 +161,7 @@ def test_every_method_gets_as_many_trials_and_begins_untuned(tmp_path: Path) -> 
     assert preset(tmp_path, "scaffold")["training"]["optimizer"] == "sgd"  # of the preset that it departs from
 
 
+@pytest.mark.slow
 def test_trials_follow_from_the_seed(tmp_path: Path) -> None:
     runs = {}
     for name, words in {"a": [], "again": [], "other": ["sweep_seed=1"]}.items():
@@ -170,6 +173,7 @@ def test_trials_follow_from_the_seed(tmp_path: Path) -> None:
     assert len({str(values) for values in runs["a"].tried}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 1, 4])
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path, done: int) -> None:
     whole, first, rest = Pretended(near(3e-3)), Pretended(near(3e-3), stop_after=done), Pretended(near(3e-3))
@@ -185,6 +189,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path, don
     assert nothing_left.tried == []
 
 
+@pytest.mark.slow
 def test_a_larger_budget_goes_on_and_a_smaller_one_is_refused(tmp_path: Path) -> None:
     tune(tmp_path, "ditto", Pretended(near(3e-3)), budget=3)
     more = Pretended(near(3e-3))
@@ -219,6 +224,7 @@ def test_what_is_given_by_hand_of_the_method_stands_in_its_preset(tmp_path: Path
     assert (found.lam, found.weighting) == (3.0, "uniform")
 
 
+@pytest.mark.slow
 def test_trials_are_runs_of_one_group_at_wandb(tmp_path: Path) -> None:
     for words, group in (([], "tune-phantom-ditto"), (["wandb.group=mine"], "mine")):
         runner = Pretended(near(3e-3))
@@ -229,6 +235,7 @@ def test_trials_are_runs_of_one_group_at_wandb(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_counts_and_a_killed_one_is_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +256,7 @@ def test_a_failed_trial_counts_and_a_killed_one_is_tried_again(
     assert not (tmp_path / "all" / "ditto_tuned.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -278,6 +286,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_search_in_the_folder_and_a_strangers_preset_are_refused(tmp_path: Path) -> None:
     tune(tmp_path, "ditto", Pretended(near(3e-3)), budget=1)
     for word, told in {
@@ -323,6 +332,7 @@ def no_test_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(SiteData, name, guarded)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_test_cases")
 def test_trials_never_read_test_cases_and_their_preset_is_a_method(tmp_path: Path) -> None:
     held_out = ["data.n_sites=3", "data.unseen=[site_03]"]
@@ -346,6 +356,7 @@ def test_trials_never_read_test_cases_and_their_preset_is_a_method(tmp_path: Pat
         execute(compose([f"algorithm={tmp_path / 'ditto_tuned.yaml'}", *TINY, f"output={tmp_path / 'x'}"], SCHEMA))
 
 
+@pytest.mark.slow
 def test_a_method_that_diverges_ends_in_what_it_complained_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +369,7 @@ def found_preset(where: Path) -> Path:
     return where / "ditto_tuned.yaml"
 
 
+@pytest.mark.slow
 def test_a_runs_settings_outlive_its_presets_file(tmp_path: Path) -> None:
     file = found_preset(tmp_path)
     config = compose([f"algorithm={file}", *JOB, f"output={tmp_path / 'run'}"], SCHEMA)
@@ -383,6 +395,7 @@ def test_preset_files_that_are_none_are_refused(tmp_path: Path) -> None:
     assert compose([f"algorithm={tmp_path / 'mine.yaml'}"], SCHEMA).algorithm.preset == "mine"
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_tuned_and_untuned_side_by_side_with_the_budget(tmp_path: Path) -> None:
     file = found_preset(tmp_path)
     write_run(tmp_path / "runs" / "tuned", str(file), 0, "data.n_sites=3")

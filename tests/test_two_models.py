@@ -26,6 +26,7 @@ def rows(name: str, folder: Path, **knobs: Any) -> pd.DataFrame:
     return pd.DataFrame(simulate(name, folder / name, **knobs).observer.rows("rounds"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_the_shared_model_s_loss_is_fedavg_s_and_the_other_stands_beside_it(name: str, tmp_path: Path) -> None:
     alone, two = rows("fedavg", tmp_path), rows(name, tmp_path)

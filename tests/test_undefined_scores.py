@@ -45,6 +45,7 @@ def shown(scores: pd.DataFrame, site: str, region: str = "mean", metric: str = "
     return round(float(one["mean"]), 6), int(one["cases"]), int(one["tested"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", ["cases", "means"])
 def test_means_run_over_the_cases_that_count(told: str) -> None:
     scores = table()

@@ -86,6 +86,7 @@ def unknown(folder: Path, *sites: str) -> None:
     (folder / "findings.csv").write_text("\n".join(text) + "\n")
 
 
+@pytest.mark.slow
 def test_unknown_patients_are_said_in_the_small_print(tmp_path: Path) -> None:
     for name, images in (("cases", 1), ("patients", 2)):
         write_run(tmp_path / name / "ditto", "ditto", images=images)
@@ -116,6 +117,7 @@ def three(folder: Path, personal: float, alone: float, seeds: Sequence[int] = (0
     return analysed(folder)
 
 
+@pytest.mark.slow
 def test_a_personal_model_that_training_alone_beats_is_not_recommended(tmp_path: Path) -> None:
     found = verdicts(three(tmp_path, 0.13, 0.17))
     assert {verdict.answer for verdict in found} == {"alone"}
@@ -123,6 +125,7 @@ def test_a_personal_model_that_training_alone_beats_is_not_recommended(tmp_path:
     assert found[1].test["gain"] > 0.1  # and yet it beats the global model
 
 
+@pytest.mark.slow
 def test_fewer_than_three_seeds_are_provisional_and_grey(tmp_path: Path) -> None:
     analysis = three(tmp_path, 0.1, -0.1, seeds=(0, 1))
     found = verdicts(analysis)
@@ -134,6 +137,7 @@ def test_fewer_than_three_seeds_are_provisional_and_grey(tmp_path: Path) -> None
     assert page.count("(provisional)</span>") == 4
 
 
+@pytest.mark.slow
 def test_without_local_training_its_command_is_told_and_can_be_run(tmp_path: Path) -> None:
     write_run(tmp_path / "ditto", "ditto", 0, "federation.rounds=7", "data.size=32")
     (line,) = re.findall(r"Run it with each seed: python train.py (.*)", told(analysed(tmp_path)))
@@ -147,6 +151,7 @@ def test_without_local_training_its_command_is_told_and_can_be_run(tmp_path: Pat
 # --- one choice for all sites -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_run_changes_what_is_told_and_not_what_is_asked_of_a_site(tmp_path: Path) -> None:
     """At a single site a newcomer has the best validation mean; the choice over all sites stays, and says its odds."""
     for seed in range(3):
@@ -167,6 +172,7 @@ def test_another_run_changes_what_is_told_and_not_what_is_asked_of_a_site(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_suits_one_site_only_is_not_hidden(tmp_path: Path) -> None:
     for seed in range(3):
         effects = {("personal", "site_02"): 0.1, ("personal", "site_03"): -0.12}
@@ -184,6 +190,7 @@ def test_models_that_validation_cannot_tell_apart_share_the_choice() -> None:
     assert sorted(shares.values())[1] > 0.05
 
 
+@pytest.mark.slow
 def test_models_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for algorithm, gain in (("ditto", 0.0), ("finetune", 0.1), ("fedavg", 0.0)):
         write_run(tmp_path / algorithm, algorithm, effects={("personal", ""): gain})
@@ -207,6 +214,7 @@ def test_models_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "  global=null   method whose global model" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_models_at_all_sites_are_one_declared_family(tmp_path: Path) -> None:
     analysis = three(tmp_path, 0.1, -0.1)
     tests = analysis.tests
@@ -219,6 +227,7 @@ def test_all_models_at_all_sites_are_one_declared_family(tmp_path: Path) -> None
 # --- sites that took no part ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unseen_sites_have_counts_tests_and_cost(tmp_path: Path) -> None:
     for seed in range(3):
         for algorithm, gain in (("fedavg", 0.0), ("fedprox", 0.06), ("ditto", 0.0)):

@@ -139,6 +139,7 @@ def test_q_ffl_of_strength_zero_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     alike(simulate("qffl", tmp_path / "a", q=0.0).server, simulate("fedavg", tmp_path / "b").server)
 
 
+@pytest.mark.slow
 def test_a_site_on_which_the_model_is_bad_has_more_say_with_a_larger_q(tmp_path: Path) -> None:
     sites, start = world((10, 10, 10))
     sites["s0"] = replace(sites["s0"], targets=sites["s0"].targets + 3)
@@ -218,10 +219,12 @@ def test_a_site_without_validation_images_tells_no_score_and_has_its_say(name: s
     assert min(asked[0]) > 0
 
 
+@pytest.mark.slow
 def test_ga_without_a_step_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     alike(simulate("ga", tmp_path / "a", 3, step=0.0).server, simulate("fedavg", tmp_path / "b", 3).server)
 
 
+@pytest.mark.slow
 def test_ga_weighs_as_fedavg_first_and_otherwise_later(tmp_path: Path) -> None:
     for rounds, same in ((1, True), (3, False)):
         ours = simulate("ga", tmp_path / f"a{rounds}", rounds, step=1.0).server["model"]
