@@ -27,8 +27,9 @@ from fedseg.federation.allocator import keep_freed_memory
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Evaluate, Observer, Transform, Transport
-from fedseg.federation.engine import POOL, Federation, Schedule, check_cohort, check_times
+from fedseg.federation.engine import POOL, Federation
 from fedseg.federation.ledger import Ledger
+from fedseg.federation.schedule import Schedule, check_cohort, check_times
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
 from fedseg.launch.folders.pretrained import PretrainedEncoder

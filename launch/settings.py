@@ -17,8 +17,8 @@ from fedseg.datamodules import DATASETS, MultiCenterDataModule
 from fedseg.evaluation import FULL
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Split
-from fedseg.federation.engine import Schedule
 from fedseg.federation.ranges import ProperShare, check_ranges
+from fedseg.federation.schedule import Schedule
 from fedseg.launch.foreign import FOREIGN
 from fedseg.models import create_model, create_monai_model
 from fedseg.models.losses import LOSSES as REGION_LOSSES

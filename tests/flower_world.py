@@ -14,11 +14,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import EvaluateTask, QueryTask, Row, Task
-from fedseg.federation.engine import POOL, Federation, Schedule
+from fedseg.federation.engine import POOL, Federation
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State
 from fedseg.federation.terms import Terms
 from fedseg.federation.transport import InProcess

@@ -15,7 +15,8 @@ from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Batch, Scored
-from fedseg.federation.engine import Federation, Schedule
+from fedseg.federation.engine import Federation
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
 from fedseg.models.losses import Loss

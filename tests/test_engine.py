@@ -19,7 +19,8 @@ from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint, CheckpointError
 from fedseg.federation.client import Compute, turn
 from fedseg.federation.contract import Batch, Cohort, EvaluateTask, Scored, Site, Task, TrainTask, Transform
-from fedseg.federation.engine import POOL, Federation, RoundError, Schedule, round_half_up, selection_scores
+from fedseg.federation.engine import POOL, Federation, RoundError, selection_scores
+from fedseg.federation.schedule import Schedule, round_half_up
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transport import InProcess
 from tests.world import CPU, Outcome, Quiet, ToySite, assert_same, build, evaluate, simulate, toy_sites

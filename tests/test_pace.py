@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedseg.configs.compose import ConfigError, compose
-from fedseg.federation.engine import Schedule
 from fedseg.federation.pace import mean_limit
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.selection import Past, Pruning
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedseg.federation.engine import Schedule, check_cohort
+from fedseg.federation.schedule import Schedule, check_cohort
 from fedseg.federation.selection import History, Past, PowerOfChoice, history_of, remembering
 from fedseg.federation.state import State
 from tests.flower_world import federate

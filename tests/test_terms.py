@@ -15,9 +15,10 @@ from flwr.app import Message
 
 from fedseg.configs.compose import ConfigError, as_yaml, compose
 from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Task
-from fedseg.federation.engine import RoundError, Schedule
+from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment

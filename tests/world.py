@@ -22,7 +22,8 @@ from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Batch, EvaluateTask, Scored, Task
-from fedseg.federation.engine import POOL, Federation, Schedule
+from fedseg.federation.engine import POOL, Federation
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.models.freeze import freeze

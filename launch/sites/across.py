@@ -21,11 +21,12 @@ from fedseg.configs.words import tree
 from fedseg.federation.admission import bounds
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import RoundRecord
-from fedseg.federation.engine import RoundError, check_cohort, check_times
+from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.ledger import LEDGER, Ledger
+from fedseg.federation.schedule import check_cohort, check_times
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import check_states, open_checkpoint

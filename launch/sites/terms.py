@@ -12,7 +12,7 @@ from fedseg.algorithms import Algorithm
 from fedseg.configs.compose import ConfigError
 from fedseg.configs.knobs import unknown, validated
 from fedseg.configs.words import tree
-from fedseg.federation.engine import Schedule
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.sites.spending import AT_SITE, Spent

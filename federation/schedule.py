@@ -1,0 +1,286 @@
+"""How a federation runs: its settings, and which of them do not go together."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from fedseg.federation.combine import Combination, Rule
+from fedseg.federation.contract import Transform
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.selection import PowerOfChoice, Pruning, Select
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the federation runs.
+
+    Attributes:
+        rounds: communication rounds.
+        local_steps: optimiser steps of a site in a round; null lets local_epochs decide.
+        local_epochs: passes over a site's training images in a round, when local_steps is null.
+        fraction: share of the sites that is asked in a round.
+        sampling: fixed asks the same number of sites in every round; poisson asks every site with that probability,
+            independently of the others, as accounts of privacy need.
+        selection: uniform asks sites by chance alone; loss (power of choice) draws candidates by chance and asks those
+            of them that told the highest training loss when they last took part, first those that never did; fast
+            leaves out slow sites, by step_seconds and the steps that they told (Yin et al., BrainLes 2021).
+        candidates: share of the sites that selection=loss draws; with that of fraction it is uniform.
+        fast_images: share of all images that the sites which selection=fast keeps hold at least.
+        fast_factor: how many times the median time such a site may need at most.
+        fast_every: rounds between two in which selection=fast asks all sites.
+        dropout: probability that a site which was asked is absent.
+        min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
+        work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
+        work_decay: local work over rounds: round r does this to the power of r - 1 of the first round's steps, and at
+            least one (variable local training, Tuladhar et al., BrainLes 2021: 0.9).
+        work_decay_rounds: so many rounds long; then the work stays.
+        time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
+            round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
+        step_seconds: seconds of a site's local step, for time_limit and selection=fast, as in {hospital_b: 4}; sites
+            that are not named need 1. They are declared: measured ones would make no run repeatable.
+        order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
+            travel from site to site, each going on where the one before it stopped (with one round: once through all
+            sites, as in incremental institutional training); random draws whose turn it is, as often as sites take
+            part in a round, so that some come twice and others not (algorithm=braintorrent).
+        server_lr: step of the server along the mean update; running statistics always take the full mean.
+        combine: how updates become one: mean, by weight. Against a few hostile sites: norm_bound brings updates to the
+            median norm at most; median and trimmed_mean work coordinate by coordinate; krum takes the update nearest to
+            its neighbours, multi_krum the mean of all but `hostile`; geometric_median is RFA. Median, trimmed_mean and
+            Krum count sites, not images. Server memory grows with the sites.
+        hostile: how many sites of a round may be hostile, for trimmed_mean and Krum.
+        evaluate_every: rounds between two validations.
+        checkpoint_every: rounds between two checkpoints; the best model is chosen among the saved rounds.
+    """
+
+    rounds: PositiveInt = 20
+    local_steps: PositiveInt | None = 10
+    local_epochs: PositiveFloat = 1.0
+    fraction: PositiveShare = 1.0
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    selection: Literal["uniform", "loss", "fast"] = "uniform"
+    candidates: PositiveShare = 1.0
+    fast_images: PositiveShare = 0.8
+    fast_factor: Annotated[float, Field(ge=1, lt=math.inf)] = 2.0
+    fast_every: PositiveInt = 5
+    dropout: ProperShare = 0.0
+    min_sites: PositiveInt = 1
+    work_spread: ProperShare = 0.0
+    work_decay: PositiveShare = 1.0
+    work_decay_rounds: PositiveInt = 10
+    time_limit: Literal["none", "mean"] = "none"
+    step_seconds: Mapping[str, FinitePositive] | None = None
+    order: Literal["together", "cyclic", "random"] = "together"
+    server_lr: FinitePositive = 1.0
+    combine: Rule = "mean"
+    hostile: PositiveInt = 1
+    evaluate_every: PositiveInt = 1
+    checkpoint_every: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(Schedule, vars(self), "federation")
+        if self.selection != "uniform" and self.sampling != "fixed":
+            raise ValueError(
+                f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection="
+                f"{self.selection} does not; take federation.sampling=fixed"
+            )
+        self._check_fast()
+        self._check_time()
+        if self.selection != "loss" and self.candidates != 1.0:
+            raise ValueError(
+                f"federation.candidates={self.candidates} is for federation.selection=loss; take "
+                "federation.candidates=1"
+            )
+
+    def select(self, sites: Sequence[str]) -> Select:
+        """Which of these sites a round asks, where that is not left to chance alone."""
+        if self.selection == "loss":
+            return PowerOfChoice(sites, self.asked(len(sites)), self.drawn(len(sites)))
+        return Pruning(sites, self.step_seconds or {}, self.fast_images, self.fast_factor, self.fast_every)
+
+    def _check_fast(self) -> None:
+        """Refuse settings of selection=fast that have no effect, and such as leave it nothing to go by.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.selection != "fast":
+            for name in ("fast_images", "fast_factor", "fast_every"):
+                if (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
+                    told = f"federation.{name}={value} is for federation.selection=fast"
+                    raise ValueError(f"{told}; take that, or federation.{name}={usual}")
+            return
+        if self.step_seconds is None:
+            raise ValueError("federation.selection=fast goes by federation.step_seconds; take {SITE: 4} or so")
+        if self.fraction != 1.0:
+            raise ValueError(
+                f"federation.selection=fast chooses among all sites, federation.fraction={self.fraction} asks some by "
+                "chance; take federation.fraction=1"
+            )
+
+    def _check_time(self) -> None:
+        """Refuse settings of time that have no effect, or none that could be meant.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.time_limit == "none":
+            if self.step_seconds is not None and self.selection != "fast":
+                raise ValueError(
+                    "federation.step_seconds is for federation.time_limit=mean and federation.selection=fast; take one "
+                    "of them, or leave it out"
+                )
+            return
+        if self.local_steps is None:
+            raise ValueError("federation.time_limit=mean counts local steps; take federation.local_steps=10 or so")
+        if self.order != "together":
+            raise ValueError(
+                f"federation.time_limit=mean spares sites of a round waiting for each other, and with federation.order="
+                f"{self.order} nobody waits; take federation.order=together"
+            )
+
+    def turns(self, present: Sequence[str], rng: random.Random) -> list[list[str]]:
+        """Sites that train from one model, one group after the other."""
+        if self.order == "together":
+            return [list(present)]
+        drawn = rng.choices(present, k=len(present)) if self.order == "random" else present
+        return [[site] for site in drawn]
+
+    def asked(self, sites: int) -> int:
+        """How many of so many sites are asked in a round.
+
+        Raises:
+            ValueError: fewer than `min_sites`, so that no round could ever take place.
+        """
+        asked = max(1, round_half_up(self.fraction * sites))
+        if asked < self.min_sites:
+            raise ValueError(
+                f"federation.min_sites={self.min_sites}, but a round asks {asked} of {sites} sites "
+                f"(federation.fraction={self.fraction}); no round could take place"
+            )
+        return asked
+
+    def drawn(self, sites: int) -> int:
+        """How many of so many sites are candidates of a round whose sites are chosen by loss.
+
+        Raises:
+            ValueError: there is nothing to choose.
+        """
+        asked, drawn = self.asked(sites), round_half_up(self.candidates * sites)
+        if asked == sites:
+            raise ValueError(
+                f"federation.selection=loss has no choice where a round asks all {sites} sites "
+                f"(federation.fraction={self.fraction}); take a smaller fraction, or federation.selection=uniform"
+            )
+        if drawn < asked:
+            raise ValueError(
+                f"federation.candidates={self.candidates} draws {drawn} of {sites} sites, and a round asks {asked}; "
+                f"take federation.candidates={self.fraction} or more"
+            )
+        return drawn
+
+
+def sums_only(transforms: Sequence[Transform]) -> str:
+    """The transform that leaves no single update to look at, or whose account is that of a mean; empty if none."""
+    closed = (t.name for t in transforms if t.hides_updates or t.guarantee is not None or t.accumulator())
+    return next(closed, "")
+
+
+def check_selection(selection: str, transforms: Sequence[Transform]) -> None:
+    """Refuse to choose sites by what must not be looked at.
+
+    Raises:
+        ValueError: naming what hides single sites.
+    """
+    if why := sums_only(transforms):
+        raise ValueError(
+            f"federation.selection={selection} asks sites by what single ones told, which {why} does not allow; take "
+            "federation.selection=uniform"
+        )
+
+
+def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int) -> None:
+    """Whether a round can have as many sites as the schedule and the transforms need.
+
+    Raises:
+        ValueError: naming who needs more.
+    """
+    asked = schedule.asked(sites)
+    if schedule.selection == "loss":
+        schedule.drawn(sites)
+    if schedule.selection != "uniform":
+        check_selection(schedule.selection, transforms)
+    if schedule.combine != "mean" and (why := sums_only(transforms)):
+        raise ValueError(
+            f"federation.combine={schedule.combine} compares single updates, which {why} does not allow; take "
+            "federation.combine=mean"
+        )
+    combination = Combination(schedule.combine, schedule.hostile)
+    if asked < combination.least:
+        raise ValueError(
+            f"federation.combine={schedule.combine} with federation.hostile={schedule.hostile} needs "
+            f"{combination.least} sites in a round, {asked} take part (federation.fraction={schedule.fraction} of "
+            f"{sites})"
+        )
+    for transform in transforms:
+        if asked < transform.least:
+            raise ValueError(
+                f"{transform.name} needs {transform.least} sites in a round, {asked} take part "
+                f"(federation.fraction={schedule.fraction} of {sites})"
+            )
+
+
+def check_times(schedule: Schedule, sites: Iterable[str]) -> None:
+    """Whether seconds are declared for sites that there are, held out or not.
+
+    Raises:
+        ValueError: naming one that there is not.
+    """
+    if odd := sorted(set(schedule.step_seconds or {}) - set(sites)):
+        raise ValueError(f"federation.step_seconds names {odd[0]!r}; there are {', '.join(sorted(sites))}")
+
+
+def check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
+    """Refuse what speaks of the mean of a round: there is one update at a time.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if of_a_mean:
+        raise ValueError(
+            f"federation.order={schedule.order} shows every site's model to the next; {of_a_mean[0]} protects means"
+        )
+    if schedule.combine != "mean":
+        raise ValueError(
+            f"federation.order={schedule.order} combines nothing, so that federation.combine={schedule.combine} has no "
+            "meaning; take federation.combine=mean"
+        )
+
+
+def check_answers(schedule: Schedule, among_peers: bool) -> None:
+    """Refuse settings of the mean, for a method that answers every site with a model of its own.
+
+    Args:
+        schedule: how the federation runs.
+        among_peers: whether sites merge each other's models, in whatever order.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    usual = Schedule()
+    for name in ("combine", "server_lr", *(() if among_peers else ("order",))):
+        if getattr(schedule, name) != getattr(usual, name):
+            raise ValueError(
+                f"federation.{name}={getattr(schedule, name)} has no effect on a method that answers every site with a "
+                f"model of its own (answers_singly); take federation.{name}={getattr(usual, name)}"
+            )
+
+
+def round_half_up(value: float) -> int:
+    """Nearest integer; halves go up, unlike Python's `round`."""
+    return int(value + 0.5)
