@@ -20,45 +20,26 @@ from scipy.spatial.transform import Rotation
 
 from fedseg.datamodules import FolderDataModule
 from fedseg.datamodules.cache import _identity
-from fedseg.datamodules.cases import Case, Sample
+from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.command import check
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.fingerprints import file_digest
-from fedseg.datamodules.readers import Reading, put_back, read_case, write_back
+from fedseg.datamodules.readers import Reading, put_back, write_back
 from fedseg.datamodules.readers.kinds import SERIES, install, stem_of, suffix_of
 from fedseg.datamodules.readers.volumes import open_volume
 from fedseg.datamodules.site_folders import image_files
+from tests import readings
 from tests.data_files import folder, save, save_series, save_volume, write_manifest
+from tests.readings import SHAPE, labels_of, read, volume
 
-SHAPE = (6, 7, 8)
 PLAIN = np.diag([-1.0, -2.0, 3.0, 1.0])
 SHIPPED = Path(str(pydicom.data.get_testdata_file("MR_small.dcm", download=False))).parent
 
 
-def volume(shape: tuple[int, ...] = SHAPE, kind: Any = np.int16) -> np.ndarray:
-    return (np.arange(np.prod(shape)).reshape(shape) % 251).astype(kind)
-
-
-def read(image: Path, mask: Path | None = None, **knobs: Any) -> Sample:
-    case = Case("north", "p1", "p1", str(image), None if mask is None else str(mask))
-    return read_case(case, Reading(**{"intensity": "minmax", "ids": (1,)} | knobs))
-
-
-def labels_of(sample: Sample) -> np.ndarray:
-    """Of a labelled one."""
-    assert sample.labels is not None
-    return sample.labels
-
-
 def refused(path: Path, *told: str, mask: Path | None = None) -> str:
-    with pytest.raises(DataError) as error:
-        read(path, mask)
-    message = str(error.value)
-    assert "\n" not in message
-    assert len(message) < 600
-    for word in (str(mask or path), "; ", *told):
-        assert word in message, message
+    """Refused without a word of what was planted in the file."""
+    message = readings.refused(path, *told, mask=mask)
     assert "Planted" not in message
     return message
 

@@ -243,7 +243,7 @@ def test_a_task_that_is_none_of_ours_is_refused_and_the_server_is_told_why(
 @pytest.mark.parametrize(
     ("task", "own"),
     [
-        (TrainTask(1, 7, steps=3), {"steps", "epochs", "work", "sites"}),
+        (TrainTask(1, 7, steps=3, peers=("b",)), {"steps", "epochs", "work", "sites", "peers"}),
         (EvaluateTask(1, 7, ("val",)), {"splits", "checkpoint", "personalise", "adapt", "views", "topic"}),
         *((QueryTask(kind, 1, 7), {"checkpoint", "topic"}) for kind in ("introduce", "publish", "consult")),
     ],

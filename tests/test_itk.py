@@ -23,14 +23,14 @@ from fedseg.datamodules.check.command import check
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import refuse
 from fedseg.datamodules.fingerprints import file_digest
-from fedseg.datamodules.readers import Reading, put_back, read_case, stem_of, write_back
+from fedseg.datamodules.readers import Reading, put_back, stem_of, write_back
 from fedseg.datamodules.readers.itk import INSTALL
 from fedseg.datamodules.site_folders import image_files
 from tests.data_files import folder, save_volume
+from tests.readings import SHAPE, labels_of, read, refused, volume
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-SHAPE = (6, 7, 8)
 
 
 def store(path: Path, array: np.ndarray, affine: np.ndarray, compress: bool = False) -> Path:
@@ -48,31 +48,6 @@ def store(path: Path, array: np.ndarray, affine: np.ndarray, compress: bool = Fa
     image.SetOrigin(place[:3, 3].tolist())
     SimpleITK.WriteImage(image, str(path), compress)
     return path
-
-
-def volume(shape: tuple[int, ...] = SHAPE, kind: Any = np.int16) -> np.ndarray:
-    return (np.arange(np.prod(shape)).reshape(shape) % 251).astype(kind)
-
-
-def read(image: Path, mask: Path | None = None, **knobs: Any) -> Sample:
-    case = Case("north", "p1", "p1", str(image), None if mask is None else str(mask))
-    return read_case(case, Reading(**{"intensity": "minmax", "ids": (1,)} | knobs))
-
-
-def labels_of(sample: Sample) -> np.ndarray:
-    """Of a labelled one."""
-    assert sample.labels is not None
-    return sample.labels
-
-
-def refused(path: Path, *told: str, mask: Path | None = None) -> None:
-    with pytest.raises(DataError) as error:
-        read(path, mask)
-    message = str(error.value)
-    assert "\n" not in message
-    assert len(message) < 900
-    for word in (str(mask or path), "; ", *told):
-        assert word in message, message
 
 
 def edited(path: Path, change: Callable[[str], str]) -> Path:
