@@ -87,6 +87,7 @@ def test_means_are_over_the_patients_of_a_group(home: Path, report: Report) -> N
     assert (home / "report/tables/unseen_groups_sex.tex").is_file()
 
 
+@pytest.mark.slow
 def test_groups_of_few_are_shown_nowhere(home: Path, report: Report) -> None:
     """The strictest minimum counts: four, of the run with seed 1."""
     told = pd.read_csv(home / "report/tables/groups.csv")

@@ -429,6 +429,7 @@ def test_every_knob_is_explained() -> None:
     assert not {prefix + name for prefix, name, knob in ALL_KNOBS if not knob.description}
 
 
+@pytest.mark.slow
 def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--help", "all"]) == 0
     text = capsys.readouterr().out

@@ -72,6 +72,7 @@ def test_unseen_sites_only_test(root: Path) -> None:
     assert {(row["split"], row["seen"]) for row in data.splits() if row["site"] == "north"} == {("test", False)}
 
 
+@pytest.mark.slow
 def test_other_sites_do_not_change_a_split(root: Path) -> None:
     before = [row for row in folder(root).splits() if row["site"] == "west"]
     shutil.rmtree(root / "north")

@@ -126,6 +126,7 @@ def fuzzed() -> int:
     return sum(int(count) for count in re.findall(r"max_examples=(\d+) \* MANY", source))
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_code() -> None:
     limits, steps, others = Limits(), bounds("train/steps"), bounds("loss")
     quotes = inspect.signature(quoted).parameters["longest"].default

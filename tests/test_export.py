@@ -151,6 +151,7 @@ def test_a_model_that_needs_more_than_its_network_says_what_to_write(
     assert call(run.path, "--out", tmp_path / "out") == 0
 
 
+@pytest.mark.slow
 def test_sites_have_models_of_their_own(exported: tuple[str, RunFolder, Path]) -> None:
     method, _, out = exported
     if method == "fedavg":
@@ -336,6 +337,7 @@ def test_what_onnx_has_no_words_for_is_refused_and_leaves_nothing(
     assert call(folder.path, "--out", tmp_path / "out") == 0
 
 
+@pytest.mark.slow
 def test_a_package_that_onnx_needs_is_named(
     fedavg: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -333,6 +333,7 @@ def test_second_order_and_first_order_differ_where_the_step_is_large() -> None:
     torch.testing.assert_close(at(1e-5, False), at(1e-5, True), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [Training(lr=1e-2), MOMENTUM], ids=["adam", "momentum"])
 def test_without_an_episode_it_is_fedavg_bit_for_bit(tmp_path: Path, training: Training) -> None:
     fedavg = simulate("fedavg", tmp_path / "a", training=training).server
@@ -478,6 +479,7 @@ def test_presets_say_what_they_should() -> None:
     assert (program.half_width, program.donor_weight, program.bank_share) == (0, 1, 0.125)
 
 
+@pytest.mark.slow
 def test_a_preset_and_every_option_survive_two_rounds(tmp_path: Path) -> None:
     options = {"styles": None, "second_order": True, "outer_updates_statistics": True, "window": 0.2}
     for index, knobs in enumerate((released(), options)):
@@ -485,6 +487,7 @@ def test_a_preset_and_every_option_survive_two_rounds(tmp_path: Path) -> None:
         assert not outcome.server.non_finite()
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit_where_sites_take_turns(tmp_path: Path) -> None:
     knobs = {"schedule": {"fraction": 0.34}}
     whole = simulate("feddg", tmp_path / "a", rounds=5, **knobs)

@@ -64,6 +64,7 @@ def test_paths_are_saved_as_what_they_mean_and_a_run_is_scored_from_anywhere(
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_every_case_has_the_digests_of_its_files(made: Path) -> None:
     table = RunFolder(made / "run").fingerprints().set_index(["site", "case"])
     assert len(table) == 16

@@ -195,6 +195,7 @@ def test_a_run_is_scored_resumed_and_used_without_the_file(method: str, weights:
     assert difference(longer.scores().query("round == 3"), straight.scores().query("round == 3"))[0] == 0
 
 
+@pytest.mark.slow
 def test_another_file_than_a_run_began_with_is_refused_on_resumption(weights: Path, tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", weights, "fedavg")
     first = torch.load(weights)
@@ -207,6 +208,7 @@ def test_another_file_than_a_run_began_with_is_refused_on_resumption(weights: Pa
     run_of(folder.path, weights, "fedavg", "resume=true", "federation.rounds=3")  # the cure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "ditto"])
 def test_a_run_of_a_version_in_which_all_travelled_is_gone_on_with(
     method: str, weights: Path, tmp_path: Path, monkeypatch: Any

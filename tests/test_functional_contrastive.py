@@ -264,6 +264,7 @@ def test_momentum_encoder_equals_the_reference() -> None:
     close(leader[0].detach(), data["theta_q"], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet18", "timm-mobilenetv3_small_100"])
 def test_momentum_averages_parameters_and_copies_buffers(encoder: str) -> None:
     torch.manual_seed(0)

@@ -304,6 +304,7 @@ def test_every_convolution_of_an_smp_network_is_routed_with_all_experts(make: Ca
     assert together.shape == models[0](images).shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, depthwise, same_padding])
 def test_a_network_of_equal_experts_is_the_network(make: Callable[[], nn.Module]) -> None:
     (model,) = siblings(make, 1)
@@ -332,6 +333,7 @@ def test_one_hot_routing_of_a_network_is_that_model_with_global_normalisation() 
         close(routed(images), mixed(images), 1e-5)
 
 
+@pytest.mark.slow
 def test_routing_leaves_its_sources_alone_and_shares_nothing_with_them() -> None:
     models = siblings(unet, 3)
     before = [snapshot(model.state_dict()) for model in models]

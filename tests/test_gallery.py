@@ -87,6 +87,7 @@ def test_a_run_without_a_model_for_a_site_says_so(runs: dict[str, RunFolder]) ->
     assert titles[2] == "fedbn\nno model for this site"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

@@ -115,6 +115,7 @@ def read_or_refuse(data: bytes) -> str:
     return "read"
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=700 * MANY)
 @given(st.binary(max_size=400))
 def test_random_bytes(data: bytes) -> None:

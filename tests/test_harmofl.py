@@ -76,6 +76,7 @@ def test_the_programs_loss_is_that_of_two_settings() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0].double(), data["joint_grad"], rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amplitude", ["official", "window", "full"])
 def test_unperturbed_it_is_fedavg_on_images_of_the_mean_amplitude(amplitude: str, tmp_path: Path) -> None:
     harmofl = simulate("harmofl", tmp_path / "a", rho=0.0, amplitude=amplitude)

@@ -107,6 +107,7 @@ def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Pa
     assert (worker.normalize(there.images) - before).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @every_style
 def test_a_resumed_run_is_harmonised_as_it_began(kind: Kind, tmp_path: Path) -> None:
     training = Training(lr=1e-2, harmonise=kind)

@@ -90,6 +90,7 @@ def alike() -> pd.DataFrame:
     return site_differences(experiment())
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_pair_and_the_others_together(alike: pd.DataFrame) -> None:
     assert tuple(alike.columns) == COLUMNS
     measures = {"intensity", "spectrum", "size/disc", "size/cup", "presence/disc", "presence/cup"}
@@ -103,6 +104,7 @@ def test_the_table_holds_every_pair_and_the_others_together(alike: pd.DataFrame)
     assert (values >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dial", "moved", "still"),
     [
@@ -161,6 +163,7 @@ def test_updates_are_summed_up_over_rounds() -> None:
     assert tuple(update_differences(updates).columns) == COLUMNS
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_row_per_round_and_site_also_after_resuming(tmp_path: Path) -> None:
     small = ["data.n_sites=2", "data.cases_per_site=8", "data.amount=0", "data.size=32", "data.resolution=32",
              "federation.local_steps=1", "trainer.threads=1", "evaluation.overlays=false",

@@ -126,6 +126,7 @@ def test_the_trajectory_averages_what_the_site_trained_in_the_engine(alpha: floa
         assert bool(own["trained"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.1, 1.0])
 def test_the_averaged_model_is_fedavgs_bit_for_bit(alpha: float, tmp_path: Path) -> None:
     assert_same(
@@ -242,6 +243,7 @@ def test_steps_are_limited_whatever_the_passes(steps: int | None, done: int, tmp
     assert len(replace(worker.adaptation, passes=4).run(routed, batches, worker.normalize)) == done
 
 
+@pytest.mark.slow
 def test_equal_models_with_a_convex_mixture_are_the_global_model(tmp_path: Path) -> None:
     worker, message = arrive(trained(tmp_path), statistics="running")
     same = {**worker.model.state_dict()}
@@ -269,6 +271,7 @@ def test_the_outside_sites_own_statistics_take_the_place_of_the_global_models(tm
     assert all(not torch.allclose(t, found["running"][name]) for name, t in found["site"].items())
 
 
+@pytest.mark.slow
 def test_adaptation_lowers_its_objective_and_depends_on_its_knobs(tmp_path: Path) -> None:
     worker, message = arrive(trained(tmp_path))
     personal = [ts for group, ts in message.tensors.items() if group.startswith("personal/")]
@@ -341,6 +344,7 @@ def test_evaluation_without_dropout_takes_each_image_by_itself(tmp_path: Path) -
         torch.testing.assert_close(mixture.sum(1), torch.ones(len(images)))
 
 
+@pytest.mark.slow
 def test_the_released_choices_keep_dropout_and_the_batchs_statistics(tmp_path: Path) -> None:
     worker, _ = arrive(trained(tmp_path), **RELEASED)
     network = adapt(worker)
@@ -355,6 +359,7 @@ def test_the_released_choices_keep_dropout_and_the_batchs_statistics(tmp_path: P
     assert any(layer.router.training for layer in routed_layers(network).values())
 
 
+@pytest.mark.slow
 def test_scores_through_bytes_equal_those_in_process(tmp_path: Path) -> None:
     scores = []
     for index, transport in enumerate((Recording, Wire)):

@@ -22,6 +22,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_models_masks_are_kept_as_predict_writes_them(kind: str, tmp_path: Path) -> None:
     ending = KINDS[kind](tmp_path / "data")
@@ -41,6 +42,7 @@ def test_the_best_models_masks_are_kept_as_predict_writes_them(kind: str, tmp_pa
         assert row.value == pytest.approx(both, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_stack_has_a_file_for_every_image(tmp_path: Path) -> None:
     for patient in range(6):
         for number in range(3):
@@ -59,6 +61,7 @@ def test_a_stack_has_a_file_for_every_image(tmp_path: Path) -> None:
     assert np.asarray(Image.open(run.predictions / min(kept))).shape == (44, 52)
 
 
+@pytest.mark.slow
 def test_across_machines_they_stay_at_their_site(tmp_path: Path) -> None:
     run = across(tmp_path, "algorithm=fedavg", KEEP)
     assert not run.predictions.exists()

@@ -44,6 +44,7 @@ def test_a_name_belongs_to_one_key_and_a_key_to_one_name() -> None:
     assert closed.refusal("north", "aa") == ""
 
 
+@pytest.mark.slow
 def test_another_key_under_a_known_name_is_refused_after_a_restart_and_for_later_runs(tmp_path: Path) -> None:
     run = across(tmp_path, *QUICK, grid=grid_of(tmp_path / "sites"))
     keys = yaml.safe_load((run.path / "keys.yaml").read_text())
@@ -70,6 +71,7 @@ def test_another_key_under_a_known_name_is_refused_after_a_restart_and_for_later
     flower_server.run(grid, [*again[:2], "federation.rounds=3", "deployment.patience=0"])
 
 
+@pytest.mark.slow
 def test_a_list_lets_nobody_else_in_and_a_broken_one_is_refused(tmp_path: Path) -> None:
     grid = grid_of(tmp_path / "sites", SITES[:2])
     listed = tmp_path / "keys.yaml"
@@ -87,6 +89,7 @@ def test_a_list_lets_nobody_else_in_and_a_broken_one_is_refused(tmp_path: Path) 
         read_keys(tmp_path / "none.yaml")
 
 
+@pytest.mark.slow
 def test_two_sites_of_one_folder_have_one_key_and_are_refused(tmp_path: Path) -> None:
     first, second = grid_of(tmp_path, ["site_01"]), grid_of(tmp_path, ["site_02"])
     SiteKey(tmp_path / "site_01", "site_01")

@@ -146,6 +146,7 @@ def test_killed_again_and_again_and_resumed_ends_where_an_undisturbed_run_ends(
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_more_rounds_on_resume_equal_a_longer_run_from_the_start(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     finish(folder, *SETTINGS, "federation.rounds=2")
@@ -154,6 +155,7 @@ def test_more_rounds_on_resume_equal_a_longer_run_from_the_start(undisturbed: Pa
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(undisturbed: Path) -> None:
     before = tables(undisturbed)
     finish(undisturbed, "resume=true")
@@ -231,6 +233,7 @@ def test_a_method_killed_on_the_way_leaves_the_tables_of_an_undisturbed_run(meth
     assert {path.name for path in folder.rglob("*")} == {path.name for path in whole.rglob("*")}
 
 
+@pytest.mark.slow
 def test_tables_of_a_private_and_compressed_run_are_those_of_an_undisturbed_one(tmp_path: Path) -> None:
     private = ["privacy.mechanism=site", "privacy.noise=0.5", "compression.top_k=0.5", "federation.sampling=poisson"]
     settings = ["algorithm=fedavg", *SMALL, *private, "federation.fraction=0.9", "model.norm=group"]

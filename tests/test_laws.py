@@ -54,6 +54,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
     return functools.cache(lambda name: simulate(name, tmp_path_factory.mktemp(name), transport=Recording))
 
 
+@pytest.mark.slow
 @every_method
 def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Plain) -> None:
     outcome = plain(name)
@@ -64,6 +65,7 @@ def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Pl
     assert all(0 < loss < 100 for loss in losses)
 
 
+@pytest.mark.slow
 @every_method
 def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, plain: Plain, tmp_path: Path) -> None:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Forgetful))
@@ -79,6 +81,7 @@ class ForgetfulServer:
         return getattr(build(self._method, rounds=2), hook)
 
 
+@pytest.mark.slow
 @every_method
 def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str, plain: Plain, tmp_path: Path) -> None:
     def forget(federation: Any) -> None:
@@ -87,6 +90,7 @@ def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str,
     assert_same_outcome(plain(name), simulate(name, tmp_path, before=forget))
 
 
+@pytest.mark.slow
 @every_method
 def test_resume_equals_never_having_stopped(name: str, plain: Plain, tmp_path: Path) -> None:
     simulate(name, tmp_path, rounds=1)
@@ -129,6 +133,7 @@ def test_a_site_that_tells_no_number_is_refused_or_does_without(
     assert all("left out its number" in reason for reason in refused)
 
 
+@pytest.mark.slow
 @every_method
 def test_wire_through_bytes_equals_in_process(name: str, plain: Plain, tmp_path: Path) -> None:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Wire))
@@ -173,6 +178,7 @@ def test_completeness_what_is_not_personal_travels_statistics_included(name: str
     assert {*update.get("model"), *update.get("buffers")} == travels
 
 
+@pytest.mark.slow
 @every_method
 def test_poison_the_server_never_reads_its_modules_weights(name: str, plain: Plain, tmp_path: Path) -> None:
     def poison(federation: object) -> None:
@@ -283,6 +289,7 @@ def test_clipping_bounds_gradients_and_nothing_else(name: str, plain: Plain, tmp
     assert numbers(tight) != numbers(loose)
 
 
+@pytest.mark.slow
 @every_method
 def test_mixed_precision_is_felt_and_breaks_nothing(name: str, plain: Plain, tmp_path: Path) -> None:
     mixed = simulate(name, tmp_path, before=with_compute(precision="bf16-mixed"))

@@ -197,6 +197,7 @@ def test_a_head_that_was_never_trained_is_shown_to_nobody(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------- reductions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_p9_without_its_parts_it_is_fedrep_and_calibration_disturbs_nothing(tmp_path: Path, calibrated: bool) -> None:
     ours = simulate("lcfed", tmp_path / "a", head_share=0.4, head_calibration=calibrated, **PLAIN)

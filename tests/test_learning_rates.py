@@ -89,6 +89,7 @@ def test_every_method_follows_it_in_training_tasks(name: str, monkeypatch: pytes
     assert bool(seen[2:]) == worker.personalises
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer_state", ["reset", "keep"])
 def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path, optimizer_state: Any) -> None:
     training = Training(lr=0.02, schedule="cosine", schedule_rounds=5, warmup=1, optimizer_state=optimizer_state)

@@ -231,6 +231,7 @@ REWRITTEN: list[Callable[[Rows], None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", REWRITTEN)
 def test_a_ledger_that_was_rewritten_as_a_whole_is_found_by_signatures(
     change: Callable[[Rows], None], finished: Path, tmp_path: Path

@@ -33,6 +33,7 @@ def trainer(folder: Path, **more: Any) -> pl.Trainer:
 ALONE = [name for name, method in ALGORITHMS.items() if method.views and not method.one_column_per_site]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALONE)
 def test_a_stock_trainer_fits_validates_tests_and_predicts(
     name: str, data: MultiCenterDataModule, tmp_path: Path

@@ -53,6 +53,7 @@ def test_csv_holds_what_every_round_told_and_a_resumed_run_adds_a_file() -> None
     assert "training.lr" in Path("run/csv/version_0/hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_its_files_back() -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert train.main([*RUN, "output=run", "loggers=[tensorboard]"]) == 0
@@ -74,6 +75,7 @@ def test_mlflow_finds_the_run_again() -> None:
     assert found.data.params["training.lr"] == "0.001"
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_is_given_up_and_the_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*RUN, "output=run", "loggers=[outside_loggers:Breaking]"]) == 0
     told = capsys.readouterr().err
@@ -100,6 +102,7 @@ def test_loggers_that_cannot_be_had_are_refused_before_the_run(
         Experiment(compose([*RUN, f"loggers={chosen}"], SCHEMA)).check()
 
 
+@pytest.mark.slow
 def test_what_makes_no_logger_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*RUN, "output=run", "loggers=[outside_loggers:nothing]"]) == 2
     assert "which is no pytorch_lightning.loggers.Logger" in capsys.readouterr().err

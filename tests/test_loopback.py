@@ -67,6 +67,7 @@ def listening(pids: set[int]) -> list[tuple[str, int]]:
     return sorted((place.rpartition(":")[0], int(place.rpartition(":")[2], 16)) for place in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "SIGHUP", "error"])
 def test_signals_and_errors_end_all_that_was_started_also_what_went_its_own_way(ending: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PLAY, str(tmp_path), ending]

@@ -86,6 +86,7 @@ def test_over_messages_the_server_gets_keys_noise_and_shares_only(tmp_path: Path
     assert {(row["task"], row["group"]) for row in audit if row["group"][0] != "("} == groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("privacy", "compression"),
     [

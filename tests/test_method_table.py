@@ -33,6 +33,7 @@ def test_the_documents_are_what_the_methods_declare() -> None:
     assert run(["check=true"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "column", "told"),
     [
@@ -88,6 +89,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     methods.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calm")
 def test_a_new_method_is_taken_up_and_not_said_to_be_measured() -> None:
     told = row(table_text(), "calm")
@@ -154,6 +156,7 @@ def test_rows_that_are_measured_again_leave_the_others(tmp_path: Path) -> None:
     assert "ditto,2.50,1,1,1,0,9,model,algorithm.lam=1" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_memory_grows_with_a_second_model_and_is_the_same_when_measured_again() -> None:
     tiny = [
         "data.n_sites=2", "data.cases_per_site=6", "data.amount=0", "data.size=32", "data.resolution=32", "model=tiny",

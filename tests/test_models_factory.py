@@ -165,6 +165,7 @@ def test_local_weights_survive_norm_conversion(tmp_path: Path) -> None:
     assert (model.state_dict()["encoder.bn1.weight"] == 7).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_the_first_convolution_is_adapted_as_smp_does(tmp_path: Path, channels: int) -> None:
     torch.save(encoder_state(3), tmp_path / "w.pt")
@@ -183,6 +184,7 @@ def test_grey_weights_in_a_colour_network_answer_alike_to_grey_images(tmp_path: 
     torch.testing.assert_close(colour(image.expand(1, 3, 8, 8)), grey(image))
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     state = encoder_state(1)
     del state["layer1.0.conv1.weight"], state["bn1.weight"]
@@ -241,6 +243,7 @@ def test_two_names_of_the_same_encoder_are_one(tmp_path: Path) -> None:
     create_model(1, 1, encoder_weights=str(tmp_path / "w.pt"), **SMALL)
 
 
+@pytest.mark.slow
 def test_a_key_without_an_encoder_is_refused(tmp_path: Path) -> None:
     torch.save({f"q.{key}": value for key, value in encoder_state(1).items()}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"no encoder resnet18 under model\.encoder_weights_key=k\.; .* holds q\."):

@@ -114,6 +114,7 @@ def test_scores_are_those_of_the_masks_that_predict_writes(
     assert shown  # a network that outlines something
 
 
+@pytest.mark.slow
 def test_validation_during_training_is_on_the_network_s_grid(run: tuple[RunFolder, str]) -> None:
     scores = run[0].scores()
     assert set(scores.loc[scores["checkpoint"] == "round", "grid"]) == {"network"}

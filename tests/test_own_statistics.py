@@ -196,6 +196,7 @@ def planted(folder: Path, gain: float) -> Analysis:
     return Analysis(gather(runs), Options(draws=100)).unseen
 
 
+@pytest.mark.slow
 def test_it_is_an_opponent_in_the_tests_at_such_sites(tmp_path: Path) -> None:
     unseen = planted(tmp_path, 0.1)
     tests = unseen.tests.set_index(["question", "model", "site"])

@@ -96,6 +96,7 @@ def test_nobody_ends_more_than_one_step_after_the_mean(sites: dict[str, tuple[fl
         assert most == floor(mean / speed[site]) + 1 or abs(mean / speed[site] - round(mean / speed[site])) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "ditto"])
 def test_a_very_slow_site_is_left_out_after_a_round_and_comes_back_in_every_so_manieth(
     name: str, tmp_path: Path

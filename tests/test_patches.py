@@ -195,6 +195,7 @@ def test_training_sees_patches_and_evaluation_whole_images(workers: int) -> None
     assert all(torch.equal(one["image"], other["image"]) for one, other in zip(batches, again, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_cases_of_many_sizes_lie_in_one_cache(tmp_path: Path, cache: Any) -> None:
     rng = np.random.default_rng(0)

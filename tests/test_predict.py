@@ -145,6 +145,7 @@ def test_without_a_site_the_global_model_answers(ditto: RunFolder, tmp_path: Pat
     assert (tmp_path / "a/sizes.csv").read_text() == (tmp_path / "b/sizes.csv").read_text()
 
 
+@pytest.mark.slow
 def test_best_and_last_are_different_models(ditto: RunFolder, tmp_path: Path) -> None:
     best = Reopened.read(ditto).checkpoint.best()["personal/site_01"]
     export_images(reopened(ditto), "site_01", tmp_path / "new")
@@ -206,6 +207,7 @@ def test_volumes_keep_their_geometry_and_are_measured_in_millimetres(volumes: Ru
         assert np.isnan(table.loc[name, "area_mm2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "written"), [(".nrrd", ".nrrd"), (".nhdr", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")]
 )
@@ -476,6 +478,7 @@ def same_masks(folder: Path) -> None:
     save(folder / "x_rim.png", picture(2))
 
 
+@pytest.mark.slow
 def test_names_are_looked_at_before_the_work(
     exclusive: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def payloads(draw: Any, numbers: Any = NUMBERS) -> dict[str, Tensors]:
     return found
 
 
+@pytest.mark.slow
 @given(payloads(), st.floats(1e-3, 1e3))
 @settings(max_examples=200, deadline=None)
 def test_whatever_the_payload_its_norm_over_all_groups_is_bounded(payload: dict[str, Tensors], limit: float) -> None:
@@ -137,6 +138,7 @@ def test_not_even_infinities_escape_the_bound(payload: dict[str, Tensors]) -> No
     assert norm(clipped(update(**payload), 1.0).tensors) <= 1.0
 
 
+@pytest.mark.slow
 @given(payloads(), st.randoms())
 @settings(max_examples=100, deadline=None)
 def test_flat_and_sparse_groups_come_back(payload: dict[str, Tensors], random: Any) -> None:

@@ -661,6 +661,7 @@ def test_the_reporter_files_what_the_engine_tells(folder: RunFolder) -> None:
     assert str(folder.path) in printed
 
 
+@pytest.mark.slow
 def test_dashboards_get_one_point_per_round_and_sweep_keys(folder: RunFolder) -> None:
     wandb, _ = finish(folder)
     (zero, _), (one, values) = wandb.points

@@ -33,6 +33,7 @@ def ids(masks: np.ndarray) -> np.ndarray:
     return (masks * np.arange(1, 1 + masks.shape[3], dtype=np.uint8)).max(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", CODES)
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "all frames", "nothing"])
 def test_segments_are_labels_on_the_slices_of_their_image(tmp_path: Path, codes: str, kind: str) -> None:
@@ -65,6 +66,7 @@ def test_segments_that_overlap_are_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_overlapping_regions_have_files_of_their_own(tmp_path: Path) -> None:
     """The cure: a file for each region, nested as regions may be."""
     for number in range(6):
@@ -155,6 +157,7 @@ def test_a_shipped_segmentation_is_read(tmp_path: Path, name: str) -> None:
     assert labels_of(read(image, mask)).sum() == head.pixel_array.sum()
 
 
+@pytest.mark.slow
 def test_sites_of_segmentations_are_checked_and_read(tmp_path: Path) -> None:
     for number in range(6):
         series = save_series(tmp_path / "a" / "images" / f"v{number}", volume() + number, PLAIN)

@@ -244,6 +244,7 @@ def test_predictions_leave_as_segmentations(world: Path, tmp_path: Path, capfd: 
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.5
 
 
+@pytest.mark.slow
 def test_no_personal_tag_is_in_a_run_or_a_check(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kept = [path.suffix for path in (world / "run" / "predictions").rglob("*") if path.is_file()]
     assert set(kept) == {".gz"}
@@ -262,6 +263,7 @@ def test_no_personal_tag_is_in_a_run_or_a_check(world: Path, tmp_path: Path, cap
         assert personal not in written
 
 
+@pytest.mark.slow
 def test_one_series_may_be_given_and_codes_are_for_dicom_only(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_few_candidates_leave_more_to_chance() -> None:
     assert [round(drawn.count(site) / 100) for site in "bdca"] == [3, 2, 1, 0]
 
 
+@pytest.mark.slow
 def test_as_many_candidates_as_are_asked_are_uniform_sampling_bit_for_bit(tmp_path: Path) -> None:
     schedule = {"fraction": 0.6, "dropout": 0.3}
     plain = simulate("fedavg", tmp_path / "plain", rounds=4, schedule=schedule)

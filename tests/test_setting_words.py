@@ -87,6 +87,7 @@ def test_text_is_taken_as_it_stands(route: Route, word: str, tmp_path: Path) -> 
         assert value_of(route(key, word, tmp_path), key) == word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ANY)
 def test_a_shells_word_may_hold_any_sign(word: str, tmp_path: Path) -> None:
     told = [f"{key}={word}" for key in KEYS]
@@ -208,6 +209,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES[:3], ids=lambda route: route.__name__)
 @pytest.mark.parametrize(("key", "word", "right"), REFUSED)
 def test_what_is_ambiguous_is_refused_with_a_spelling_that_works(
@@ -239,6 +241,7 @@ def test_truth(word: str, tmp_path: Path) -> None:
 NAMES = ["NO", "no", "001", "1", "y", "1e3", "12:30", "0x10", "true", "2024-01-02"]
 
 
+@pytest.mark.slow
 @routes
 def test_names_in_lists_and_mappings_stand_as_they_are(route: Route, tmp_path: Path) -> None:
     for word in (f"[{', '.join(NAMES)}]", str(NAMES)):

@@ -229,6 +229,7 @@ def test_a_region_whose_file_lacks_is_named(tmp_path: Path, masks: Masks) -> Non
     assert faults(tmp_path, **knobs, **cured) == []
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("word", ["absent", "unannotated"])
 def test_a_region_that_a_site_has_no_files_of_is_declared(tmp_path: Path, masks: Masks, word: str) -> None:

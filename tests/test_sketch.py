@@ -108,6 +108,7 @@ def test_the_mean_is_the_plain_one() -> None:
     assert_same(plain.result(), noted.result())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "lcfed", "feddg"])
 def test_a_run_notes_its_updates_and_learns_the_same(method: str, tmp_path: Path) -> None:
     noted = simulate(method, tmp_path / "noted")

@@ -44,6 +44,7 @@ def test_rounds_are_the_papers(tmp_path: Path) -> None:
         close(server["model"]["w"], sum(site.examples / 70 * ends[name] for name, site in sites.items()))
 
 
+@pytest.mark.slow
 def test_sites_that_keep_their_model_train_alone(tmp_path: Path) -> None:
     training = Training(optimizer="sgd", lr=0.1)  # Adam makes steps of rounding, where a gradient is nothing else
     softpull = simulate("softpull", tmp_path / "a", 3, training=training, lam=1.0)

@@ -106,6 +106,7 @@ EVENTS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.lists(EVENTS, min_size=1, max_size=3))
 def test_runs_together_cost_as_much_as_one_run_of_all_their_events_and_never_more_than_their_sum(
@@ -177,6 +178,7 @@ def test_what_would_be_too_much_does_not_leave_and_does_not_count(world: World) 
     assert not world.ask_again()[0].refusal
 
 
+@pytest.mark.slow
 def test_a_site_that_is_killed_after_its_ledger_was_written_has_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_ledger_that_was_lost_is_made_again_from_what_the_site_kept(world: Wor
     assert len(world.ledger) == 2
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_damaged_stops_the_site_and_not_its_accounts(world: World) -> None:
     (world.site / "spent.json").write_text("{")
     with pytest.raises(RoundError, match="a file that it kept is damaged; the site's log names it"):

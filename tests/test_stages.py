@@ -41,6 +41,7 @@ def leave_behind(output: Path, given: list[str], *numbers: int) -> None:
             RunFolder(stage.folder.path).write_config(OmegaConf.to_yaml(_alone(stage)))
 
 
+@pytest.mark.slow
 def test_the_same_settings_go_on(tmp_path: Path, executed: Executed) -> None:
     given = arguments(tmp_path)
     leave_behind(tmp_path, given, 1, 2)
@@ -72,6 +73,7 @@ def test_other_settings_are_named_and_refused(
     assert executed == []
 
 
+@pytest.mark.slow
 def test_a_sweep_notices_stages_with_other_settings(tmp_path: Path) -> None:
     leave_behind(tmp_path, arguments(tmp_path), 1, 2)
     job = Job("a", {}, tuple(arguments(tmp_path)), compose(arguments(tmp_path), SCHEMA), tmp_path)

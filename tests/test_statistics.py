@@ -145,6 +145,7 @@ def test_a_single_patient_has_no_error_of_its_own() -> None:
     assert both.error == pytest.approx(np.sqrt((1 + 1 / 3) / 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patients", [12, 60])
 def test_what_could_be_shown_is_found_four_times_of_five(patients: int) -> None:
     generator, found, trials = np.random.default_rng(patients), 0, 400
@@ -160,6 +161,7 @@ def test_what_a_test_could_give_at_best_depends_on_its_family() -> None:
     assert attainable([0.5, 0.001], 0, 0.01) == pytest.approx(0.01)  # the other one comes first
 
 
+@pytest.mark.slow
 def test_holm_is_statsmodels_and_right_by_hand() -> None:
     p_values = [0.01, 0.04, 0.03, 0.005]
     assert holm(p_values).tolist() == multipletests(p_values, method="holm")[1].tolist()
@@ -337,6 +339,7 @@ def test_without_a_difference_families_reject_at_the_stated_rate() -> None:
     assert families / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
 
+@pytest.mark.slow
 def test_seeds_are_no_cases() -> None:
     """Taking every seed's case as a case of its own would find differences that are not there; the average does not."""
     generator, naive, right, trials = np.random.default_rng(6), 0, 0, 400
@@ -348,6 +351,7 @@ def test_seeds_are_no_cases() -> None:
     assert right / trials < 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
 
 
+@pytest.mark.slow
 def test_a_gain_at_one_site_is_found_there_only() -> None:
     generator, found, elsewhere, trials = np.random.default_rng(7), 0, 0, 300
     for _ in range(trials):

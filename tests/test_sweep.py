@@ -71,6 +71,7 @@ def test_every_combination_of_every_sweep_file_is_a_config(path: Path) -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 def test_the_benchmark_is_for_every_method_that_segments() -> None:
     """Also for one that is added: a comparison of all methods leaves none out."""
     listed_methods = Sweep.read("opponents").parameters["algorithm"]["values"]
@@ -348,6 +349,7 @@ def jobs(folder: Path, seeds: Sequence[int]) -> list[Job]:
     return made
 
 
+@pytest.mark.slow
 def test_jobs_run_side_by_side_each_on_its_device_and_one_failure_stops_no_other(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +416,7 @@ def finished_run(folder: Path, config: DictConfig) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_damaged_or_lost_scores_is_a_failure_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -568,6 +571,7 @@ def test_a_sweep_skips_what_is_finished_goes_on_with_the_rest_and_names_what_fai
     assert "holds a run with other settings (training.lr: 0.001 in the folder, 0.5 now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -328,6 +328,7 @@ def test_a_site_masks_for_no_sum_that_is_smaller_than_its_terms_say(stage: str, 
         masked.consulted("a", stage, message)
 
 
+@pytest.mark.slow
 def test_terms_reach_the_masks_of_a_site(tmp_path: Path) -> None:
     terms = {"least_sites": 3, "masked": True}
     question = Question("hello", "0" * 32, as_yaml(compose([*SMALL, *MASKED, "federation.min_sites=3"], SCHEMA)))
@@ -363,6 +364,7 @@ def test_with_the_consent_of_all_the_matrix_is_the_one_of_a_run_in_one_place(tmp
     assert here.crossed is not None
 
 
+@pytest.mark.slow
 def test_without_consent_the_matrix_is_refused_and_the_sites_are_named(tmp_path: Path) -> None:
     settings = ("algorithm=ditto", "evaluation.cross_sites=true")
     grid = grid_with(tmp_path, {"site_02": CONSENT})

@@ -96,6 +96,7 @@ def test_a_run_ends_well_and_leaves_every_file(ditto: Finished) -> None:
         assert file.split("/")[0] in told or f"{file.split('/')[0]}/" in told, file
 
 
+@pytest.mark.slow
 def test_the_config_reloads_as_it_was_composed(ditto: Finished) -> None:
     more = ["data.n_sites=3", "data.unseen=[site_03]", "federation.rounds=2", "seed=3"]
     assert load(ditto.folder.read_config()) == compose([f"output={ditto.folder.path}", *SMALL, *more], SCHEMA)

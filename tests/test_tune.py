@@ -205,6 +205,7 @@ def test_trials_side_by_side_are_as_many(tmp_path: Path) -> None:
     assert runner.batches == [4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["feddg_released", "lcfed_released", "fedprox_bn", "scaffold", "finetune"])
 def test_a_preset_stays_what_it_departs_from_but_for_what_was_tuned(tmp_path: Path, name: str) -> None:
     assert run_tune([name, "budget=1", f"output={tmp_path}"], Pretended(near(3e-3))) == 0

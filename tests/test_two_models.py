@@ -41,6 +41,7 @@ def test_ditto_s_pull_is_in_no_loss_that_is_told(tmp_path: Path) -> None:
     assert pulled["loss_personal"].max() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_steps_of_both_models_count(name: str, tmp_path: Path) -> None:
     assert (rows("fedavg", tmp_path)["steps"] == 3).all()

@@ -97,6 +97,7 @@ def test_unknown_patients_are_said_in_the_small_print(tmp_path: Path) -> None:
     assert "Patients are unknown" not in told(analysed(tmp_path / "patients"))  # the table of splits does tell them
 
 
+@pytest.mark.slow
 def test_a_folder_without_findings_is_of_an_earlier_version(tmp_path: Path) -> None:
     """It did not look at names: images are patients, and that is said; the phantom's are patients by design."""
     for name, settings in (("files", ["data=folder", "data.root=/data/flair"]), ("phantom", [])):

@@ -218,6 +218,7 @@ def test_the_plane_is_that_in_the_patient(axis: int, canonical: bool, codes: str
     assert read(path, canonical=canonical).plane == ("sagittal", "coronal", "axial")[axis]
 
 
+@pytest.mark.slow
 def test_sites_cut_in_different_planes_are_told(tmp_path: Path) -> None:
     for site, zooms in (("a", (1, 1, 4)), ("b", (4, 1, 1))):
         for number, kind in product(range(6), ("images", "masks")):
