@@ -111,6 +111,7 @@ def test_alpha_leaves_its_start_at_defaults() -> None:
     assert abs(float(drift(1e-3)) - 0.5) < 1e-3
 
 
+@pytest.mark.slow
 def test_clipping_takes_each_models_gradient_by_itself() -> None:
     shared = {}
     for clip in (None, 1e-3):

@@ -469,6 +469,7 @@ def test_the_margin_moves_what_is_not_worse_and_equivalent() -> None:
     assert answer_of(tests, Options(margin=1)) == "not shown"
 
 
+@pytest.mark.slow
 def test_many_sites_can_make_patients_too_few(tmp_path: Path) -> None:
     """Seven patients who all agree give p = 0.016; with eight sites Holm's correction takes that away."""
     sites = {f"site_{number:02d}": 18 for number in range(8)}

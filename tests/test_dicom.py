@@ -390,6 +390,7 @@ def test_the_check_tells_of_every_case_that_is_no_volume(tmp_path: Path) -> None
     assert not told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_modalities_are_series_of_their_own(tmp_path: Path, named: bool) -> None:
     for number in range(6):

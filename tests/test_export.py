@@ -162,6 +162,7 @@ def test_sites_have_models_of_their_own(exported: tuple[str, RunFolder, Path]) -
         assert all(not torch.equal(answer, other) for other in answers[:place])
 
 
+@pytest.mark.slow
 def test_weights_alone_rebuild_the_network(exported: tuple[str, RunFolder, Path]) -> None:
     method, folder, out = exported
     models = SavedModels(Reopened.read(folder))

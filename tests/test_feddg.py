@@ -135,6 +135,7 @@ def groups(state: State) -> set[str]:
     return {group for group in state.tensors if group.startswith("bank")}
 
 
+@pytest.mark.slow
 def test_f7_a_site_receives_every_others_bank_once_and_never_its_own(tmp_path: Path) -> None:
     outcome, log = journey(tmp_path, rounds=3)
     everybody = {"bank/s0", "bank/s1", "bank/s2"}

@@ -38,6 +38,7 @@ def test_whole_steps_are_the_programs(archive: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(torch.stack(reached), data["p"], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [Training(lr=1e-2), Training(optimizer="sgd", lr=0.05, momentum=0.9)])
 def test_without_perturbation_it_is_fedavg_bit_for_bit(training: Training, tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "a", training=training)

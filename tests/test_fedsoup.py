@@ -78,6 +78,7 @@ def test_rounds_are_the_programs() -> None:
     assert seen & {(1, False), (2, False)}
 
 
+@pytest.mark.slow
 def test_without_mixing_it_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     fedsoup, fedavg = simulate("fedsoup", tmp_path / "a", 3, first_mixing=4), simulate("fedavg", tmp_path / "b", 3)
     assert_same(fedsoup.server, fedavg.server)

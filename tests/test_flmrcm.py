@@ -34,6 +34,7 @@ def test_discriminator_and_losses_are_the_references() -> None:
         torch.testing.assert_close(domain_loss(own, others, fooled=fooled), data[key], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [Training(lr=1e-2), SGD], ids=["adam", "sgd"])
 def test_without_its_loss_it_is_fedavg_bit_for_bit_and_shows_nothing(training: Training, tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "a", training=training)

@@ -531,6 +531,7 @@ def test_cross_site_retrieval_looks_at_other_sites_only() -> None:
         cross_site_accuracy(vectors, partition, torch.zeros_like(site), neighbours=5)
 
 
+@pytest.mark.slow
 def test_remote_term_brings_two_sites_together() -> None:
     """Two sites see the same levels through different rotations; only global matching can undo that."""
     generator = seeded(5)

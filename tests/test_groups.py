@@ -133,6 +133,7 @@ def test_a_column_that_does_not_exist_is_refused_with_its_cure(
     assert train.main([*words, "evaluation.groups=[scanner]"]) == 0  # the cure
 
 
+@pytest.mark.slow
 def test_data_without_a_manifest_are_refused_with_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*TINY, "algorithm=fedavg", "federation.rounds=1", "evaluation.groups=[sex]", f"output={tmp_path / 'run'}"]
     assert train.main(words) == 2

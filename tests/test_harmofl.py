@@ -86,6 +86,7 @@ def test_unperturbed_it_is_fedavg_on_images_of_the_mean_amplitude(amplitude: str
     assert_same(harmofl.server, simulate("fedavg", tmp_path / "b", sites=sites).server)
 
 
+@pytest.mark.slow
 def test_sites_tell_amplitudes_once_and_the_target_is_their_mean(tmp_path: Path) -> None:
     outcome = simulate("harmofl", tmp_path, momentum=0.5)
     told = [row for row in outcome.observer.rows("audit") if row["group"] == "style"]

@@ -139,6 +139,7 @@ def test_complexity_is_the_entropy_of_histograms_and_the_variance_of_means() -> 
     assert complexity([]) == {}
 
 
+@pytest.mark.slow
 @every_style
 def test_the_least_complex_site_is_the_target_and_keeps_its_images(kind: Kind, tmp_path: Path) -> None:
     """Of what sites say nothing but its style is left; a worker rebuilt for every turn learns the same."""

@@ -105,6 +105,7 @@ def test_the_trajectory_equals_the_reference_through_the_rounds() -> None:
                 assert int(own["trajectory.count"]) == r + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_the_trajectory_averages_what_the_site_trained_in_the_engine(alpha: float, tmp_path: Path) -> None:
     outcome = simulate("iopfl", tmp_path, rounds=3, transport=Recording, alpha=alpha)
@@ -147,6 +148,7 @@ def test_a_site_answers_with_the_received_model_until_its_first_fit() -> None:
 # ------------------------------------------------------------------------------------------------------ publication
 
 
+@pytest.mark.slow
 def test_nothing_personal_travels_before_it_is_published_and_then_to_outside_sites_only(tmp_path: Path) -> None:
     outcome = trained(tmp_path, transport=Recording)
     federation: Any = outcome.federation
@@ -255,6 +257,7 @@ def test_equal_models_with_a_convex_mixture_are_the_global_model(tmp_path: Path)
     torch.testing.assert_close(worker.predict(images, "adapted"), worker.predict(images, "global"))
 
 
+@pytest.mark.slow
 def test_the_outside_sites_own_statistics_take_the_place_of_the_global_models(tmp_path: Path) -> None:
     """Of its images only, and not of the published models: these and the global one stay as they are."""
     outcome = trained(tmp_path)
@@ -285,6 +288,7 @@ def test_adaptation_lowers_its_objective_and_depends_on_its_knobs(tmp_path: Path
     assert not any(terms.total.requires_grad for terms in history)
 
 
+@pytest.mark.slow
 def test_random_labels_change_nothing_but_the_score(tmp_path: Path) -> None:
     outcome = trained(tmp_path)
     federation: Any = outcome.federation
@@ -331,6 +335,7 @@ def test_adapting_is_reproducible_and_forgotten_at_the_next_site(knobs: dict[str
     assert same_states(adapt(one).state_dict(), first.state_dict())
 
 
+@pytest.mark.slow
 def test_evaluation_without_dropout_takes_each_image_by_itself(tmp_path: Path) -> None:
     worker, _ = arrive(trained(tmp_path))
     network = adapt(worker)

@@ -471,6 +471,7 @@ def make_site(root: Path, site: str, ending: str, mask_ending: str, count: int =
         store(root / site / "masks" / f"v{number}{mask_ending}", labels, PLAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "mask_ending"), [(".nrrd", ".seg.nrrd"), (".mha", ".nii.gz"), (".nhdr", ".mhd"), (".nii", ".nrrd")]
 )

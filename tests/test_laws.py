@@ -139,6 +139,7 @@ def test_wire_through_bytes_equals_in_process(name: str, plain: Plain, tmp_path:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Wire))
 
 
+@pytest.mark.slow
 @every_method
 def test_secrecy_nothing_that_is_kept_travels(name: str, plain: Plain) -> None:
     """Personal tensors travel only in groups that the method declares `per_site`; what hangs on it never does."""
@@ -215,6 +216,7 @@ def test_purity_predicting_changes_nothing(name: str, plain: Plain) -> None:
     assert all(module.training for module in worker.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if method.adapts])
 def test_purity_adapting_changes_neither_the_site_nor_what_was_published(name: str, tmp_path: Path) -> None:
     outcome = simulate(name, tmp_path)
@@ -252,6 +254,7 @@ def half_annotated(seed: int, told: bool = True) -> dict[str, ToySite]:
     return sites
 
 
+@pytest.mark.slow
 @every_method
 def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: Path) -> None:
     assert build(name).leaves_out_unknown
@@ -260,6 +263,7 @@ def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: 
     assert_same_outcome(once, again)
 
 
+@pytest.mark.slow
 @every_method
 def test_ignorance_the_same_labels_matter_where_they_are_not_ignored(name: str, tmp_path: Path) -> None:
     once, again = (simulate(name, tmp_path / str(seed), 1, sites=half_annotated(seed, told=False)) for seed in (1, 2))

@@ -520,6 +520,7 @@ def fets(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_fets_sites_are_institutions_and_channels_the_sequences(fets: Path) -> None:
     data = prepared(FeTSDataModule, fets, leave_out=["institution_17"])
     assert data.sites == ("institution_01", "institution_02")

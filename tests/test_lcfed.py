@@ -148,6 +148,7 @@ def test_p2_channel_selection_is_shared_and_learns_each_site_its_own_code() -> N
 # ------------------------------------------------------------------------------------------------- what travels
 
 
+@pytest.mark.slow
 def test_p7_heads_go_to_every_site_and_are_never_averaged(tmp_path: Path) -> None:
     outcome = simulate("lcfed", tmp_path, rounds=3, transport=Recording)
     travelled = outcome.federation.transport.travelled  # type: ignore[attr-defined]
@@ -167,6 +168,7 @@ def test_p7_heads_go_to_every_site_and_are_never_averaged(tmp_path: Path) -> Non
     assert set(outcome.server.tensors) == {"model", "buffers", *(f"head/{site}" for site in SITES)}
 
 
+@pytest.mark.slow
 def test_p7_the_calibration_never_leaves_its_site(tmp_path: Path) -> None:
     outcome = simulate("lcfed", tmp_path, rounds=2, transport=Recording)
     secrets = {site: kept["own"]["calibration.head.weight"] for site, kept in outcome.kept.items()}

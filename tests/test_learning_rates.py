@@ -60,6 +60,7 @@ def test_rounds_beyond_the_schedule_keep_its_last_rate() -> None:
     assert min(course) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_follows_it_in_training_tasks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     worker: Any = build(name, training_of(name, optimizer="sgd", lr=0.02, schedule="cosine"), rounds=ROUNDS)

@@ -657,6 +657,7 @@ def stored_masks(draw: st.DrawFn) -> Stored:
     return Stored(np.stack(planes, -1), None, draw(st.sampled_from([None, 255])), None, alpha, draw(st.booleans()))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     stored=stored_masks(),

@@ -37,6 +37,7 @@ def assert_close(one: Outcome, two: Outcome) -> None:
             torch.testing.assert_close(two.server[group][name], t, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedbn", "fedrep", "ditto", "apfl", "finetune"])
 def test_a_masked_run_ends_where_the_plain_one_does(name: str, tmp_path: Path) -> None:
     """Sites weigh differently here; a round costs 2^-28 per number, which Adam blows up in the rounds after it."""
@@ -46,11 +47,13 @@ def test_a_masked_run_ends_where_the_plain_one_does(name: str, tmp_path: Path) -
     assert not hidden.observer.rows("events")
 
 
+@pytest.mark.slow
 def test_a_masked_run_repeats_bit_for_bit_although_its_masks_do_not(tmp_path: Path) -> None:
     once, twice = (simulate("fedavg", tmp_path / n, transforms=masked(), **FIVE) for n in "ab")
     assert_same(once.server, twice.server)
 
 
+@pytest.mark.slow
 def test_over_messages_the_server_gets_keys_noise_and_shares_only(tmp_path: Path) -> None:
     """Server and sites share no object; every answer that reached the server is opened and looked at."""
     answers: list[tuple[Task | None, State]] = []

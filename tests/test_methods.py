@@ -304,6 +304,7 @@ def test_fedbabu_never_moves_the_head_but_fine_tunes_it(tmp_path: Path, training
     assert not torch.equal(outcome.server["model"]["encoder.0.weight"], start["model"]["encoder.0.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["finetune", "fedbabu"])
 def test_fine_tuning_leaves_the_federation_alone(tmp_path: Path, name: str) -> None:
     often = simulate(name, tmp_path / "often", rounds=3, finetune_steps=3)

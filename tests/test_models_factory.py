@@ -176,6 +176,7 @@ def test_the_first_convolution_is_adapted_as_smp_does(tmp_path: Path, channels: 
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_grey_weights_in_a_colour_network_answer_alike_to_grey_images(tmp_path: Path) -> None:
     torch.save(encoder_state(1), tmp_path / "w.pt")
     colour = create_model(3, 1, encoder_weights=str(tmp_path / "w.pt"), **SMALL).encoder.conv1
@@ -237,6 +238,7 @@ def test_of_two_encoders_that_fit_none_is_taken_in_silence(twins: str, nested: b
         assert all(torch.equal(loaded[name], value) for name, value in other.items())
 
 
+@pytest.mark.slow
 def test_two_names_of_the_same_encoder_are_one(tmp_path: Path) -> None:
     state = encoder_state(1)
     torch.save({f"{prefix}{key}": value for prefix in ("a.", "b.") for key, value in state.items()}, tmp_path / "w.pt")

@@ -111,6 +111,7 @@ def test_a_very_slow_site_is_left_out_after_a_round_and_comes_back_in_every_so_m
     assert_same_outcome(whole, simulate(name, tmp_path / "b", 5, schedule=schedule))
 
 
+@pytest.mark.slow
 def test_where_all_are_equally_fast_nobody_is_left_out_bit_for_bit(tmp_path: Path) -> None:
     pruned = simulate("fedavg", tmp_path / "a", 3, schedule={**FAST, "step_seconds": {}, "fast_images": 0.1})
     usual = simulate("fedavg", tmp_path / "b", 3)

@@ -133,6 +133,7 @@ def test_the_personal_model_of_per_fedavg_is_plain_steps_away() -> None:
     close(worker.network("global").get_parameter("w").detach(), start)
 
 
+@pytest.mark.slow
 def test_per_fedavg_without_a_step_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     alike(simulate("perfedavg", tmp_path / "a", alpha=0.0).server, simulate("fedavg", tmp_path / "b").server)
 

@@ -451,6 +451,7 @@ def test_images_that_cannot_be_used_are_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_any_name_that_can_be_written_can_be_drawn(ditto: RunFolder, tmp_path: Path) -> None:
     save(tmp_path / "new" / "a$_x$ b.png", picture(1))
     assert call(ditto.path, "--images", tmp_path / "new", "--out", tmp_path / "out") == 0

@@ -92,6 +92,7 @@ def test_resume_holds_with_each_transform_and_does_not_reset_the_account(name: s
     assert all(row["epsilon"] > 0 for row in spent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "ditto"])
 def test_settings_that_are_off_are_no_transform_at_all(name: str, tmp_path: Path) -> None:
     assert transforms() == ()
@@ -432,6 +433,7 @@ def test_top_k_sends_the_largest() -> None:
     assert memory["model"]["left"].tolist() == [0, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_bytes_that_travel_are_counted_and_small(tmp_path: Path) -> None:
     def up(**compression: Any) -> int:
         name = "-".join(map(str, compression.values())) or "none"

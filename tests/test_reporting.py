@@ -123,6 +123,7 @@ def test_a_start_that_was_killed_in_its_first_write_can_be_started_again(tmp_pat
     assert not RunFolder.create(tmp_path, resume=False).holds_run
 
 
+@pytest.mark.slow
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     code = "import sys; from fedseg.reporting.folder import RunFolder as F\n"
     code += "f = F.create(sys.argv[1], resume=False); f.write_config('seed: 0')\n"

@@ -80,6 +80,7 @@ def test_patients_and_cases_are_told_apart_and_unknown_patients_are_marked(tmp_p
     assert "each image counts as one" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim",
     [

@@ -278,6 +278,7 @@ def test_one_series_may_be_given_and_codes_are_for_dicom_only(
     assert call(world / "run", *told[:-2]) == 0  # the cure
 
 
+@pytest.mark.slow
 def test_a_series_without_what_segmentations_refer_to_is_refused_before_the_work(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_nothing_and_the_word_null_in_a_file(tmp_path: Path) -> None:
 # --- numbers, truth values, choices -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @routes
 @pytest.mark.parametrize(
     ("word", "number"),
@@ -251,6 +252,7 @@ def test_names_in_lists_and_mappings_stand_as_they_are(route: Route, tmp_path: P
         assert value_of(route("data.regions", word, tmp_path), "data.regions") == regions
 
 
+@pytest.mark.slow
 @routes
 @pytest.mark.parametrize("name", ["hospital_b", *NAMES])
 def test_one_name_is_a_list_of_one(route: Route, name: str, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def questions() -> tuple[Mapping[str, Task], Mapping[str, State]]:
     return {name: EvaluateTask(1, 0, splits=("val",)) for name in sites}, dict.fromkeys(sites, server)
 
 
+@pytest.mark.slow
 def test_answers_come_in_the_order_of_tasks_from_processes_of_their_own() -> None:
     way = side_by_side()
     tasks, messages = questions()
@@ -110,6 +111,7 @@ def fail() -> None:
     raise ValueError("no such thing")
 
 
+@pytest.mark.slow
 def test_an_error_names_the_site_and_ends_the_processes() -> None:
     way = side_by_side(fail)
     with pytest.raises(ValueError, match=r"\[site 's1', task evaluate, round 1\] no such thing"):

@@ -20,6 +20,7 @@ def kinds(root: Path) -> set[str]:
     return {finding.kind for finding in check(FolderDataModule(root=str(root), **KNOBS)).findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "masks"])
 @pytest.mark.parametrize("spell", [str, str.upper, str.title])
 def test_usual_names_of_folders_are_taken_with_a_note(tmp_path: Path, kind: str, spell: Callable[[str], str]) -> None:
@@ -99,6 +100,7 @@ def test_a_folder_with_images_elsewhere_is_never_left_out(tmp_path: Path) -> Non
         folder(root)
 
 
+@pytest.mark.slow
 def test_the_report_never_lies_among_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_sites(tmp_path / "data", "a", "b")
     monkeypatch.chdir(root)

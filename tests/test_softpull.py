@@ -54,6 +54,7 @@ def test_sites_that_keep_their_model_train_alone(tmp_path: Path) -> None:
             torch.testing.assert_close(tensor, kept["model"][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sites_that_keep_no_more_than_others_do_fedavg(tmp_path: Path) -> None:
     sites, start = world()
     ours = federate_lines("softpull", tmp_path / "a", sites, start, SGD, 3, lam=1 / len(sites))

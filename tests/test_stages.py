@@ -83,6 +83,7 @@ def test_a_sweep_notices_stages_with_other_settings(tmp_path: Path) -> None:
         Job("a", {}, tuple(other), compose(other, SCHEMA), tmp_path).finished()
 
 
+@pytest.mark.slow
 def test_a_first_stage_that_no_other_started_from_may_have_more_rounds(tmp_path: Path, executed: Executed) -> None:
     leave_behind(tmp_path, arguments(tmp_path), 1)
     given = arguments(tmp_path, stages=STAGES.replace("rounds=2", "rounds=9"))

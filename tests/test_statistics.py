@@ -53,6 +53,7 @@ def test_with_few_patients_the_test_is_scipys_permutation_of_signs(patients: int
     assert (found.better, found.worse, found.patients) == ((differences > 0).sum(), (differences < 0).sum(), patients)
 
 
+@pytest.mark.slow
 def test_with_many_patients_signs_are_drawn_and_close_to_scipys() -> None:
     differences = np.random.default_rng(0).normal(0.25, 1, 60)
     theirs = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=50_000, rng=1)
@@ -115,6 +116,7 @@ def test_the_luck_of_seeds_is_no_difference() -> None:
     assert paired({"a": steady}).p < 0.001
 
 
+@pytest.mark.slow
 def test_seeds_that_test_other_patients_are_not_lucky_for_that() -> None:
     """Without luck of the training, the error is that of the patients, whoever tested whom."""
     generator = np.random.default_rng(4)
@@ -180,6 +182,7 @@ def test_one_seed_and_one_site_is_scipys_percentile_bootstrap() -> None:
     assert [found.low, found.high] == pytest.approx(list(theirs.confidence_interval), abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_hierarchy_is_that_of_a_loop_written_out() -> None:
     generator = np.random.default_rng(1)
     scores = {
@@ -244,6 +247,7 @@ def test_bootstrap_refuses_unequal_seeds() -> None:
         bootstrap({"a": np.zeros((1, 2)), "b": np.zeros((2, 2))}, draws=100, confidence=0.95)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     generator, hits, trials = np.random.default_rng(2), 0, 400
     for trial in range(trials):

@@ -369,6 +369,7 @@ def test_jobs_run_side_by_side_each_on_its_device_and_one_failure_stops_no_other
         assert all(span[2] != one[2] for span in others), "a device has one run at a time"
 
 
+@pytest.mark.slow
 def test_the_report_names_failures_and_sorts_by_the_sweeps_metric(
     stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def template(monkeypatch: pytest.MonkeyPatch) -> str:
     return "mymethod"
 
 
+@pytest.mark.slow
 def test_the_template_trains_and_its_strength_matters(template: str, tmp_path: Path) -> None:
     sgd = Training(optimizer="sgd", lr=0.1)
     fedavg = simulate("fedavg", tmp_path / "fedavg", training=sgd)

@@ -174,6 +174,7 @@ AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("terms", "settings", "cure", "cured"), AGAINST)
 def test_a_run_against_a_term_is_refused_with_a_cure_that_works(
     terms: dict[str, Any], settings: list[str], cure: str, cured: list[str], tmp_path: Path

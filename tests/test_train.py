@@ -283,6 +283,7 @@ def test_a_damaged_checkpoint_is_named(ditto: Finished, tmp_path: Path) -> None:
     assert "index.json is damaged" in mistake(f"output={copy}", "resume=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -306,6 +307,7 @@ def test_a_damaged_file_of_a_run_is_named(
     assert str(copy) in told
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_or_read_is_named(ditto: Finished, tmp_path: Path) -> None:
     file = ditto.folder.config_path
     assert f"Not a directory: {file}/x" in mistake(*PLAIN, f"output={file}/x")

@@ -139,6 +139,7 @@ def masks(draw: st.DrawFn) -> tuple[Labels, tuple[int, int]]:
     return labels, size
 
 
+@pytest.mark.slow
 @given(masks())
 @settings(max_examples=60, deadline=None)
 def test_any_structure_stays_where_there_is_room(given_: tuple[Labels, tuple[int, int]]) -> None:

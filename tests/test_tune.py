@@ -199,6 +199,7 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_is_refused(tmp_path: Path) ->
         tune(tmp_path, "ditto", more, budget=4)
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_are_as_many(tmp_path: Path) -> None:
     runner = Pretended(near(3e-3))
     tune(tmp_path, "ditto", runner, "jobs=4")
@@ -215,6 +216,7 @@ def test_a_preset_stays_what_it_departs_from_but_for_what_was_tuned(tmp_path: Pa
     assert changed == {"algorithm.preset", "training.trials"}
 
 
+@pytest.mark.slow
 def test_what_is_given_by_hand_of_the_method_stands_in_its_preset(tmp_path: Path) -> None:
     words = ["ditto", "budget=1", f"output={tmp_path}", "algorithm={lam: 3}", "algorithm.weighting=uniform"]
     with pytest.raises(ConfigError, match="named first"):

@@ -36,6 +36,7 @@ def test_the_shared_model_s_loss_is_fedavg_s_and_the_other_stands_beside_it(name
     assert (two["loss_personal"] != two["loss"]).all()
 
 
+@pytest.mark.slow
 def test_ditto_s_pull_is_in_no_loss_that_is_told(tmp_path: Path) -> None:
     pulled = rows("ditto", tmp_path, lam=1e6)
     assert pulled["loss_personal"].max() < 10

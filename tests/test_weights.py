@@ -55,6 +55,7 @@ def alike(a: State, b: State) -> None:
 # ------------------------------------------------------------------------------------------------------ FedCost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cost", "knobs"), [("ratio", {"images": 0.3}), ("pid", {})])
 def test_rounds_by_loss_are_the_papers(cost: str, knobs: dict[str, Any], tmp_path: Path) -> None:
     sites, start = world()
@@ -88,6 +89,7 @@ def test_by_images_alone_it_is_fedavg(tmp_path: Path) -> None:
     close(ours[-1][0]["model"]["w"], theirs[-1][0]["model"]["w"])
 
 
+@pytest.mark.slow
 def test_of_power_zero_it_is_fedavg_of_equal_sites_bit_for_bit(tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "b", weighting="uniform").server
     alike(simulate("fedcost", tmp_path / "a", power=0.0).server, fedavg)
@@ -135,6 +137,7 @@ def test_q_ffls_rounds_are_the_papers(q: float, tmp_path: Path) -> None:
         torch.testing.assert_close(server["model"]["w"], w, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_q_ffl_of_strength_zero_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     alike(simulate("qffl", tmp_path / "a", q=0.0).server, simulate("fedavg", tmp_path / "b").server)
 
@@ -233,6 +236,7 @@ def test_ga_weighs_as_fedavg_first_and_otherwise_later(tmp_path: Path) -> None:
         assert near == same
 
 
+@pytest.mark.slow
 def test_losses_are_remembered_for_five_rounds(tmp_path: Path) -> None:
     sites, start = world()
     server = federate_lines("fedcost", tmp_path, sites, start, SGD, 7, cost="pid")[-1][0]
