@@ -346,6 +346,21 @@ def test_a_method_of_compression_that_nothing_reads_is_told(tmp_path: Path, monk
     read(series)
 
 
+def test_a_way_of_storing_that_is_unknown_or_not_told_is_refused(tmp_path: Path) -> None:
+    for name in ("unknown", "untold"):
+        (tmp_path / name).mkdir()
+    plain = SHIPPED / "MR_small.dcm"
+    known, unknown = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"
+    content = plain.read_bytes()
+    assert content.count(known) == 1
+    (tmp_path / "unknown" / "one.dcm").write_bytes(content.replace(known, unknown))
+    refused(tmp_path / "unknown", "one.dcm", "1.2.840.10008.1.2.9", "decompress()")
+    head = pydicom.dcmread(plain)
+    del head.file_meta.TransferSyntaxUID
+    head.save_as(tmp_path / "untold" / "one.dcm", implicit_vr=False, little_endian=True)
+    refused(tmp_path / "untold", "one.dcm", "does not say how its pixels are stored", "convert it to NIfTI")
+
+
 # --- folders, checks and what else looks at files ---------------------------------------------------------------------
 
 

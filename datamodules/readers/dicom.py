@@ -154,6 +154,8 @@ def check_image(path: Path, head: Any) -> None:
     frames, samples = (int(_number(head, tag, 1)) for tag in ("NumberOfFrames", "SamplesPerPixel"))
     scout, own = "LOCALIZER" in (head.get("ImageType") or ()), "a folder of its own"
     files = "export the series with a file for each slice, or convert it to NIfTI"
+    syntax = head.file_meta.get("TransferSyntaxUID")
+    unread = f"is compressed by a method that nothing installed reads ({getattr(syntax, 'name', '')})"
     faults = (
         (head.get("SOPClassUID") in SEGMENTATIONS, "is a segmentation", "move it to the masks, or leave it out"),
         ("Rows" not in head or "Columns" not in head, f"is no image but {kind}", "leave it out"),
@@ -164,7 +166,8 @@ def check_image(path: Path, head: Any) -> None:
         ("ModalityLUTSequence" in head, "has a table that gives its values a meaning", "store the values themselves"),
         (_number(head, "RescaleSlope", 1) == 0, "has a rescale slope of 0", "correct it, or leave the case out"),
         (not _is_placed(head), "does not say where its pixels lie in the patient", ANEW),
-        (not _can_decode(head), f"is compressed by a method that nothing installed reads ({_syntax(head)})", DECODE),
+        (not syntax, "does not say how its pixels are stored", ANEW),
+        (syntax and not _can_decode(syntax), unread, DECODE),
     )
     for wrong, what, cure in faults:
         if wrong:
@@ -194,18 +197,18 @@ def _is_placed(head: Any) -> bool:
     return bool(turned < 3 * TURNED and min(map(float, head.PixelSpacing)) > 0)
 
 
-def _syntax(head: Any) -> str:
-    """How pixels are stored, by the standard's name."""
-    return str(getattr(head.file_meta.get("TransferSyntaxUID"), "name", "not told"))
+def _can_decode(syntax: Any) -> bool:
+    """Whether something installed reads pixels that are stored so; if not, the caller refuses the file.
 
-
-def _can_decode(head: Any) -> bool:
+    pydicom raises for a way of storing that it knows no decoder for, such as films, instead of saying so.
+    """
     from pydicom.pixels import get_decoder
 
     try:
-        return bool(get_decoder(head.file_meta.TransferSyntaxUID).is_available)
-    except (AttributeError, NotImplementedError):  # not told, or none that holds pixels
+        decoder = get_decoder(syntax)
+    except NotImplementedError:  # its answer for "none"
         return False
+    return bool(decoder.is_available)
 
 
 def _check_alike(slices: Sequence[tuple[Path, Any]]) -> None:

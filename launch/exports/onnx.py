@@ -64,10 +64,11 @@ def answers(path: Path, images: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Without the exporter's own reports, which speak of its inside."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

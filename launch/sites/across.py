@@ -70,7 +70,7 @@ class Across:
         check_crossing(settings)
         if settings.declared.trains_on == "pool":
             raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
-        check_turns(settings)
+        check_carried(settings)
         check_transforms(settings, config.engine)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
@@ -251,13 +251,13 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
 
 
-def check_turns(experiment: Experiment) -> None:
+def check_carried(experiment: Experiment) -> None:
     """Refuse what Flower's messages have no place for: models from peer to peer, and a second turn in a round.
 
     Raises:
         ConfigError: with the cure.
     """
-    if experiment.algorithm(in_channels=3).among_peers:
+    if experiment.declared.among_peers:
         raise ConfigError(
             f"algorithm={experiment.config.algorithm.preset} has no server, and sites reach each other through "
             "Flower's server only, which would see and keep every site's model; take engine=in-process, or "
