@@ -5,9 +5,11 @@ from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.folder import FolderDataModule
+from fedseg.datamodules.layouts.acdc import ACDCDataModule
 from fedseg.datamodules.layouts.fets import FeTSDataModule
 from fedseg.datamodules.layouts.fundus import FundusDataModule
 from fedseg.datamodules.layouts.lgg import LGGDataModule
+from fedseg.datamodules.layouts.mnms import MnMsDataModule
 from fedseg.datamodules.layouts.polyp import PolypDataModule
 from fedseg.datamodules.layouts.prostate import ProstateDataModule
 from fedseg.datamodules.layouts.vessels import VesselsDataModule
@@ -24,6 +26,8 @@ DATASETS: dict[str, type[MultiCenterDataModule]] = {
     "vessels": VesselsDataModule,
     "lgg": LGGDataModule,
     "fets": FeTSDataModule,
+    "mnms": MnMsDataModule,
+    "acdc": ACDCDataModule,
 }
 
 __all__ = [

@@ -209,7 +209,8 @@ def _identity(case: Case) -> list[Any]:
     files = [_stamp(name) for part in parts for name in (*part.image_files, *part.mask_files)]
     layers = [layer for part in parts for layer in part.masks]
     absent = [list(part.absent) for part in parts if part.absent]
-    return [case.site, case.case, case.labelled, *files, *layers, *absent]
+    frames = [["frame", part.frame] for part in parts if part.frame is not None]
+    return [case.site, case.case, case.labelled, *files, *layers, *absent, *frames]
 
 
 def _stamp(name: str) -> list[Any]:

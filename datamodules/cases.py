@@ -39,6 +39,7 @@ class Case:
             its path (empty where it would show nothing); ``mask`` is the first path then.
         slices: For a case made of single 2-D images: those images, in order.
         columns: Of a manifest: names of its columns and the cells of the case's row.
+        frame: Of images and masks in time (NIfTI of four dimensions): which frame is the case, from 0; None: no time.
     """
 
     site: str
@@ -52,6 +53,7 @@ class Case:
     slices: tuple[Case, ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
     absent: tuple[int, ...] = ()
+    frame: int | None = None
 
     @property
     def labelled(self) -> bool:
@@ -159,10 +161,10 @@ def join_shared(cases: Sequence[Case], report: Report = refuse) -> list[Case]:
         cases: Of all sites.
         report: Told of each site with such cases, and of images that are at two sites.
     """
-    by_file: dict[str, list[Case]] = {}
+    by_file: dict[tuple[str, int | None], list[Case]] = {}
     for case in cases:
         for file in case.image_files:
-            by_file.setdefault(os.path.realpath(file), []).append(case)
+            by_file.setdefault((os.path.realpath(file), case.frame), []).append(case)
     patients = Groups()
     shared: dict[str, list[str]] = {}
     for owners in by_file.values():

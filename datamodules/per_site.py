@@ -18,8 +18,8 @@ from fedseg.datamodules.readers import Reading
 
 FILE = "site.yaml"
 _types = typing.get_type_hints(Reading)
-_of_labels = ("ids", "regions", "ignored")  # what data.regions and its neighbours say, for all sites alike
-READING: Mapping[str, Any] = {one.name: _types[one.name] for one in fields(Reading) if one.name not in _of_labels}
+_of_others = ("ids", "regions", "ignored", "frame")  # what data.regions and its neighbours say for all, and a case
+READING: Mapping[str, Any] = {one.name: _types[one.name] for one in fields(Reading) if one.name not in _of_others}
 FILES: Mapping[str, Any] = {
     "images": str,
     "masks": str,

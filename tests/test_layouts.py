@@ -18,12 +18,15 @@ from PIL import Image
 import predict
 import train
 from fedseg.datamodules import DATASETS, DataError, MultiCenterDataModule
+from fedseg.datamodules.layouts.acdc import ACDCDataModule
 from fedseg.datamodules.layouts.fets import FeTSDataModule
 from fedseg.datamodules.layouts.fundus import FundusDataModule
 from fedseg.datamodules.layouts.lgg import LGGDataModule
+from fedseg.datamodules.layouts.mnms import MnMsDataModule
 from fedseg.datamodules.layouts.polyp import PolypDataModule
 from fedseg.datamodules.layouts.prostate import ProstateDataModule
 from fedseg.datamodules.layouts.vessels import VesselsDataModule
+from fedseg.datamodules.new import write_map
 
 SIDE = 24
 
@@ -605,9 +608,222 @@ def test_fets_trains_and_predicts_in_three_dimensions(fets: Path, tmp_path: Path
     assert len(list((tmp_path / "masks").rglob("*.nii.gz"))) >= 1
 
 
+# --- the heart --------------------------------------------------------------------------------------------------------
+
+HEART = {"canonical": False, "axis": 2}  # as the presets say
+TABLE = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
+OBLIQUE = np.array([[-0.8, 0.5, 6.0, 0.0], [0.6, 0.8, 3.0, 0.0], [0.1, 0.3, -7.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def save_heart(path: Path, array: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(array, OBLIQUE)
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, path)
+
+
+def heart(radius: int) -> NDArray[np.uint8]:
+    """Left cavity 1, muscle 2, right cavity 3 in three of five slices."""
+    labels = np.zeros((SIDE, SIDE, 5), np.uint8)
+    labels[..., 1:4] = np.select([disk(radius), disk(radius + 3)], [1, 2], 0)[..., None]
+    labels[:3, 8:14, 1:4] = 3
+    return labels
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Centres 1 and 2 train, 4 has no labelled subject in Training, as in the release."""
+    root = tmp_path_factory.mktemp("heart")
+    rows = [",External code,VendorName,Vendor,Centre,ED,ES,Age"]
+    subjects = [("Training/Labeled", "A", 1)] * 4 + [("Training/Labeled", "B", 2)] * 4 + [("Validation", "A", 1)]
+    subjects += [("Testing", "A", 1), ("Testing", "B", 2), ("Training/Unlabeled", "C", 4)]
+    subjects += [("Validation", "C", 4), ("Testing", "C", 4), ("Testing", "C", 4)]
+    for number, (part, vendor, centre) in enumerate(subjects):
+        code = f"{vendor}{number:02}S9V9"
+        rows.append(f"{number},{code},Vendor of {vendor},{vendor},{centre},0,2,50")
+        cine = np.random.default_rng(number).integers(0, 900, (SIDE, SIDE, 5, 4)).astype(np.int16)
+        truth = np.zeros(cine.shape, np.uint8)
+        if part != "Training/Unlabeled":
+            truth[..., 0], truth[..., 2] = heart(6), heart(4)
+        save_heart(root / part / code / f"{code}_sa.nii.gz", cine)
+        save_heart(root / part / code / f"{code}_sa_gt.nii.gz", truth)
+    (root / TABLE).write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def dijon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("database")
+    for number in range(6):
+        folder = root / ("testing" if number == 5 else "training") / f"patient{number:03}"
+        for frame, radius in ((1, 6), (12, 4)):
+            image = np.random.default_rng(number + frame).integers(0, 300, (SIDE, SIDE, 5)).astype(np.int16)
+            labels = heart(radius)
+            save_volume(folder / f"{folder.name}_frame{frame:02}.nii.gz", image)
+            save_volume(
+                folder / f"{folder.name}_frame{frame:02}_gt.nii.gz", np.where(labels, 4 - labels, 0).astype("u1")
+            )
+        (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nNbFrame: 30\n")
+    (root / "MANDATORY_CITATION.md").write_text("cite")
+    return root
+
+
+@pytest.fixture
+def mnms(released: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(released, tmp_path / "OpenDataset"))
+
+
+@pytest.fixture
+def acdc(dijon: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(dijon, tmp_path / "database"))
+
+
+def test_mnms_reads_the_two_annotated_frames(released: Path) -> None:
+    data = prepared(MnMsDataModule, released, **HEART)
+    assert data.sites == ("centre_1", "centre_2", "centre_4")
+    site = data.site("centre_1")
+    assert {(case.case, case.patient) for case in site.cases("val")} == {
+        ("A08S9V9_ED", "A08S9V9"),
+        ("A08S9V9_ES", "A08S9V9"),
+    }
+    cine = np.asanyarray(nibabel.load(released / "Validation/A08S9V9/A08S9V9_sa.nii.gz").dataobj)  # type: ignore[attr-defined]
+    for phase, frame, radius in (("ED", 0, 6), ("ES", 2, 4)):
+        assert np.array_equal(site.truth(f"A08S9V9_{phase}"), heart(radius).transpose(2, 0, 1))
+        image, own = site.image(f"A08S9V9_{phase}")[..., 0], cine[..., frame].transpose(2, 0, 1).astype(np.float32)
+        low, high = np.percentile(own, [0.5, 99.5])
+        assert np.allclose(image, np.clip((own - low) / (high - low), 0, 1), atol=1e-6)
+    assert site.spacing("A08S9V9_ED") == pytest.approx(tuple(np.linalg.norm(OBLIQUE[:3, [2, 0, 1]], axis=0)))
+    found = counts(data)
+    assert (found["centre_1", "train"], found["centre_1", "val"], found["centre_1", "test"]) == (8, 2, 2)
+    assert [finding for finding in data.findings if finding.severity != "note"] == []
+    assert data.columns()["centre_2", "B04S9V9_ES"] == {"phase": "ES", "vendor": "B", "centre": "2"}
+
+
+def test_mnms_splits_anew_where_nothing_was_to_be_trained_on(released: Path) -> None:
+    found = counts(prepared(MnMsDataModule, released, sites="vendor", **HEART))
+    assert [found["vendor_C", split] for split in ("train", "val", "test")] == [2, 2, 2]
+    held = prepared(MnMsDataModule, released, unseen=["centre_4"], **HEART)
+    assert counts(held)["centre_4", "test"] == 6
+    more = prepared(MnMsDataModule, released, unlabeled=True, leave_out=["A00S9V9"], **HEART)
+    assert [row["labelled"] for row in more.splits() if row["patient"] == "C11S9V9"] == [False, False]
+    assert not [row for row in more.splits() if row["patient"] == "A00S9V9"]
+
+
+def test_acdc_joins_mnms_as_one_more_site_with_the_same_labels(released: Path, dijon: Path) -> None:
+    alone = prepared(ACDCDataModule, dijon, **HEART)
+    assert alone.sites == ("ACDC",)
+    assert {case.case for case in alone.site("ACDC").cases("test")} == {"patient005_ED", "patient005_ES"}
+    assert np.array_equal(alone.site("ACDC").truth("patient005_ES"), heart(4).transpose(2, 0, 1))
+    both = prepared(MnMsDataModule, released, acdc=str(dijon), leave_out=["patient004"], **HEART)
+    assert both.sites == ("ACDC", "centre_1", "centre_2", "centre_4")
+    for site, case in (("ACDC", "patient005_ED"), ("centre_1", "A09S9V9_ED")):
+        assert np.array_equal(both.site(site).truth(case), heart(6).transpose(2, 0, 1))
+
+
+def test_hearts_in_three_dimensions(released: Path, dijon: Path) -> None:
+    settings = {"dimensions": 3, "size": [4, 16, 16], "resample": [10, 1, 1], "acdc": str(dijon)}
+    data = prepared(MnMsDataModule, released, **settings, **HEART)
+    batch = next(iter(data.site("centre_1").train_batches(0, 1)))
+    assert batch["image"].shape == (2, 1, 4, 16, 16)
+    assert batch["mask"].shape == (2, 3, 4, 16, 16)
+
+
+def test_a_frame_is_part_of_the_cache(mnms: Path, tmp_path: Path) -> None:
+    settings = {"cache": "disk", "cache_dir": str(tmp_path / "cache"), "unseen": ["centre_4"], **HEART}
+    before = prepared(MnMsDataModule, mnms, **settings).site("centre_1").image("A08S9V9_ED").copy()
+    retabled(lambda text: text.replace("A08S9V9,Vendor of A,A,1,0", "A08S9V9,Vendor of A,A,1,1"))(mnms)
+    assert not np.array_equal(prepared(MnMsDataModule, mnms, **settings).site("centre_1").image("A08S9V9_ED"), before)
+
+
+def test_masks_of_a_frame_are_written_in_its_geometry(released: Path, tmp_path: Path) -> None:
+    for canonical in (False, True):
+        data = prepared(MnMsDataModule, released, canonical=canonical)
+        case = data.site("centre_1").cases("test")[1]
+        mask, reading = data.read(case).labels == 1, data.reading_of(case.site).at(case.frame)
+        written = nibabel.load(write_map(mask, case.image, reading, tmp_path, "mask"))  # type: ignore[attr-defined]
+        assert np.allclose(written.affine, OBLIQUE)
+        assert np.array_equal(np.asanyarray(written.dataobj), heart(4) == 1)
+
+
+def retabled(change: Callable[[str], str]) -> Callable[[Path], Any]:
+    return lambda root: (root / TABLE).write_text(change((root / TABLE).read_text()))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda r: (r / TABLE).unlink(), ("expected one table (*.csv)", "found Testing/")),
+        (lambda r: shutil.copy(r / TABLE, r / "b.csv"), ("several tables", "data.table='b.csv'")),
+        (retabled(lambda t: t.replace("ES,", "End,")), (TABLE, "no column 'es'", "(External code, Vendor, Centre")),
+        (retabled(lambda _: ""), (TABLE, "is empty")),
+        (retabled(lambda t: t.replace("B,2,0,2", "B,2,,2", 1)), ("line 6: ED of B04S9V9 is nothing", "counted from 0")),
+        (retabled(lambda t: t.replace("B,2,0,2", "B,2,2,2", 1)), ("line 6: ED and ES of B04S9V9 are both frame 2",)),
+        (retabled(lambda t: t.replace("B,2,0,2", "B,,0,2", 1)), ("line 6: write External code, Vendor and Centre",)),
+        (
+            retabled(lambda t: t.replace("B,2,0,2", "B,2,0,4", 1)),
+            ("'B04S9V9_ES'", "B04S9V9_sa.nii.gz", "has 4 frames, numbered from 0, and none of number 4; correct"),
+        ),
+        (retabled(lambda t: t + "x,Z99S9V9,V,A,1,0,2,5\n"), ("line 17: Z99S9V9 has no folder",)),
+        (retabled(lambda t: t + t.splitlines()[1] + "\n"), ("line 17: A00S9V9 is in line 2",)),
+        (lambda r: (r / "Testing/new").mkdir(), ("Testing/new is no subject of",)),
+        (
+            lambda r: (r / "Testing/A09S9V9/A09S9V9_sa_gt.nii.gz").unlink(),
+            ("'centre_1'", "no A09S9V9_sa_gt.nii.gz", "data.leave_out=[A09S9V9]"),
+        ),
+        (
+            lambda r: save_heart(r / "Testing/A09S9V9/A09S9V9_sa_gt.nii.gz", heart(6)),
+            ("A09S9V9_sa_gt.nii.gz: has 3 dimensions and no frames",),
+        ),
+    ],
+)  # fmt: skip
+def test_mnms_says_what_does_not_fit(mnms: Path, harm: Callable[[Path], Any], words: tuple[str, ...]) -> None:
+    harm(mnms)
+    fails(MnMsDataModule, mnms, *words)
+
+
+def test_settings_that_name_no_subject_are_refused(released: Path, dijon: Path) -> None:
+    with pytest.raises(DataError, match="has no subject X; remove it"):
+        prepared(MnMsDataModule, released, leave_out=["X"])
+    with pytest.raises(DataError, match="has no patient X; remove it"):
+        prepared(ACDCDataModule, dijon, leave_out=["X"])
+    with pytest.raises(DataError, match=r"expected the table b.csv \(data.table\)"):
+        prepared(MnMsDataModule, released, table="b.csv")
+
+
+def informed(text: str) -> Callable[[Path], Any]:
+    return lambda root: (root / "training/patient002/Info.cfg").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda r: (r / "training/patient002/Info.cfg").unlink(), ("patient002/Info.cfg cannot be read", "'ED: 1'")),
+        (informed("ED: 1\nGroup: DCM\n"), ("does not say which frame is ES ('no such line')",)),
+        (informed("ED: one\nES: 12\n"), ("does not say which frame is ED ('one')",)),
+        (informed("ED: 1\nES: 1\n"), ("names frame 1 as ED and ES",)),
+        (
+            informed("ED: 1\nES: 31\n"),
+            ("patient002/Info.cfg names frame 31 as ES", "no patient002_frame31.nii.gz", "data.leave_out=[patient002]"),
+        ),
+        (
+            lambda r: (r / "training/patient002/patient002_frame12_gt.nii.gz").unlink(),
+            ("no patient002_frame12_gt.nii.gz", "correct the number"),
+        ),
+        (lambda r: [path.unlink() for path in r.rglob("Info.cfg")], ("expected training/ and testing/", "Info.cfg")),
+    ],
+    ids=["info", "line", "number", "equal", "frame", "mask", "layout"],
+)
+def test_acdc_says_what_does_not_fit(acdc: Path, harm: Callable[[Path], Any], words: tuple[str, ...]) -> None:
+    harm(acdc)
+    fails(ACDCDataModule, acdc, *words)
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
-LAYOUTS = (FundusDataModule, ProstateDataModule, PolypDataModule, VesselsDataModule, LGGDataModule, FeTSDataModule)
+LAYOUTS = (
+    FundusDataModule, ProstateDataModule, PolypDataModule, VesselsDataModule, LGGDataModule, FeTSDataModule,
+    MnMsDataModule, ACDCDataModule,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LAYOUTS)

@@ -169,6 +169,7 @@ def misplaced(case: Case, name: str, role: Role, reading: Reading) -> str:
         return ""
     if role == "mask" and reading.mask_geometry == "image":
         return ""
+    reading = reading.at(case.frame)
     far, voxel = apart(geometry(Path(name), reading, Path(case.image)), geometry(Path(case.image), reading))
     return f"lies up to {far:.3g} (in its header's unit) from its image" if far > voxel / 2 else ""
 
@@ -187,7 +188,7 @@ def cutting(case: Case, name: str, stored: Stored, reading: Reading) -> tuple[Fi
 
 def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
     """Decodes one file; a volume is cut along the same axis as the case's (first) image."""
-    path = Path(name)
+    path, reading = Path(name), reading.at(case.frame)
     if not is_case_file(path):
         raise DataError(f"{case}: {role} {path} does not exist; correct the path, or leave the case out")
     decode = DECODERS.get(suffix_of(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedseg.datamodules.errors import DataError
@@ -40,6 +40,7 @@ class Reading:
         mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image".
         spacing: Millimetres per pixel (row, column) or voxel (slice, row, column), whatever files say; None: as
             they say.
+        frame: Which frame of a volume in time is read, from 0; None of volumes without time.
     """
 
     intensity: Intensity = "percentile"
@@ -55,6 +56,7 @@ class Reading:
     canonical: bool = True
     mask_geometry: MaskGeometry = "header"
     spacing: tuple[float, ...] | None = None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -79,6 +81,10 @@ class Reading:
             return stored
         *between, row, column = self.spacing
         return (between[0] if between else stored[0] if stored else 1.0), row, column
+
+    def at(self, frame: int | None) -> Reading:
+        """The same of one frame, which a case and not a setting tells."""
+        return self if frame == self.frame else replace(self, frame=frame)
 
     @property
     def binary(self) -> bool:

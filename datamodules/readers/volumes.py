@@ -37,9 +37,9 @@ def read_volume(path: Path, reading: Reading, like: Path | None = None, of: Path
         like: A file on whose voxels its own lie, whatever its header says.
         of: The first image of the case; see `open_volume`.
     """
-    volume = open_volume(path, of)
+    volume = open_volume(path, of, reading.frame)
     if like is not None:
-        volume = volume.on_voxels_of(open_volume(like))
+        volume = volume.on_voxels_of(open_volume(like, frame=reading.frame))
     if reading.canonical:
         volume = volume.turned(COMMON)
     zooms = [float(size) * volume.unit for size in voxel_sizes(volume.affine)]  # a header's may contradict it
@@ -49,12 +49,13 @@ def read_volume(path: Path, reading: Reading, like: Path | None = None, of: Path
     return Stored(slices, spacing, step=volume.step, axis=axis, plane=plane, segments=volume.segments)
 
 
-def open_volume(path: Path, of: Path | None = None) -> Volume:
+def open_volume(path: Path, of: Path | None = None, frame: int | None = None) -> Volume:
     """A volume of three dimensions, or of four with few channels, not decoded yet.
 
     Args:
         path: The file, or the folder of a DICOM series.
         of: The image that a mask belongs to, on whose slices those of a segmentation in DICOM are laid.
+        frame: Of a NIfTI file in time, which frame; other formats hold none.
 
     Raises:
         DataError: Other dimensions, a time series, or a header that does not say where the voxels lie.
@@ -64,7 +65,7 @@ def open_volume(path: Path, of: Path | None = None) -> Volume:
         segmentation = segmentation_in(path)
         image = None if of is None or segmentation is None else open_volume(of)
         return open_dicom(path) if segmentation is None else open_segmentation(segmentation, image)
-    return open_itk(path) if suffix in ITK else open_nifti(path)
+    return open_itk(path) if suffix in ITK else open_nifti(path, frame)
 
 
 def slice_axis(shape: Sequence[int], zooms: Sequence[float], reading: Reading) -> int:
@@ -89,7 +90,7 @@ def as_image(reading: Reading, image: Path) -> Reading:
 
 def geometry(path: Path, reading: Reading, of: Path | None = None) -> tuple[Affine, Sequence[int]]:
     """Affine and shape of a volume as it is read, from its header; see `open_volume`."""
-    volume = open_volume(path, of)
+    volume = open_volume(path, of, reading.frame)
     if reading.canonical:
         volume = volume.turned(COMMON)
     return volume.affine, volume.shape[:3]
@@ -118,7 +119,7 @@ def put_back(slices: Array, path: Path, reading: Reading) -> Any:
     array = _uncut(slices, path, reading)
     if suffix_of(path) in DICOM:
         return nifti_at(open_volume(path).affine, array)
-    return itk_like(path, array) if suffix_of(path) in ITK else nifti_like(path, array)
+    return itk_like(path, array) if suffix_of(path) in ITK else nifti_like(path, array, reading.frame)
 
 
 def _uncut(slices: Array, path: Path, reading: Reading) -> Array:
@@ -131,7 +132,7 @@ def _uncut(slices: Array, path: Path, reading: Reading) -> Array:
     if reading.canonical:
         from nibabel.orientations import apply_orientation
 
-        array = apply_orientation(array, turn_between(open_volume(path).affine, COMMON, back=True))
+        array = apply_orientation(array, turn_between(open_volume(path, frame=reading.frame).affine, COMMON, back=True))
     return array
 
 

@@ -34,7 +34,7 @@ class KeptMasks:
         for region, mask in zip(self.data.regions.names, masks.prediction, strict=True):
             for part, own in _parts(masks.case, mask):
                 name = f"{file_name(part.case)}_{file_name(region)}"
-                write_map(own, part.image, self.data.reading_of(part.site), folder, name)
+                write_map(own, part.image, self.data.reading_of(part.site).at(part.frame), folder, name)
 
 
 def _parts(case: Case, mask: Mask) -> list[tuple[Case, Mask]]:
