@@ -22,6 +22,7 @@ Modality = Literal["mr", "ct"]
 AXES = ("slice", "row", "column")
 PER_OCTAVE, OCTAVES = 32, 20
 SMALLEST = 2.0**-6  # mm; bins of lengths reach to 16 m
+FINEST = 2.0**36  # parts of a millimetre in masked sums, which are of whole numbers
 COLDEST, BIN, BINS = -1024, 4, 1024  # Hounsfield units: from -1024 to 3071
 FEWEST = 5
 """Cases below which a site tells nothing: sums of few cases are the cases."""
@@ -99,14 +100,52 @@ class Tallies:
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{path} holds no tallies ({error}); make it with tell={path.name} at the site") from error
-        counts = found.lengths[..., 0].sum(axis=1)
-        if (
-            found.cases < FEWEST
-            or not (counts == found.cases).all()
-            or min(found.lengths.min(), found.values.min()) < 0
-        ):
+        if not found.adds_up(FEWEST):
             raise DataError(f"{path} does not add up to {FEWEST} cases or more; make it anew with tell={path.name}")
         return found
+
+    def adds_up(self, least: int) -> bool:
+        """Whether these can be the tallies of so many cases or more."""
+        counts = self.lengths[..., 0].sum(axis=1)
+        whole = (counts == self.cases).all() and min(self.lengths.min(), self.values.min()) >= 0
+        return bool(self.cases >= least and whole)
+
+    def words(self, sites: int) -> NDArray[np.uint64]:
+        """As whole numbers whose sum modulo 2^64 is that of the tallies: (1 + 12 * bins of lengths + bins of values,).
+
+        Args:
+            sites: How many add theirs up.
+
+        Raises:
+            DataError: Their sum might not fit.
+        """
+        row = np.concatenate(
+            [[self.cases], self.lengths[..., 0].ravel(), self.lengths[..., 1].ravel() * FINEST, self.values]
+        )
+        if row.max() >= 2.0**63 / sites:
+            raise DataError("has more voxels or millimetres than masked sums of so many sites hold; tell it unmasked")
+        words: NDArray[np.uint64] = np.rint(row).astype(np.uint64)
+        return words
+
+    @classmethod
+    def of_words(cls, words: NDArray[np.uint64], sites: int) -> Tallies:
+        """Back from the sum of what sites made.
+
+        Raises:
+            DataError: It is none.
+        """
+        empty = cls.nothing()
+        bins = empty.lengths[..., 0].size
+        if len(words) == 1 + 2 * bins + BINS:
+            row = words.astype(np.float64)
+            lengths = np.stack([row[1 : 1 + bins], row[1 + bins : 1 + 2 * bins] / FINEST], axis=-1)
+            found = cls(int(words[0]), lengths.reshape(empty.lengths.shape), row[1 + 2 * bins :])
+            if found.adds_up(FEWEST * sites):
+                return found
+        raise DataError(
+            f"what was told does not add up to {FEWEST} cases or more of each of {sites} sites: a file was changed on "
+            "its way; begin anew, with new keys"
+        )
 
 
 def _sparse(array: Numbers) -> dict[str, float]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
+from importlib.util import find_spec
 from operator import add
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -25,8 +28,13 @@ from fedseg.launch.check import UsageError, build
 from fedseg.launch.command import guarded
 
 HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
-python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: sums over its volumes, no case's own
+python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: histograms of its volumes
 python -m fedseg.launch.plan told=[A.json,B.json,...]        one plan from what sites told
+
+With masks, whoever plans sees the sums over all sites and no site's own:
+python -m fedseg.launch.plan site=NAME key=FILE              writes FILE, which stays, and FILE.pub, for all other sites
+python -m fedseg.launch.plan DIR site=NAME tell=FILE.json key=FILE masked=[A.pub,B.pub,C.pub]
+python -m fedseg.launch.plan told=[A.json,B.json,C.json]     of all of them
 
 Writes the plan as an experiment: python train.py experiment=plan.yaml data.root=DIR ...
 
@@ -36,7 +44,8 @@ Writes the plan as an experiment: python train.py experiment=plan.yaml data.root
 
 Settings of the data are those of python train.py."""
 OWN: Mapping[str, str] = {
-    "output": "plan.yaml", "voxels": str(64**3), "modality": "mr", "site": "", "tell": "", "told": ""
+    "output": "plan.yaml", "voxels": str(64**3), "modality": "mr", "site": "", "tell": "", "told": "", "key": "",
+    "masked": "",
 }  # fmt: skip
 
 
@@ -50,19 +59,13 @@ def _run(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     own, rest = _split(arguments)
-    if own["told"]:
-        if rest:
-            raise ConfigError(f"told= needs no data; leave {' '.join(rest)} out")
-        files = [Path(name.strip()) for name in own["told"].strip("[]").split(",")]
-        sites = {path.name: Tallies.load(path) for path in files}
-    else:
-        try:
-            data, *_ = build([*rest, "data.dimensions=3"])
-        except UsageError as error:
-            raise ConfigError(f"{error}\n\n{HELP}") from error
-        sites = dict(_tallies(data, own["site"]))
+    if own["key"] and not own["tell"] and not own["masked"]:
+        _make_key(own, rest)
+        return
+    keys = _keys(own) if own["key"] or own["masked"] else {}  # before any volume is read
+    sites = _told(own, rest) if own["told"] else _own_data(own, rest)
     if own["tell"]:
-        _tell(sites, own)
+        _tell(sites, own, keys)
         return
     plan = Plan.of(reduce(add, sites.values(), Tallies.nothing()), int(own["voxels"]), cast(Modality, own["modality"]))
     name = next((word.partition("=")[2] for word in rest if word.startswith("data=")), "folder")
@@ -70,6 +73,15 @@ def _run(arguments: Sequence[str]) -> None:
     cases = ", ".join(f"{name} {told.cases}" for name, told in sites.items())
     print(f"volumes: {cases}\n\n{Path(own['output']).read_text(encoding='utf-8')}")
     print(f"python train.py experiment={own['output']} data.root=DIR ...")
+
+
+def _own_data(own: Mapping[str, str], rest: Sequence[str]) -> dict[str, Tallies]:
+    """Of the data in a folder, by site."""
+    try:
+        data, *_ = build([*rest, "data.dimensions=3"])
+    except UsageError as error:
+        raise ConfigError(f"{error}\n\n{HELP}") from error
+    return dict(_tallies(data, own["site"]))
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -83,12 +95,76 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, [word for word in arguments if word.partition("=")[0] not in OWN or "=" not in word]
 
 
-def _tell(sites: Mapping[str, Tallies], own: Mapping[str, str]) -> None:
+def _tell(sites: Mapping[str, Tallies], own: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
     if len(sites) != 1:
         raise ConfigError(f"tell= is for one site; name it: site={next(iter(sites))}")
     ((name, told),) = sites.items()
+    if keys:
+        _tell_masked(name, told, own, keys)
+        return
     told.save(Path(own["tell"]))
-    print(f"{own['tell']}: sums over {told.cases} volumes of {name}; nothing of a single volume")
+    print(
+        f"{own['tell']}: histograms of {told.cases} volumes of {name}. Who reads them sees spacing and extent of each; "
+        "key= and masked= hide them in a sum"
+    )
+
+
+def _paths(words: str) -> list[Path]:
+    """Files of a list on the command line."""
+    return [Path(name.strip()) for name in words.strip("[]").split(",")]
+
+
+def _told(own: Mapping[str, str], rest: Sequence[str]) -> dict[str, Tallies]:
+    """What sites told, by file; what they masked, together."""
+    if rest:
+        raise ConfigError(f"told= needs no data; leave {' '.join(rest)} out")
+    files = _paths(own["told"])
+    if not any(path.is_file() and b'"masked"' in path.read_bytes() for path in files):
+        return {path.name: Tallies.load(path) for path in files}
+    with _exchanged() as exchange:
+        words, of = exchange.total(files)
+    return {f"{', '.join(of.sites)} together (keys {of.number})": Tallies.of_words(words, len(of.sites))}
+
+
+def _make_key(own: Mapping[str, str], rest: Sequence[str]) -> None:
+    if not own["site"] or rest:
+        raise ConfigError("key= without tell= makes keys: give site=NAME key=FILE and nothing else, or add tell=")
+    with _exchanged() as exchange:
+        public = exchange.make_key(Path(own["key"]), own["site"])
+    print(f"{own['key']}: the secret key of {own['site']}, which stays here\n{public}: for every other site")
+
+
+def _keys(own: Mapping[str, str]) -> dict[str, bytes]:
+    """Public keys of all sites."""
+    if lacking := [name for name in ("site", "tell", "key", "masked") if not own[name]]:
+        raise ConfigError(f"{lacking[0]}= is missing: masked sums need site=NAME tell=FILE.json key=FILE masked=[...]")
+    with _exchanged() as exchange:
+        keys: dict[str, bytes] = exchange.read_keys(_paths(own["masked"]))
+        exchange.secret_key(own["site"], Path(own["key"]), keys)
+    return keys
+
+
+def _tell_masked(name: str, told: Tallies, own: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
+    with _exchanged() as exchange:
+        exchange.mask(told.words(len(keys)), name, Path(own["key"]), keys, Path(own["tell"]))
+        number = exchange.number(keys)
+    print(
+        f"{own['tell']}: {name}'s part of a sum over {', '.join(sorted(keys))}; noise without the others'\n"
+        f"keys {number}: compare this number with the other sites, by telephone for instance; {own['key']} is used up"
+    )
+
+
+@contextmanager
+def _exchanged() -> Iterator[ModuleType]:
+    """What masks files; its errors are for the user."""
+    if find_spec("flwr") is None:
+        raise ConfigError('masked sums need Flower\'s key agreement; pip install -e ".[flower]"')
+    from fedseg.privacy import exchanged
+
+    try:
+        yield exchanged
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _tallies(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Tallies]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 
 from fedseg.configs.compose import compose
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.plan import BIN, Plan, Tallies, tally
+from fedseg.datamodules.plan import BIN, FINEST, Plan, Tallies, tally
 from fedseg.launch import plan
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
+from fedseg.privacy import exchanged
 from tests.data_files import save_volume
 
 lengths = st.floats(0.2, 12.0)
@@ -117,6 +119,124 @@ def test_sites_that_only_tell_sums_get_the_plan_of_all_data(
     experiment.check_sites()
     assert list(experiment.data.size) == yaml.safe_load(Path("told.yaml").read_text())["data"]["size"]
     assert reduce(add, map(Tallies.load, (Path("north.json"), Path("south.json")))).cases == 12
+
+
+# --- masked sums ------------------------------------------------------------------------------------------------------
+
+MASKED = ("north", "south", "east")
+
+
+@pytest.fixture(scope="module")
+def three(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys and masked files of three sites, as their commands wrote them; and each site's in the clear."""
+    home = tmp_path_factory.mktemp("three")
+    for site in MASKED:
+        assert plan.main([f"site={site}", f"key={home / site}.key"]) == 0
+    keys = f"masked=[{','.join(str(home / f'{site}.key.pub') for site in MASKED)}]"
+    for site in MASKED:
+        shutil.copy(home / f"{site}.key", home / f"{site}.kept")
+        data = root / ("north" if site == "north" else "south")
+        shutil.copytree(data, home / "data" / site)
+        assert plan.main([str(home / "data"), f"site={site}", f"tell={home / site}.clear"]) == 0
+        assert (
+            plan.main([str(home / "data"), f"site={site}", f"tell={home / site}.json", f"key={home / site}.key", keys])
+            == 0
+        )
+    return home
+
+
+def listed(home: Path, *names: str) -> str:
+    return f"[{','.join(str(home / name) for name in names)}]"
+
+
+def test_masked_sums_give_the_plan_of_sums_in_the_clear(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("clear", "json"):
+        told = listed(three, *(f"{site}.{kind}" for site in MASKED))
+        assert plan.main([f"told={told}", "modality=ct", "voxels=20000", f"output={kind}.yaml"]) == 0
+    assert Path("json.yaml").read_text() == Path("clear.yaml").read_text()
+    shown = capsys.readouterr().out
+    assert f"east, north, south together (keys {exchanged.read_told(three / 'north.json').number}) 18" in shown
+    whole = reduce(add, (Tallies.load(three / f"{site}.clear") for site in MASKED))
+    words, of = exchanged.total(three / f"{site}.json" for site in MASKED)
+    found = Tallies.of_words(words, len(of.sites))
+    assert found.cases == whole.cases
+    assert np.array_equal(found.values, whole.values)
+    assert np.array_equal(found.lengths[..., 0], whole.lengths[..., 0])
+    assert np.abs(found.lengths[..., 1] - whole.lengths[..., 1]).max() <= whole.cases / FINEST
+
+
+def test_a_masked_file_alone_is_noise(three: Path) -> None:
+    clear = Tallies.load(three / "south.clear").words(3)
+    masked = exchanged.read_told(three / "south.json").words
+    bits = np.unpackbits(masked.view(np.uint8))
+    assert abs(bits.mean() - 0.5) < 5 * 0.5 / bits.size**0.5  # of a fair coin
+    pads = masked - clear
+    assert len({*pads.tolist()}) == len(pads)  # nothing stands out where the clear file has zeros
+    two = (
+        masked + exchanged.read_told(three / "north.json").words - Tallies.load(three / "north.clear").words(3) - clear
+    )
+    assert len({*two.tolist()}) == len(two)  # nor of two of three
+    assert (three / "south.kept").stat().st_mode & 0o077 == 0
+
+
+def test_a_number_tells_the_keys_of_all_and_a_key_serves_once(three: Path, tmp_path: Path) -> None:
+    exchanged.make_key(tmp_path / "other.key", "south")
+    files = [three / f"{site}.key.pub" for site in MASKED]
+    numbers = {exchanged.read_told(three / f"{site}.json").number for site in MASKED}
+    assert numbers == {exchanged.number(exchanged.read_keys(files[::-1]))}
+    assert exchanged.number(exchanged.read_keys([files[0], tmp_path / "other.key.pub", files[2]])) not in numbers
+    assert not any((three / f"{site}.key").exists() for site in MASKED)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["told=[H/north.json,H/south.json]"], "told= lacks the file of east: without it"),
+        (["told=[H/north.json,H/south.json,H/gone.json]"], "gone.json"),
+        (["told=[H/north.json,H/south.json,H/south.json]"], "lacks the file of east"),
+        (["told=[H/north.json,H/south.json,H/east.json,H/copy.json]"], "the file of a site twice"),
+        (["told=[H/north.json,H/south.json,H/east.clear]"], "east.clear holds no masked numbers"),
+        (["told=[H/north.json,H/south.json,H/stale.json]"], "was masked with other keys than"),
+        (["told=[H/north.json,H/south.json,H/bent.json]"], "a file was changed on its way"),
+        (["H/data", "site=north", "tell=a.json", "key=H/north.key", "masked=PUBS"], "a key serves once"),
+        (["H/data", "site=north", "tell=a.json", "key=H/south.kept", "masked=PUBS"], "the public key of north that"),
+        (["H/data", "site=north", "tell=a.json", "key=H/north.json", "masked=PUBS"], "holds no secret key"),
+        (["H/data", "site=north", "tell=a.json", "key=H/north.kept"], "masked= is missing"),
+        (["H/data", "site=north", "tell=a.json", "masked=PUBS"], "key= is missing"),
+        (
+            ["H/data", "site=north", "tell=a.json", "key=H/north.kept", "masked=[H/north.key.pub,H/east.key.pub]"],
+            "masked= names 2 sites: 3 or more",
+        ),
+        (["H/data", "site=north", "tell=a.json", "key=H/north.kept", "masked=[H/north.json]"], "holds no public key"),
+        (
+            ["H/data", "site=north", "tell=a.json", "key=H/north.kept", "masked=[H/north.key.pub,H/north.key.pub]"],
+            "has a site or a key that another file has",
+        ),
+        (["site=north", "key=H/north.kept"], "north.kept is there already"),
+        (["key=new.key"], "give site=NAME key=FILE and nothing else"),
+    ],
+)  # fmt: skip
+def test_masked_files_that_do_not_fit_are_refused(
+    words: list[str], told: str, three: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(three / "south.json", three / "copy.json")
+    own = json.loads((three / "east.json").read_text())
+    (three / "stale.json").write_text(json.dumps(own | {"number": "of other keys"}))
+    (three / "bent.json").write_text(json.dumps(own | {"masked": "A" * 8 + own["masked"][8:]}))
+    pubs = listed(three, *(f"{site}.key.pub" for site in MASKED))
+    assert plan.main([word.replace("PUBS", pubs).replace("H/", f"{three}/") for word in words]) == 2
+    assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_what_does_not_fit_into_a_masked_sum_is_refused() -> None:
+    many = alike((64, 64, 64), (1.0, 1.0, 1.0))
+    with pytest.raises(DataError, match="tell it unmasked"):
+        Tallies(many.cases, many.lengths, many.values * 1e18).words(3)
 
 
 @pytest.mark.parametrize(
