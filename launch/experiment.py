@@ -34,7 +34,7 @@ from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
 from fedseg.launch.folders.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
-from fedseg.models import Window
+from fedseg.models import Window, check_sides
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 from fedseg.reporting.loggers import check_loggers
@@ -288,9 +288,12 @@ class Experiment:
         )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")
-        if trained:
+        if trained or (
+            in_channels is not None and network["name"] == "monai"
+        ):  # whose files fit their own channels only
             network |= dict.fromkeys({"encoder_weights", "encoder_weights_key"} & network.keys())
         model = build_network(network, channels, regions.channels, self.data.dimensions)
+        check_sides(model, self.data.size)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")

@@ -18,7 +18,7 @@ from fedseg.models.select import (
     statistics,
     union,
 )
-from fedseg.models.volumes import create_monai_model
+from fedseg.models.volumes import check_sides, create_monai_model
 from fedseg.models.window import Window
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Window",
     "build_loss",
     "build_normalizer",
+    "check_sides",
     "complement",
     "convert_norm",
     "create_model",

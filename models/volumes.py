@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from fedseg.models.freeze import freeze
 from fedseg.models.norm import Norm, convert_norm
+from fedseg.models.weights import load_encoder
 
-Architecture = Literal["unet", "segresnet", "dynunet"]
+Architecture = Literal["unet", "segresnet", "dynunet", "swin_unetr"]
 WIDEST = 320  # channels of a DynUNet's deepest levels, as in nnU-Net
+WIDTHS: dict[str, int] = {"unet": 16, "segresnet": 16, "dynunet": 16, "swin_unetr": 12}
+"""Of networks without a width of their own."""
+HALVINGS = 5  # of Swin UNETR: its patches and four levels
+RELATIVE = "relative_position_index"
+MLP = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
+"""Names in files of MONAI's self-supervised Swin transformers, and what its networks call the same."""
 
 
 class PartedNetwork(nn.Module):
@@ -22,11 +31,19 @@ class PartedNetwork(nn.Module):
         encoder: normalised images -> feature maps, from fine to deep.
         decoder: these -> the finest feature map.
         segmentation_head: this -> logits.
+        steps: by axis, what the sides of an image must be multiples of; None where any will do.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, segmentation_head: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        segmentation_head: nn.Module,
+        steps: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.segmentation_head = encoder, decoder, segmentation_head
+        self.steps = None if steps is None else tuple(steps)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, ...) to logits (B, classes, ...)."""
@@ -93,17 +110,59 @@ class Added(nn.Module):
         return found
 
 
+class SwinDescent(nn.Module):
+    """A Swin transformer as an encoder.
+
+    Args:
+        transformer: images -> token maps, from fine to deep.
+        channels: of the images and of the maps.
+    """
+
+    def __init__(self, transformer: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.out_channels = tuple(channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, ...) to the images themselves and feature maps, from fine to deep."""
+        return [images, *self.transformer(images)]
+
+
+class SwinAscent(nn.Module):
+    """Swin UNETR's decoder: residual blocks on most of the encoder's maps, and the way up.
+
+    Args:
+        blocks: by map, from fine to deep; where there is none the map is taken as it is.
+        ascent: of what they make.
+    """
+
+    def __init__(self, blocks: Mapping[int, nn.Module], ascent: Ascent) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict({str(place): block for place, block in blocks.items()})
+        self.ascent = ascent
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Images and feature maps from fine to deep, to a feature map of the images' size."""
+        found = list(features)
+        for place, block in self.blocks.items():
+            found[int(place)] = block(found[int(place)])
+        result: Tensor = self.ascent(found)
+        return result
+
+
 def create_monai_model(
     in_channels: int,
     classes: int,
     dimensions: int = 3,
     *,
     architecture: Architecture = "unet",
-    width: PositiveInt = 16,
+    width: PositiveInt | None = None,
     levels: PositiveInt = 4,
     strides: list[list[int]] | None = None,
     norm: Norm = "instance",
     groups: int = 8,
+    encoder_weights: str | None = None,
+    encoder_weights_key: str | None = None,
     freeze_encoder: bool = False,
 ) -> nn.Module:
     """Build a network of MONAI for images or volumes with the parts `encoder`, `decoder` and `segmentation_head`.
@@ -115,13 +174,19 @@ def create_monai_model(
         classes: outputs per voxel (logits).
         dimensions: 2 for images, 3 for volumes.
         architecture: unet (Falk et al., Nature Methods 2019; five levels: sides of 32, 48, ...), segresnet
-            (Myronenko, BrainLes 2018; four levels), dynunet (nnU-Net's, Isensee et al., Nature Methods 2021).
-        width: channels of the finest level; each deeper one has twice as many.
+            (Myronenko, BrainLes 2018; four levels), dynunet (nnU-Net's, Isensee et al., Nature Methods 2021),
+            swin_unetr (Hatamizadeh et al., BrainLes 2021; sides are multiples of 32).
+        width: channels of the finest level; each deeper one has twice as many. Null is 16, of swin_unetr 12, whose
+            widths are multiples of that (48 in its paper).
         levels: of dynunet, the finest one included: 3 or more.
         strides: of dynunet, by level, instead of 2 along every axis: [[1, 1, 1], [1, 2, 2], [2, 2, 2]] for volumes of
             thick slices.
-        norm: batch, instance or group normalisation, everywhere.
+        norm: batch, instance or group normalisation, everywhere but in the transformer of swin_unetr, which normalises
+            layers.
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
+        encoder_weights: path of a local file with the encoder's weights (.pt, .pth, .safetensors), such as a model that
+            was exported, or null for random. Of swin_unetr also MONAI's, of the whole network or of its transformer.
+        encoder_weights_key: how names of the wanted tensors begin, in a file with several encoders that fit.
         freeze_encoder: the encoder does not learn, and its normalisation works as in evaluation. It neither travels nor
             is kept by sites, which must start from the same one.
 
@@ -130,17 +195,47 @@ def create_monai_model(
 
     Raises:
         ValueError: values that do not fit each other.
+        FileNotFoundError: `encoder_weights` is no local file.
     """
-    build = {"unet": _unet, "segresnet": _segresnet, "dynunet": _dynunet}
+    build = {"unet": _unet, "segresnet": _segresnet, "dynunet": _dynunet, "swin_unetr": _swin_unetr}
     if architecture not in build:
         raise ValueError(f"model.architecture={architecture}: one of {', '.join(build)}")
     if strides is not None and architecture != "dynunet":
         raise ValueError(f"model.strides={strides} belongs to model.architecture=dynunet")
+    width = width or WIDTHS[architecture]
     model = build[architecture](in_channels, classes, dimensions, width, strides or _twice(levels, dimensions))
     convert_norm(model, norm, groups)
+    if encoder_weights is None and encoder_weights_key is not None:
+        raise ValueError(f"encoder_weights_key={encoder_weights_key} belongs to encoder_weights=FILE; give both")
+    if encoder_weights is not None:
+        if not Path(encoder_weights).is_file():
+            raise FileNotFoundError(f"encoder_weights={encoder_weights} is no file; nothing is downloaded here")
+        learnt = model.encoder.transformer if isinstance(model.encoder, SwinDescent) else model.encoder
+        load_encoder(learnt, encoder_weights, architecture, encoder_weights_key, MLP)
     if freeze_encoder:
         freeze(model.encoder)
     return model
+
+
+def check_sides(model: nn.Module, size: Sequence[int]) -> None:
+    """Refuse images that a network cannot halve as often as it does.
+
+    Args:
+        model: any network; those that tell nothing of it take what they are given.
+        size: sides of what it sees.
+
+    Raises:
+        ValueError: with the nearest sides that will do.
+    """
+    if not isinstance(model, PartedNetwork) or model.steps is None:
+        return
+    steps = model.steps
+    nearest = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
+    if list(size) != nearest:
+        of = str(steps[0]) if len(set(steps)) == 1 else " x ".join(map(str, steps))
+        raise ValueError(
+            f"data.size={list(size)}: the network needs sides that are multiples of {of}; take data.size={nearest}"
+        )
 
 
 def _twice(levels: int, dimensions: int) -> list[list[int]]:
@@ -164,7 +259,7 @@ def _segresnet(channels: int, classes: int, dimensions: int, width: int, _: list
     ascent = Ascent(*(Added(up, block) for up, block in zip(net.up_samples, net.up_layers, strict=True)))
     widths = [width * 2**level for level in range(len(net.down_layers))]
     encoder = Descent(nn.Sequential(net.convInit, first), *deeper, channels=widths)
-    return PartedNetwork(encoder, ascent, net.conv_final)
+    return PartedNetwork(encoder, ascent, net.conv_final, [2 ** (len(widths) - 1)] * dimensions)
 
 
 def _dynunet(channels: int, classes: int, dimensions: int, width: int, strides: list[list[int]]) -> PartedNetwork:
@@ -179,4 +274,24 @@ def _dynunet(channels: int, classes: int, dimensions: int, width: int, strides: 
     filters = [min(width * 2**level, max(WIDEST, width)) for level in range(len(strides))]
     net = DynUNet(dimensions, channels, classes, kernels, strides, strides[1:], filters, norm_name="batch")
     encoder = Descent(net.input_block, *net.downsamples, net.bottleneck, channels=filters)
-    return PartedNetwork(encoder, Ascent(*net.upsamples), net.output_block)
+    steps = [prod(along) for along in zip(*strides, strict=True)]
+    return PartedNetwork(encoder, Ascent(*net.upsamples), net.output_block, steps)
+
+
+def _swin_unetr(channels: int, classes: int, dimensions: int, width: int, _: list[list[int]]) -> PartedNetwork:
+    from monai.networks.nets import SwinUNETR
+
+    if width % WIDTHS["swin_unetr"]:
+        nearest = max(1, round(width / WIDTHS["swin_unetr"])) * WIDTHS["swin_unetr"]
+        raise ValueError(
+            f"model.width={width}: model.architecture=swin_unetr takes multiples of {WIDTHS['swin_unetr']}, for its "
+            f"heads of attention; take model.width={nearest}"
+        )
+    net: Any = SwinUNETR(channels, classes, feature_size=width, norm_name="batch", spatial_dims=dimensions)
+    for module in net.modules():
+        if RELATIVE in module._buffers:  # follows from the size of its windows, so that it need not be kept
+            module.register_buffer(RELATIVE, module.get_buffer(RELATIVE), persistent=False)
+    encoder = SwinDescent(net.swinViT, [channels, *(width * 2**level for level in range(HALVINGS))])
+    blocks = {0: net.encoder1, 1: net.encoder2, 2: net.encoder3, 3: net.encoder4, 5: net.encoder10}
+    ascent = Ascent(net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1)
+    return PartedNetwork(encoder, SwinAscent(blocks, ascent), net.out, [2**HALVINGS] * dimensions)

@@ -15,7 +15,9 @@ DEEPEST = 8
 """Mappings within mappings that are looked into."""
 
 
-def load_encoder(encoder: nn.Module, weights: str, name: str, key: str | None = None) -> int:
+def load_encoder(
+    encoder: nn.Module, weights: str, name: str, key: str | None = None, renamed: Mapping[str, str] | None = None
+) -> int:
     """Load an encoder's weights from a local file.
 
     The file must hold every tensor of the encoder (counters of batches excepted, which old files lack), under the
@@ -31,6 +33,7 @@ def load_encoder(encoder: nn.Module, weights: str, name: str, key: str | None = 
         weights: path of a .pt, .pth or .safetensors file with a state dict, bare or in mappings.
         name: the encoder's name, for messages.
         key: the prefix; None where one alone fits.
+        renamed: pieces of names in some files, and what the encoder calls the same.
 
     Returns:
         Number of tensors loaded.
@@ -42,7 +45,7 @@ def load_encoder(encoder: nn.Module, weights: str, name: str, key: str | None = 
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(_missing_file(weights, name))
-    found = read_tensors(path)
+    found = _called(read_tensors(path), renamed or {})
     target = encoder.state_dict()
     required = [key for key in target if not key.endswith("num_batches_tracked")]
     sources = _chosen(required, found, key, f"{path}", name)
@@ -71,6 +74,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
     return tensors
+
+
+def _called(found: dict[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    for old, new in renamed.items():
+        found = {name.replace(old, new): tensor for name, tensor in found.items()}
+    return found
 
 
 def _flattened(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

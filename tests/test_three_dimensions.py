@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
-from monai.networks.nets import BasicUNet, DynUNet, SegResNet
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR
+from safetensors.torch import load_file
 
 import compare
 import export
@@ -52,17 +53,25 @@ def originals(name: str, dimensions: int) -> torch.nn.Module:
         "unet": lambda: BasicUNet(dimensions, 2, 3, [4, 4, 8, 16, 32, 4], norm="batch"),
         "segresnet": lambda: SegResNet(dimensions, 4, 2, 3, norm="batch"),
         "dynunet": lambda: DynUNet(dimensions, 2, 3, [3] * 3, steps, steps[1:], [4, 8, 16], norm_name="batch"),
+        "swin_unetr": lambda: SwinUNETR(2, 3, feature_size=12, norm_name="batch", spatial_dims=dimensions),
     }
     torch.manual_seed(0)
     return built[name]()
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("name", ["unet", "segresnet", "dynunet"])
+@pytest.mark.parametrize(
+    ("name", "dimensions"),
+    [
+        *itertools.product(("unet", "segresnet", "dynunet"), (2, 3)),
+        ("swin_unetr", 2),
+        pytest.param("swin_unetr", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_in_parts_is_monai_s(name: str, dimensions: int) -> None:
     original = originals(name, dimensions).train()
     torch.manual_seed(0)
-    ours = create_monai_model(2, 3, dimensions, architecture=name, width=4, levels=3, norm="batch").train()
+    width = 12 if name == "swin_unetr" else 4
+    ours = create_monai_model(2, 3, dimensions, architecture=name, width=width, levels=3, norm="batch").train()
     images = torch.rand(2, 2, *[32] * dimensions)
     assert torch.equal(ours(images), original(images))
     assert torch.equal(ours.eval()(images), original.eval()(images))  # after the same step of running statistics
@@ -84,15 +93,40 @@ def test_normalisation_is_exchanged_everywhere(norm: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"architecture": "unett"}, "one of unet, segresnet, dynunet"),
+        ({"architecture": "unett"}, "one of unet, segresnet, dynunet, swin_unetr"),
         ({"strides": [[1, 1, 1]] * 3}, "belongs to model.architecture=dynunet"),
         ({"architecture": "dynunet", "levels": 2}, "three levels or more"),
         ({"architecture": "dynunet", "strides": [[1, 1], [2, 2], [2, 2]]}, "each with 3 steps"),
+        ({"architecture": "swin_unetr", "width": 16}, r"multiples of 12, .*; take model.width=12"),
+        ({"encoder_weights": "imagenet"}, "encoder_weights=imagenet is no file"),
+        ({"encoder_weights_key": "student."}, "belongs to encoder_weights=FILE"),
     ],
 )
 def test_networks_refuse_what_does_not_fit(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, FileNotFoundError), match=told):
         create_monai_model(1, 1, 3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "told"),
+    [
+        (("model.architecture=swin_unetr",), "[40,20,32]", r"multiples of 32; take data.size=\[32, 32, 32\]"),
+        (("model.architecture=segresnet",), "[8,8,13]", r"multiples of 8; take data.size=\[8, 8, 16\]"),
+        (
+            ("model.architecture=dynunet", "model.strides=[[1,1,1],[1,2,2],[2,2,2]]"),
+            "[6,10,12]",
+            r"multiples of 2 x 4 x 4; take data.size=\[6, 8, 12\]",
+        ),
+    ],
+)
+def test_sides_that_a_network_cannot_halve_are_refused_before_images_are_read(
+    model: tuple[str, ...], size: str, told: str
+) -> None:
+    settings = [*PHANTOM, "data.dimensions=3", "model=unet3d", *model]
+    with pytest.raises(ConfigError, match=told):
+        Experiment(compose([*settings, f"data.size={size}"], SCHEMA)).check()
+    cure = told.partition("data.size=")[2].replace("\\", "").replace(" ", "")
+    Experiment(compose([*settings, f"data.size={cure}"], SCHEMA)).check()
 
 
 def test_steps_of_thick_slices_keep_their_number() -> None:
@@ -179,6 +213,47 @@ def test_runs_on_patches_score_every_view_on_whole_cases(method: str, more: tupl
             "fedrep": {"personal"},
         }[method]
     )
+
+
+def test_monai_s_own_weights_fill_the_encoder(tmp_path: Path) -> None:
+    """Of the whole network, and of a self-supervised transformer, whose file calls two layers otherwise."""
+    original = originals("swin_unetr", 2)
+    transformer = {f"module.{name}": t for name, t in original.swinViT.state_dict().items()}
+    older = {name.replace("mlp.linear", "mlp.fc"): t for name, t in transformer.items()}
+    assert older.keys() != transformer.keys()
+    for place, content in enumerate((original.state_dict(), {"state_dict": older})):
+        torch.save(content, tmp_path / f"{place}.pt")
+        settings: dict[str, Any] = {"architecture": "swin_unetr", "freeze_encoder": True}
+        ours = create_monai_model(2, 3, 2, encoder_weights=str(tmp_path / f"{place}.pt"), **settings)
+        images = torch.rand(1, 2, 64, 32)
+        for one, other in zip(ours.encoder(images)[1:], original.swinViT(images), strict=True):
+            assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"the encoder needs \(12, 1, 2, 2\)"):
+        create_monai_model(1, 3, 2, encoder_weights=str(tmp_path / "0.pt"), **settings)
+
+
+@pytest.mark.slow
+def test_a_transformer_s_models_are_exported_and_their_encoder_is_the_start_of_another_run(tmp_path: Path) -> None:
+    small = [word for word in SMALL if not word.startswith(("model.", "data."))]
+    words = [*PHANTOM, *small, "data.fit=patches", "data.dimensions=2", "data.size=32", "data.batch_size=2"]
+    words += ["model.architecture=swin_unetr", "model.norm=group", "algorithm=fedrep"]
+    first, second, out = (tmp_path / name for name in ("first", "second", "out"))
+    assert train.main([*words, f"output={first}"]) == 0
+    assert export.main([str(first), "--out", str(out), "--site", "site_01", "--bundle"]) == 0
+    name = "personal-site_01"
+    weights = load_file(out / f"{name}.safetensors")
+    worker = SavedModels(Reopened.read(RunFolder(first))).load("personal", "site_01")
+    assert weights.keys() == worker.model.state_dict().keys()
+    program = torch.jit.load(out / name / "models" / "model.ts")
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(program(images).sigmoid(), worker.predict(images, "personal"), rtol=0, atol=1e-5)
+    start = f"model.encoder_weights={out / name}.safetensors"
+    assert train.main([*words, start, "model.freeze_encoder=true", f"output={second}"]) == 0
+    again = SavedModels(Reopened.read(RunFolder(second))).load("personal", "site_02").model.state_dict()
+    encoder = {key for key in weights if key.startswith("encoder.")}
+    assert encoder
+    assert all(torch.equal(again[key], weights[key]) for key in encoder)
+    assert not all(torch.equal(again[key], weights[key]) for key in weights.keys() - encoder)
 
 
 @pytest.fixture(scope="module")
