@@ -117,6 +117,14 @@ class SliceSet(Dataset[Batch]):
             corner = self.patches.corner(image.shape[:-1], truth, data_seed(pick.seed, "patch"))
         return self.patches.cut(image, corner), None if truth is None else self.patches.cut(truth, corner)
 
+    def counts(self, pick: Pick) -> Tensor:
+        """(2, R) float64: pixels of each region, and pixels that count."""
+        labels, site = torch.tensor(self._truth(pick)), self.stores[pick.store].cases[pick.case].site
+        masks = self.regions.encode(labels, self.dimensions).double().flatten(1)
+        known = self.regions.known(labels, self.ignored, self.dimensions)
+        counting = (known.double() * self._annotated(site).double().view(-1, *[1] * self.dimensions)).flatten(1)
+        return torch.stack([(masks * counting).sum(dim=1), counting.sum(dim=1)])
+
     @property
     def leaves_out(self) -> bool:
         """Whether there are pixels or regions that do not count."""
@@ -260,6 +268,20 @@ class SiteData:
     def patients(self) -> int:
         """Patients with labelled training images."""
         return len(set(self._patients()))
+
+    def covered(self) -> Tensor:
+        """(N, R) float64: the share of its labelled training images that each region covers, case by case.
+
+        Pixels that do not count are left out; NaN where none count, as for a region that was not annotated here.
+        """
+        sums: dict[tuple[int, int], Tensor] = {}
+        for store, case, number in self._labelled.tolist():
+            found = self._shared.slices.counts(Pick(store, case, number))
+            sums[store, case] = sums[store, case] + found if (store, case) in sums else found
+        if not sums:
+            return torch.zeros(0, len(self._shared.slices.regions.names), dtype=torch.float64)
+        hits, all_pixels = torch.stack(list(sums.values())).unbind(dim=1)
+        return hits / all_pixels
 
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """Batches in that many local epochs over the labelled training images, or over all of them."""

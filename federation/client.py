@@ -31,6 +31,7 @@ from fedseg.federation.contract import (
     TrainTask,
     W,
 )
+from fedseg.federation.heterogeneity import LABELS, histograms
 from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Update
 
@@ -186,6 +187,8 @@ def turn(
         answer, rows = _evaluate(worker, site, task, compute, evaluate)
     else:
         answer = {"introduce": worker.introduce, "publish": worker.publish}[task.kind](site)
+        if task.kind == "introduce" and task.topic == LABELS:
+            answer = State({**answer.tensors, LABELS: histograms(site.covered())}, answer.scalars)
     update = Update(tensors=answer.tensors, scalars=answer.scalars, site=site.name, examples=examples, rows=rows)
     update.scalars["seconds"] = time.perf_counter() - start
     fitted = isinstance(task, EvaluateTask) and task.personalise and worker.personalises

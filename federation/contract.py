@@ -92,7 +92,8 @@ class QueryTask:
         seed: the run's seed.
         checkpoint: which personal model is published: ``round``, or ``best``.
         topic: what a transform's server side asks its site side: ``transform/stage``; of a model that is published,
-            `VISITING` where it is to be scored at other sites.
+            `VISITING` where it is to be scored at other sites; of an introduction, what the selection of sites wants to
+            know beside it.
     """
 
     kind: Literal["introduce", "publish", "consult"]
@@ -124,6 +125,9 @@ class Site(Protocol):
     @property
     def patients(self) -> int:
         """Patients with labelled training images."""
+
+    def covered(self) -> Tensor:
+        """(N, R) share of the images that each region covers in N labelled training cases; NaN where not annotated."""
 
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """Batches in that many passes over the labelled training images, or over all of them."""

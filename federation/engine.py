@@ -38,6 +38,7 @@ from fedseg.federation.contract import (
     Transform,
     Transport,
 )
+from fedseg.federation.heterogeneity import corrections
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.pace import mean_limit
 from fedseg.federation.schedule import (
@@ -46,9 +47,10 @@ from fedseg.federation.schedule import (
     check_cohort,
     check_selection,
     check_turns,
+    check_weights,
     sums_only,
 )
-from fedseg.federation.selection import History, Past, Select, checked, history_of, remembering
+from fedseg.federation.selection import History, Past, Remembering, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
@@ -107,6 +109,7 @@ class Federation:
             check_turns(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
         if self.algorithm.answers_singly:
             check_answers(self.schedule, self.algorithm.among_peers)
+        check_weights(self.schedule, self.algorithm.reads_updates or self.algorithm.answers_singly)
         self._prepare_selection()
 
     def over(self, transport: Transport) -> Federation:
@@ -165,7 +168,7 @@ class Federation:
         self._check_selection()
         snapshot = self.checkpoint.load()
         if snapshot is None:
-            round, server = 0, self.algorithm.init_server(self._introduce())
+            round, server = 0, self._first(self._introduce())
         else:
             round, server = snapshot.round, self.algorithm.restored(snapshot.server)
             self.transport.restore(snapshot.kept)
@@ -287,11 +290,31 @@ class Federation:
             record.traffic.extend(_traffic(round + 1, site, "down", State({**message.tensors, **published.tensors})))
         self.observer.round_done(record)
 
-    def _introduce(self) -> dict[str, State]:
-        task = QueryTask("introduce", 0, self.seed)
+    def _first(self, introductions: Mapping[str, Update]) -> State:
+        """The server's state before round 1.
+
+        Raises:
+            RoundError: what a site told for the selection cannot be used.
+        """
+        if not isinstance(self.select, Remembering):
+            return self.algorithm.init_server(introductions)
+        try:
+            history = self.select.introduced(introductions)
+        except ValueError as error:
+            raise RoundError(f"federation.selection={self.schedule.selection}: {error}") from error
+        topic = self.select.topic
+        own = {
+            site: State({group: ts for group, ts in told.tensors.items() if group != topic}, told.scalars)
+            for site, told in introductions.items()
+        }
+        return remembering(self.algorithm.init_server(own), history)
+
+    def _introduce(self) -> dict[str, Update]:
+        topic = self.select.topic if isinstance(self.select, Remembering) else ""
+        task = QueryTask("introduce", 0, self.seed, topic=topic)
         self._record = record = RoundRecord(0, 0.0)
         answers = self.ask(dict.fromkeys(self.trainers, task), dict.fromkeys(self.trainers, State()))
-        introductions: dict[str, State] = {}
+        introductions: dict[str, Update] = {}
         for update in answers:
             if refusal := update.refusal or unbounded(update, ONCE):
                 raise RoundError(f"site {update.site!r} cannot introduce itself: {refusal}")
@@ -321,7 +344,7 @@ class Federation:
             server = self._turns(round, server, {site: work[site] for site in present}, asked)
             self._check_travelled(round)
             if self.select is not None or self.schedule.time_limit != "none":
-                server = remembering(server, {**history, **self._told(round)})
+                server = remembering(server, self._remembered(history, self._told(round)))
         last = round == self.schedule.rounds
         if not last and self._spent(server):
             last = True
@@ -339,6 +362,10 @@ class Federation:
                 self.ledger.saved(round, server)
             self.checkpoint.save(round, server, self.transport.kept(), scores)
         return server
+
+    def _remembered(self, history: History, told: History) -> History:
+        """What is known of sites after a round."""
+        return self.select.remembered(history, told) if isinstance(self.select, Remembering) else {**history, **told}
 
     def _told(self, round: int) -> dict[str, Past]:
         """What sites told with the updates of this round that were used."""
@@ -386,6 +413,7 @@ class Federation:
         for site, message in messages.items():
             self._record.traffic.extend(_traffic(round, site, "down", message))
         waiting: list[Update] = []
+        factors = self._corrections(server)
         weights: dict[str, float] = {}
         accounts: dict[str, float] = {}
 
@@ -397,7 +425,7 @@ class Federation:
             if self.algorithm.reads_updates:
                 waiting.append(update)
             else:
-                add(update, self.algorithm.weigh(server, [update])[0])
+                add(update, self.algorithm.weigh(server, [update])[0] * factors.get(update.site, 1.0))
 
         usable = 0
         for arrived in self.ask(tasks, messages):
@@ -490,9 +518,32 @@ class Federation:
             if EPSILON in memories[transform.name].scalars and transform.guarantee is not None:
                 epsilon = memories[transform.name].scalars[EPSILON]
                 self._record.privacy.append(_privacy(round, "", transform, transform.guarantee, epsilon))
-        if self.schedule.server_lr != 1.0 and "model" in mean.tensors:
-            mean.tensors["model"] = {k: t * self.schedule.server_lr for k, t in mean["model"].items()}
+        length = self.schedule.server_lr * self._reach(server, cohort)
+        if length != 1.0 and "model" in mean.tensors:
+            mean.tensors["model"] = {k: t * length for k, t in mean["model"].items()}
         return mean, memories
+
+    def _corrections(self, server: State) -> dict[str, float]:
+        """What weights of updates are multiplied by, where these make up for the chances of their sites."""
+        if not (self.schedule.select_unbiased and isinstance(self.select, Remembering)):
+            return {}
+        return corrections(self.select.probabilities(history_of(server)), self._all_weights(server))
+
+    def _reach(self, server: State, cohort: Cohort) -> float:
+        """The weights of a round's sites over those of all, by which their mean becomes a part of the mean of all.
+
+        Sites that were asked and sent nothing leave their part to the others.
+        """
+        if not (self.schedule.select_unbiased and isinstance(self.select, Remembering)):
+            return 1.0
+        share = sum(cohort.weights.values()) / sum(self._all_weights(server).values())
+        return share * cohort.asked / cohort.usable
+
+    def _all_weights(self, server: State) -> dict[str, float]:
+        """Weights of all sites, had each of them sent an update."""
+        images = {site: int(past.examples) for site, past in history_of(server).items()}
+        updates = {site: Update(site=site, examples=count) for site, count in images.items()}
+        return {site: self.algorithm.weigh(server, [update])[0] for site, update in updates.items()}
 
     @property
     def _expected(self) -> float:

@@ -12,7 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedseg.federation.combine import Combination, Rule
 from fedseg.federation.contract import Transform
-from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, check_ranges
+from fedseg.federation.heterogeneity import Heterogeneity
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges
 from fedseg.federation.selection import PowerOfChoice, Pruning, Select
 
 
@@ -29,11 +30,19 @@ class Schedule:
             independently of the others, as accounts of privacy need.
         selection: uniform asks sites by chance alone; loss (power of choice) draws candidates by chance and asks those
             of them that told the highest training loss when they last took part, first those that never did; fast
-            leaves out slow sites, by step_seconds and the steps that they told (Yin et al., BrainLes 2021).
+            leaves out slow sites, by step_seconds and the steps that they told (Yin et al., BrainLes 2021);
+            heterogeneity draws sites by chance, rather those whose labels are far from all sites' and whose training
+            loss is high (FedACS, Gu et al., CISP-BMEI 2021).
         candidates: share of the sites that selection=loss draws; with that of fraction it is uniform.
         fast_images: share of all images that the sites which selection=fast keeps hold at least.
         fast_factor: how many times the median time such a site may need at most.
         fast_every: rounds between two in which selection=fast asks all sites.
+        select_labels: part of the labels in the chances of selection=heterogeneity, against losses; above 0 a site
+            tells before round 1 how its cases spread over the share of the image that each region covers.
+        select_chance: share of these chances that is the same for all sites; with 1 it is uniform.
+        select_memory: how much of its earlier strength a site keeps when it took part in selection=heterogeneity.
+        select_unbiased: whether updates weigh inversely to the chances of selection=heterogeneity, so that a step of
+            the server is on average the one along all sites' updates, though more by chance.
         dropout: probability that a site which was asked is absent.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
@@ -63,11 +72,15 @@ class Schedule:
     local_epochs: PositiveFloat = 1.0
     fraction: PositiveShare = 1.0
     sampling: Literal["fixed", "poisson"] = "fixed"
-    selection: Literal["uniform", "loss", "fast"] = "uniform"
+    selection: Literal["uniform", "loss", "fast", "heterogeneity"] = "uniform"
     candidates: PositiveShare = 1.0
     fast_images: PositiveShare = 0.8
     fast_factor: Annotated[float, Field(ge=1, lt=math.inf)] = 2.0
     fast_every: PositiveInt = 5
+    select_labels: Share = 0.5
+    select_chance: PositiveShare = 0.1
+    select_memory: ProperShare = 0.9
+    select_unbiased: bool = False
     dropout: ProperShare = 0.0
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
@@ -89,7 +102,10 @@ class Schedule:
                 f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection="
                 f"{self.selection} does not; take federation.sampling=fixed"
             )
+        self._check_unused("fast", "fast_images", "fast_factor", "fast_every")
+        self._check_unused("heterogeneity", "select_labels", "select_chance", "select_memory", "select_unbiased")
         self._check_fast()
+        self._check_unbiased()
         self._check_time()
         if self.selection != "loss" and self.candidates != 1.0:
             raise ValueError(
@@ -101,19 +117,44 @@ class Schedule:
         """Which of these sites a round asks, where that is not left to chance alone."""
         if self.selection == "loss":
             return PowerOfChoice(sites, self.asked(len(sites)), self.drawn(len(sites)))
+        if self.selection == "heterogeneity":
+            asked = self.chosen(len(sites))
+            return Heterogeneity(sites, asked, self.select_labels, self.select_chance, self.select_memory)
         return Pruning(sites, self.step_seconds or {}, self.fast_images, self.fast_factor, self.fast_every)
 
+    def _check_unused(self, selection: str, *names: str) -> None:
+        """Refuse settings of a selection that is not taken.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.selection == selection:
+            return
+        for name in names:
+            if (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
+                told = f"federation.{name}={value} is for federation.selection={selection}"
+                raise ValueError(f"{told}; take that, or federation.{name}={usual}")
+
+    def _check_unbiased(self) -> None:
+        """Refuse weights by chances where weights play no part.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        for name in ("order", "combine"):
+            if self.select_unbiased and (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
+                raise ValueError(
+                    f"federation.select_unbiased=true weighs updates of a mean, which federation.{name}={value} does "
+                    f"not take; take federation.{name}={usual}"
+                )
+
     def _check_fast(self) -> None:
-        """Refuse settings of selection=fast that have no effect, and such as leave it nothing to go by.
+        """Refuse selection=fast where there is nothing to go by.
 
         Raises:
             ValueError: naming the setting and the cure.
         """
         if self.selection != "fast":
-            for name in ("fast_images", "fast_factor", "fast_every"):
-                if (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
-                    told = f"federation.{name}={value} is for federation.selection=fast"
-                    raise ValueError(f"{told}; take that, or federation.{name}={usual}")
             return
         if self.step_seconds is None:
             raise ValueError("federation.selection=fast goes by federation.step_seconds; take {SITE: 4} or so")
@@ -165,18 +206,26 @@ class Schedule:
             )
         return asked
 
+    def chosen(self, sites: int) -> int:
+        """How many of so many sites are asked in a round, where it matters which.
+
+        Raises:
+            ValueError: there is nothing to choose.
+        """
+        if (asked := self.asked(sites)) == sites:
+            raise ValueError(
+                f"federation.selection={self.selection} has no choice where a round asks all {sites} sites "
+                f"(federation.fraction={self.fraction}); take a smaller fraction, or federation.selection=uniform"
+            )
+        return asked
+
     def drawn(self, sites: int) -> int:
         """How many of so many sites are candidates of a round whose sites are chosen by loss.
 
         Raises:
             ValueError: there is nothing to choose.
         """
-        asked, drawn = self.asked(sites), round_half_up(self.candidates * sites)
-        if asked == sites:
-            raise ValueError(
-                f"federation.selection=loss has no choice where a round asks all {sites} sites "
-                f"(federation.fraction={self.fraction}); take a smaller fraction, or federation.selection=uniform"
-            )
+        asked, drawn = self.chosen(sites), round_half_up(self.candidates * sites)
         if drawn < asked:
             raise ValueError(
                 f"federation.candidates={self.candidates} draws {drawn} of {sites} sites, and a round asks {asked}; "
@@ -213,6 +262,8 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
     asked = schedule.asked(sites)
     if schedule.selection == "loss":
         schedule.drawn(sites)
+    if schedule.selection == "heterogeneity":
+        schedule.chosen(sites)
     if schedule.selection != "uniform":
         check_selection(schedule.selection, transforms)
     if schedule.combine != "mean" and (why := sums_only(transforms)):
@@ -259,6 +310,23 @@ def check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
         raise ValueError(
             f"federation.order={schedule.order} combines nothing, so that federation.combine={schedule.combine} has no "
             "meaning; take federation.combine=mean"
+        )
+
+
+def check_weights(schedule: Schedule, compared: bool) -> None:
+    """Refuse weights by chances beside a method's own ways of weighing.
+
+    Args:
+        schedule: how the federation runs.
+        compared: whether the method compares updates, or answers every site with a model of its own.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    if schedule.select_unbiased and compared:
+        raise ValueError(
+            "federation.select_unbiased=true weighs updates by the chances of their sites, and the method by what it "
+            "finds in them, or takes no mean; take federation.select_unbiased=false"
         )
 
 

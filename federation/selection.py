@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import inf
 from random import Random
 from statistics import median
+from typing import Protocol, runtime_checkable
 
-from fedseg.federation.state import State
+from fedseg.federation.state import State, Update
 
 PREFIX = "history/"
 
@@ -22,17 +23,48 @@ class Past:
         steps: local steps behind it.
         loss: their mean loss; None where the method tells none.
         examples: training images behind it.
+        distance: of its labels from all sites', where it was asked for them before round 1.
+        strength: that a selection counts for it.
     """
 
     round: int
     steps: float
     loss: float | None
     examples: float = 0.0
+    distance: float | None = None
+    strength: float | None = None
 
 
 History = Mapping[str, Past]
-"""By site; those of which no update was used yet are missing."""
-Select = Callable[[int, History, Random], Mapping[str, float]]
+"""By site; those of which no update was used yet are missing, or of round 0 where they introduced themselves."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A selection that makes more of what sites told than their latest updates."""
+
+    def __call__(self, round: int, history: History, random: Random) -> Mapping[str, float]:
+        """As any selection."""
+
+    @property
+    def topic(self) -> str:
+        """What sites are asked for when they introduce themselves, and the group of their answer; empty for nothing."""
+
+    def probabilities(self, history: History) -> dict[str, float]:
+        """Of each site, to be in a round."""
+
+    def introduced(self, introductions: Mapping[str, Update]) -> dict[str, Past]:
+        """What is known of sites before round 1.
+
+        Raises:
+            ValueError: an answer cannot be used.
+        """
+
+    def remembered(self, history: History, told: History) -> dict[str, Past]:
+        """What is known after a round, from what was known before it and what sites told in it."""
+
+
+Select = Callable[[int, History, Random], Mapping[str, float]] | Remembering
 """(round, history, the round's random numbers) -> site -> share of a round's local steps that it is to do. It keeps
 nothing between rounds, so that a resumed run asks the same sites."""
 
@@ -123,7 +155,14 @@ def history_of(server: State) -> dict[str, Past]:
             what, _, site = name.removeprefix(PREFIX).partition("/")
             told.setdefault(site, {})[what] = value
     return {
-        site: Past(int(one["round"]), one["steps"], one.get("loss"), one.get("examples", 0.0))
+        site: Past(
+            int(one["round"]),
+            one["steps"],
+            one.get("loss"),
+            one.get("examples", 0.0),
+            one.get("distance"),
+            one.get("strength"),
+        )
         for site, one in told.items()
     }
 
@@ -132,6 +171,5 @@ def remembering(server: State, history: History) -> State:
     """A server's state that also remembers what sites told, and goes into checkpoints with it."""
     scalars = {k: v for k, v in server.scalars.items() if not k.startswith(PREFIX)}
     for site, past in history.items():
-        known = {"round": float(past.round), "steps": past.steps, "loss": past.loss, "examples": past.examples}
-        scalars |= {f"{PREFIX}{what}/{site}": value for what, value in known.items() if value is not None}
+        scalars |= {f"{PREFIX}{what}/{site}": float(value) for what, value in asdict(past).items() if value is not None}
     return State(server.tensors, scalars)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedseg.federation.contract import VISITING, Task, TrainTask
+from fedseg.federation.heterogeneity import LABELS
 from fedseg.federation.ranges import check_ranges
 
 
@@ -30,6 +31,7 @@ class Terms:
             then have.
         scores_others: whether other sites' personal models may be scored on its images.
         case_scores: whether scores of single cases may leave, under pseudonyms.
+        label_counts: whether shares of its cases by the size of their regions may leave, for choosing sites.
     """
 
     least_sites: PositiveInt = 1
@@ -42,6 +44,7 @@ class Terms:
     model_scored_elsewhere: bool = False
     scores_others: bool = False
     case_scores: bool = True
+    label_counts: bool = True
 
     def __post_init__(self) -> None:
         check_ranges(Terms, vars(self), "terms")
@@ -57,6 +60,8 @@ class Terms:
             few = shares and max(task.sites, 1) < self.least_sites
             return f"least_sites: {self.least_sites}, and this round is of {max(task.sites, 1)}" if few else ""
         visiting = task.topic == VISITING
+        if task.kind == "introduce" and task.topic == LABELS and (why := self._against_counts()):
+            return why
         if task.kind == "publish" and visiting and not self.model_scored_elsewhere:
             return "model_scored_elsewhere: false"
         if task.kind == "publish" and not visiting and not self.publishes_model:
@@ -66,3 +71,11 @@ class Terms:
         if task.kind == "evaluate" and self.views and (odd := sorted(set(task.views) - set(self.views))):
             return f"views: [{', '.join(self.views)}], without {odd[0][:40]!r}"
         return ""
+
+    def _against_counts(self) -> str:
+        """Which term stands against telling how labels spread: such counts are neither masked nor private."""
+        if not self.label_counts:
+            return "label_counts: false"
+        if self.masked:
+            return "masked: true"
+        return "" if self.max_epsilon is None else f"max_epsilon: {self.max_epsilon:g}"

@@ -61,6 +61,9 @@ class LineSite:
     def patients(self) -> int:
         return self.examples
 
+    def covered(self) -> Tensor:
+        return torch.zeros(self.examples, 1)
+
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         return self.rounds_steps
 

@@ -186,3 +186,12 @@ def test_what_contradicts_that_a_region_was_not_annotated_is_refused(
     one_without_cups(root)
     with pytest.raises(DataError, match=told):
         data(root, regions=SEPARATE, unannotated=unannotated, absent={} if unannotated.get("a") else {"a": ["cup"]})
+
+
+def test_the_share_that_a_region_covers_is_one_of_the_pixels_that_count(root: Path) -> None:
+    site = data(root, ignore_labels=[NOT_ANNOTATED], unannotated={"b": ["cup"]}).site("a")
+    found = {tuple(round(share * 128) for share in row) for row in site.covered().tolist()}
+    assert found == {(36, 4), (30, 4)}  # of the upper half, that is 8 rows of 16 pixels
+    other = data(root, ignore_labels=[NOT_ANNOTATED], unannotated={"b": ["cup"]}).site("b")
+    assert other.covered()[:, 1].isnan().all()
+    assert not other.covered()[:, 0].isnan().any()

@@ -18,6 +18,7 @@ from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Task
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
+from fedseg.federation.heterogeneity import LABELS
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State
 from fedseg.federation.terms import Terms
@@ -171,6 +172,12 @@ AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
         "take deployment.case_scores=means",
         ["deployment.case_scores=means"],
     ),
+    (
+        {"label_counts": False},
+        ["federation.selection=heterogeneity", "federation.fraction=0.5"],
+        "take federation.select_labels=0",
+        ["federation.select_labels=0"],
+    ),
 ]
 
 
@@ -248,6 +255,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
     ({}, QueryTask("publish", 1, 0, checkpoint="best", topic=VISITING)),
     ({"model_scored_elsewhere": True}, EvaluateTask(1, 0, splits=("test",), checkpoint="best", topic=VISITING)),
     ({"views": ["global"]}, EvaluateTask(1, 0, splits=("test",), views=("personal",))),
+    ({"label_counts": False}, QueryTask("introduce", 0, 0, topic=LABELS)),
 ]
 
 

@@ -92,6 +92,10 @@ class ToySite:
     def training_images(self) -> int:
         return len(self.images)
 
+    def covered(self) -> Tensor:
+        shares = self.masks.double().mean(dim=(2, 3)) if self.labelled else torch.zeros(0, self.masks.shape[1]).double()
+        return shares.unflatten(0, (-1, 2)).mean(dim=1)
+
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         return math.ceil(epochs * (self.examples if labelled else self.training_images) / self.batch_size)
 

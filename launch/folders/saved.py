@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedseg.algorithms import Algorithm
@@ -46,6 +47,10 @@ class NamedSite:
     examples: int = 0
     training_images: int = 0
     patients: int = 0
+
+    def covered(self) -> Tensor:
+        """There are no cases."""
+        return torch.zeros(0, 1)
 
     def steps(self, epochs: float = 1.0, labelled: bool = True) -> int:
         """There are none."""

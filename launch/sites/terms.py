@@ -166,5 +166,8 @@ def _use(experiment: Experiment, terms: Terms, algorithm: Algorithm, seen: bool)
                 yield f"{term} false", "take evaluation.cross_sites=false"
         if seen and (terms.masked or terms.max_epsilon is not None):
             yield "masked or max_epsilon, and its personal model would travel bare", "take evaluation.cross_sites=false"
+    schedule = experiment.schedule
+    if schedule.selection == "heterogeneity" and schedule.select_labels and not terms.label_counts:
+        yield "label_counts false", "take federation.select_labels=0"
     if experiment.deployment.case_scores != "means" and not terms.case_scores:
         yield "case_scores false", "take deployment.case_scores=means"
