@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,14 @@ def describe_process() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "git": git_state(SOURCE),
-        "packages": dict(sorted({d.name: d.version for d in distributions()}.items(), key=lambda p: p[0].lower())),
+        "packages": installed_packages(),
     }
+
+
+@cache
+def installed_packages() -> dict[str, str]:
+    """Name -> version, by name; read once, since every package has a file of its own to open."""
+    return dict(sorted({d.name: d.version for d in distributions()}.items(), key=lambda p: p[0].lower()))
 
 
 def library_versions() -> dict[str, str]:
