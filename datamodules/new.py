@@ -34,7 +34,7 @@ from fedseg.datamodules.readers import (
     suffix_of,
     write_back,
 )
-from fedseg.datamodules.readers.kinds import SERIES, is_case_file
+from fedseg.datamodules.readers.kinds import DICOM, is_case_file
 from fedseg.datamodules.sampling import Pick, Plan
 from fedseg.datamodules.site import SliceSet
 from fedseg.datamodules.site_folders import files_by_folder
@@ -181,8 +181,8 @@ class NewImages:
         return write_map(array, case.image, self.data.reading_of(case.site), folder, name)
 
     def is_series(self, number: int) -> bool:
-        """Whether an image is a DICOM series, of which a segmentation can be written."""
-        return suffix_of(Path(self.images[number].case.image)) == SERIES
+        """Whether an image is a DICOM series or one file of it, of which a segmentation can be written."""
+        return suffix_of(Path(self.images[number].case.image)) in DICOM
 
     def check_segmentable(self) -> None:
         """Refuses DICOM series of which no segmentation can be written.

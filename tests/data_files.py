@@ -1,6 +1,7 @@
 """Small sites on disk, made by the tests."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,71 @@ def save_series(
         change(number, head)
         head.save_as(folder / f"{hashlib.sha1(uid.encode()).hexdigest()[:8]}.dcm")
     return folder
+
+
+def save_enhanced(
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray | None = None,
+    change: Callable[[int, Any], None] = lambda number, item: None,
+    spoil: Callable[[Any], None] = lambda head: None,
+) -> Path:
+    """An enhanced MR image of an array (x, y, z) with a RAS affine: one file, frames in no order of their places.
+
+    Args:
+        path: The file; its folder is made when missing.
+        array: As of `save_series`.
+        affine: As of `save_series`.
+        change: Told the number of every slice and the groups of its frame, to spoil them.
+        spoil: Told the whole data set.
+    """
+    import pydicom
+    from pydicom import Dataset
+    from pydicom.uid import EnhancedMRImageStorage
+
+    series = save_series(path.parent / f".{path.stem}", array, affine)
+    slices = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda head: int(head.InstanceNumber))
+    shutil.rmtree(series)
+    order = np.random.default_rng(7).permutation(len(slices)).tolist()
+    head, frames = slices[0].copy(), []
+    head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID = EnhancedMRImageStorage
+    head.NumberOfFrames, head.Modality, head.PixelData = len(slices), "MR", b""
+    for number in order:
+        one, item = slices[number], Dataset()
+        for group, tags in {
+            "PlanePositionSequence": ("ImagePositionPatient",),
+            "PlaneOrientationSequence": ("ImageOrientationPatient",),
+            "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+            "PixelValueTransformationSequence": (),
+            "FrameContentSequence": (),
+            "MREchoSequence": (),
+            "MRImageFrameTypeSequence": (),
+        }.items():
+            setattr(item, group, [Dataset()])
+            for tag in tags:
+                item[group][0].add(one[tag])
+        item.PixelValueTransformationSequence[0].RescaleSlope = "2"
+        item.PixelValueTransformationSequence[0].RescaleIntercept = "-10"
+        item.FrameContentSequence[0].StackID = "1"
+        item.FrameContentSequence[0].FrameComments = f"of {PATIENT}"
+        item.MREchoSequence[0].EffectiveEchoTime = 30.0
+        item.MRImageFrameTypeSequence[0].FrameType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
+        change(number, item)
+        frames.append(item)
+    shared = Dataset()  # what all frames have the same stands once
+    shared.PlaneOrientationSequence = frames[0].PlaneOrientationSequence
+    if all(item.PlaneOrientationSequence == shared.PlaneOrientationSequence for item in frames):
+        for item in frames:
+            del item.PlaneOrientationSequence
+    head.SharedFunctionalGroupsSequence, head.PerFrameFunctionalGroupsSequence = [shared], frames
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(head, tag)
+    head.PixelData = b"".join(np.ascontiguousarray(array[..., number].T).tobytes() for number in order)
+    head.PixelData += b"\0" * (len(head.PixelData) % 2)
+    spoil(head)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head.save_as(path)
+    return path
 
 
 def save_segmentation(path: Path, series: Path, masks: np.ndarray, kind: str = "BINARY", **knobs: Any) -> Path:

@@ -188,7 +188,7 @@ FAULTS: dict[str, tuple[Spoil, str, str]] = {
     "white": (at(-1, PhotometricInterpretation="MONOCHROME1"), "white as zero", "MONOCHROME2"),
     "localiser": (at(0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser", "leave it out"),
     "frames": (at(-1, NumberOfFrames=2), "several frames", "a file for each slice"),
-    "enhanced": (at(-1, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "several frames", "a file for each slice"),
+    "enhanced": (at(-1, SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "several frames", "a folder of its own"),
     "segmentation": (at(-1, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"), "is a segmentation", "to the masks"),
     "no place": (at(-1, ImagePositionPatient=None), "does not say where", "export the series anew"),
     "no size": (at(-1, PixelSpacing=[0, 1]), "does not say where", "export the series anew"),
@@ -476,7 +476,7 @@ def test_nothing_personal_is_held_or_said(
         series = save_series(tmp_path / "s", volume(), PLAIN, invalid)
     assert b"Planted" in heads(series)[0][0].read_bytes()
     read(series)
-    told = "".join(str(head) for _, head in open_series(series).slices)
+    told = "".join(str(one.head) for one in open_series(series).slices)
     assert "Pixel Spacing" in told
     assert "Planted" not in told
     assert "ID-4711" not in told

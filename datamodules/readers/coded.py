@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fedseg.common.names import nearest
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.readers.dicom import open_series, quiet, read_header
+from fedseg.datamodules.readers.dicom import Series, open_series, quiet, read_header
+from fedseg.datamodules.readers.enhanced import GROUPS
 from fedseg.datamodules.readers.kinds import install, lacks
 
 OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
@@ -142,7 +143,7 @@ def check_source(series: Path) -> None:
     """
     if lacks(".dcm") or _highdicom() is None:
         raise DataError(f"needs the package highdicom to write segmentations; {install('dicom')}")
-    for path, _ in open_series(series).slices:
+    for path in _files(open_series(series)):
         head = read_header(path, NAMED)
         if lacking := [name for name in NAMED if not head.get(name)]:
             raise DataError(
@@ -158,18 +159,29 @@ def write_segmentation(
 
     Args:
         file: To write.
-        series: The folder of the series.
+        series: The folder of the series, or an enhanced image.
         masks: (R, slice, row, column) in the order of `open_series`.
         segments: Of each mask.
         maker: Told as the algorithm and the equipment.
     """
     check_source(series)
-    paths = [path for path, _ in open_series(series).slices]
+    opened = open_series(series)
+    paths = _files(opened)
+    frames = [one.frame for one in opened.slices if one.frame is not None]
     with quiet():
-        made = _segmentation([_source(path) for path in paths], masks, segments, maker)
+        if frames:  # a segmentation's go in the order of the image's
+            masks, sources = masks.take(np.argsort(frames), axis=1), [_enhanced(opened)]
+        else:
+            sources = [_source(path) for path in paths]
+        made = _segmentation(sources, masks, segments, maker)
         _name_patient(made, paths[0])
         made.save_as(file)
     return file
+
+
+def _files(series: Series) -> list[Path]:
+    """Of a series, in order; one of an enhanced image."""
+    return list(dict.fromkeys(one.path for one in series.slices))
 
 
 def _highdicom() -> Any:
@@ -186,6 +198,29 @@ def _source(path: Path) -> Any:
     for tag in (*OF_PATIENT, *OF_STUDY):
         setattr(head, tag, None)
     return head
+
+
+def _enhanced(series: Series) -> Any:
+    """As `_source`, of an enhanced image: of its frames what a segmentation needs."""
+    head = _source(series.slices[0].path)
+    head.NumberOfFrames = len(series.slices)
+    frames = sorted(series.slices, key=lambda one: one.frame or 0)
+    head.SharedFunctionalGroupsSequence = [_groups(frames[0].head, "PixelMeasuresSequence", "PlaneOrientationSequence")]
+    head.PerFrameFunctionalGroupsSequence = [_groups(one.head, "PlanePositionSequence") for one in frames]
+    return head
+
+
+def _groups(frame: Any, *names: str) -> Any:
+    from pydicom import Dataset
+
+    made = Dataset()
+    for name in names:
+        item = Dataset()
+        for tag in GROUPS[name]:
+            if tag in frame:
+                item.add(frame[tag])
+        setattr(made, name, [item])
+    return made
 
 
 def _segmentation(source: Sequence[Any], masks: NDArray[np.bool_], segments: Sequence[Segment], maker: Maker) -> Any:

@@ -1,4 +1,7 @@
-"""DICOM: a folder that holds one series of slices is a volume. Nothing is read but what pixels and places need."""
+"""DICOM: a folder with one series of slices is a volume, and so is a file of many frames.
+
+Nothing is kept but what pixels and places need.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import few
+from fedseg.datamodules.readers.enhanced import ENHANCED, OF_FRAMES, PIXELS, Slice, frames_of
 from fedseg.datamodules.readers.kinds import Array, in_series, install, is_dicom, lacks, sides
 from fedseg.datamodules.readers.placed import Affine, Volume, check_affine
 
@@ -40,19 +44,19 @@ class Series:
     """The slices of a series, in order along their normal.
 
     Attributes:
-        slices: Their headers, with the path of each.
+        slices: Files, or frames of one.
         affine: From column, row and slice to the patient: to the right, to the front, to the head.
         frame: Names the space in which the places are measured; empty where the files do not tell.
     """
 
-    slices: tuple[tuple[Path, Any], ...]
+    slices: tuple[Slice, ...]
     affine: Affine
     frame: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows and slices."""
-        first = self.slices[0][1]
+        first = self.slices[0].head
         return int(first.Columns), int(first.Rows), len(self.slices)
 
 
@@ -60,34 +64,49 @@ def open_dicom(path: Path) -> Volume:
     """A series, not decoded yet.
 
     Raises:
-        DataError: pydicom is not installed, or the folder does not hold one series of parallel, even, grey slices.
+        DataError: pydicom is not installed, or the folder or file does not hold one series of parallel, even, grey
+            slices.
     """
     series = open_series(path)
     return Volume(series.shape, series.affine, lambda: _load(series), frame=series.frame)
 
 
 def open_series(folder: Path) -> Series:
-    """The headers of a series in a folder, checked and in order; see `open_dicom`."""
-    if not folder.is_dir():
+    """The headers of a series in a folder, or of an enhanced image, checked and in order; see `open_dicom`."""
+    files = in_series(folder) if folder.is_dir() else [folder]
+    if not folder.is_dir() and not is_enhanced(folder):
         what = "is a single DICOM file" if is_dicom(folder) else "does not start as a DICOM file"
         raise DataError(
             f"{what}; put the files of a series into a folder of its own ({folder.stem}/), or convert a picture to PNG"
         )
-    files = in_series(folder)
     return _series(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
 @lru_cache(maxsize=4)  # a volume is opened several times while it is read
 def _series(files: tuple[tuple[Path, int, int], ...]) -> Series:
-    slices = [(path, read_header(path, OF_SLICE)) for path, _, _ in files]
+    slices = [Slice(path, read_header(path, OF_SLICE)) for path, _, _ in files]
+    if (several := next((one for one in slices if one.head.get("SOPClassUID") in ENHANCED), None)) is not None:
+        if len(slices) > 1:
+            raise DataError(
+                f"holds {len(slices)} files, of which {several.name} holds a whole image (several frames); give it a "
+                "folder of its own, or put it beside the folders of series"
+            )
+        whole = read_header(several.path, OF_FRAMES)
+        with quiet():
+            slices = frames_of(several.path, several.head, whole, ANEW)
     _check_one_series(slices)
-    for path, head in slices:
-        check_image(path, head)
+    for one in slices:
+        check_image(one)
     _check_alike(slices)
     ordered, steps = _in_order(slices)
-    affine = _affine(ordered[0][1], steps)
+    affine = _affine(ordered[0].head, steps)
     check_affine(affine, ANEW)
-    return Series(tuple(ordered), affine, str(slices[0][1].get("FrameOfReferenceUID", "")))
+    return Series(tuple(ordered), affine, str(slices[0].head.get("FrameOfReferenceUID", "")))
+
+
+def is_enhanced(path: Path) -> bool:
+    """Whether a file is an image of many frames whose places it tells."""
+    return is_dicom(path) and read_header(path, ("SOPClassUID",)).get("SOPClassUID") in ENHANCED
 
 
 def read_header(path: Path, tags: Sequence[str], *, pixels: bool = False) -> Any:
@@ -138,18 +157,19 @@ def _library() -> Any:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def _check_one_series(slices: Sequence[tuple[Path, Any]]) -> None:
+def _check_one_series(slices: Sequence[Slice]) -> None:
     """Refuses several series in one folder."""
-    by_series: dict[str, Path] = {}
-    for path, head in slices:
-        by_series.setdefault(str(head.get("SeriesInstanceUID", "")), path)
+    by_series: dict[str, Slice] = {}
+    for one in slices:
+        by_series.setdefault(str(one.head.get("SeriesInstanceUID", "")), one)
     if len(by_series) > 1:
-        files = few([path.name for path in by_series.values()])
+        files = few([one.name for one in by_series.values()])
         raise DataError(f"holds {len(by_series)} series ({files} are of different ones); give each a folder of its own")
 
 
-def check_image(path: Path, head: Any) -> None:
+def check_image(one: Slice) -> None:
     """Refuses what is no grey slice with a place in the patient."""
+    head = one.head
     kind, colours = _class(head), str(head.get("PhotometricInterpretation", ""))
     frames, samples = (int(_number(head, tag, 1)) for tag in ("NumberOfFrames", "SamplesPerPixel"))
     scout, own = "LOCALIZER" in (head.get("ImageType") or ()), "a folder of its own"
@@ -171,7 +191,7 @@ def check_image(path: Path, head: Any) -> None:
     )
     for wrong, what, cure in faults:
         if wrong:
-            raise DataError(f"holds {path.name}, which {what}; {cure}")
+            raise DataError(f"holds {one.name}, which {what}; {cure}")
 
 
 def _number(head: Any, tag: str, default: float) -> float:
@@ -211,7 +231,7 @@ def _can_decode(syntax: Any) -> bool:
     return bool(decoder.is_available)
 
 
-def _check_alike(slices: Sequence[tuple[Path, Any]]) -> None:
+def _check_alike(slices: Sequence[Slice]) -> None:
     """Refuses slices of which one has another size, orientation or space than the first."""
     same: tuple[tuple[str, Callable[[Any], Any]], ...] = (
         ("size", lambda head: (int(head.Rows), int(head.Columns))),
@@ -220,36 +240,36 @@ def _check_alike(slices: Sequence[tuple[Path, Any]]) -> None:
         ("frame of reference", lambda head: str(head.get("FrameOfReferenceUID", ""))),
         ("type of pixels", lambda head: (int(head.BitsAllocated), int(head.PixelRepresentation))),
     )
-    first, start = slices[0]
-    for path, head in slices[1:]:
+    first = slices[0]
+    for other in slices[1:]:
         for name, of in same:
-            one, other = of(start), of(head)
-            alike = np.allclose(one, other, atol=TURNED) if isinstance(one, np.ndarray) else one == other
+            one, own = of(first.head), of(other.head)
+            alike = np.allclose(one, own, atol=TURNED) if isinstance(one, np.ndarray) else one == own
             if not alike:
                 raise DataError(
-                    f"{path.name} has another {name} than {first.name}; give every stack a folder of its own"
+                    f"{other.name} has another {name} than {first.name}; give every stack a folder of its own"
                 )
 
 
-def _in_order(slices: Sequence[tuple[Path, Any]]) -> tuple[list[tuple[Path, Any]], NDArray[np.float64]]:
+def _in_order(slices: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
     """The slices along their normal, and the way from one to the next.
 
     Raises:
         DataError: Two lie at one place, gaps are uneven, or the stack is sheared, as by a tilted gantry.
     """
-    row, column = _cosines(slices[0][1])
+    row, column = _cosines(slices[0].head)
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
-    ordered = sorted(slices, key=lambda one: float(_place(one[1]) @ normal))
+    ordered = sorted(slices, key=lambda one: float(_place(one.head) @ normal))
     if len(ordered) == 1:
         return ordered, normal * _thickness(ordered[0])
-    places = np.array([_place(head) for _, head in ordered])
+    places = np.array([_place(one.head) for one in ordered])
     heights = places @ normal
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
     if (close := np.flatnonzero(gaps <= OFF_GRID * usual)).size or usual <= 0:
         pair = int(close[0]) if close.size else 0
-        names = f"{ordered[pair][0].name} and {ordered[pair + 1][0].name}"
+        names = f"{ordered[pair].name} and {ordered[pair + 1].name}"
         raise DataError(
             f"has two slices at one place ({names}): copies, or several times, echoes or directions in one series; "
             "give each a folder of its own"
@@ -258,22 +278,21 @@ def _in_order(slices: Sequence[tuple[Path, Any]]) -> tuple[list[tuple[Path, Any]
     if np.abs(heights - heights[0] - step * np.arange(len(ordered))).max() > OFF_GRID * step:
         widest = int(np.argmax(np.abs(gaps - usual)))
         raise DataError(
-            f"has uneven gaps: {gaps[widest]:.4g} mm between {ordered[widest][0].name} and "
-            f"{ordered[widest + 1][0].name}, {usual:.4g} mm elsewhere; add the missing slices, or {ANEW}"
+            f"has uneven gaps: {gaps[widest]:.4g} mm between {ordered[widest].name} and "
+            f"{ordered[widest + 1].name}, {usual:.4g} mm elsewhere; add the missing slices, or {ANEW}"
         )
     aside = places - places[0] - np.outer(heights - heights[0], normal)
-    if (far := float(np.linalg.norm(aside, axis=1).max())) > OFF_GRID * min(map(float, slices[0][1].PixelSpacing)):
+    if (far := float(np.linalg.norm(aside, axis=1).max())) > OFF_GRID * min(map(float, slices[0].head.PixelSpacing)):
         raise DataError(f"is sheared: its slices shift by up to {far:.3g} mm (a tilted gantry?); {ANEW}")
     return ordered, normal * step
 
 
-def _thickness(only: tuple[Path, Any]) -> float:
+def _thickness(only: Slice) -> float:
     """Of a series of one slice."""
-    path, head = only
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
-        if (told := head.get(tag)) is not None and float(told) > 0:
+        if (told := only.head.get(tag)) is not None and float(told) > 0:
             return float(told)
-    raise DataError(f"holds {path.name}, which is the only slice and does not say how thick it is; {ANEW}")
+    raise DataError(f"holds {only.name}, which is the only slice and does not say how thick it is; {ANEW}")
 
 
 # --- places and values ------------------------------------------------------------------------------------------------
@@ -300,10 +319,9 @@ def _affine(first: Any, step: NDArray[np.float64]) -> Affine:
 
 def _load(series: Series) -> Array:
     """Voxels (column, row, slice), as what they mean: stored values times slope plus intercept."""
-    planes = [pixels_of(path, (*OF_SLICE, "PixelData")) for path, _ in series.slices]
-    scales = [
-        (float(head.get("RescaleSlope") or 1), float(head.get("RescaleIntercept") or 0)) for _, head in series.slices
-    ]
+    planes = _planes(series.slices)
+    heads = [one.head for one in series.slices]
+    scales = [(float(head.get("RescaleSlope") or 1), float(head.get("RescaleIntercept") or 0)) for head in heads]
     if any(plane.shape != series.shape[1::-1] for plane in planes):
         raise DataError(f"has slices whose pixels are not the {sides(series.shape[1::-1])} of its header; {AGAIN}")
     if {*scales} != {(1.0, 0.0)}:
@@ -312,6 +330,19 @@ def _load(series: Series) -> Array:
     if all(slope.is_integer() and intercept.is_integer() for slope, intercept in scales) and values.dtype.kind == "f":
         return values.astype(np.int32)
     return values
+
+
+def _planes(slices: Sequence[Slice]) -> list[Array]:
+    """The pixels of every slice as stored."""
+    if slices[0].frame is None:
+        return [pixels_of(one.path, (*OF_SLICE, "PixelData")) for one in slices]
+    whole = pixels_of(slices[0].path, (*OF_SLICE, *PIXELS))
+    whole = whole[None] if whole.ndim == 2 else whole
+    if len(whole) != len(slices):
+        raise DataError(
+            f"holds {slices[0].path.name}, which has {len(whole)} frames and tells of {len(slices)}; {AGAIN}"
+        )
+    return [whole[one.frame] for one in slices]
 
 
 def pixels_of(path: Path, tags: Sequence[str]) -> Array:
