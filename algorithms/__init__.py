@@ -38,6 +38,7 @@ from fedseg.algorithms.prrfl import PRRFL
 from fedseg.algorithms.qffl import QFFL
 from fedseg.algorithms.scaffold import Scaffold
 from fedseg.algorithms.softpull import SoftPull
+from fedseg.algorithms.tensornorm import TensorNorm
 
 __all__ = ["ALGORITHMS", "Algorithm"]
 
@@ -49,6 +50,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "scaffold": Scaffold,
     "fednova": FedNova,
+    "tensornorm": TensorNorm,
     "feddyn": FedDyn,
     "moon": Moon,
     "flmrcm": FLMRCM,

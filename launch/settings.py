@@ -17,7 +17,7 @@ from fedseg.datamodules import DATASETS, MultiCenterDataModule
 from fedseg.evaluation import FULL
 from fedseg.federation.client import Compute
 from fedseg.federation.contract import Split
-from fedseg.federation.ranges import ProperShare, check_ranges
+from fedseg.federation.ranges import FinitePositive, ProperShare, check_ranges
 from fedseg.federation.schedule import Schedule
 from fedseg.launch.foreign import FOREIGN
 from fedseg.models import create_model, create_monai_model
@@ -84,6 +84,7 @@ class Evaluation:
             shifts of the global model's normalisation learn to be sure (TENT): the view entropy; 0 leaves it out.
         entropy_per: site is one such model for all images of the site; case is one for each case, from the global model
             anew.
+        entropy_lr: learning rate of these passes (Adam).
     """
 
     metrics: tuple[str, ...] = FULL
@@ -99,6 +100,7 @@ class Evaluation:
     test: bool = True
     entropy_passes: NonNegativeInt = 0
     entropy_per: Literal["site", "case"] = "site"
+    entropy_lr: FinitePositive = 1e-3
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -112,11 +114,16 @@ class Evaluation:
             raise ValueError(
                 f"evaluation.test=false scores no test case, and {', '.join(told)} is of these; leave it out"
             )
-        if self.entropy_per != "site" and not self.entropy_passes:
-            raise ValueError(
-                f"evaluation.entropy_per={self.entropy_per} says whose images a model becomes sure of, and "
-                "evaluation.entropy_passes=0 makes none; take evaluation.entropy_passes=3, or leave entropy_per out"
-            )
+        for name, what in (
+            ("entropy_per", "whose images a model becomes sure of"),
+            ("entropy_lr", "how fast a model becomes sure"),
+        ):
+            value = getattr(self, name)
+            if value != getattr(Evaluation, name) and not self.entropy_passes:
+                raise ValueError(
+                    f"evaluation.{name}={value} says {what}, and evaluation.entropy_passes=0 "
+                    f"makes none; take evaluation.entropy_passes=3, or leave {name} out"
+                )
         if self.predictions and self.grid != "own":
             raise ValueError(
                 "evaluation.predictions=true keeps masks in the cases' own geometry, but evaluation.grid=network has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.fednova import effective_steps
 from fedseg.algorithms.recipe import Training
+from fedseg.algorithms.tensornorm import LENGTHS, length, scaled
 from fedseg.federation.client import Compute, turn
-from fedseg.federation.contract import TrainTask
-from fedseg.federation.state import State
+from fedseg.federation.contract import Cohort, TrainTask
+from fedseg.federation.engine import POOL
+from fedseg.federation.state import Mean, State, Update, subtract
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 from tests.lines import ScriptedSite, along, federate_lines, golden, lines
@@ -199,6 +202,82 @@ def test_fednova_of_equal_steps_is_fedavg(momentum: float, tmp_path: Path) -> No
         assert_same(fednova.server, fedavg.server)
     for name, tensor in fedavg.server["model"].items():
         torch.testing.assert_close(fednova.server["model"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------- normalised tensors
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """What each site's update is in the first round: a federation of that site alone takes it as it is."""
+    found, start = {}, build("fedavg").init_server({})["model"]
+    for name, site in toy_sites().items():
+        if name != POOL:
+            outcome = simulate("fedavg", tmp_path_factory.mktemp(name), 1, sites={name: site})
+            found[name] = subtract(outcome.server["model"], start)
+    return found
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_the_mean_of_normalised_tensors_is_the_formula(
+    weighting: str, alone: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    outcome = simulate("tensornorm", tmp_path / "own", 1, weighting=weighting)
+    start, images = build("fedavg").init_server({})["model"], {"s0": 4, "s1": 6, "s2": 8}
+    p = {s: n / 18 if weighting == "examples" else 1 / 3 for s, n in images.items()}
+    for name, tensor in outcome.server["model"].items():
+        norms = {site: float(d[name].norm()) for site, d in alone.items()}
+        far = sum(p[site] * norms[site] for site in p)
+        ahead = torch.stack([p[site] * d[name] / max(norms[site], 1e-12) for site, d in alone.items()]).sum(dim=0)
+        torch.testing.assert_close(tensor, start[name] + far * ahead, rtol=1e-4, atol=1e-6)
+    fedavg = simulate("fedavg", tmp_path / "fedavg", 1, weighting=weighting)
+    assert all(torch.equal(t, fedavg.server["buffers"][k]) for k, t in outcome.server["buffers"].items())
+    assert max((t - fedavg.server["model"][k]).abs().max() for k, t in outcome.server["model"].items()) > 1e-3
+
+
+def test_one_site_or_sites_that_moved_equally_far_are_fedavgs_mean(
+    alone: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    only = simulate("tensornorm", tmp_path, 1, sites={"s1": toy_sites()["s1"]})
+    start = build("fedavg").init_server({})["model"]
+    for name, tensor in only.server["model"].items():
+        torch.testing.assert_close(tensor - start[name], alone["s1"][name], rtol=1e-3, atol=1e-6)
+    signs = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([-4.0, 3.0])}
+    torch.testing.assert_close(server_mean(signs), torch.stack(list(signs.values())).mean(dim=0))
+    longer = server_mean({**signs, "a": 7 * signs["a"]})  # points the same way, and goes as far as sites do in the mean
+    torch.testing.assert_close(longer, 4 * server_mean(signs))
+    torch.testing.assert_close(server_mean(dict(reversed(signs.items()))), server_mean(signs))
+    assert not server_mean({"a": torch.zeros(2), "b": torch.zeros(2)}).any()
+
+
+def server_mean(differences: Mapping[str, Tensor]) -> Tensor:
+    """What a server that holds zeros makes of sites' differences of one tensor."""
+    mean = Mean()
+    for site, difference in differences.items():
+        far = length(difference)
+        groups = {"model": scaled({"w": difference}, {"w": 1 / far}), LENGTHS: {LENGTHS: far.unsqueeze(0)}}
+        mean.add(Update(tensors=groups, site=site, examples=1), 1.0)
+    before = State({"model": {"w": torch.zeros(2)}, LENGTHS: {LENGTHS: torch.zeros(1)}})
+    return build("tensornorm").advance(before, mean.result(), Cohort({}, 2.0, 2, 2))["model"]["w"]
+
+
+def test_by_steps_it_is_fednova_with_plain_sgd(tmp_path: Path) -> None:
+    data = golden("fednova_s71")
+    sites = lines(data, data["taus"].tolist(), [round(100 * float(share)) for share in data["ratio"]])
+    training = plain(float(data["lr"]), weight_decay=float(data["weight_decay"]))
+    start, reference = data["global_w"][0], data["global_w"][1:]
+    rounds = federate_lines("tensornorm", tmp_path, sites, start, training, len(reference), by="steps")
+    for (server, _), w in zip(rounds, reference, strict=True):
+        close(server["model"]["w"], w)
+
+
+@pytest.mark.slow
+def test_by_equal_steps_it_is_fedavg_whatever_the_optimiser(tmp_path: Path) -> None:
+    schedule = {"local_steps": 4}  # a division by 4 is exact
+    fedavg = simulate("fedavg", tmp_path / "a", schedule=schedule)
+    own = simulate("tensornorm", tmp_path / "b", schedule=schedule, by="steps")
+    assert own.server.tensors.pop(LENGTHS)
+    assert_same(own.server, fedavg.server)
 
 
 def test_fednovas_pull_is_fedproxs_and_is_not_clipped() -> None:

@@ -18,6 +18,7 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import execute
 from fedseg.launch.scores.rescore import difference, rescore
+from fedseg.launch.scores.scoring import Scorer, with_least_entropy
 from fedseg.launch.settings import Evaluation
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
@@ -55,7 +56,7 @@ def test_scales_and_shifts_alone_learn_to_be_sure(norm: nn.Module, activation: L
 def test_no_pass_changes_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    minimise_entropy(model, [torch.rand(2, 3, 4, 4)], "sigmoid", passes=0)
+    minimise_entropy(model, [torch.rand(2, 3, 4, 4)], "sigmoid", passes=0, lr=0.001)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -91,7 +92,13 @@ def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
 ) -> None:
     """What a model per case answers does not depend on the other images."""
     execute(
-        settings(tmp_path / "with", "algorithm=fedavg", "evaluation.entropy_passes=3", f"evaluation.entropy_per={per}")
+        settings(
+            tmp_path / "with",
+            "algorithm=fedavg",
+            "evaluation.entropy_passes=3",
+            f"evaluation.entropy_per={per}",
+            "evaluation.entropy_lr=0.02",
+        )
     )
     execute(settings(tmp_path / "without", "algorithm=fedavg"))
     run: Any = Reopened.read(RunFolder(tmp_path / "with"))
@@ -134,3 +141,20 @@ def test_models_per_case_without_passes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"take evaluation\.entropy_passes=3, or leave entropy_per out"):
         Evaluation(entropy_per="case")
     Evaluation(entropy_per="case", entropy_passes=3)
+
+
+def test_the_learning_rate_is_the_settings_and_none_without_passes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"take evaluation\.entropy_passes=3, or leave entropy_lr out"):
+        Evaluation(entropy_lr=0.01)
+    run = Experiment(settings(tmp_path / "run", "algorithm=fedavg"))
+    run.data.prepare_data()
+    run.data.setup("fit")
+    site = run.data.site("site_03")
+    worker = run.in_process({"site_03": site}, Scorer(run)).worker
+    start = affine_weights(worker.network("global"))
+    near, far = (
+        affine_weights(with_least_entropy(worker, "global", site, Evaluation(entropy_passes=1, entropy_lr=lr)))
+        for lr in (1e-5, 1e-2)
+    )
+    moved = [max(float((a - b).detach().abs().max()) for a, b in zip(one, start, strict=True)) for one in (near, far)]
+    assert moved == pytest.approx([1e-5, 1e-2], rel=0.3)  # the first step of Adam has the size of its rate

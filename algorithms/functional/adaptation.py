@@ -272,7 +272,7 @@ def affine_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def minimise_entropy(
-    model: nn.Module, batches: Iterable[Tensor], activation: Activation, passes: int, lr: float = 1e-3
+    model: nn.Module, batches: Iterable[Tensor], activation: Activation, passes: int, lr: float
 ) -> None:
     """Let scales and shifts of normalisation learn to be sure of these images (TENT: Wang et al., ICLR 2021).
 
@@ -283,7 +283,7 @@ def minimise_entropy(
         batches: what the network takes, (B, C, H, W), read again in every pass.
         activation: of the answer.
         passes: over the batches.
-        lr: of Adam, as the paper's.
+        lr: of Adam; the paper's is 1e-3.
     """
     learning, before = affine_weights(model), [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)

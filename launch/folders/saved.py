@@ -216,7 +216,7 @@ class SavedModels:
         if view == OWN_STATISTICS and images is not None:
             take_statistics(worker, worker.network(network_view(view)).eval(), images)
         if view == ENTROPY and images is not None:
-            become_sure(worker, worker.network(network_view(view)).eval(), images, self._passes)
+            become_sure(worker, worker.network(network_view(view)).eval(), images, self.run.experiment.evaluation)
         return worker
 
     def _saved(self, view: str, site: str | None, chosen: Chosen) -> Best:

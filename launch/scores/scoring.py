@@ -23,6 +23,7 @@ from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment, Way
 from fedseg.launch.folders.kept_masks import KeptMasks
+from fedseg.launch.settings import Evaluation
 from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
 from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
 
@@ -58,7 +59,7 @@ class Scorer:
                 found.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
             if not site.seen and view == "global" and self.settings.entropy_passes:
                 for part in site.singly("test") if self.settings.entropy_per == "case" else [site]:
-                    sure = with_least_entropy(algorithm, view, part, self.settings.entropy_passes)
+                    sure = with_least_entropy(algorithm, view, part, self.settings)
                     found.rows += self._score(partial(_answers, algorithm, sure), part, task, ENTROPY, "test")
         if not task.views:
             self._probe(algorithm, site, task, found)
@@ -188,17 +189,18 @@ def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.M
     return fitted
 
 
-def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, passes: int) -> nn.Module:
+def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, settings: Evaluation) -> nn.Module:
     """A view's network, sure of the site's own images."""
     fitted = deepcopy(algorithm.network(view)).eval()
-    become_sure(algorithm, fitted, Images(site, "test"), passes)
+    become_sure(algorithm, fitted, Images(site, "test"), settings)
     return fitted
 
 
-def become_sure(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor], passes: int) -> None:
+def become_sure(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor], settings: Evaluation) -> None:
     """Let a worker's network, in place, take statistics of images and minimise its entropy on them, without labels."""
     take_statistics(algorithm, network, images)
-    minimise_entropy(network, Prepared(algorithm, images), algorithm.recipe.activation, passes)
+    prepared = Prepared(algorithm, images)
+    minimise_entropy(network, prepared, algorithm.recipe.activation, settings.entropy_passes, settings.entropy_lr)
 
 
 class Prepared:
