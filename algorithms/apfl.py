@@ -39,6 +39,7 @@ class APFL(FedAvg):
     views = ("global", "personal")
     models_per_step = 2
     leaves_out_unknown = True
+    one_answer = "it mixes the answers of two models"
     alpha: Tensor
 
     def __init__(

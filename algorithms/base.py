@@ -19,6 +19,7 @@ from fedseg.federation.ranges import check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract
 from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
+from fedseg.models.volumes import auxiliary_heads
 
 SAID_BY = {"aggregate": "reads_updates", "introduce": "introduces", "personalise": "personalises", "adapt": "adapts"}
 """Hooks, and what a method that writes one thereby declares."""
@@ -95,6 +96,9 @@ class Algorithm(StockModule):
     """Whether it does so by what is known of the site that an image is from, as no other site's message tells."""
     slices_only: str = ""
     """Why it cannot learn from volumes (data.dimensions=3); empty where it can."""
+    one_answer: str = ""
+    """Why it cannot train networks with auxiliary heads (model.deep_supervision); empty where it reads what a network
+    answers through `task_loss` alone."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself. True
     for a class that writes `adapt`."""
@@ -126,6 +130,7 @@ class Algorithm(StockModule):
                 f"training.pieces={recipe.training.pieces}: a step of {type(self).__name__} is no sum over pieces of "
                 "its batch; take training.pieces=1, and a smaller data.batch_size where memory is short"
             )
+        self._check_answers(auxiliary_heads(model))
         if recipe.training.channels_last:
             axes = max((p.ndim for p in model.parameters()), default=0)
             model = model.to(memory_format=LAST.get(axes, torch.channels_last))
@@ -151,6 +156,15 @@ class Algorithm(StockModule):
         self.received = State()
         self.round = 0  # of the training task at hand; 0 elsewhere
         self.trained_here = False  # whether the site that the worker stands for has kept anything from training
+
+    def _check_answers(self, heads: int) -> None:
+        """Refuse auxiliary heads where somebody else than `task_loss` reads answers, or may do so."""
+        own = "" if self.leaves_out_unknown else "its own loss may read what the network answers (leaves_out_unknown)"
+        if heads and (why := self.one_answer or own):
+            raise ValueError(
+                f"model.deep_supervision={heads}: {type(self).__name__} trains networks of one answer only: {why}; "
+                "take model.deep_supervision=0"
+            )
 
     @property
     def shares(self) -> bool:

@@ -22,6 +22,7 @@ from fedseg.federation.state import State, Tensors, Update
 from fedseg.models.dice import soft_dice_loss
 from fedseg.models.embedding import Embedding
 from fedseg.models.heads import probabilities
+from fedseg.models.losses import Answer, supervised
 from fedseg.models.select import require_parts
 
 BANK = "bank"
@@ -74,6 +75,7 @@ class FedDG(FedAvg):
     styles_images = True
     slices_only = "its amplitude spectra are of slices"
     leaves_out_unknown = True
+    one_answer = "its episode reads them in two places"
     compares_patients = True
 
     def __init__(
@@ -168,12 +170,14 @@ class FedDG(FedAvg):
         weights = torch.rand(len(images)) if self.donor_weight is None else self.donor_weight
         return mix_amplitude(images, crops.to(images), weights).clamp(0, 1)
 
-    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def task_loss(self, logits: Answer, batch: Batch) -> Tensor:
         """The recipe's loss, or the soft Dice of the authors' program."""
         if self.released_dice:
-            answer = probabilities(logits, self.recipe.activation)
-            return soft_dice_loss(answer, batch["mask"], known=batch.get("known"))
+            return supervised(self._soft_dice, logits, batch["mask"], batch.get("known"))
         return super().task_loss(logits, batch)
+
+    def _soft_dice(self, logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+        return soft_dice_loss(probabilities(logits, self.recipe.activation), mask, known=known)
 
     def contrast(self, features: tuple[Tensor, ...], mask: Tensor, known: Tensor | None = None) -> Tensor:
         """Boundary against background, over the passes of the same images, summed over regions.

@@ -25,6 +25,7 @@ class FedRoD(FedAvg):
 
     views = ("global", "personal")
     leaves_out_unknown = True
+    one_answer = "its second head adds to what the first one answers"
     adds_up = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

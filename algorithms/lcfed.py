@@ -71,6 +71,7 @@ class LCFed(FedRep):
 
     per_site = frozenset({PEERS})
     leaves_out_unknown = True
+    one_answer = "sites exchange heads of one map"
     slices_only = "its calibration looks at slices"
 
     def __init__(

@@ -41,6 +41,7 @@ class PRRFL(SingleAnswers):
     unseen_views = ()
     models_per_step = 2
     leaves_out_unknown = True
+    one_answer = "its two models learn from each other's answers"
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedseg.algorithms.recipe import Recipe
 from fedseg.federation.contract import Batch
 from fedseg.models.heads import decide, probabilities
+from fedseg.models.losses import Answer, supervised
 
 View = str
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -37,9 +38,9 @@ class StockModule(pl.LightningModule):
     def preparation(self) -> nn.Module:
         """What happens to images in [0, 1] before the network, as a module without entries in `state_dict()`."""
 
-    def task_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The recipe's loss of logits for a batch, over the pixels whose label is known."""
-        return self.recipe.loss(logits, batch["mask"], batch.get("known"))
+    def task_loss(self, logits: Answer, batch: Batch) -> Tensor:
+        """The recipe's loss of what a network answers for a batch, over the pixels whose label is known."""
+        return supervised(self.recipe.loss, logits, batch["mask"], batch.get("known"))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, C, ...) images in [0, 1] -> the network's input, in the chosen memory layout."""

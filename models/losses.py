@@ -33,6 +33,10 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 """Of predictions and masks of one region, both (1, 1, N); a scalar."""
 
 
+Answer = Tensor | tuple[Tensor, ...]
+"""What a network says in training: logits, or those of its head and of auxiliary ones, from fine to coarse."""
+
+
 class Loss(Protocol):
     """Of logits (B, R or R + 1, H, W) and masks (B, R, H, W) in {0, 1}; a scalar.
 
@@ -41,6 +45,32 @@ class Loss(Protocol):
 
     def __call__(self, logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
         """The loss."""
+
+
+def supervised(loss: Loss, answer: Answer, mask: Tensor, known: Tensor | None = None) -> Tensor:
+    """The loss of a network's answer; of several the weighted mean (deep supervision).
+
+    Weights are 1, 1/2, 1/4, ... over their sum, from fine to coarse, as in nnU-Net (Isensee et al., Nature Methods
+    2021). A coarse answer is held against the nearest pixels of the mask.
+
+    Args:
+        loss: of logits and masks of one size.
+        answer: logits of the mask's size, or a tuple of these and of coarser ones.
+        mask: (B, R, ...) in {0, 1}.
+        known: of the same shape, 0 where a label is not known.
+    """
+    if isinstance(answer, Tensor):
+        return loss(answer, mask, known)
+    terms = [
+        0.5**place
+        * loss(logits, _nearest(mask, logits.shape[2:]), None if known is None else _nearest(known, logits.shape[2:]))
+        for place, logits in enumerate(answer)
+    ]
+    return torch.stack(terms).sum() / sum(0.5**place for place in range(len(terms)))
+
+
+def _nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
+    return mask if mask.shape[2:] == tuple(size) else F.interpolate(mask, tuple(size), mode="nearest-exact")
 
 
 def binary_cross_entropy(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from fedseg.models.freeze import freeze
+from fedseg.models.losses import Answer
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.weights import load_encoder
 
@@ -45,9 +47,9 @@ class PartedNetwork(nn.Module):
         self.encoder, self.decoder, self.segmentation_head = encoder, decoder, segmentation_head
         self.steps = None if steps is None else tuple(steps)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, ...) to logits (B, classes, ...)."""
-        logits: Tensor = self.segmentation_head(self.decoder(self.encoder(images)))
+    def forward(self, images: Tensor) -> Answer:
+        """(B, C, ...) to logits (B, classes, ...); in training also those of auxiliary heads, from fine to coarse."""
+        logits: Answer = self.segmentation_head(self.decoder(self.encoder(images)))
         return logits
 
 
@@ -78,18 +80,48 @@ class Ascent(nn.Module):
 
     Args:
         stages: modules of two feature maps.
+        coarser: how many maps beside the finest one it answers with.
     """
 
-    def __init__(self, *stages: nn.Module) -> None:
+    def __init__(self, *stages: nn.Module, coarser: int = 0) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.coarser = coarser
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Feature maps from fine to deep, to the finest one."""
+    def forward(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        """Feature maps from fine to deep, to the finest one, or to a list of it and the next coarser ones."""
         *finer, found = features
+        made = []
         for stage, skipped in zip(self.stages, reversed(finer), strict=True):
             found = stage(found, skipped)
-        return found
+            made.append(found)
+        return [*reversed(made)][: self.coarser + 1] if self.coarser else found
+
+
+class Heads(nn.Module):
+    """A head, and auxiliary ones that answer in training only (deep supervision).
+
+    Args:
+        main: of the finest map.
+        auxiliary: of coarser ones, from fine to coarse.
+    """
+
+    def __init__(self, main: nn.Module, auxiliary: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.main, self.auxiliary = main, nn.ModuleList(auxiliary)
+
+    def forward(self, maps: list[Tensor]) -> Answer:
+        """Feature maps from fine to coarse, to logits of each; in evaluation of the finest alone."""
+        finest, *coarser = maps
+        logits: Tensor = self.main(finest)
+        if not self.training:
+            return logits
+        return logits, *(head(found) for head, found in zip(self.auxiliary, coarser, strict=True))
+
+
+def auxiliary_heads(model: nn.Module) -> int:
+    """How many heads of a network answer in training only."""
+    return sum(len(module.auxiliary) for module in model.modules() if isinstance(module, Heads))
 
 
 class Added(nn.Module):
@@ -159,6 +191,7 @@ def create_monai_model(
     width: PositiveInt | None = None,
     levels: PositiveInt = 4,
     strides: list[list[int]] | None = None,
+    deep_supervision: NonNegativeInt = 0,
     norm: Norm = "instance",
     groups: int = 8,
     encoder_weights: str | None = None,
@@ -181,6 +214,9 @@ def create_monai_model(
         levels: of dynunet, the finest one included: 3 or more.
         strides: of dynunet, by level, instead of 2 along every axis: [[1, 1, 1], [1, 2, 2], [2, 2, 2]] for volumes of
             thick slices.
+        deep_supervision: of dynunet, heads beside the main one, on the next coarser maps of the decoder: up to
+            levels - 2 (nnU-Net has levels - 3). In training their losses count 1/2, 1/4, ... of the main one's; outside
+            of it there is one answer. They belong to the head.
         norm: batch, instance or group normalisation, everywhere but in the transformer of swin_unetr, which normalises
             layers.
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
@@ -191,19 +227,30 @@ def create_monai_model(
             is kept by sites, which must start from the same one.
 
     Returns:
-        Normalised images (B, in_channels, ...) to logits (B, classes, ...) of the same size.
+        Normalised images (B, in_channels, ...) to logits (B, classes, ...) of the same size; with auxiliary heads, in
+        training, to a tuple of these and of theirs.
 
     Raises:
         ValueError: values that do not fit each other.
         FileNotFoundError: `encoder_weights` is no local file.
     """
-    build = {"unet": _unet, "segresnet": _segresnet, "dynunet": _dynunet, "swin_unetr": _swin_unetr}
+    dynunet = partial(_dynunet, strides=strides or _twice(levels, dimensions), heads=deep_supervision)
+    build: dict[str, Callable[[int, int, int, int], PartedNetwork]] = {
+        "unet": _unet,
+        "segresnet": _segresnet,
+        "dynunet": dynunet,
+        "swin_unetr": _swin_unetr,
+    }
     if architecture not in build:
         raise ValueError(f"model.architecture={architecture}: one of {', '.join(build)}")
     if strides is not None and architecture != "dynunet":
         raise ValueError(f"model.strides={strides} belongs to model.architecture=dynunet")
-    width = width or WIDTHS[architecture]
-    model = build[architecture](in_channels, classes, dimensions, width, strides or _twice(levels, dimensions))
+    if deep_supervision and architecture != "dynunet":
+        raise ValueError(
+            f"model.deep_supervision={deep_supervision} belongs to model.architecture=dynunet; {architecture} has no "
+            "auxiliary heads: take model.deep_supervision=0"
+        )
+    model = build[architecture](in_channels, classes, dimensions, width or WIDTHS[architecture])
     convert_norm(model, norm, groups)
     if encoder_weights is None and encoder_weights_key is not None:
         raise ValueError(f"encoder_weights_key={encoder_weights_key} belongs to encoder_weights=FILE; give both")
@@ -242,7 +289,7 @@ def _twice(levels: int, dimensions: int) -> list[list[int]]:
     return [[1] * dimensions, *[[2] * dimensions] * (levels - 1)]
 
 
-def _unet(channels: int, classes: int, dimensions: int, width: int, _: list[list[int]]) -> PartedNetwork:
+def _unet(channels: int, classes: int, dimensions: int, width: int) -> PartedNetwork:
     from monai.networks.nets import BasicUNet
 
     features = [width, width, 2 * width, 4 * width, 8 * width, width]
@@ -251,7 +298,7 @@ def _unet(channels: int, classes: int, dimensions: int, width: int, _: list[list
     return PartedNetwork(encoder, Ascent(net.upcat_4, net.upcat_3, net.upcat_2, net.upcat_1), net.final_conv)
 
 
-def _segresnet(channels: int, classes: int, dimensions: int, width: int, _: list[list[int]]) -> PartedNetwork:
+def _segresnet(channels: int, classes: int, dimensions: int, width: int) -> PartedNetwork:
     from monai.networks.nets import SegResNet
 
     net = SegResNet(dimensions, width, channels, classes, norm="batch")
@@ -262,7 +309,9 @@ def _segresnet(channels: int, classes: int, dimensions: int, width: int, _: list
     return PartedNetwork(encoder, ascent, net.conv_final, [2 ** (len(widths) - 1)] * dimensions)
 
 
-def _dynunet(channels: int, classes: int, dimensions: int, width: int, strides: list[list[int]]) -> PartedNetwork:
+def _dynunet(
+    channels: int, classes: int, dimensions: int, width: int, strides: list[list[int]], heads: int
+) -> PartedNetwork:
     from monai.networks.nets import DynUNet
 
     if len(strides) < 3 or any(len(steps) != dimensions or min(steps) < 1 for steps in strides):
@@ -270,15 +319,21 @@ def _dynunet(channels: int, classes: int, dimensions: int, width: int, strides: 
             f"model.strides={strides} (model.levels={len(strides)}): three levels or more, each with "
             f"{dimensions} steps of 1 or more"
         )
+    if heads > (most := len(strides) - 2):
+        raise ValueError(f"model.deep_supervision={heads}: {len(strides)} levels have at most {most} auxiliary heads")
     kernels = [[3] * dimensions for _ in strides]
     filters = [min(width * 2**level, max(WIDEST, width)) for level in range(len(strides))]
-    net = DynUNet(dimensions, channels, classes, kernels, strides, strides[1:], filters, norm_name="batch")
+    supervision: dict[str, Any] = {"deep_supervision": True, "deep_supr_num": heads} if heads else {}
+    net: Any = DynUNet(
+        dimensions, channels, classes, kernels, strides, strides[1:], filters, norm_name="batch", **supervision
+    )
     encoder = Descent(net.input_block, *net.downsamples, net.bottleneck, channels=filters)
     steps = [prod(along) for along in zip(*strides, strict=True)]
-    return PartedNetwork(encoder, Ascent(*net.upsamples), net.output_block, steps)
+    head = Heads(net.output_block, net.deep_supervision_heads) if heads else net.output_block
+    return PartedNetwork(encoder, Ascent(*net.upsamples, coarser=heads), head, steps)
 
 
-def _swin_unetr(channels: int, classes: int, dimensions: int, width: int, _: list[list[int]]) -> PartedNetwork:
+def _swin_unetr(channels: int, classes: int, dimensions: int, width: int) -> PartedNetwork:
     from monai.networks.nets import SwinUNETR
 
     if width % WIDTHS["swin_unetr"]:
