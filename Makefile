@@ -12,7 +12,7 @@ train:     ## the main job on synthetic sites
 	python train.py
 
 test:      ## all tests
-	python -m pytest -n 2 --dist worksteal
+	python -m pytest -n 3 --dist worksteal
 
 quick:     ## all tests but the slow ones
 	python -m pytest -n 2 --dist worksteal -m "not slow"

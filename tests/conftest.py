@@ -29,5 +29,10 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that no worker is left alone with them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Tests that wait first, then slow ones, so that no worker is left alone with them at the end."""
+    marks = ("waits", "slow")
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, mark in enumerate(marks) if item.get_closest_marker(mark)), len(marks))
+
+    items.sort(key=place)

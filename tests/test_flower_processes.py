@@ -28,7 +28,7 @@ from scripts.loopback import Loopback
 from tests.tiny_run import TINY
 from tests.world import assert_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.waits, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 SITES = ("site_01", "site_02", "site_03")

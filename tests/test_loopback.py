@@ -133,6 +133,7 @@ def test_a_gate_needs_no_rights_beyond_its_folder(gate: str) -> None:
         assert told.split() == (folder / ("local.crt" if gate.startswith("site") else "server.pem")).read_text().split()
 
 
+@pytest.mark.waits
 @pytest.mark.slow
 @NEEDS_NGINX
 def test_sigterm_ends_superlink_gates_and_supernodes_of_the_guide(tmp_path: Path) -> None:

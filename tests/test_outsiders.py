@@ -27,6 +27,7 @@ from scripts.loopback import BIN, LINK, Loopback, free_port
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.waits,
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; the guide's gates need it"),
 ]

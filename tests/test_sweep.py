@@ -457,6 +457,7 @@ def test_a_run_that_ends_well_and_leaves_no_scores_stops_no_other(
     assert "metrics.csv is damaged" in results[0].failure
 
 
+@pytest.mark.waits
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_sweep_interrupts_its_runs(

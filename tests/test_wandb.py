@@ -28,6 +28,7 @@ from tests.wandb_server import ENTITY, Run, WandbServer
 pytest.importorskip("wandb")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.waits,
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of an agent in /proc"),
 ]
 
