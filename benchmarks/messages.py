@@ -83,7 +83,7 @@ class Exchange:
         part = self.watch.part
         self.way._known = self.way.known()
         with part("server: writes the question"):
-            asked = self.way._write(SITE, task, {SITE: self.message})
+            asked = self.way._write(SITE, task, self.message)
         with part("site: between Flower's process and the worker, both ways"):
             _passed(asked)
             _passed(asked)

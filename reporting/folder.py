@@ -32,6 +32,7 @@ UPDATES = "updates.csv"
 TRAFFIC = "communication.csv"
 EVENTS = "events.csv"
 PRIVACY = "privacy.csv"
+SENT = "sent.csv"
 AUDIT = "audit.csv"
 CONTENTS = "audit_tensors.csv"
 AUDIT_SUMMARY = "audit_summary.csv"
@@ -62,6 +63,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     PRIVACY: ("round", "site", "mechanism", "unit", "epsilon", "delta", "limit"),
     AUDIT: ("round", "site", "task", "group", "content", "numbers", "bytes", "transforms"),
     CONTENTS: ("round", "content", "tensor", "shape", "dtype"),
+    SENT: ("round", "site", "task", "bytes", "held"),
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 GROUP_COLUMNS = ("site", "case", "column", "value")
@@ -90,6 +92,7 @@ TYPES = {
     "steps": "float64",
     "examples": "float64",
     "bytes": "int64",
+    "held": "int64",
     "numbers": "int64",
     "epsilon": "float64",
     "delta": "float64",
@@ -119,6 +122,7 @@ README = """# The folder of one training run
 | `audit.csv` | what left each site, every time: group of tensors or of numbers, size, and the transforms it passed |
 | `audit_tensors.csv` | name, shape and type of everything in a group, once for each `content` in `audit.csv` |
 | `audit_summary.csv` | the same by site and group: how often, how much (written when the run ends) |
+| `sent.csv` | across machines: every message to a site, its bytes, and those of tensors that it held and was not sent |
 | `privacy.csv` | present if differential privacy was on: epsilon at delta spent after each round |
 | `plots/` | learning curves |
 | `ledger.jsonl` | what each site was shown and sent, as hashes in a chain: `python -m fedseg.launch.verify FOLDER` |
@@ -448,6 +452,10 @@ class RunFolder:
         """Append to privacy.csv: round, site (empty for the server), mechanism, unit, epsilon, delta, limit or None."""
         self._append(PRIVACY, rows)
 
+    def append_sent(self, rows: Iterable[Row]) -> None:
+        """Append to sent.csv: round, site (empty for a greeting), task, bytes, held (bytes that needed not travel)."""
+        self._append(SENT, rows)
+
     def append_audit(self, rows: Iterable[Row]) -> None:
         """Append to audit.csv, and to audit_tensors.csv what was not listed there yet.
 
@@ -478,6 +486,10 @@ class RunFolder:
     def audit(self) -> pd.DataFrame:
         """audit.csv as a table."""
         return self._read(AUDIT)
+
+    def sent(self) -> pd.DataFrame:
+        """sent.csv as a table (empty where no messages travelled)."""
+        return self._read(SENT)
 
     def contents(self) -> pd.DataFrame:
         """audit_tensors.csv as a table."""

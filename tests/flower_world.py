@@ -45,6 +45,7 @@ class LoopbackGrid:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as a ServerApp's process has
         self.silent: set[int] = set()
         self.clients: dict[int, SiteClient] = {}
+        self.way: FlowerTransport | None = None
         self.sent: list[Message] = []
         self.replies: dict[str, Message] = {}
 
@@ -131,6 +132,7 @@ def federate(
     grid: Any = LoopbackGrid({nodes[site]: app_of(client.answer) for site, client in clients.items()})
     grid.clients = {nodes[site]: client for site, client in clients.items()}
     way = FlowerTransport(grid, Question("hello", RUN, ""), timeout=timeout, poll=0.001)
+    grid.way = way
     way.meet(tuple(sites), 1, 0.0)
     if before is not None:
         before(grid, nodes)

@@ -1,4 +1,4 @@
-"""An independent counter at the transport: every byte that left a site is in audit.csv, whatever became of it."""
+"""An independent counter: every byte that left a site is in audit.csv, and every byte that came to one in sent.csv."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.held import Held
 from fedseg.privacy.masked import GROUP
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
@@ -30,9 +31,15 @@ RUNS = {
 @pytest.mark.parametrize("kind", RUNS)
 def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: Counter[str] = Counter()
+    came: Counter[str] = Counter()
+    lost: list[SiteClient] = []
     answer = SiteClient.answer
 
     def counted(self: SiteClient, envelope: Envelope) -> Envelope:
+        if kind == "refusals" and self.site == "site_01" and '"kind":"train","round":2' in envelope.text and not lost:
+            lost.append(self)
+            self._held = Held()  # as another worker has it
+        came["" if '"kind":"hello"' in envelope.text else self.site] += len(envelope.text.encode()) + len(envelope.data)
         found = answer(self, envelope)
         if kind == "refusals" and self.site == "site_02" and '"kind":"train"' in envelope.text:
             found = Envelope(found.text, found.data[: len(found.data) // 2])  # a part of it is lost
@@ -48,6 +55,11 @@ def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monke
     audit = run.audit()
     assert audit.groupby("site")["bytes"].sum().to_dict() == dict(passed)
     assert set(passed) == set(SITES)
+    sent = run.sent()
+    assert sent.groupby("site")["bytes"].sum().to_dict() == dict(came)
+    again = sent.query("task == 'train' and round == 2")  # the model came with the validation of round 1
+    assert set(again.loc[again["held"] > 0, "site"]) == set(again["site"])
+    assert len(again) == again["site"].nunique() + len(lost)
     assert {"greet", "train", "evaluate"} <= set(audit["task"])
     assert {"(greeting)", "(numbers)", "(scores)", "(form)"} <= set(audit["group"])
     expected = {
@@ -63,5 +75,5 @@ def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monke
         assert len(sent) == len(SITES)
         assert all(GROUP in groups and "model" not in groups for groups in sent)
     if kind == "refusals":
-        assert "(unread)" in set(audit["group"])
+        assert {"(unread)", "(lacks)"} <= set(audit["group"])
         assert (run.events()["event"] == "refused").sum() >= 3

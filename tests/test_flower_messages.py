@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from fedseg.algorithms import ALGORITHMS
 from fedseg.datamodules.errors import DataError
 from fedseg.federation.checkpoint import CheckpointError
-from fedseg.federation.contract import EvaluateTask, QueryTask, TrainTask
+from fedseg.federation.contract import EvaluateTask, MessageError, QueryTask, TrainTask
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.held import Held, spared, without
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.flower.records import Answer, Question, pack, unpack
+from fedseg.federation.ledger import digests
 from fedseg.federation.state import State
 from tests.flower_world import RUN, LoopbackGrid, app_of, federate, through_bytes
 from tests.world import assert_same, assert_same_outcome, simulate
@@ -140,6 +142,129 @@ def test_fewer_than_min_sites_end_the_run_and_name_the_reasons(tmp_path: Path) -
     refuse = LIES["a refusal"][0]
     with pytest.raises(RoundError, match=r"2 usable updates, federation.min_sites=3 needed \(s2: no\)"):
         federate("fedavg", tmp_path, schedule={"min_sites": 3}, before=when_it_trains("s2", refuse))
+
+
+# ---------------------------------------------------------------- what a site holds already
+
+Change = Callable[[SiteClient, dict[str, Any], Envelope], Envelope]
+
+
+def before_round_2(site: str, change: Change) -> Callable[[LoopbackGrid, dict[str, int]], None]:
+    """Let something answer for a site from its training in round 2 on; it sees the server's memory, too."""
+
+    def before(grid: LoopbackGrid, nodes: dict[str, int]) -> None:
+        client, memory = grid.clients[nodes[site]], {"changed": False, "way": grid.way}
+
+        def answer(envelope: Envelope) -> Envelope:
+            task = unpack(envelope, Question)[0].task
+            if task is not None and (task.kind, task.round) == ("train", 2):
+                return change(client, memory, envelope)
+            return client.answer(envelope)
+
+        grid.apps[nodes[site]] = app_of(answer)
+
+    return before
+
+
+def restarted(site: SiteClient, memory: dict[str, Any], envelope: Envelope) -> Envelope:
+    if not memory["changed"]:
+        memory["changed"], site._held = True, Held()
+    return site.answer(envelope)
+
+
+def damaged(site: SiteClient, memory: dict[str, Any], envelope: Envelope) -> Envelope:
+    if not memory["changed"]:
+        memory["changed"] = True
+        next(iter(next(iter(site._held._groups.values())).values())).view(-1)[0] += 1.0
+    return site.answer(envelope)
+
+
+def travelled(outcome: Any) -> dict[tuple[str, str], list[tuple[bool, bool]]]:
+    """Site and task -> of each message, whether it had tensors with it, and whether some were left out."""
+    found: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
+    model = sum(outcome.server.sizes().values())
+    for row in outcome.federation.transport.take_sent():
+        found.setdefault((row["site"], row["task"]), []).append((row["bytes"] > model, row["held"] == model))
+    return found
+
+
+WHOLE, SPARED = (True, False), (False, True)
+
+
+def test_what_a_site_was_sent_to_be_scored_does_not_travel_again_to_be_trained(tmp_path: Path) -> None:
+    there = federate("fedavg", tmp_path / "there", rounds=3)
+    assert_same(simulate("fedavg", tmp_path / "here", rounds=3).server, there.server)
+    told = travelled(there)
+    for site in ("s0", "s1", "s2"):
+        assert told[site, "train"] == [WHOLE, SPARED, SPARED]
+        assert told[site, "evaluate"] == [WHOLE, WHOLE, WHOLE]
+
+
+@pytest.mark.parametrize("change", [restarted, damaged])
+def test_a_site_that_lost_what_it_held_is_sent_everything_in_the_same_round(change: Change, tmp_path: Path) -> None:
+    there = federate("fedavg", tmp_path / "there", rounds=3, before=before_round_2("s1", change))
+    assert_same(simulate("fedavg", tmp_path / "here", rounds=3).server, there.server)
+    assert not there.observer.rows("events")
+    told = travelled(there)
+    assert told["s1", "train"] == [WHOLE, SPARED, WHOLE, SPARED]
+    assert told["s0", "train"] == [WHOLE, SPARED, SPARED]
+    asked_again = [row for row in there.observer.rows("audit") if row["group"] == "(lacks)"]
+    assert [(row["site"], row["task"], row["round"]) for row in asked_again] == [("s1", "train", 2)]
+    assert 0 < asked_again[0]["bytes"] < 200
+
+
+def test_a_site_that_says_twice_that_it_lacks_something_is_left_out(tmp_path: Path) -> None:
+    def lacks(site: SiteClient, memory: dict[str, Any], envelope: Envelope) -> Envelope:
+        return pack(Answer("s1", lacks=("model",)))
+
+    there = federate("fedavg", tmp_path, rounds=2, before=before_round_2("s1", lacks))
+    (event,) = there.observer.rows("events")
+    assert (event["site"], event["event"]) == ("s1", "refused")
+    assert "it says that it lacks tensors that it was sent" in event["detail"]
+    assert travelled(there)["s1", "train"] == [WHOLE, SPARED, WHOLE]
+
+
+def test_a_site_that_claims_to_hold_what_it_was_never_shown_is_sent_it(tmp_path: Path) -> None:
+    coming = tuple(digests(State(simulate("fedavg", tmp_path / "here", rounds=1).server.tensors)).values())
+    claims = altered(lambda answer, state: (replace(answer, holds=(*answer.holds, *coming)), state))
+    told = travelled(federate("fedavg", tmp_path / "there", rounds=1, before=when_it_trains("s1", claims)))
+    assert told["s1", "evaluate"] == [WHOLE]
+
+
+def test_a_server_that_starts_again_sends_everything_once(tmp_path: Path) -> None:
+    def forgets(site: SiteClient, memory: dict[str, Any], envelope: Envelope) -> Envelope:
+        memory["way"]._holds.clear()  # s2 is asked after s1
+        return site.answer(envelope)
+
+    there = federate("fedavg", tmp_path / "there", rounds=3, before=before_round_2("s1", forgets))
+    told = travelled(there)
+    assert told["s2", "train"] == [WHOLE, WHOLE, SPARED]
+    assert_same(simulate("fedavg", tmp_path / "here", rounds=3).server, there.server)
+
+
+def test_a_site_holds_one_message_of_one_run_and_hands_it_to_no_other() -> None:
+    one, two = (
+        State({"model": {"w": torch.full((3,), n)}, "buffers": {"b": torch.ones(2)}}, {"x": n}) for n in (1.0, 2.0)
+    )
+    held, task = Held(), TrainTask(1, 0)
+    assert held.take(Question("turn", RUN, "", task=task), one) == (one, ())
+    assert held.digests == tuple(sorted(digests(State(one.tensors)).values()))
+    missing = spared(two, digests(two), held.digests)
+    assert [*missing] == ["buffers"]
+    question = Question("turn", RUN, "", task=task, held=missing)
+    message, lacks = held.take(question, without(two, missing))
+    assert not lacks
+    assert_same(message, two)
+    assert [*message.tensors] == [*two.tensors]  # in their order
+    assert held.take(Question("turn", RUN, "", task=QueryTask("consult", 1, 0)), one) == (one, ())  # nothing to hold
+    assert held.digests == tuple(sorted(digests(State(two.tensors)).values()))
+    other = replace(question, run="f" * 32, held=spared(two, digests(two), held.digests))
+    assert held.take(other, without(two, other.held)) == (State(), ("buffers", "model"))
+    assert not Held(holds=False).take(Question("turn", RUN, "", task=task), one)[1]
+    with pytest.raises(MessageError, match=r"1 groups came along, or have no place"):
+        held.take(question, two)
+    with pytest.raises(MessageError, match=r"1 groups came along, or have no place"):
+        held.take(question, State())
 
 
 # ---------------------------------------------------------------- envelopes and what sites keep

@@ -168,7 +168,7 @@ def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, sm
 
 
 def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_happened(lab: Lab) -> None:
-    settings = ["algorithm=ditto", "federation.rounds=3", "federation.min_sites=3"]
+    settings = ["algorithm=ditto", "federation.rounds=3", "federation.min_sites=3", "federation.evaluate_every=1"]
     here = in_one_process(lab.folder / "here", *settings)
     run = RunFolder(lab.folder / "killed")
     submitted = [*SETTINGS, *settings, "deployment.timeout=120", ALL, f"output={run.path}"]
@@ -195,6 +195,10 @@ def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_hap
     told = lab.loopback.run(f"output={run.path}", "resume=true")
     assert "test dice" in told, told[-5000:]
     assert_same_run(lab, run, here)
+    # what stays at a site's worker did not travel again, and the process that started anew was not guessed at
+    trained_from = run.sent().query("task == 'train'").groupby("round")["held"].agg(list)
+    assert trained_from[done + 1] == [0, 0, 0]
+    assert all(min(held) > 0 for held in trained_from.loc[done + 2 :])
 
 
 def test_a_method_that_shows_sites_to_each_other_runs_across_machines(lab: Lab) -> None:

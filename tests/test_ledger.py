@@ -291,12 +291,11 @@ def test_two_sites_detect_that_they_were_shown_different_models(tmp_path: Path) 
 
     write_honestly = FlowerTransport._write
 
-    def two_faced(self: Any, site: str, task: Task, messages: Any) -> Any:
-        message = messages[site]
+    def two_faced(self: Any, site: str, task: Task, message: State, whole: bool = False) -> Any:
         if site == "site_02" and task.kind == "train":
             model = {name: t + 1 if t.is_floating_point() else t for name, t in message["model"].items()}
             message = State({**message.tensors, "model": model}, message.scalars)
-        return write_honestly(self, site, task, {site: message})
+        return write_honestly(self, site, task, message, whole)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FlowerTransport, "_write", two_faced)

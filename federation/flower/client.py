@@ -7,6 +7,7 @@ import logging
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from fedseg.common.files import write_atomic
 from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.contract import EvaluateTask, MessageError, Row, Task, Transport
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.held import Held
 from fedseg.federation.flower.kept import AFTER, Kept, stage
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import Answer, Facts, Question, pack, sealed, unpack
@@ -59,18 +61,28 @@ class SiteClient:
         site: its name.
         folder: the site's own; one folder for each run is made in it.
         open_site: prepares data and worker for the run of a question, in the folder of that run.
+        holds: whether this process holds the tensors of the last message, so that they need not come again; for a site
+            whose next message another process may answer, False.
     """
 
-    def __init__(self, site: str, folder: Path, open_site: Callable[[Question, Path], OpenSite]) -> None:
+    def __init__(
+        self, site: str, folder: Path, open_site: Callable[[Question, Path], OpenSite], holds: bool = True
+    ) -> None:
         self.site = site
         self.folder = folder
         self.open_site = open_site
+        self._held = Held(holds)
 
     def answer(self, envelope: Envelope) -> Envelope:
         """The answer, whatever happens: what goes wrong here is told in full in the site's own log only."""
         try:
-            asked = unpack(envelope, Question)
-            return self.signed(envelope.text, *asked, *self._answer(*asked))
+            question, came = unpack(envelope, Question)
+            message, lacks = self._held.take(question, came)
+            if lacks:
+                return pack(Answer(self.site, lacks=lacks))
+            answer, state = self._answer(question, message)
+            answer = replace(answer, holds=self._held.digests)
+            return self.signed(envelope.text, question, message, answer, state)
         except Exception as error:
             self._log(error)
             return pack(Answer(self.site, refusal=_told(error)))
@@ -88,7 +100,8 @@ class SiteClient:
         state = in_one_piece(state)
         found, key = pack(answer, state), SiteKey(self.folder, self.site)
         seal = {"question": text_digest(text), "answer": text_digest(found.text), "examples": answer.examples}
-        own = receipt(question.run, self.site, question.about, question.head, digests(message), digests(state), seal)
+        shown = digests(message, dict(self._held.known))
+        own = receipt(question.run, self.site, question.about, question.head, shown, digests(state), seal)
         signs = canonical(own)
         log = Ledger(self.folder / question.run / LEDGER, whole=False)
         log.append({**own, "key": key.public, "signature": key.sign(signs)})

@@ -42,6 +42,7 @@ class Question:
         needed: ends of rounds that the server may come back to; the site keeps what it had then.
         earlier: the run whose encoder is the start of this one, if it was one of these sites.
         head: hash of the last entry of the run's ledger; of a greeting, a number that was never used before.
+        held: group -> digest, of groups that do not come along since the site holds them (`federation.flower.held`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of its task, too
@@ -56,6 +57,7 @@ class Question:
     needed: tuple[int, ...] = ()
     earlier: str = ""
     head: str = ""
+    held: dict[str, str] = field(default_factory=dict)
 
     @property
     def about(self) -> Row:
@@ -103,6 +105,8 @@ class Answer:
         refusal: why there is no answer; empty when there is one. It names neither files nor cases of the site.
         facts: answer to a hello.
         rows: scores that the site shows to the server.
+        holds: digests of the groups of tensors that the site holds from now on.
+        lacks: groups that did not come along and that the site does not hold: it asks for the whole message.
     """
 
     site: str
@@ -110,6 +114,8 @@ class Answer:
     refusal: str = ""
     facts: Facts | None = None
     rows: tuple[dict[str, Cell | None], ...] = ()
+    holds: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ def checked_update(answer: Answer, state: State, facts: Facts, task: Task) -> Up
         raise ValueError("it carries another site's name")
     if answer.refusal:
         return Update(site=site, examples=0, refusal=printable(answer.refusal[:500]))
+    if answer.lacks:
+        raise ValueError("it says that it lacks tensors that it was sent")
     if answer.examples < 0:
         raise ValueError("it tells a negative number of images")
     if answer.examples > facts.most:

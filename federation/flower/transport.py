@@ -17,6 +17,7 @@ from fedseg.common.text import printable
 from fedseg.federation.admission import nameless, quoted
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
+from fedseg.federation.flower.held import broadcasts, spared, without
 from fedseg.federation.flower.keys import Pins, signed
 from fedseg.federation.flower.records import (
     Answer,
@@ -54,6 +55,11 @@ PATIENCE, LONGEST = 0.03, 5.0
 SuperLink work, and sites train for minutes."""
 GRACE = 60.0
 """Seconds that a message stays valid after nobody waits for its answer: after them no site begins to work on it."""
+GREET = "greet"
+LACKS = "(lacks)"
+"""What an answer is called that asks for the whole message."""
+UNSENT = "the message could not be sent"
+NOTHING: frozenset[str] = frozenset()
 
 
 class NotConnectedError(RuntimeError):
@@ -72,6 +78,40 @@ def _anything(_row: Row) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a site was asked last.
+
+    Attributes:
+        question: what it was asked.
+        text: the question as it travelled.
+        shown: digests of the message.
+        held: digests of what the site held before.
+    """
+
+    question: Question
+    text: str
+    shown: dict[str, str]
+    held: frozenset[str] = NOTHING
+
+
+@dataclass(frozen=True)
+class Post:
+    """A message that is to be sent.
+
+    Attributes:
+        site: to whom; empty while its name is not known.
+        task: what it is about.
+        message: its tensors.
+        write: makes the envelope; of the whole message, if that is said.
+    """
+
+    site: str
+    task: str
+    message: State
+    write: Callable[[bool], Envelope]
+
+
 @dataclass
 class FlowerTransport:
     """Sites on other machines.
@@ -86,6 +126,8 @@ class FlowerTransport:
         head: tells the hash of the last entry of the run's ledger.
         known: tells digests of tensors, by identity, that were made of the messages to be sent.
         greeted: site (empty where it gave no name) and bytes of every greeting that came.
+        sent: of every message that went to a site (empty in greetings): site, task, its bytes, and bytes of tensors
+            that did not travel since the site holds them.
         goes_back_to: rounds whose end the server may come back to, for a site.
         start: what every site is given with the greeting.
         is_score: whether a row that a site showed looks like a score; others are left out.
@@ -100,12 +142,15 @@ class FlowerTransport:
     head: Callable[[], str] = _start
     known: Callable[[], dict[int, str]] = dict
     greeted: list[tuple[str, int]] = field(default_factory=list)
+    sent: list[Row] = field(default_factory=list)
     goes_back_to: Callable[[str], Collection[int]] = field(default=_nowhere)
     start: State = field(default_factory=State)
     is_score: Callable[[Row], bool] = _anything
     _nodes: dict[str, int] = field(default_factory=dict)
     _strangers: set[int] = field(default_factory=set)
-    _asked: dict[str, tuple[Question, Envelope, dict[str, str]]] = field(default_factory=dict)
+    _asked: dict[str, Asked] = field(default_factory=dict)
+    _holds: dict[str, frozenset[str]] = field(default_factory=dict)  # by the site's own last answer
+    _lacked: dict[str, int] = field(default_factory=dict)
     _closed: bool = False
     _known: dict[int, str] = field(default_factory=dict)
     _base: dict[str, int] = field(default_factory=dict)
@@ -145,6 +190,11 @@ class FlowerTransport:
         greeted, self.greeted = self.greeted, []
         return greeted
 
+    def take_sent(self) -> list[Row]:
+        """Messages that went to sites since the last call."""
+        sent, self.sent = self.sent, []
+        return sent
+
     def _greet(self, patience: float, names: Collection[str] = ()) -> None:
         """Ask nodes that are new what they are; a site imports and reads everything before its first answer.
 
@@ -156,8 +206,8 @@ class FlowerTransport:
         new = sorted(connected - set(self._nodes.values()) - self._strangers)
         question = replace(self.question, kind="hello", task=None, head=secrets.token_hex(32))
         hello = pack(question, self.start)
-        self._asked[""] = question, hello, digests(self.start)
-        posts = {node: ("query", lambda: hello) for node in new}
+        self._asked[""] = Asked(question, hello.text, digests(self.start))
+        posts = {node: Post("", GREET, self.start, lambda _whole: hello) for node in new}
         arrived = self._exchange(posts, max(patience, self.timeout))
         if refused := [why for node, envelope in arrived if (why := self._welcome(node, envelope, names))]:
             raise NotConnectedError("; ".join(refused))
@@ -205,11 +255,11 @@ class FlowerTransport:
 
     def _seal(self, site: str, envelope: Envelope, answer: Answer, state: State, key: str) -> dict[str, Any]:
         """What a site signed of its answer; empty if this key did not sign it."""
-        question, asked, shown = self._asked[site]
+        asked, question = self._asked[site], self._asked[site].question
         text, below = signature_of(envelope)
         seal = {"question": text_digest(asked.text), "answer": text_digest(text), "examples": answer.examples}
         sent = digests(state)
-        own = receipt(question.run, answer.site, question.about, question.head, shown, sent, seal)
+        own = receipt(question.run, answer.site, question.about, question.head, asked.shown, sent, seal)
         if not signed(key, canonical(own), below.signature):
             return {}
         return {**seal, "sent": sent, "signature": below.signature}
@@ -221,7 +271,7 @@ class FlowerTransport:
         if set(tasks) - set(self._nodes):
             self._look_again()
         posts = {
-            self._nodes[site]: (TYPES[task.kind], partial(self._write, site, task, messages))
+            self._nodes[site]: Post(site, task.kind, messages[site], partial(self._write, site, task, messages[site]))
             for site, task in tasks.items()
             if site in self._nodes
         }
@@ -251,15 +301,24 @@ class FlowerTransport:
         with contextlib.suppress(NotConnectedError):
             self._greet(self.timeout)
 
-    def _write(self, site: str, task: Task, messages: Mapping[str, State]) -> Envelope:
-        needed = tuple(sorted(self.goes_back_to(site)))
-        base = self._base.get(site, -1)
-        question = replace(self.question, kind="turn", site=site, task=task, base=base, needed=needed, head=self.head())
-        envelope = pack(question, messages[site])
-        self._asked[site] = question, Envelope(envelope.text), digests(messages[site], self._known)
+    def _write(self, site: str, task: Task, message: State, whole: bool = False) -> Envelope:
+        """The question, with those tensors of its message that the site does not hold, or with all of them."""
+        shown, holds = digests(message, self._known), self._holds.pop(site, NOTHING)
+        held = {} if whole or not broadcasts(task) else spared(message, shown, holds)
+        question = replace(self.question, kind="turn", site=site, task=task, head=self.head(), held=held)
+        needed, base = tuple(sorted(self.goes_back_to(site))), self._base.get(site, -1)
+        question = replace(question, base=base, needed=needed)
+        envelope = pack(question, without(message, held))
+        self._asked[site] = Asked(question, envelope.text, shown, holds)
         return envelope
 
     def _update(self, site: str, task: Task, found: Envelope | str) -> Update:
+        update = self._read(site, task, found)
+        if lacked := self._lacked.pop(site, 0):
+            update.beside = {**update.beside, LACKS: (0, lacked)}
+        return update
+
+    def _read(self, site: str, task: Task, found: Envelope | str) -> Update:
         if isinstance(found, str):
             return Update(site=site, examples=0, refusal=found)
         try:
@@ -269,6 +328,11 @@ class FlowerTransport:
             return Update(site=site, examples=0, refusal=f"its answer cannot be used: {error}", beside=unread(found))
         update.beside = beside(found, answer, update)
         update.seal = self._seal(site, found, answer, state, self.pins.keys[site])
+        if update.seal:  # it can hold what it was shown now or, where this was nothing to hold, before
+            asked = self._asked[site]
+            self._holds[site] = frozenset(answer.holds) & (
+                frozenset(asked.shown.values()) if broadcasts(task) else asked.held
+            )
         if not update.refusal and not update.seal:
             update.refusal = "its answer is not signed by the key that its name belongs to"
         if not update.refusal:
@@ -277,29 +341,60 @@ class FlowerTransport:
         return update
 
     def _exchange(
-        self, posts: Mapping[int, tuple[str, Callable[[], Envelope]]], timeout: float, round: int = 0
+        self, posts: Mapping[int, Post], timeout: float, round: int = 0
     ) -> Iterator[tuple[int, Envelope | str]]:
         """Send one message to each node, and yield the answers as they come; in the end, words for those missing."""
         waiting: dict[str, int] = {}
-        for node, (kind, write) in posts.items():  # one by one, so that one message is in memory
-            message = Message(write().to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
-            number = next(iter(self.grid.push_messages([message])), None)
-            if number:
+        for node, post in posts.items():  # one by one, so that one message is in memory
+            if number := self._push(node, post, timeout, round):
                 waiting[number] = node
             else:
-                yield node, "the message could not be sent"
+                yield node, UNSENT
         start = time.monotonic()
+        until = dict.fromkeys(waiting, start + timeout)
         while waiting:
             for reply in self.grid.pull_messages(list(waiting)):
-                found = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if found is not None:
-                    yield found, _opened(reply)
-            waited = time.monotonic() - start
-            if not waiting or waited >= timeout:
-                break
-            time.sleep(min(max(self.poll, PATIENCE * waited), LONGEST, timeout - waited))
-        for node in waiting.values():
-            yield node, f"it did not answer within {timeout:g} s (deployment.timeout)"
+                node = waiting.pop(reply.metadata.reply_to_message_id, 0)
+                if node not in posts:
+                    continue
+                found = _opened(reply)
+                if self._lacks(posts[node], found):
+                    if number := self._push(node, posts[node], timeout, round, whole=True):
+                        waiting[number], until[number] = node, time.monotonic() + timeout
+                        continue
+                    found = UNSENT
+                yield node, found
+            now = time.monotonic()
+            for number in [number for number in waiting if now >= until[number]]:
+                yield waiting.pop(number), f"it did not answer within {timeout:g} s (deployment.timeout)"
+            if waiting:
+                left = min(until[number] for number in waiting) - now
+                time.sleep(min(max(self.poll, PATIENCE * (now - start)), LONGEST, left))
+
+    def _push(self, node: int, post: Post, timeout: float, round: int, whole: bool = False) -> str:
+        """Send a message; its number, or nothing."""
+        envelope = post.write(whole)
+        size, kind = size_of(envelope), TYPES.get(post.task, "query")
+        message = Message(envelope.to_records(), node, kind, ttl=timeout + GRACE, group_id=str(round))
+        number = next(iter(self.grid.push_messages([message])), None)
+        if number:
+            sizes, held = post.message.sizes(), self._asked[post.site].question.held
+            row = {"site": post.site, "task": post.task, "bytes": size, "held": sum(sizes[group] for group in held)}
+            self.sent.append(row)
+        return number or ""
+
+    def _lacks(self, post: Post, found: Envelope | str) -> bool:
+        """Whether a site does not hold what it was thought to hold; once, since it is sent everything then."""
+        if isinstance(found, str) or found.data or not self._asked[post.site].question.held:
+            return False
+        try:
+            answer, _ = unpack(found, Answer)
+        except ValueError:
+            return False  # whoever reads it says so
+        if not answer.lacks:
+            return False
+        self._lacked[post.site] = size_of(found)
+        return True
 
 
 def _opened(reply: Message) -> Envelope | str:

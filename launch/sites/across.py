@@ -102,6 +102,7 @@ class Across:
             train_and_score(federation, reporter, experiment.evaluation.splits)
             cross(federation, reporter, config)
             folder.append_audit(greetings(transport, checkpoint.round + 1))
+            folder.append_sent(sent(transport, checkpoint.round + 1))
             return finish(reporter, config, meter)
 
     def sites(self, config: DictConfig) -> list[str]:
@@ -132,7 +133,7 @@ class Across:
 
 
 class Heard:
-    """The engine's observer across machines: greetings are part of what left sites.
+    """The engine's observer across machines: greetings are part of what left sites, and what was sent is known.
 
     Args:
         reporter: is told everything.
@@ -147,12 +148,18 @@ class Heard:
         """One write for all sites."""
         record.audit.extend(greetings(self.transport, record.round))
         self.reporter.round_done(record)
+        self.reporter.folder.append_sent(sent(self.transport, record.round))
 
 
 def greetings(transport: FlowerTransport, round: int) -> list[dict[str, Any]]:
     """Rows for the audit: greetings that came since the last call, their size and whose they were."""
     row = {"round": round, "task": "greet", "group": "(greeting)", "numbers": 0, "transforms": "", "listing": []}
     return [{**row, "site": site, "bytes": size} for site, size in transport.take_greetings()]
+
+
+def sent(transport: FlowerTransport, round: int) -> list[dict[str, Any]]:
+    """Rows for the table of what was sent: messages since the last call."""
+    return [{"round": round, **row} for row in transport.take_sent()]
 
 
 def run_id(folder: RunFolder) -> str:

@@ -129,7 +129,7 @@ def _client(site: str, folder: str, terms: str | None) -> Any:
     from fedseg.federation.flower.client import SiteClient
 
     local = Simulated(site, Path(folder) / file_name(site), terms_folder=terms)
-    return SiteClient(site, local.state, Opener(local))
+    return SiteClient(site, local.state, Opener(local), holds=False)  # another process may answer next
 
 
 def _with_output(config: DictConfig, names: Sequence[str]) -> DictConfig:
