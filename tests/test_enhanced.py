@@ -70,6 +70,7 @@ def test_every_pixel_has_the_value_and_the_place_that_its_frame_tells(tmp_path: 
     assert (seen == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_what_another_program_converts_reads_as_its_series(tmp_path: Path, modality: str) -> None:
     def scaled(_: int, head: Any) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 import predict
 import train
 from fedseg.datamodules import DATASETS, DataError, MultiCenterDataModule
+from fedseg.datamodules.cases import Case
 from fedseg.datamodules.layouts.acdc import ACDCDataModule
 from fedseg.datamodules.layouts.fets import FeTSDataModule
 from fedseg.datamodules.layouts.fundus import FundusDataModule
@@ -27,6 +28,7 @@ from fedseg.datamodules.layouts.polyp import PolypDataModule
 from fedseg.datamodules.layouts.prostate import ProstateDataModule
 from fedseg.datamodules.layouts.vessels import VesselsDataModule
 from fedseg.datamodules.new import write_map
+from fedseg.datamodules.readers import Reading, read_case
 
 SIDE = 24
 
@@ -726,6 +728,12 @@ def test_hearts_in_three_dimensions(released: Path, dijon: Path) -> None:
     batch = next(iter(data.site("centre_1").train_batches(0, 1)))
     assert batch["image"].shape == (2, 1, 4, 16, 16)
     assert batch["mask"].shape == (2, 3, 4, 16, 16)
+
+
+def test_frames_are_read_of_nifti_only(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", colour(0))
+    with pytest.raises(DataError, match=r"a.png has no frames that are read; write frame 3 as a NIfTI volume"):
+        read_case(Case("a", "p", "p", str(tmp_path / "a.png"), frame=3), Reading())
 
 
 def test_a_frame_is_part_of_the_cache(mnms: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, few
 from fedseg.datamodules.readers.drawing import ids_by_colour
 from fedseg.datamodules.readers.intensity import scale_together
-from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, is_case_file, sides, suffix_of
+from fedseg.datamodules.readers.kinds import FLAT, NIFTI, VOLUMES, Array, Spacing, is_case_file, sides, suffix_of
 from fedseg.datamodules.readers.labels import map_labels
 from fedseg.datamodules.readers.layers import Layer, check_region, combine, of_region
 from fedseg.datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
@@ -194,6 +194,10 @@ def load_file(case: Case, name: str, reading: Reading, role: Role) -> Stored:
     decode = DECODERS.get(suffix_of(path))
     if decode is None:
         raise DataError(f"{case}: {role} {path} has an unknown type; convert it to one of {', '.join(DECODERS)}")
+    if case.frame is not None and suffix_of(path) not in NIFTI:
+        raise DataError(
+            f"{case}: {role} {path} has no frames that are read; write frame {case.frame} as a NIfTI volume"
+        )
     image = Path(case.image)
     both = name != case.image and {suffix_of(path), suffix_of(image)} <= {*VOLUMES}
     try:

@@ -55,7 +55,7 @@ def open_volume(path: Path, of: Path | None = None, frame: int | None = None) ->
     Args:
         path: The file, or the folder of a DICOM series.
         of: The image that a mask belongs to, on whose slices those of a segmentation in DICOM are laid.
-        frame: Of a NIfTI file in time, which frame; other formats hold none.
+        frame: Of a NIfTI file in time, which frame.
 
     Raises:
         DataError: Other dimensions, a time series, or a header that does not say where the voxels lie.
