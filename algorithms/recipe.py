@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import torch
@@ -23,6 +23,18 @@ POWER = 0.9  # of the polynomial schedule, as in nnU-Net (Isensee et al., Nature
 BACKGROUND = "background"
 FALLING = ("cosine", "poly")
 """Schedules that end at 0, and so need to know when."""
+READ_BY = {
+    "harmonise_target": ("harmonise", ("histogram", "fda", "zscore", "combat", "mixstyle")),
+    "harmonise_window": ("harmonise", ("fda",)),
+    "mixstyle_probability": ("harmonise", ("mixstyle",)),
+    "mixstyle_alpha": ("harmonise", ("mixstyle",)),
+    "mixstyle_after": ("harmonise", ("mixstyle",)),
+    "schedule_rounds": ("schedule", FALLING),
+    "decay": ("schedule", ("step",)),
+    "decay_every": ("schedule", ("step",)),
+    "momentum": ("optimizer", ("sgd",)),
+}
+"""Settings that only some choices of another one read."""
 
 
 def ends(schedule: str) -> bool:
@@ -106,12 +118,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_ranges(Training, vars(self), "training")
-        if self.harmonise == "none" and self.harmonise_target != "mean":
-            raise ValueError(
-                f"training.harmonise_target={self.harmonise_target} is the target of harmonising, which "
-                "training.harmonise=none leaves out; take training.harmonise=histogram, or "
-                "training.harmonise_target=mean"
-            )
+        self._check_effect()
         if self.schedule_rounds is not None and self.warmup >= self.schedule_rounds:
             raise ValueError(
                 f"training.warmup={self.warmup} leaves no round of training.schedule_rounds={self.schedule_rounds} to "
@@ -128,6 +135,23 @@ class Training:
                 f"training.region_weights is of the suite's losses; training.loss={self.loss} takes weights in "
                 "training.loss_options, if it has any; leave training.region_weights out"
             )
+
+    def _check_effect(self) -> None:
+        """Refuse a setting that nobody reads.
+
+        Raises:
+            ValueError: naming it and what reads it.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, (owner, readers) in READ_BY.items():
+            usual, value, chosen = defaults[name], getattr(self, name), getattr(self, owner)
+            value = tuple(value) if isinstance(usual, tuple) else value
+            if value != usual and chosen not in readers and not is_path(chosen):
+                usual = list(usual) if isinstance(usual, tuple) else usual
+                raise ValueError(
+                    f"training.{name} has no effect with training.{owner}={chosen}; "
+                    f"take training.{owner}={readers[0]}, or leave training.{name} at {usual}"
+                )
 
     def lr_in(self, round: int, rounds: int) -> float:
         """The learning rate in a round; it follows from the round alone, whoever was absent or resumed.

@@ -187,11 +187,6 @@ def test_what_would_be_undone_is_refused(name: str, training: Training, cure: st
         build(name, replace(training, normalize="imagenet"))
 
 
-def test_a_target_without_harmonising_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"take training\.harmonise=histogram, or training\.harmonise_target=mean"):
-        Training(harmonise_target="least_complex")
-
-
 @pytest.mark.parametrize("promise", [Privacy(aggregation="masked"), Privacy(mechanism="site")])
 def test_promises_that_what_sites_tell_would_break_are_refused(promise: Privacy) -> None:
     (transform,) = build_transforms(promise, Compression(), 1.0)

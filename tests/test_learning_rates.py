@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim import lr_scheduler
 
 import train
 from fedseg.algorithms import ALGORITHMS
-from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.algorithms.recipe import READ_BY, Recipe, Training
 from fedseg.federation.client import turn
 from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
@@ -108,7 +109,10 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path, optimizer_stat
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [
-        ({"warmup": 5, "schedule_rounds": 5}, r"training.warmup=5 leaves no round of training.schedule_rounds=5"),
+        (
+            {"schedule": "poly", "warmup": 5, "schedule_rounds": 5},
+            r"leaves no round of training.schedule_rounds=5",
+        ),
         ({"decay": 0.0}, "training.decay=0.0"),
         ({"decay_every": 0}, "training.decay_every=0"),
         ({"warmup": -1}, "training.warmup=-1"),
@@ -117,6 +121,22 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path, optimizer_stat
 def test_settings_out_of_range_are_refused(knobs: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Training(**knobs)
+
+
+OTHERS = {"harmonise_target": "least_complex", "mixstyle_after": ["encoder"], "schedule_rounds": 5, "decay_every": 5}
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_a_setting_that_nobody_reads_is_refused(name: str) -> None:
+    owner, readers = READ_BY[name]
+    knobs = {name: OTHERS.get(name, 0.25)}
+    usual = getattr(Training(), name)
+    cure = f"take training.{owner}={readers[0]}, or leave training.{name} at {list(usual) if usual == () else usual}"
+    with pytest.raises(ValueError, match=re.escape(f"training.{name} has no effect with training.{owner}=")) as refused:
+        Training(**knobs)
+    assert str(refused.value).endswith(cure)
+    Training(**knobs, **{owner: readers[0]})
+    Training(**{name: usual})
 
 
 def test_a_schedule_needs_a_round_after_the_warm_up() -> None:

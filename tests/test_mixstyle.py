@@ -118,9 +118,12 @@ def test_parts_that_are_none_or_have_no_maps_are_refused() -> None:
         method.loss(batch)
 
 
+OFF = {"harmonise": "none", "mixstyle_probability": Training().mixstyle_probability}
+
+
 @pytest.mark.parametrize(("name", "training", "cure", "better"), [
-    ("feddg", mixing("feddg"), r"take training\.harmonise=none", {"harmonise": "none"}),
-    ("contrastive", mixing(), r"take training\.harmonise=none", {"harmonise": "none"}),
+    ("feddg", mixing("feddg"), r"take training\.harmonise=none", OFF),
+    ("contrastive", mixing(), r"take training\.harmonise=none", OFF),
     ("fedavg", replace(mixing(), normalize="zscore"), r"take training\.normalize=imagenet", {"normalize": "imagenet"}),
     ("fedavg", replace(mixing(), normalize="zscore"), r"or name parts of the network", {"mixstyle_after": PARTS}),
     ("fedavg", replace(mixing(), harmonise_target="least_complex"), r"take training\.harmonise_target=mean",
