@@ -24,6 +24,7 @@ from fedseg.algorithms.fedrdn import FedRDN
 from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.fedsoup import FedSoup
+from fedseg.algorithms.fedvss import FedVSS
 from fedseg.algorithms.finetune import FedBABU, FineTune
 from fedseg.algorithms.flmrcm import FLMRCM
 from fedseg.algorithms.ga import GA
@@ -55,6 +56,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "moon": Moon,
     "flmrcm": FLMRCM,
     "fedsam": FedSAM,
+    "fedvss": FedVSS,
     "harmofl": HarmoFL,
     "fedrdn": FedRDN,
     "fedce": FedCE,

@@ -596,7 +596,7 @@ class Federation:
     def _task(self, round: int, site: str, share: float = 1.0, had: int = 0, most: int | None = None) -> TrainTask:
         rng = random.Random(derive_seed(self.seed, "work", round, site))
         share *= 1.0 - self.schedule.work_spread * rng.random()
-        share *= self.schedule.work_decay ** min(round - 1, self.schedule.work_decay_rounds)
+        share *= self.schedule.work_in(round)
         if most is not None and self.schedule.local_steps is not None:
             share = min(share, most / self.schedule.local_steps)
         work = share * (len(self.sites) if site == POOL and self.schedule.local_steps is not None else 1)

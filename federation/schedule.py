@@ -49,6 +49,7 @@ class Schedule:
         work_decay: local work over rounds: round r does this to the power of r - 1 of the first round's steps, and at
             least one (variable local training, Tuladhar et al., BrainLes 2021: 0.9).
         work_decay_rounds: so many rounds long; then the work stays.
+        work_every: rounds of equal work before it falls once more; with work_decay_rounds the same it falls once.
         time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
             round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
         step_seconds: seconds of a site's local step, for time_limit and selection=fast, as in {hospital_b: 4}; sites
@@ -86,6 +87,7 @@ class Schedule:
     work_spread: ProperShare = 0.0
     work_decay: PositiveShare = 1.0
     work_decay_rounds: PositiveInt = 10
+    work_every: PositiveInt = 1
     time_limit: Literal["none", "mean"] = "none"
     step_seconds: Mapping[str, FinitePositive] | None = None
     order: Literal["together", "cyclic", "random"] = "together"
@@ -107,6 +109,7 @@ class Schedule:
         self._check_fast()
         self._check_unbiased()
         self._check_time()
+        self._check_work()
         if self.selection != "loss" and self.candidates != 1.0:
             raise ValueError(
                 f"federation.candidates={self.candidates} is for federation.selection=loss; take "
@@ -183,6 +186,30 @@ class Schedule:
             raise ValueError(
                 f"federation.time_limit=mean spares sites of a round waiting for each other, and with federation.order="
                 f"{self.order} nobody waits; take federation.order=together"
+            )
+
+    def work_in(self, round: int) -> float:
+        """Share of the first round's local work that sites do in a round."""
+        falls = min(round - 1, self.work_decay_rounds) // self.work_every
+        return float(self.work_decay**falls)
+
+    def _check_work(self) -> None:
+        """Refuse a pace at which the work would never fall.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        if self.work_every == 1:
+            return
+        if self.work_decay == 1.0:
+            raise ValueError(
+                f"federation.work_every={self.work_every} says when local work falls, and with federation.work_decay=1 "
+                "it never does; take federation.work_decay=0.5 or so"
+            )
+        if self.work_every > self.work_decay_rounds:
+            raise ValueError(
+                f"federation.work_every={self.work_every}: the work stays after {self.work_decay_rounds} rounds and "
+                f"would never fall; take federation.work_decay_rounds={self.work_every}"
             )
 
     def turns(self, present: Sequence[str], rng: random.Random) -> list[list[str]]:

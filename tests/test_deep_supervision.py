@@ -26,7 +26,7 @@ from fedseg.models.volumes import auxiliary_heads
 from fedseg.reporting.folder import RunFolder
 
 HEADS = 2
-REFUSED = {"fedrod", "prrfl", "apfl", "feddg", "lcfed"}
+REFUSED = {"fedrod", "prrfl", "apfl", "feddg", "lcfed", "fedvss"}
 SETTINGS = (
     "data=phantom", "data.anatomy=organ", "data.slices=6", "data.resolution=32", "data.n_sites=3",
     "data.cases_per_site=6", "data.amount=0", "data.fit=patches", "data.size=16", "data.batch_size=4", "model=unet3d",

@@ -188,6 +188,35 @@ def test_local_work_falls_over_rounds_and_goes_on_after_a_stop(tmp_path: Path) -
     assert_same(constant.server, usual.server)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "shares"),
+    [
+        ({}, [1, 0.5, 0.25, 0.125, 0.125, 0.125]),
+        ({"work_every": 2}, [1, 1, 0.5, 0.5, 0.5, 0.5]),
+        ({"work_every": 3}, [1, 1, 1, 0.5, 0.5, 0.5]),
+        ({"work_every": 2, "work_decay_rounds": 4}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    ],
+)
+def test_local_work_falls_every_so_many_rounds(knobs: dict[str, Any], shares: list[float]) -> None:
+    schedule = Schedule(**{"work_decay": 0.5, "work_decay_rounds": 3, **knobs})
+    assert [schedule.work_in(round) for round in range(1, 7)] == shares
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told", "cure"),
+    [
+        ({"work_every": 5}, "it never does; take federation.work_decay=0.5", {"work_decay": 0.5}),
+        ({"work_every": 12, "work_decay": 0.5}, "take federation.work_decay_rounds=12", {"work_decay_rounds": 12}),
+    ],
+)
+def test_work_that_would_never_fall_is_refused_and_the_cure_helps(
+    knobs: dict[str, Any], told: str, cure: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        Schedule(**knobs)
+    Schedule(**{**knobs, **cure})
+
+
 def test_epochs_count_batches_of_each_site(tmp_path: Path) -> None:
     outcome = simulate("fedavg", tmp_path, rounds=1, schedule={"local_steps": None, "local_epochs": 1.5})
     steps = {row["site"]: row["steps"] for row in outcome.observer.rows("rounds")}
