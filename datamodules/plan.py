@@ -29,6 +29,8 @@ FEWEST = 5
 ANISOTROPIC = 3.0  # times as thick as the next axis
 SMALLEST_MAP, DEEPEST, COARSER = 4, 6, 2.0
 TAILS = (0.005, 0.995)
+SMALLEST_BATCH, SEEN_AT_ONCE = 2, 0.05
+"""Patches of a step at least; and the share of all voxels that a step sees at most, unless it were fewer patches."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,14 @@ class Plan:
         resample: millimetres per voxel (slice, row, column).
         size: of a patch.
         strides: of a DynUNet, by level.
+        batch: patches of a step.
         window: Hounsfield units that become 0 and 1; None but for computed tomography.
     """
 
     resample: tuple[float, float, float]
     size: tuple[int, int, int]
     strides: tuple[tuple[int, int, int], ...]
+    batch: int = SMALLEST_BATCH
     window: tuple[float, float] | None = None
 
     @classmethod
@@ -185,11 +189,12 @@ class Plan:
         Spacing is the median; where one axis is more than three times as thick as the next and has less than a third of
         its voxels, the thinnest tenth of it. A patch is a cube in millimetres, no larger than the median volume, of so
         many voxels at most. A level of the network halves the axes that are not coarser than twice the finest one, down
-        to maps of four.
+        to maps of four. A step sees two patches; more where volumes are smaller than a patch may be, but no more than
+        5 % of all voxels.
 
         Args:
             tallies: the sum over sites.
-            voxels: of a patch, at most.
+            voxels: of a patch, at most; a step's are twice as many.
             modality: mr scales every volume by its own values; ct by a window of the foreground's.
 
         Raises:
@@ -206,7 +211,8 @@ class Plan:
             counts[axis] for axis in others
         ):
             spacing[thick] = max(tallies.length(thick, 0.1), *(spacing[axis] for axis in others))
-        sides = _patch(spacing, [length / step for length, step in zip(extent, spacing, strict=True)], voxels)
+        shape = [length / step for length, step in zip(extent, spacing, strict=True)]
+        sides = _patch(spacing, shape, voxels)
         strides = _strides(spacing, sides)
         if len(strides) < 3:
             raise DataError(
@@ -220,12 +226,14 @@ class Plan:
             cast("tuple[float, float, float]", tuple(float(f"{step:.4g}") for step in spacing)),
             (size[0], size[1], size[2]),
             tuple((int(a), int(b), int(c)) for a, b, c in strides),
+            _batch(float(np.prod(size)), voxels, tallies.cases * float(np.prod(shape))),
             window,
         )
 
     def settings(self, name: str = "folder") -> dict[str, Any]:
         """As an experiment's file holds them; the name is that of the data set."""
         data: dict[str, Any] = {"name": name, "dimensions": 3, "resample": list(self.resample), "size": list(self.size)}
+        data["batch_size"] = self.batch
         if self.window is not None:
             data |= {"intensity": "window", "window": list(self.window)}
         strides = [list(steps) for steps in self.strides]
@@ -244,6 +252,12 @@ def _patch(spacing: Sequence[float], shape: Sequence[float], voxels: int) -> lis
             sides[axis] = shape[axis] if short else edge / spacing[axis]
         free = [axis for axis in free if axis not in short] if short else []
     return [max(int(side + 1e-6), 1) for side in sides]
+
+
+def _batch(patch: float, voxels: int, everything: float) -> int:
+    """How many patches a step sees; all three are voxels: of a patch, of one at most, of all volumes."""
+    affordable = round(SMALLEST_BATCH * voxels / patch)
+    return max(SMALLEST_BATCH, min(affordable, round(SEEN_AT_ONCE * everything / patch)))
 
 
 def _strides(spacing: Sequence[float], sides: Sequence[int]) -> list[tuple[int, ...]]:

@@ -79,6 +79,15 @@ def test_ct_gets_one_window_of_the_foreground() -> None:
     assert Plan.of(alike((64, 64, 64), (1.0, 1.0, 1.0), values), 64**3, "mr").window is None
 
 
+@pytest.mark.parametrize(
+    ("cases", "side", "batch"),
+    [(40, 80, 2), (40, 32, 2), (200, 32, 10), (1000, 32, 16)],  # large volumes; 5 % of small ones; memory for 16
+)
+def test_a_step_sees_more_patches_where_volumes_are_small_and_many(cases: int, side: int, batch: int) -> None:
+    made = Plan.of(tally("a", [((side,) * 3, (1.0, 1.0, 1.0), np.zeros(1))] * cases), 64**3, "mr")
+    assert made.settings()["data"]["batch_size"] == batch
+
+
 def test_too_little_is_refused() -> None:
     with pytest.raises(DataError, match=r"site 'a': 4 labelled volumes are too few"):
         tally("a", [((9, 9, 9), (1.0, 1.0, 1.0), np.zeros(1))] * 4)
