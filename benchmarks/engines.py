@@ -2,7 +2,8 @@
 
 `python -m benchmarks.engines FOLDER [cores=N] [rows=N] [SETTING=VALUE ...]` prints a table: seconds per round (between
 two checkpoints, median after the first round) and as a multiple of the first row's, CPU seconds of all processes in the
-same span, megabytes per round, and memory of all processes together (proportional set size: shared pages count once).
+same span, megabytes in round 2 (of all messages, where there are any), and memory of all processes together
+(proportional set size: shared pages count once).
 
 With `cores=1` all processes of a row share one core. That is like for like: in one process sites train one after the
 other, across machines side by side, and on one core both take as long as the work does. What is above 1 is overhead.
@@ -16,13 +17,16 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from uuid import uuid4
+
+import pandas as pd
 
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.reporting.folder import RunFolder
@@ -79,8 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure all three, and print the table."""
     folder, given = Path(arguments[0]).absolute(), [word for word in arguments[1:] if word.partition("=")[0] not in OWN]
     own = dict(word.split("=") for word in arguments[1:] if word not in given)
-    if "cores" in own:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(own["cores"]) :])  # children inherit it
+    pinned(own)
     settings = [*SETTINGS, *given]
     folder.mkdir(parents=True, exist_ok=True)
     engines: dict[str, Callable[[Path, list[str]], None]] = {
@@ -95,11 +98,17 @@ def main(arguments: Sequence[str]) -> int:
         run = RunFolder(folder / name.replace(",", "").replace(" ", "-"))
         mark = uuid4().hex
         os.environ[MARK] = mark
-        with watching(run, mark) as measured:
+        with watching(run.checkpoints / "index.json", mark, partial(trained, run)) as measured:
             engine(run.path, settings)
         first = first or measured.seconds
         print(row(name, run, measured, first), flush=True)
     return 0
+
+
+def pinned(own: Mapping[str, str]) -> None:
+    """Let this process, and all that it starts, have as many cores as was said; without a word, all."""
+    if "cores" in own:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(own["cores"]) :])
 
 
 def in_process(output: Path, settings: list[str]) -> None:
@@ -138,27 +147,47 @@ def imports() -> float:
     return after.children_user - before.children_user + after.children_system - before.children_system
 
 
+def trained(run: RunFolder) -> bool:
+    """Whether a round has been saved."""
+    return Checkpoint(run.checkpoints).round > 0
+
+
 def row(name: str, run: RunFolder, measured: Measured, first: float) -> str:
     """One line of the table."""
-    traffic = run.traffic()
-    megabytes = traffic[traffic["round"] == 2]["bytes"].sum() / 1e6
+    megabytes = sum(table[table["round"] == 2]["bytes"].sum() for table in _moved(run)) / 1e6
     times = measured.seconds / first
     numbers = f"{measured.seconds:9.2f}{times:8.2f}{sum(measured.cpu.values()):8.2f}"
-    parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in sorted(measured.cpu.items()) if seconds > 0.05)
-    return f"{name:20}{numbers}{megabytes:10.1f}{measured.peak / 1e6:11.0f}   {parts}"
+    return f"{name:20}{numbers}{megabytes:10.1f}{measured.peak / 1e6:11.0f}   {told(measured)}"
+
+
+def _moved(run: RunFolder) -> list[pd.DataFrame]:
+    """Tables of bytes: of all messages both ways, or, where none travelled, of what training exchanges."""
+    sent = run.sent()
+    return [sent, run.audit()] if len(sent) else [run.traffic()]
+
+
+def told(measured: Measured) -> str:
+    """CPU seconds by program."""
+    return ", ".join(f"{part} {seconds:.1f}" for part, seconds in sorted(measured.cpu.items()) if seconds > 0.05)
 
 
 @contextmanager
-def watching(run: RunFolder, mark: str) -> Iterator[Measured]:
-    """Notes when rounds are saved, and how much memory all processes with the mark take."""
+def watching(index: Path, mark: str, begun: Callable[[], bool]) -> Iterator[Measured]:
+    """Notes when a round has ended, and how much memory all processes with the mark take.
+
+    Args:
+        index: changes with the end of every round.
+        mark: in the environment of the processes.
+        begun: whether a round has ended at all.
+    """
     measured, stop = Measured(), threading.Event()
 
     def look() -> None:
-        index, seen = run.checkpoints / "index.json", 0
+        seen = 0
         for count in range(sys.maxsize):
             if stop.wait(0.05):
                 return
-            if Checkpoint(run.checkpoints).round and (changed := index.stat().st_mtime_ns) != seen:
+            if begun() and (changed := index.stat().st_mtime_ns) != seen:
                 seen = changed
                 spent: dict[str, float] = defaultdict(float)
                 for process in marked(mark):
