@@ -40,7 +40,7 @@ from fedseg.federation.contract import (
 )
 from fedseg.federation.heterogeneity import corrections
 from fedseg.federation.ledger import Ledger
-from fedseg.federation.pace import mean_limit
+from fedseg.federation.pace import left, mean_limit, validated
 from fedseg.federation.schedule import (
     Schedule,
     check_answers,
@@ -356,6 +356,9 @@ class Federation:
             means = {site: update.scalars for site, update in found.items()}
             scores = selection_scores(means, self.sites, self.choose_by)
             self._record.scores.extend(row for update in found.values() for row in update.rows)
+        if self.schedule.work_patience is not None and round % self.schedule.evaluate_every == 0:
+            # not an early last round's: a run that goes on from there would be another one
+            server = validated(server, scores, self.schedule.work_patience)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         if last or round % self.schedule.checkpoint_every == 0:
             if self.ledger is not None:  # first: a state that no entry tells of must not exist
@@ -375,11 +378,11 @@ class Federation:
     def _turns(self, round: int, server: State, work: Mapping[str, float], asked: int) -> State:
         """The server's state after all turns of a round."""
         peers = tuple(work) if self.algorithm.among_peers else ()
-        most = self._most_steps(server, work)
+        most, share = self._most_steps(server, work), left(server)
         had: Counter[str] = Counter()  # turns in this round
         for together in self.schedule.turns(list(work), random.Random(derive_seed(self.seed, "turns", round))):
             tasks = {
-                site: replace(self._task(round, site, work[site], had[site], most.get(site)), peers=peers)
+                site: replace(self._task(round, site, work[site] * share, had[site], most.get(site)), peers=peers)
                 for site in together
             }
             server = self._train(round, server, tasks, asked)

@@ -50,6 +50,8 @@ class Schedule:
             least one (variable local training, Tuladhar et al., BrainLes 2021: 0.9).
         work_decay_rounds: so many rounds long; then the work stays.
         work_every: rounds of equal work before it falls once more; with work_decay_rounds the same it falls once.
+        work_patience: validations without a better mean score after which local work is halved (and the count begins
+            anew); null leaves it.
         time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
             round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
         step_seconds: seconds of a site's local step, for time_limit and selection=fast, as in {hospital_b: 4}; sites
@@ -88,6 +90,7 @@ class Schedule:
     work_decay: PositiveShare = 1.0
     work_decay_rounds: PositiveInt = 10
     work_every: PositiveInt = 1
+    work_patience: PositiveInt | None = None
     time_limit: Literal["none", "mean"] = "none"
     step_seconds: Mapping[str, FinitePositive] | None = None
     order: Literal["together", "cyclic", "random"] = "together"

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import ConfigError, compose
-from fedseg.federation.pace import mean_limit
+from fedseg.federation.pace import left, mean_limit, validated
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.selection import Past, Pruning
+from fedseg.federation.state import State
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
 from tests.tiny_run import phantom_run
@@ -82,6 +84,35 @@ def test_less_work_and_a_limit_are_no_more_than_either(tmp_path: Path) -> None:
     both = steps(simulate("fedavg", tmp_path, 4, schedule={**SLOW, "work_decay": 0.5}))
     assert [done["s0"] for done in both.values()] == [12, 6, 3, 2]
     assert both[2]["s1"] == 6  # the mean is 24 seconds, and leaves it 7 steps
+
+
+def test_work_is_halved_after_so_many_validations_without_a_better_score() -> None:
+    server, found = State({}, {"rounds": 1.0}), []
+    for score in (0.2, 0.5, 0.5, 0.4, 0.45, 0.5, 0.6, 0.1, 0.1):
+        server = validated(server, {"global": score, "personal/a": 0.9}, 2)
+        found.append(left(server))
+    assert found == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+    assert validated(server, {}, 2) == server
+    assert server.scalars["rounds"] == 1.0
+    own = validated(State({}), {"personal/a": 0.2, "personal/b": 0.4}, 1)
+    assert left(validated(own, {"personal/a": 0.1, "personal/b": 0.6}, 1)) == 1.0  # the mean has risen
+    assert left(validated(own, {"personal/a": 0.3, "personal/b": 0.3}, 1)) == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "fedbn"])
+def test_a_run_whose_scores_rise_no_more_does_less_and_goes_on_after_a_stop(name: str, tmp_path: Path) -> None:
+    still = {"local_steps": 8, "work_patience": 1, "evaluate_every": 2}
+    recipe = Training(optimizer="sgd", lr=1e-30)  # nothing is learnt, so that no score rises
+    whole = simulate(name, tmp_path / "a", 7, schedule=still, training=recipe, norm="group")
+    done = {round: set(of.values()) for round, of in steps(whole).items()}
+    assert done == {1: {8}, 2: {8}, 3: {8}, 4: {8}, 5: {4}, 6: {4}, 7: {2}}
+    simulate(name, tmp_path / "b", 5, schedule=still, training=recipe, norm="group")
+    assert_same_outcome(whole, simulate(name, tmp_path / "b", 7, schedule=still, training=recipe, norm="group"))
+    rising = simulate(name, tmp_path / "c", 3, schedule={"work_patience": 3})
+    usual = simulate(name, tmp_path / "d", 3)
+    assert rising.server.tensors.keys() == usual.server.tensors.keys()
+    assert_same(State(rising.server.tensors), State(usual.server.tensors))
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.tuples(seconds, st.integers(1, 50)), min_size=1))
