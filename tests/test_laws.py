@@ -149,7 +149,8 @@ def test_secrecy_nothing_that_is_kept_travels(name: str, plain: Plain) -> None:
         group: [t for state in outcome.kept.values() for t in state.get(group).values()] for group in ("model", "own")
     }
     for group, tensors in kept.items():
-        kept[group] = [t for t in tensors if t.is_floating_point() and t.numel() > 1 and t.std() > 0]
+        # a gradient of a bias before batch normalisation is rounding, and two of them may be the same by chance
+        kept[group] = [t for t in tensors if t.is_floating_point() and t.numel() > 1 and t.std() > 1e-6]
     way = outcome.federation.transport
     assert isinstance(way, Recording)
     # what a site keeps as it came from the server is no secret: a step may leave a tensor of a second model as it was
