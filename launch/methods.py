@@ -152,7 +152,9 @@ class Method:
         """Against what it is compared in tests."""
         if self.name in golden_checked(ROOT / "tests"):
             return "arrays"
-        return "-" if self.family == "baseline" else "the paper"
+        if self.family == "baseline":
+            return "-"
+        return "the abstract" if "fter the abstract" in (self.owner.__doc__ or "") else "the paper"
 
     @cached_property
     def page(self) -> tuple[str, str]:
