@@ -32,6 +32,8 @@ from fedseg.algorithms.harmofl import HarmoFL
 from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
+from fedseg.algorithms.meanteacher import MeanTeacher
+from fedseg.algorithms.mfedlo import MFedLO
 from fedseg.algorithms.moon import Moon
 from fedseg.algorithms.perfedavg import PerFedAvg
 from fedseg.algorithms.pfedme import PFedMe
@@ -89,6 +91,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "feddg": FedDG,
     "iopfl": IOPFL,
     "lcfed": LCFed,
+    "meanteacher": MeanTeacher,
+    "mfedlo": MFedLO,
     "contrastive": Contrastive,
 }
 

@@ -77,6 +77,8 @@ class Algorithm(StockModule):
     `personalise`."""
     labelled: bool = True
     """Whether it learns from masks. A pre-training stage does not: it has no views, and sites without labels train."""
+    learns_unlabelled: bool = False
+    """Whether it learns from images without labels, too, beside those with: sites without any label train."""
     models_per_step: int = 1
     """How many models a local step trains: a step of each is counted as cost."""
     compares_patients: bool = False
@@ -186,8 +188,9 @@ class Algorithm(StockModule):
         """
         if self.compares_patients:
             return "its loss compares images of different patients (compares_patients)"
-        if not self.labelled:
-            return "it learns from images without labels, which are not drawn by patient (labelled)"
+        for so, flag in ((not self.labelled, "labelled"), (self.learns_unlabelled, "learns_unlabelled")):
+            if so:
+                return f"it learns from images without labels, which are not drawn by patient ({flag})"
         beside = [name for name, p in self.named_parameters() if p.requires_grad and not name.startswith("model.")]
         if beside:
             return f"it trains a second model in the same step ({beside[0]} and {len(beside) - 1} others)"
@@ -232,6 +235,10 @@ class Algorithm(StockModule):
         Raises:
             ValueError: with the site's name and the cure.
         """
+
+    def examples_at(self, site: Site) -> int:
+        """Training images by which the site counts in a mean: labelled ones, or all where it learns from none."""
+        return site.examples if self.labelled else site.training_images
 
     def introduce(self, site: Site) -> State:
         """What the site tells the server once, before round 1: nothing, unless a method needs it."""

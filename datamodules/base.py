@@ -78,8 +78,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         split: Fractions of each site's patients for train, val and test; official splits come first.
         split_seed: Seed of split and label budget; null: the run's seed (0 without a run).
         unseen: Sites that do not train; all their cases are test cases.
-        unlabelled: Sites that train without labels: they take part in pre-training only. A site without any mask must
-            be named here; of a site with masks, those of validation and test cases still serve for scoring.
+        unlabelled: Sites that train without labels, with methods that learn from such images, pre-training among them.
+            A site without any mask must be named here; of a site with masks, those of validation and test cases still
+            serve for scoring.
         labelled_patients: At most so many training patients per site keep their labels; null: all.
         sampling: "shuffle": every image once before any comes again; "replacement": every draw anew.
         augment: Pipeline for training batches: a file of configs/augment, or the path of a YAML file.
@@ -509,8 +510,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         labelled = {case.case for case in cases if case.labelled}
         if not labelled and site not in self._without_labels:
             raise DataError(
-                f"site {site!r} has no labelled case; add masks, leave the site out, or let it take part in "
-                f"pre-training only, with data.unlabelled=[{site}]"
+                f"site {site!r} has no labelled case; add masks, leave the site out, or let it take part where images "
+                f"without labels are learnt from, with data.unlabelled=[{site}]"
             )
         if site in self._held_out:
             return {case.case: "test" if case.labelled else "unused" for case in cases}

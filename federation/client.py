@@ -175,7 +175,7 @@ def turn(
         update carries a refusal, and the site keeps what it had before.
     """
     start = time.perf_counter()
-    examples = site.examples if worker.labelled else site.training_images
+    examples = worker.examples_at(site)
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
     worker.round = task.round if isinstance(task, TrainTask) else 0
     worker.receive(message, kept, site)
@@ -209,9 +209,9 @@ def seed_everything(seed: int) -> None:
 
 
 def _train(worker: ClientHalf, site: Site, task: TrainTask, compute: Compute) -> State:
-    full = task.steps if task.steps is not None else site.steps(task.epochs, worker.labelled)
-    can = site.examples if worker.labelled else site.training_images
-    steps = max(1, round(full * task.work)) if full and can else 0
+    labelled = worker.labelled and site.examples > 0
+    full = task.steps if task.steps is not None else site.steps(task.epochs, labelled)
+    steps = max(1, round(full * task.work)) if full and worker.examples_at(site) else 0
     if steps:
         seed = derive_seed(task.seed, "batches", task.round, site.name)
         compute.fit(cast(pl.LightningModule, worker), worker.batches(site, seed, steps))

@@ -39,7 +39,8 @@ class TrainTask:
         round: 1 for the first round.
         seed: the run's seed; a turn derives its own from (seed, kind, round, site).
         steps: local optimiser steps; None lets `epochs` decide.
-        epochs: passes over the site's labelled training images, when `steps` is None.
+        epochs: passes over the site's labelled training images, or over all where none is labelled, when `steps` is
+            None.
         work: share of that work to do (unequal local work), or several times it (pooled training).
         sites: how many sites train at the same time, whose updates may become one; 0 where that is not told.
         peers: sites that can be reached, where these take models from each other.
@@ -180,6 +181,9 @@ class ClientHalf(Protocol):
     @property
     def labelled(self) -> bool:
         """Whether it learns from masks; if not, sites without any take part, and all training images count."""
+
+    def examples_at(self, site: Site) -> int:
+        """Training images by which the site counts in a mean; without any it does not train."""
 
     @property
     def personalises(self) -> bool:

@@ -67,7 +67,7 @@ class Update(State):
 
     Attributes:
         site: who sends.
-        examples: training images behind this update (its weight in FedAvg): the labelled ones, where labels are learnt.
+        examples: training images behind this update (its weight in FedAvg), see `examples_at`.
         refusal: why the site itself withdraws its update; empty when it stands.
         rows: of scores, for the run's tables.
         seal: what a site on a machine of its own signed beside the tensors, and its signature (`federation.ledger`).

@@ -89,6 +89,7 @@ class Method:
             "baseline": "(baseline)" in first_line(self.owner),
             "the average": self.owner is FedAvg,
             "pre-training": not self.built.labelled,
+            "images without labels": self.built.learns_unlabelled,
             "styles of images": self.owner.styles_images,
             "who merges": self.owner.among_peers,
             "parts of the model stay": bool(self._personal),
@@ -260,6 +261,7 @@ def table_text() -> str:
         groups, step, travels, kept, memory = _cost(method)
         unseen = ", ".join(method.built.unseen_views) or "-"
         learns = "masks" if method.built.labelled else "images"
+        learns += ", images" if method.built.learns_unlabelled else ""
         rows.append(
             (
                 *(method.linked(""), first_line(method.owner), method.family, method.models, unseen),

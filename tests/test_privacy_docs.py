@@ -36,6 +36,7 @@ REASONS = {
     "second model": "second model",
     "(merge)": "merge",
     "(soup)": "soup",
+    "(learns_unlabelled)": "no labels",
     "(perturbation)": "perturbation",
     "(exact_groups)": "exact_groups",
     "shows whole tensors": "per_site",

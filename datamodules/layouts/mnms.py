@@ -68,7 +68,7 @@ class MnMsDataModule(MultiCenterDataModule):
         root: The folder that holds the table and the subjects, called "OpenDataset" in the release.
         sites: What makes a site, "centre" or "vendor".
         table: The table's file in the root; null: the only CSV file there.
-        unlabeled: Whether subjects of Training/Unlabeled take part, for pre-training.
+        unlabeled: Whether subjects of Training/Unlabeled take part, for methods that learn from them.
         leave_out: Subjects that take no part.
         acdc: The root of ACDC, whose patients become one more site of that name; null: none.
         regions: Region name to label ids.

@@ -158,15 +158,18 @@ class Card:
         return "\n".join(lines) + "\n"
 
     def _sites(self) -> list[str]:
-        """Whose labelled cases the model learnt from."""
+        """Whose cases the model learnt from."""
         return sorted(self.models.trained) if self.models.method.shares or self.site is None else [self.site]
 
     def _training(self) -> str:
         sites, config = self._sites(), self.models.run.experiment.config.data
         splits = self.models.run.folder.splits()
-        used = splits[(splits["split"] == "train") & splits["labelled"] & splits["site"].isin(sites)]
-        counts = used.groupby("site").agg(cases=("case", "nunique"), patients=("patient", "nunique"))
-        rows = tuple((str(site), str(row["cases"]), str(row["patients"])) for site, row in counts.iterrows())
+        used = splits[self.models.taught & splits["site"].isin(sites)]
+        kinds = {"cases": ("case", "nunique"), "patients": ("patient", "nunique")}
+        if self.models.method.learns_unlabelled:
+            kinds["labelled cases"] = ("labelled", "sum")
+        counts = used.groupby("site").agg(**kinds)
+        rows = tuple((str(site), *(str(int(row[kind])) for kind in kinds)) for site, row in counts.iterrows())
         alone = sites == [self.site] and len(self.models.trained) > 1
         note = "This model saw its own site's cases only; nothing was shared.\n\n" if alone else ""
         source = f"Data set `{config.preset}`"
@@ -174,7 +177,7 @@ class Card:
             source = (
                 f"Table `{Path(config.manifest).name}`" if config.manifest else f"Folder `{Path(config.root).name}`"
             )
-        return f"{note}{source}.\n\n" + Table(("site", "cases", "patients"), rows).markdown()
+        return f"{note}{source}.\n\n" + Table(("site", *kinds), rows).markdown()
 
     def _scores(self) -> str:
         scores = self.models.run.folder.scores()
@@ -224,7 +227,8 @@ def encoder_origin(config: DictConfig) -> str:
     if splits.empty:
         return f"the encoder of the run {config.pretrained}, which is no longer there to say what it learnt from"
     learnt = (splits["split"] == "train") & splits["seen"]
-    if getattr(METHODS[earlier.algorithm.name], "labelled", True):
+    method = METHODS[earlier.algorithm.name]
+    if getattr(method, "labelled", True) and not getattr(method, "learns_unlabelled", False):
         learnt &= splits["labelled"]
     sites = ", ".join(sorted({str(site) for site in splits.loc[learnt, "site"]}))
     return (

@@ -108,7 +108,9 @@ class SavedModels:
         seen = splits.groupby("site", sort=True)["seen"].first()
         self.seen = [str(site) for site in seen.index[seen]]
         self.unseen = [str(site) for site in seen.index[~seen]]
-        self.trained = set(splits[(splits["split"] == "train") & splits["labelled"]]["site"])
+        learnt = (splits["split"] == "train") & splits["seen"]
+        self.taught = learnt if self.method.learns_unlabelled else learnt & splits["labelled"]
+        self.trained = set(splits[self.taught]["site"])
 
     @property
     def title(self) -> str:

@@ -161,7 +161,7 @@ def views(algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Iterable[
         return task.views if algorithm.trained_here else ()
     there = algorithm.views if site.seen else algorithm.unseen_views
     fitted = algorithm.trained_here or (task.personalise and algorithm.personalises)
-    if site.seen and not (site.examples and fitted):
+    if site.seen and not (algorithm.examples_at(site) and fitted):
         there = tuple(view for view in there if view != "personal")
     return [view for view in there if not task.views or view in task.views]
 
