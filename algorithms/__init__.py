@@ -23,6 +23,7 @@ from fedseg.algorithms.fedprox import FedProx
 from fedseg.algorithms.fedrdn import FedRDN
 from fedseg.algorithms.fedrod import FedRoD
 from fedseg.algorithms.fedsam import FedSAM
+from fedseg.algorithms.fedsm import FedSM
 from fedseg.algorithms.fedsoup import FedSoup
 from fedseg.algorithms.fedvss import FedVSS
 from fedseg.algorithms.finetune import FedBABU, FineTune
@@ -84,6 +85,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedrod": FedRoD,
     "fedamp": FedAMP,
     "softpull": SoftPull,
+    "fedsm": FedSM,
     "fedsoup": FedSoup,
     "braintorrent": BrainTorrent,
     "cfl": CFL,

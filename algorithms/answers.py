@@ -63,7 +63,7 @@ class OwnAnswers(FedAvg):
     """A server that holds more models than the global one, and a site whose personal model is one of them.
 
     Such a model has running statistics of its own. A site trains what it is for; for scores it comes beside the global
-    one. Sites keep a count of their rounds, which tells that they have a personal model.
+    one. Sites keep a count of the rounds they trained in, which tells that they have a personal model.
     """
 
     views = ("global", "personal")
@@ -89,14 +89,17 @@ class OwnAnswers(FedAvg):
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load what came, and the personal model where that is another one."""
         super().receive(message, kept, site)
-        own = message.get(REPLY)
+        self.take(message.get(REPLY))
+
+    def take(self, own: Tensors) -> None:
+        """Have the personal model ready, if another one than the global came for the site."""
         self._answer = (deepcopy(self.model),) if own else ()
         for network in self._answer:
             self._load(network, own)
 
     def send(self, site: Site) -> State:
         """The differences."""
-        self.trained += 1
+        self.trained += site.examples > 0
         return super().send(site)
 
     def network(self, view: str) -> nn.Module:

@@ -17,7 +17,7 @@ class SoftPull(OwnAnswers):
     v_i <- lam v_i + (1 - lam) / (K - 1) sum of the v_j of the others, over the K sites of the round, in which each
     counts the same; running statistics too. The server holds every site's model. The global model is the mean of what
     sites trained, with FedAvg's weights, and the start of sites that join later; the paper trains one beside it, and a
-    selector that takes each image of a new place to the model of the likeliest site, which are not here. After the
+    selector that takes each image of a new place to the model of the likeliest site (``algorithm=fedsm``). After the
     paper; NVIDIA's program, which was read and not compared, applies the same weights to differences.
 
     Args:

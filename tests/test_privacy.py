@@ -548,6 +548,7 @@ SINGLY = {
         ("fedcost", "qffl", "ga", "fedawa"), r"compares the updates of a round with each other \(reads_updates\)"
     ),
     "softpull": r"compares the updates of a round with each other \(reads_updates\)",
+    "fedsm": r"\(reads_updates\); publishes every site's personal model after training \(adapts\)",
     "cfl": r"compares the updates of a round with each other \(reads_updates\)",
     "fedamp": r"compares the updates of a round with each other \(reads_updates\)",
     "iopfl": r"publishes every site's personal model after training \(adapts\)",
@@ -571,8 +572,8 @@ PATIENT = SINGLY | {
 
 def refusals() -> list[tuple[str, str, str]]:
     chains = {
-        "site": SINGLY | EXACT,
-        "sparse": SINGLY | EXACT,
+        "site": EXACT | SINGLY,
+        "sparse": EXACT | SINGLY,
         "patient": PATIENT,
         "encrypted": SINGLY,
         "masked": SINGLY,
