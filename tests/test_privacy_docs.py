@@ -49,8 +49,8 @@ def verdict(transform: Transform, name: str, norm: str) -> str:
     try:
         transform.check(algorithm)
     except ValueError as error:
-        (reason,) = {short for text, short in REASONS.items() if text in str(error)}
-        return f"no: {reason}"
+        first, *others = sorted({short for text, short in REASONS.items() if text in str(error)})
+        return f"no: {', '.join([first, *others])}"
     return "yes"
 
 
