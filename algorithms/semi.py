@@ -34,7 +34,7 @@ class SemiSupervised(FedAvg):
 
     Args:
         consistency: weight of the disagreement once it has risen; 0 is FedAvg, and sites without labels do not train.
-        ramp: share of the rounds in which it rises, as exp(-5 (1 - t)^2).
+        ramp: rounds in which it rises, as exp(-5 (1 - round / ramp)^2); with 0 it is whole from the first.
         noise: deviation of Gaussian noise on views, whose values are in [0, 1].
         unlabelled_weight: what a training image without a label counts in the mean over sites, where a labelled one
             counts 1; with 0 a site without any label does not train.
@@ -50,7 +50,7 @@ class SemiSupervised(FedAvg):
         self,
         *args: Any,
         consistency: NonNegativeFloat = 1.0,
-        ramp: Share = 0.2,
+        ramp: Fixed[NonNegativeFloat] = 5.0,
         noise: NonNegativeFloat = 0.05,
         unlabelled_weight: Fixed[Share] = 0.5,
         **kwargs: Any,
@@ -74,9 +74,8 @@ class SemiSupervised(FedAvg):
 
     @property
     def weight(self) -> float:
-        """Of the disagreement in this round; outside of rounds it is that of the last one."""
-        rising = self.ramp * self.recipe.rounds
-        return self.consistency * (ramp_up(self.round / rising) if self.round and rising else 1.0)
+        """Of the disagreement in this round; outside of rounds it is whole."""
+        return self.consistency * (ramp_up(self.round / self.ramp) if self.round and self.ramp else 1.0)
 
     def examples_at(self, site: Site) -> int:
         """Labelled training images, and the others by their weight."""

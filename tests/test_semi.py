@@ -49,8 +49,8 @@ def made(name: str, **knobs: Any) -> SemiSupervised:
 
 
 def ready(name: str, site: ToySite, **knobs: Any) -> SemiSupervised:
-    """A worker at a site in the first of ten rounds."""
-    worker = made(name, rounds=10, **knobs)
+    """A worker at a site in the first round."""
+    worker = made(name, **knobs)
     worker.round = 1
     worker.receive(worker.broadcast(worker.init_server({}), site.name, TrainTask(1, 7)), State(), site)
     return worker
@@ -122,7 +122,7 @@ def test_a_steps_loss_is_the_one_counted_by_hand_and_the_teacher_learns_nothing_
     site = replace(toy_sites()["s1"], labelled=labels != "none")
     if labels == "some":
         site.known = (torch.rand(site.masks.shape, generator=torch.Generator().manual_seed(1)) < 0.5).float()
-    worker = ready(name, site, consistency=3.0, ramp=0.4, **({"threshold": 0.6} if name == "mfedlo" else {}))
+    worker = ready(name, site, consistency=3.0, ramp=4.0, **({"threshold": 0.6} if name == "mfedlo" else {}))
     (batch,) = worker.batches(site, 5, 1)
     with torch.no_grad():  # a teacher that has seen other weights
         worker.teacher_now()
@@ -146,7 +146,7 @@ def test_a_steps_loss_is_the_one_counted_by_hand_and_the_teacher_learns_nothing_
         maps = [net.encoder(worker.normalize(batch[VIEWS][:, v]))[-1] for net, v in ((student, 1), (teacher, 0))]
         away = away + 0.1 * (maps[0] - maps[1]).square().mean()
     found = worker.loss(batch)
-    weight = 3.0 * math.exp(-5 * (1 - 1 / 4) ** 2)  # round 1 of the first 4 of 10
+    weight = 3.0 * math.exp(-5 * (1 - 1 / 4) ** 2)  # round 1 of the first 4
     torch.testing.assert_close(found, expected + weight * away)
     found.backward()
     assert all(p.grad is not None for p in worker.model.parameters())
@@ -172,7 +172,7 @@ def test_the_teacher_is_the_moving_average_of_the_steps_and_begins_as_what_came(
             torch.testing.assert_close(parameter, expected[key])
         assert worker.teacher.get_buffer("encoder.1.running_mean").eq(step).all()
     kept = worker.keep()
-    late, moved = build("meanteacher", rounds=10), worker.broadcast(worker.init_server({}), "s0", TrainTask(2, 7))
+    late, moved = build("meanteacher"), worker.broadcast(worker.init_server({}), "s0", TrainTask(2, 7))
     late.receive(moved, State(), toy_sites()["s0"])  # a site that joins: the received model teaches it
     for key, tensor in late.network("personal").state_dict().items():
         assert torch.equal(tensor, late.model.state_dict()[key])
