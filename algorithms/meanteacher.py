@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from fedseg.algorithms.functional.consistency import squared_difference
 from fedseg.algorithms.functional.trajectory import follow
 from fedseg.algorithms.semi import SemiSupervised
 from fedseg.federation.contract import Batch, Site
-from fedseg.federation.ranges import Share
+from fedseg.federation.ranges import Searched, Share
 from fedseg.federation.state import State
 
 
@@ -35,7 +35,9 @@ class MeanTeacher(SemiSupervised):
     teacher_sees_noise = True
     taught: Tensor
 
-    def __init__(self, *args: Any, decay: Share = 0.99, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, decay: Annotated[Share, Searched(0.9, 0.999, log=False)] = 0.99, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.decay = decay
         self.teacher = deepcopy(self.model).requires_grad_(False)
