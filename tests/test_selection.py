@@ -70,20 +70,29 @@ def test_sites_take_turns_until_all_have_told_then_the_highest_loss_is_asked(tmp
     assert {site: past.loss for site, past in history_of(outcome.server).items()} == told
 
 
+BY_LABELS = {"selection": "heterogeneity", "fraction": 0.6}
+UNBIASED = {**BY_LABELS, "select_unbiased": True}
+OF_METHODS = [(name, BY_LOSS) for name in ("fedavg", "ditto", "scaffold", "feddyn", "fedamp")]
+OF_METHODS += [("fedavg", UNBIASED), ("scaffold", BY_LABELS), ("fedamp", BY_LABELS), ("qffl", BY_LABELS)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "ditto", "scaffold", "feddyn", "fedamp"])
-def test_what_was_told_survives_a_stop(name: str, tmp_path: Path) -> None:
-    whole = simulate(name, tmp_path / "whole", rounds=5, schedule=BY_LOSS)
-    simulate(name, tmp_path / "parts", rounds=3, schedule=BY_LOSS)
-    rest = simulate(name, tmp_path / "parts", rounds=5, schedule=BY_LOSS)
-    assert trained(whole)[3:] == trained(rest)
+@pytest.mark.parametrize(("name", "schedule"), OF_METHODS)
+def test_what_was_told_survives_a_stop(name: str, schedule: dict[str, Any], tmp_path: Path) -> None:
+    whole = simulate(name, tmp_path / "whole", rounds=5, schedule=schedule)
+    simulate(name, tmp_path / "parts", rounds=3, schedule=schedule)
+    rest = simulate(name, tmp_path / "parts", rounds=5, schedule=schedule)
+    assert [turn for turn in trained(whole) if turn[0] > 3] == trained(rest)
     assert_same_outcome(whole, rest)
 
 
 @pytest.mark.slow
-def test_across_machines_the_same_sites_are_asked(tmp_path: Path) -> None:
-    here = simulate("fedavg", tmp_path / "here", rounds=4, schedule=BY_LOSS)
-    there = federate("fedavg", tmp_path / "there", rounds=4, schedule=BY_LOSS)
+@pytest.mark.parametrize("schedule", [BY_LOSS, UNBIASED])
+def test_across_machines_the_same_is_told_and_the_same_sites_are_asked(
+    schedule: dict[str, Any], tmp_path: Path
+) -> None:
+    here = simulate("fedavg", tmp_path / "here", rounds=4, schedule=schedule)
+    there = federate("fedavg", tmp_path / "there", rounds=4, schedule=schedule)
     assert trained(here) == trained(there)
     assert_same(here.server, there.server)
 

@@ -20,12 +20,10 @@ from fedseg.federation.heterogeneity import BINS, LABELS, Heterogeneity, distanc
 from fedseg.federation.schedule import Schedule, check_cohort
 from fedseg.federation.selection import History, Past, history_of
 from fedseg.federation.state import State, Update
-from tests.flower_world import federate
 from tests.test_privacy import transforms
-from tests.test_selection import trained
-from tests.world import Outcome, assert_same, assert_same_outcome, simulate
+from tests.test_selection import BY_LABELS, trained
+from tests.world import Outcome, assert_same, simulate
 
-BY_LABELS = {"selection": "heterogeneity", "fraction": 0.6}
 shares = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=7)
 
 
@@ -187,27 +185,6 @@ def test_the_mean_of_all_draws_is_the_step_along_all_sites(asked: int, tmp_path:
 
 
 # ------------------------------------------------------------------------------------------------------- a whole run
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "more"), [("fedavg", {"select_unbiased": True}), ("scaffold", {}), ("fedamp", {}), ("qffl", {})]
-)
-def test_what_was_told_survives_a_stop(name: str, more: dict[str, Any], tmp_path: Path) -> None:
-    schedule = {**BY_LABELS, **more}
-    whole = simulate(name, tmp_path / "whole", rounds=5, schedule=schedule)
-    simulate(name, tmp_path / "parts", rounds=3, schedule=schedule)
-    rest = simulate(name, tmp_path / "parts", rounds=5, schedule=schedule)
-    assert trained(whole)[6:] == trained(rest)
-    assert_same_outcome(whole, rest)
-
-
-@pytest.mark.slow
-def test_across_machines_the_same_is_told_and_the_same_sites_are_asked(tmp_path: Path) -> None:
-    here = simulate("fedavg", tmp_path / "here", rounds=4, schedule={**BY_LABELS, "select_unbiased": True})
-    there = federate("fedavg", tmp_path / "there", rounds=4, schedule={**BY_LABELS, "select_unbiased": True})
-    assert trained(here) == trained(there)
-    assert_same(here.server, there.server)
 
 
 def test_all_that_leaves_a_site_is_one_histogram_per_region_and_nothing_where_labels_play_no_part(
