@@ -118,7 +118,6 @@ class Training:
 
     def __post_init__(self) -> None:
         check_ranges(Training, vars(self), "training")
-        self._check_effect()
         if self.schedule_rounds is not None and self.warmup >= self.schedule_rounds:
             raise ValueError(
                 f"training.warmup={self.warmup} leaves no round of training.schedule_rounds={self.schedule_rounds} to "
@@ -135,6 +134,7 @@ class Training:
                 f"training.region_weights is of the suite's losses; training.loss={self.loss} takes weights in "
                 "training.loss_options, if it has any; leave training.region_weights out"
             )
+        self._check_effect()
 
     def _check_effect(self) -> None:
         """Refuse a setting that nobody reads.
@@ -146,7 +146,7 @@ class Training:
         for name, (owner, readers) in READ_BY.items():
             usual, value, chosen = defaults[name], getattr(self, name), getattr(self, owner)
             value = tuple(value) if isinstance(usual, tuple) else value
-            if value != usual and chosen not in readers and not is_path(chosen):
+            if value != usual and chosen not in readers and not (name == "schedule_rounds" and ends(chosen)):
                 usual = list(usual) if isinstance(usual, tuple) else usual
                 raise ValueError(
                     f"training.{name} has no effect with training.{owner}={chosen}; "

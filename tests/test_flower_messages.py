@@ -260,6 +260,9 @@ def test_a_site_holds_one_message_of_one_run_and_hands_it_to_no_other() -> None:
     assert held.digests == tuple(sorted(digests(State(two.tensors)).values()))
     other = replace(question, run="f" * 32, held=spared(two, digests(two), held.digests))
     assert held.take(other, without(two, other.held)) == (State(), ("buffers", "model"))
+    twins = State({"one": {"w": torch.ones(3)}, "two": {"w": torch.ones(3)}})  # what is held once is known once
+    held.take(Question("turn", RUN, "", task=task), twins)
+    assert len(held.digests) == len(held.known) == 1
     assert not Held(holds=False).take(Question("turn", RUN, "", task=task), one)[1]
     with pytest.raises(MessageError, match=r"1 groups came along, or have no place"):
         held.take(question, two)

@@ -139,6 +139,12 @@ def test_a_setting_that_nobody_reads_is_refused(name: str) -> None:
     Training(**{name: usual})
 
 
+def test_a_schedule_of_ones_own_is_told_of_rounds_alone() -> None:
+    Training(schedule="math:sqrt", schedule_rounds=5)
+    with pytest.raises(ValueError, match=r"training.decay has no effect with training.schedule=math:sqrt"):
+        Training(schedule="math:sqrt", decay=0.3)
+
+
 def test_a_schedule_needs_a_round_after_the_warm_up() -> None:
     with pytest.raises(ValueError, match=r"training.warmup=3 leaves no round of federation.rounds=3"):
         Recipe.build(Training(schedule="poly", warmup=3), "sigmoid", 3, rounds=3)

@@ -81,6 +81,8 @@ class Held:
         message = State({group: dict(found.get(group, ts)) for group, ts in came.tensors.items()}, came.scalars)
         if self._holds and broadcasts(question.task) and message.tensors:
             shown = digests(message, known)
-            self._run, self.known = question.run, known
+            self._run = question.run
             self._groups = {shown[group]: dict(tensors) for group, tensors in message.tensors.items() if tensors}
+            kept = {id(tensor) for tensors in self._groups.values() for tensor in tensors.values()}
+            self.known = {identity: digest for identity, digest in known.items() if identity in kept}
         return message, ()

@@ -354,13 +354,14 @@ class FlowerTransport:
         until = dict.fromkeys(waiting, start + timeout)
         while waiting:
             for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id, 0)
+                answered = reply.metadata.reply_to_message_id
+                node = waiting.pop(answered, 0)
                 if node not in posts:
                     continue
                 found = _opened(reply)
                 if self._lacks(posts[node], found):
                     if number := self._push(node, posts[node], timeout, round, whole=True):
-                        waiting[number], until[number] = node, time.monotonic() + timeout
+                        waiting[number], until[number] = node, until[answered]
                         continue
                     found = UNSENT
                 yield node, found
