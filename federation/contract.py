@@ -218,6 +218,10 @@ class ServerHalf(Protocol):
     """Sees `State` and `Update` only."""
 
     @property
+    def views(self) -> tuple[str, ...]:
+        """Models that can be scored at a site that takes part: global, personal; none of a pre-training stage."""
+
+    @property
     def per_site(self) -> frozenset[str]:
         """Groups that are filed per site instead of averaged."""
 

@@ -40,14 +40,13 @@ from fedseg.federation.contract import (
 )
 from fedseg.federation.heterogeneity import corrections
 from fedseg.federation.ledger import Ledger
-from fedseg.federation.pace import left, mean_limit, validated
+from fedseg.federation.pace import counted, left, mean_limit, validated
 from fedseg.federation.schedule import (
     Schedule,
-    check_answers,
     check_cohort,
+    check_method,
     check_selection,
     check_turns,
-    check_weights,
     sums_only,
 )
 from fedseg.federation.selection import History, Past, Remembering, Select, checked, history_of, remembering
@@ -107,9 +106,7 @@ class Federation:
             transform.check(self.algorithm)
         if self.schedule.order != "together":
             check_turns(self.schedule, [t.name for t in self.transforms if t.least > 1 or t.guarantee is not None])
-        if self.algorithm.answers_singly:
-            check_answers(self.schedule, self.algorithm.among_peers)
-        check_weights(self.schedule, self.algorithm.reads_updates or self.algorithm.answers_singly)
+        check_method(self.schedule, self.algorithm)
         self._prepare_selection()
 
     def over(self, transport: Transport) -> Federation:
@@ -356,9 +353,10 @@ class Federation:
             means = {site: update.scalars for site, update in found.items()}
             scores = selection_scores(means, self.sites, self.choose_by)
             self._record.scores.extend(row for update in found.values() for row in update.rows)
-        if self.schedule.work_patience is not None and round % self.schedule.evaluate_every == 0:
-            # not an early last round's: a run that goes on from there would be another one
-            server = validated(server, scores, self.schedule.work_patience)
+            if self.schedule.work_patience is not None and round % self.schedule.evaluate_every == 0:
+                # not an early last round's: a run that goes on from there would be another one
+                these = counted(scores, "global" in self.algorithm.views, found, self.sites)
+                server = validated(server, these, self.schedule.work_patience)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         if last or round % self.schedule.checkpoint_every == 0:
             if self.ledger is not None:  # first: a state that no entry tells of must not exist

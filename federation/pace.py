@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import floor, inf
+from math import floor
 from statistics import fmean
 
 from fedseg.federation.selection import History
 from fedseg.federation.state import State
 
-BEST, SINCE, HALVED = "pace/best", "pace/since", "pace/halved"
-"""Scalars of the server's state: the best mean validation score, validations since then, how often work was halved."""
+BEST, SINCE, HALVED, MODELS = "pace/best", "pace/since", "pace/halved", "pace/models"
+"""Scalars of the server's state: the best mean validation score, validations since then, how often work was halved, and
+of how many models that mean is."""
 
 
 def mean_limit(
@@ -38,21 +39,35 @@ def mean_limit(
     return {site: floor(fmean(taken) / step_seconds.get(site, 1.0)) + 1 for site in sites} if taken else {}
 
 
+def counted(scores: Mapping[str, float], shared: bool, scored: Iterable[str], sites: Iterable[str]) -> dict[str, float]:
+    """Scores of a validation by which the work goes; none where a site is missing: means over others are no match.
+
+    Args:
+        scores: by which the best models are chosen.
+        shared: whether the method has a shared model: then its score counts alone, else the sites' own.
+        scored: sites that could be scored, with validation cases or without.
+        sites: that were to be.
+    """
+    if set(sites) - set(scored):
+        return {}
+    return {model: score for model, score in scores.items() if (model == "global") == shared}
+
+
 def validated(server: State, scores: Mapping[str, float], patience: int) -> State:
-    """The server's state after a validation that counts: work is halved where scores have risen no more for a while.
+    """The server's state after a validation: work is halved where the mean score has risen no more for a while.
 
     Args:
         server: before it.
-        scores: of the models by which the best are chosen; the shared one's, or the mean of the sites' own. Without any
-            the validation does not count.
+        scores: of the models that count. Without any, or with fewer models than the best mean is of, the validation
+            does not; with more, as sites train for the first time, the count begins anew.
         patience: validations in a row without a better score.
     """
-    if not scores:
-        return server
-    score = scores["global"] if "global" in scores else fmean(scores.values())
     now = dict(server.scalars)
-    if score > now.get(BEST, -inf):
-        now |= {BEST: score, SINCE: 0.0}
+    if len(scores) < max(1, now.get(MODELS, 0)):
+        return server
+    score = fmean(scores.values())
+    if len(scores) > now.get(MODELS, 0) or score > now[BEST]:
+        now |= {BEST: score, SINCE: 0.0, MODELS: float(len(scores))}
     else:
         now[SINCE] += 1.0
     if now[SINCE] >= patience:

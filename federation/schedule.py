@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from fedseg.federation.combine import Combination, Rule
-from fedseg.federation.contract import Transform
+from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.heterogeneity import Heterogeneity
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges
 from fedseg.federation.selection import PowerOfChoice, Pruning, Select
@@ -51,7 +51,7 @@ class Schedule:
         work_decay_rounds: so many rounds long; then the work stays.
         work_every: rounds of equal work before it falls once more; with work_decay_rounds the same it falls once.
         work_patience: validations without a better mean score after which local work is halved (and the count begins
-            anew); null leaves it.
+            anew); those in which a site could not be scored are left out; null leaves the work.
         time_limit: mean lets a site of a round stop with the first local step that ends later than the mean of the
             round before, over the sites that trained (Ji et al., PervasiveHealth 2022); of the first round it is not.
         step_seconds: seconds of a site's local step, for time_limit and selection=fast, as in {hospital_b: 4}; sites
@@ -202,13 +202,21 @@ class Schedule:
         Raises:
             ValueError: naming the setting and the cure.
         """
-        if self.work_every == 1:
-            return
-        if self.work_decay == 1.0:
-            raise ValueError(
-                f"federation.work_every={self.work_every} says when local work falls, and with federation.work_decay=1 "
-                "it never does; take federation.work_decay=0.5 or so"
-            )
+        if self.work_patience is not None:
+            first = (self.work_patience + 1) * self.evaluate_every  # the one before it all sets the score to beat
+            if first >= self.rounds:
+                raise ValueError(
+                    f"federation.work_patience={self.work_patience} with federation.evaluate_every="
+                    f"{self.evaluate_every} halves local work after round {first} at the earliest, and there are "
+                    f"federation.rounds={self.rounds}; take federation.rounds={first + 1} or more, or smaller ones of "
+                    "the other two"
+                )
+        for name in ("work_every", "work_decay_rounds"):
+            if self.work_decay == 1.0 and (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
+                raise ValueError(
+                    f"federation.{name}={value} says when local work falls, and with federation.work_decay=1 it never "
+                    f"does; take federation.work_decay=0.5 or so, or federation.{name}={usual}"
+                )
         if self.work_every > self.work_decay_rounds:
             raise ValueError(
                 f"federation.work_every={self.work_every}: the work stays after {self.work_decay_rounds} rounds and "
@@ -343,17 +351,36 @@ def check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
         )
 
 
-def check_weights(schedule: Schedule, compared: bool) -> None:
-    """Refuse weights by chances beside a method's own ways of weighing.
-
-    Args:
-        schedule: how the federation runs.
-        compared: whether the method compares updates, or answers every site with a model of its own.
+def check_method(schedule: Schedule, algorithm: ServerHalf) -> None:
+    """Refuse settings that have no effect on a method.
 
     Raises:
         ValueError: naming the setting and the cure.
     """
-    if schedule.select_unbiased and compared:
+    if algorithm.answers_singly:
+        check_answers(schedule, algorithm.among_peers)
+    check_weights(schedule, algorithm)
+    if schedule.work_patience is not None and not algorithm.views:
+        raise ValueError(
+            f"federation.work_patience={schedule.work_patience} goes by validation scores, and the method has no model "
+            "that is scored; take federation.work_patience=null"
+        )
+
+
+def check_weights(schedule: Schedule, algorithm: ServerHalf) -> None:
+    """Refuse weights by chances where nothing is averaged, and beside a method's own ways of weighing.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    if not schedule.select_unbiased:
+        return
+    if not algorithm.shares:
+        raise ValueError(
+            "federation.select_unbiased=true weighs updates of a mean, and the method averages nothing; take "
+            "federation.select_unbiased=false"
+        )
+    if algorithm.reads_updates or algorithm.answers_singly:
         raise ValueError(
             "federation.select_unbiased=true weighs updates by the chances of their sites, and the method by what it "
             "finds in them, or takes no mean; take federation.select_unbiased=false"

@@ -29,7 +29,7 @@ from fedseg.federation.client import Compute
 from fedseg.federation.contract import Evaluate, Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation
 from fedseg.federation.ledger import Ledger
-from fedseg.federation.schedule import Schedule, check_cohort, check_times
+from fedseg.federation.schedule import Schedule, check_cohort, check_method, check_times
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
 from fedseg.launch.folders.pretrained import PretrainedEncoder
@@ -96,6 +96,7 @@ class Experiment:
             if algorithm.labelled and not algorithm.recipe.leaves_out_unknown:
                 told = f"training.loss={self.config.training.loss} has no argument `known`, so that it cannot"
                 self._check_all_counts(told, "loss")
+            check_method(self.schedule, algorithm)
             for transform in self.transforms:
                 transform.check(algorithm)
                 if transform.lives_in != "state" and self.compute.workers > 1:

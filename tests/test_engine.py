@@ -206,6 +206,8 @@ def test_local_work_falls_every_so_many_rounds(knobs: dict[str, Any], shares: li
     ("knobs", "told", "cure"),
     [
         ({"work_every": 5}, "it never does; take federation.work_decay=0.5", {"work_decay": 0.5}),
+        ({"work_decay_rounds": 3}, "it never does; take federation.work_decay=0.5", {"work_decay": 0.5}),
+        ({"work_decay_rounds": 3}, r"or federation\.work_decay_rounds=10", {"work_decay_rounds": 10}),
         ({"work_every": 12, "work_decay": 0.5}, "take federation.work_decay_rounds=12", {"work_decay_rounds": 12}),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import floor
 from pathlib import Path
 from random import Random
@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 
 from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import ConfigError, compose
-from fedseg.federation.pace import left, mean_limit, validated
+from fedseg.federation.contract import Task
+from fedseg.federation.pace import counted, left, mean_limit, validated
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.selection import Past, Pruning
-from fedseg.federation.state import State
+from fedseg.federation.state import State, Update
+from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
+from tests.test_engine import Echo, federation
 from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, simulate
 
@@ -89,7 +92,7 @@ def test_less_work_and_a_limit_are_no_more_than_either(tmp_path: Path) -> None:
 def test_work_is_halved_after_so_many_validations_without_a_better_score() -> None:
     server, found = State({}, {"rounds": 1.0}), []
     for score in (0.2, 0.5, 0.5, 0.4, 0.45, 0.5, 0.6, 0.1, 0.1):
-        server = validated(server, {"global": score, "personal/a": 0.9}, 2)
+        server = validated(server, counted({"global": score, "personal/a": 0.9}, True, "ab", "ab"), 2)
         found.append(left(server))
     assert found == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
     assert validated(server, {}, 2) == server
@@ -97,6 +100,53 @@ def test_work_is_halved_after_so_many_validations_without_a_better_score() -> No
     own = validated(State({}), {"personal/a": 0.2, "personal/b": 0.4}, 1)
     assert left(validated(own, {"personal/a": 0.1, "personal/b": 0.6}, 1)) == 1.0  # the mean has risen
     assert left(validated(own, {"personal/a": 0.3, "personal/b": 0.3}, 1)) == 0.5
+
+
+class Told(Echo):
+    """Sites answer validations with what is written; one of which nothing is written does not answer."""
+
+    def __init__(self, scores: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for update in super().ask(tasks, messages):
+            task = tasks[update.site]
+            if task.kind != "evaluate":
+                yield update
+            elif update.site in (now := self.scores[task.round - 1]):
+                update.scalars |= {f"val/{view}/dice": score for view, score in now[update.site].items()}
+                yield update
+
+
+def both(a: float, b: float) -> dict[str, dict[str, float]]:
+    return {"s0": {"personal": a}, "s1": {"personal": b}}
+
+
+def shared(score: float) -> dict[str, dict[str, float]]:
+    return {site: {"global": score, "personal": 0.8} for site in ("s0", "s1")}
+
+
+RISING = [both(0.9, 0.4), both(0.9, 0.5), both(0.9, 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("ditto", [shared(0.5), {"s0": {"global": 0.9, "personal": 0.9}}, *map(shared, (0.6, 0.65, 0.7))]),
+        ("local", [both(0.9, 0.3), {"s0": {"personal": 0.9}}, *RISING]),
+        ("local", [{"s0": {"personal": 0.9}, "s1": {}}, both(0.9, 0.3), *RISING]),  # s1 trains from round 2 on
+        ("local", [{"s0": {"personal": 0.1 * r}, "s1": {}} for r in range(5)]),  # s1 has no validation cases
+    ],
+)
+def test_only_scores_of_the_same_models_are_compared(name: str, scores: list[Any], tmp_path: Path) -> None:
+    def run(folder: str, written: list[Any]) -> float:
+        house = federation(tmp_path / folder, sites=2, name=name, rounds=len(written), work_patience=3)
+        house.transport = Told(written)
+        return left(house.run())
+
+    assert run("rising", scores) == 1.0
+    assert run("still", [*scores, *scores[-1:] * 3]) == 0.5
 
 
 @pytest.mark.slow
@@ -109,10 +159,6 @@ def test_a_run_whose_scores_rise_no_more_does_less_and_goes_on_after_a_stop(name
     assert done == {1: {8}, 2: {8}, 3: {8}, 4: {8}, 5: {4}, 6: {4}, 7: {2}}
     simulate(name, tmp_path / "b", 5, schedule=still, training=recipe, norm="group")
     assert_same_outcome(whole, simulate(name, tmp_path / "b", 7, schedule=still, training=recipe, norm="group"))
-    rising = simulate(name, tmp_path / "c", 3, schedule={"work_patience": 3})
-    usual = simulate(name, tmp_path / "d", 3)
-    assert rising.server.tensors.keys() == usual.server.tensors.keys()
-    assert_same(State(rising.server.tensors), State(usual.server.tensors))
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.tuples(seconds, st.integers(1, 50)), min_size=1))
@@ -187,6 +233,8 @@ def test_those_who_stay_are_the_fastest_hold_the_share_and_their_order_plays_no_
         ({"fast_every": 3}, "selection=fast; take that, or federation.fast_every=5", {"fast_every": 5}),
         ({**LIMIT, "local_steps": None}, "take federation.local_steps=10", {"local_steps": 10}),
         ({**LIMIT, "order": "cyclic"}, "nobody waits; take federation.order=together", {"order": "together"}),
+        ({"work_patience": 2, "evaluate_every": 100}, "take federation.rounds=301 or more", {"rounds": 301}),
+        ({"work_patience": 3, "rounds": 4}, "take federation.rounds=5 or more", {"work_patience": 2}),
         ({**SLOW, "step_seconds": {"s1": 0.0}}, "federation.step_seconds={'s1': 0.0}", {"step_seconds": {"s1": 0.1}}),
     ],
 )
@@ -208,3 +256,22 @@ def test_seconds_of_a_site_that_there_is_not_and_no_number_are_refused(tmp_path:
     limited("site_03")  # held out here, but not in every fold
     with pytest.raises(ConfigError, match=r"step_seconds=\{s1: -4\} should be dict\[str, .* > 0 .*\] or null"):
         compose(["federation.time_limit=mean", "federation.step_seconds={s1: -4}"], SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("setting", "method", "told", "other"),
+    [
+        ("work_patience=2", "contrastive", "no model that is scored; take federation.work_patience=null", "fedavg"),
+        ("select_unbiased=true", "local", "averages nothing; take federation.select_unbiased=false", "fedavg"),
+        ("select_unbiased=true", "fedce", "or takes no mean; take federation.select_unbiased=false", "fedbn"),
+    ],
+)
+def test_settings_that_a_method_has_no_use_for_are_refused_before_images_are_read(
+    setting: str, method: str, told: str, other: str, tmp_path: Path
+) -> None:
+    more = ["federation.rounds=20", f"federation.{setting}"]
+    if "unbiased" in setting:
+        more += ["federation.selection=heterogeneity", "federation.fraction=0.5"]
+    with pytest.raises(ConfigError, match=told):
+        Experiment(phantom_run(3, tmp_path, f"algorithm={method}", *more)).check()
+    Experiment(phantom_run(3, tmp_path, f"algorithm={other}", *more)).check()
