@@ -1,9 +1,10 @@
-"""Text from elsewhere, fit to be shown: no terminal obeys it, and no spreadsheet computes it."""
+"""Text from elsewhere, fit to be shown or to be a name: no terminal obeys it, and no spreadsheet computes it."""
 
 from __future__ import annotations
 
 FORMULA = ("=", "+", "-", "@")
 """What makes a spreadsheet compute a cell."""
+LONGEST_SITE = 100
 
 
 def printable(text: str, but: str = "") -> str:
@@ -20,3 +21,17 @@ def cell(text: str) -> str:
     """The text as a cell of a table: printable, and behind an apostrophe where a spreadsheet would compute it."""
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
+
+
+def quoted(text: str, longest: int = 80) -> str:
+    """Foreign text, fit for a log: escaped and cut."""
+    return ascii(text if len(text) <= longest else f"{text[:longest]}...")
+
+
+def nameless(site: str) -> str:
+    """Why a text that a site gives cannot be its name; empty if it can."""
+    if not 1 <= len(site) <= LONGEST_SITE or not site.isprintable():
+        return f"it must be printable and have 1 to {LONGEST_SITE} characters"
+    if site.startswith((".", "~", *FORMULA)) or any(part in site for part in ("/", "\\", "${", "<", ">")):
+        return "it must not hold / \\ < > or ${, nor begin with . ~ = + - @"
+    return ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedseg.common.text import FORMULA
+from fedseg.common.text import quoted
 from fedseg.federation.state import State, Tensors, Update
 
 PLAIN = frozenset(
@@ -33,7 +33,6 @@ PLAIN = frozenset(
 )
 """Types of tensors that a group without a counterpart at the server may hold."""
 RANK = 8
-LONGEST_SITE = 100
 
 
 @dataclass(frozen=True)
@@ -155,15 +154,6 @@ def bounds(name: str) -> tuple[float, float]:
     return -1e12, 1e12
 
 
-def nameless(site: str) -> str:
-    """Why a text that a site gives cannot be its name; empty if it can."""
-    if not 1 <= len(site) <= LONGEST_SITE or not site.isprintable():
-        return f"it must be printable and have 1 to {LONGEST_SITE} characters"
-    if site.startswith((".", "~", *FORMULA)) or any(part in site for part in ("/", "\\", "${", "<", ">")):
-        return "it must not hold / \\ < > or ${, nor begin with . ~ = + - @"
-    return ""
-
-
 def unbounded(answer: Update, limits: Limits | None = None) -> str:
     """Why an answer without a counterpart at the server is too much or no plain finite numbers; empty if it is fine."""
     own = Admission(State(), answer.tensors, limits)
@@ -192,8 +182,3 @@ def _fits(dtype: torch.dtype, expected: torch.dtype) -> bool:
 
 def _kind(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)[: RANK + 1]}"
-
-
-def quoted(text: str, longest: int = 80) -> str:
-    """Foreign text, fit for a log: escaped and cut."""
-    return ascii(text if len(text) <= longest else f"{text[:longest]}...")

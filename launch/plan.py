@@ -59,6 +59,7 @@ def _run(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     own, rest = _split(arguments)
+    _refuse_overwriting(own)
     if own["key"] and not own["tell"] and not own["masked"]:
         _make_key(own, rest)
         return
@@ -93,6 +94,25 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if not own["voxels"].isdigit() or not int(own["voxels"]):
         raise ConfigError(f"voxels={own['voxels']}: a whole number of 1 or more")
     return own, [word for word in arguments if word.partition("=")[0] not in OWN or "=" not in word]
+
+
+def _refuse_overwriting(own: Mapping[str, str]) -> None:
+    """Before anything is read: no file of the exchange is written over with an answer."""
+    needed = [path for name in ("masked", "told") if own[name] for path in _paths(own[name])]
+    if own["key"]:
+        needed += [Path(own["key"]), Path(own["key"] + ".pub")]
+    for name in ("tell", "output"):
+        if own[name] and any(_same(Path(own[name]), path) for path in needed):
+            raise ConfigError(
+                f"{name}={own[name]} is a key or a file that this command reads, which it would write over; take "
+                f"another {name}="
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by whatever names."""
+    there = one.exists() and other.exists()
+    return one.samefile(other) if there else one.resolve() == other.resolve()
 
 
 def _tell(sites: Mapping[str, Tallies], own: Mapping[str, str], keys: Mapping[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedseg.models.freeze import freeze
 from fedseg.models.losses import Answer
@@ -20,6 +21,7 @@ Architecture = Literal["unet", "segresnet", "dynunet", "swin_unetr"]
 WIDEST = 320  # channels of a DynUNet's deepest levels, as in nnU-Net
 WIDTHS: dict[str, int] = {"unet": 16, "segresnet": 16, "dynunet": 16, "swin_unetr": 12}
 """Of networks without a width of their own."""
+LEVELS = 4  # of a DynUNet; beside another network or strides this value says nothing, as in folders of older runs
 HALVINGS = 5  # of Swin UNETR: its patches and four levels
 RELATIVE = "relative_position_index"
 MLP = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
@@ -189,7 +191,7 @@ def create_monai_model(
     *,
     architecture: Architecture = "unet",
     width: PositiveInt | None = None,
-    levels: PositiveInt = 4,
+    levels: PositiveInt = LEVELS,
     strides: list[list[int]] | None = None,
     deep_supervision: NonNegativeInt = 0,
     norm: Norm = "instance",
@@ -211,7 +213,7 @@ def create_monai_model(
             swin_unetr (Hatamizadeh et al., BrainLes 2021; sides are multiples of 32).
         width: channels of the finest level; each deeper one has twice as many. Null is 16, of swin_unetr 12, whose
             widths are multiples of that (48 in its paper).
-        levels: of dynunet, the finest one included: 3 or more.
+        levels: of dynunet without strides, the finest one included: 3 or more.
         strides: of dynunet, by level, instead of 2 along every axis: [[1, 1, 1], [1, 2, 2], [2, 2, 2]] for volumes of
             thick slices.
         deep_supervision: of dynunet, heads beside the main one, on the next coarser maps of the decoder: up to
@@ -243,6 +245,16 @@ def create_monai_model(
     }
     if architecture not in build:
         raise ValueError(f"model.architecture={architecture}: one of {', '.join(build)}")
+    if levels != LEVELS and architecture != "dynunet":
+        raise ValueError(
+            f"model.levels={levels} belongs to model.architecture=dynunet; {architecture} has its own: take "
+            f"model.levels={LEVELS}, which is the default"
+        )
+    if strides is not None and levels not in (LEVELS, len(strides)):
+        raise ValueError(
+            f"model.levels={levels}: model.strides={strides} are {len(strides)} levels; take "
+            f"model.levels={len(strides)}"
+        )
     if strides is not None and architecture != "dynunet":
         raise ValueError(f"model.strides={strides} belongs to model.architecture=dynunet")
     if deep_supervision and architecture != "dynunet":
@@ -265,7 +277,7 @@ def create_monai_model(
 
 
 def check_sides(model: nn.Module, size: Sequence[int]) -> None:
-    """Refuse images that a network cannot halve as often as it does.
+    """Refuse images that a network cannot halve as often as it does, or halves to one voxel, which has no spread.
 
     Args:
         model: any network; those that tell nothing of it take what they are given.
@@ -278,10 +290,17 @@ def check_sides(model: nn.Module, size: Sequence[int]) -> None:
         return
     steps = model.steps
     nearest = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
+    fits, more, other = list(size) == nearest, "", ""
+    if nearest == list(steps) and any(isinstance(module, _InstanceNorm) for module in model.modules()):
+        longest = max(range(len(steps)), key=lambda axis: (size[axis] / steps[axis], axis))
+        nearest[longest] *= 2
+        more = ", with model.norm=instance one of them twice as long or longer"
+        other = ", or model.norm=group" if fits else ""
     if list(size) != nearest:
         of = str(steps[0]) if len(set(steps)) == 1 else " x ".join(map(str, steps))
         raise ValueError(
-            f"data.size={list(size)}: the network needs sides that are multiples of {of}; take data.size={nearest}"
+            f"data.size={list(size)}: the network needs sides that are multiples of {of}{more}; take "
+            f"data.size={nearest}{other}"
         )
 
 

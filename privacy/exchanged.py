@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_private_key,
@@ -32,9 +33,11 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import nameless, quoted
 from fedseg.privacy.masks import Words, stream
 
 PUBLIC = ".pub"
+CURVE = ec.SECP384R1  # of the keys that Flower makes
 LEAST = 3
 """Sites; of a sum of two either one knows the other's part."""
 
@@ -63,8 +66,10 @@ def make_key(path: Path, site: str) -> Path:
         The file of the public key, for all other sites.
 
     Raises:
-        ValueError: There is a key of that name; it may be in use.
+        ValueError: There is a key of that name; it may be in use. Or the site cannot be called so.
     """
+    if reason := nameless(site):
+        raise ValueError(f"site={quoted(site)} is no name: {reason}")
     public = path.with_name(path.name + PUBLIC)
     for file in (path, public):
         if file.exists():
@@ -76,19 +81,29 @@ def make_key(path: Path, site: str) -> Path:
 
 
 def read_keys(files: Iterable[Path]) -> dict[str, bytes]:
-    """Public keys by site.
+    """Public keys by site, each in the one form that the library writes.
 
     Raises:
-        ValueError: A file without a key, a site or a key twice, or fewer than three sites.
+        ValueError: A file without a key of this kind, a site or a key twice, no name, or fewer than three sites.
     """
     found: dict[str, bytes] = {}
     for file in files:
         told = _json(file)
         try:
-            site, key = str(told["site"]), base64.b64decode(told["key"], validate=True)
-            bytes_to_public_key(key)
+            site = str(told["site"])
+            public: Any = bytes_to_public_key(base64.b64decode(told["key"], validate=True))
         except Exception as error:  # whatever the library makes of foreign bytes
             raise ValueError(f"{file} holds no public key; have it made anew with key=") from error
+        if reason := nameless(site):
+            raise ValueError(
+                f"{file} is of a site {quoted(site)}, which is no name: {reason}; have it made anew with site= and key="
+            )
+        if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, CURVE):
+            raise ValueError(
+                f"{file} holds a public key that others cannot share a mask with: they are on the curve {CURVE.name}; "
+                "have it made anew with key="
+            )
+        key = public_key_to_bytes(public)
         if site in found or key in found.values():
             raise ValueError(f"{file} has a site or a key that another file has; give one file for each site")
         found[site] = key
@@ -154,9 +169,12 @@ def read_told(file: Path) -> Told:
     told = _json(file)
     try:
         words = np.frombuffer(base64.b64decode(told["masked"], validate=True), np.uint64)
-        return Told(str(told["site"]), tuple(map(str, told["sites"])), str(told["number"]), words)
+        found = Told(str(told["site"]), tuple(map(str, told["sites"])), str(told["number"]), words)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} holds no masked numbers; have it made anew") from error
+    if any(map(nameless, (found.site, *found.sites))) or not found.number.isprintable():
+        raise ValueError(f"{file} names sites or keys in a way that no site does; have it made anew")
+    return found
 
 
 def total(files: Iterable[Path]) -> tuple[Words, Told]:

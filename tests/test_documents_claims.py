@@ -21,12 +21,13 @@ import torch
 
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.common.files import write_atomic
+from fedseg.common.text import LONGEST_SITE, quoted
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.console import own_files
 from fedseg.datamodules import manifest
 from fedseg.datamodules.errors import DataError
 from fedseg.federation import combine
-from fedseg.federation.admission import LONGEST_SITE, Limits, bounds, quoted
+from fedseg.federation.admission import Limits, bounds
 from fedseg.federation.engine import ONCE, POOL
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import MOST_ENTRIES, MOST_ROWS, MOST_SETTING, MOST_VERSION

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from fedseg.common.text import quoted
 from fedseg.configs.compose import ConfigError, compose, load
 from fedseg.datamodules.cases import Case, check_cases
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.manifest import read_manifest
-from fedseg.federation.admission import Admission, Limits, quoted, unbounded
+from fedseg.federation.admission import Admission, Limits, unbounded
 from fedseg.federation.checkpoint import Checkpoint, CheckpointError
 from fedseg.federation.engine import RoundError
 from fedseg.federation.state import LARGEST_HEADER, State, Update, from_bytes, to_bytes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
+import re
 import shutil
 from functools import reduce
 from operator import add
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -240,6 +244,65 @@ def test_masked_files_that_do_not_fit_are_refused(
     assert plan.main([word.replace("PUBS", pubs).replace("H/", f"{three}/") for word in words]) == 2
     assert told in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("site", "kind", "told"),
+    [
+        ("third", lambda: rsa.generate_private_key(65537, 1024), "that others cannot share a mask with"),
+        ("third", lambda: ec.generate_private_key(ec.SECP256R1()), "they are on the curve secp384r1"),
+        ("third", None, "has a site or a key that another file has"),
+        ("\x1b[2Jevil", lambda: ec.generate_private_key(ec.SECP384R1()), r"site '\x1b[2Jevil', which is no name"),
+    ],
+)  # fmt: skip
+def test_public_keys_that_serve_nobody_are_refused_when_they_are_read(
+    site: str, kind: Any, told: str, tmp_path: Path
+) -> None:
+    files = [exchanged.make_key(tmp_path / f"{name}.key", name) for name in ("north", "south")]
+    if kind is None:  # a key that is there already, written otherwise
+        content = base64.b64decode(json.loads(files[0].read_text())["key"]) + b"\n"
+    else:
+        content = kind().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    third = tmp_path / "third.pub"
+    third.write_text(json.dumps({"site": site, "key": base64.b64encode(content).decode()}))
+    with pytest.raises(ValueError, match=re.escape(f"{third} ") + ".*" + re.escape(told)):
+        exchanged.read_keys([*files, third])
+
+
+def test_names_that_no_site_has_are_neither_made_nor_read(tmp_path: Path, three: Path) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        exchanged.make_key(tmp_path / "a.key", "\x1b[2Jevil")
+    told = json.loads((three / "north.json").read_text())
+    for more in ({"site": "\x1b[2Jevil"}, {"sites": ["north", "\x1b"]}, {"number": "\x1b[2J"}):
+        (tmp_path / "told.json").write_text(json.dumps(told | more))
+        with pytest.raises(ValueError, match=r"told\.json names sites or keys in a way that no site does"):
+            exchanged.read_told(tmp_path / "told.json")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tell=a.key"],
+        ["tell=./link"],
+        ["tell=a.key.pub"],
+        ["tell=b.pub"],
+        ["tell=t.json", "output=a.key"],
+        ["told=[b.pub]", "output=b.pub"],
+    ],
+)
+def test_no_key_is_written_over(
+    words: list[str], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.key", "a.key.pub", "b.pub"):
+        Path(name).write_text(name)
+    Path("link").symlink_to("a.key")
+    masked = [] if words[0].startswith("told") else ["DIR", "site=a", "key=a.key", "masked=[a.key.pub,b.pub,c.pub]"]
+    assert plan.main([*masked, *words]) == 2
+    assert "which it would write over; take another" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != "link"} == {
+        name: name for name in ("a.key", "a.key.pub", "b.pub")
+    }
 
 
 def test_what_does_not_fit_into_a_masked_sum_is_refused() -> None:

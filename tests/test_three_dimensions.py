@@ -71,7 +71,8 @@ def test_a_network_in_parts_is_monai_s(name: str, dimensions: int) -> None:
     original = originals(name, dimensions).train()
     torch.manual_seed(0)
     width = 12 if name == "swin_unetr" else 4
-    ours = create_monai_model(2, 3, dimensions, architecture=name, width=width, levels=3, norm="batch").train()
+    more = {"levels": 3} if name == "dynunet" else {}
+    ours = create_monai_model(2, 3, dimensions, architecture=name, width=width, norm="batch", **more).train()
     images = torch.rand(2, 2, *[32] * dimensions)
     assert torch.equal(ours(images), original(images))
     assert torch.equal(ours.eval()(images), original.eval()(images))  # after the same step of running statistics
@@ -96,6 +97,12 @@ def test_normalisation_is_exchanged_everywhere(norm: Any) -> None:
         ({"architecture": "unett"}, "one of unet, segresnet, dynunet, swin_unetr"),
         ({"strides": [[1, 1, 1]] * 3}, "belongs to model.architecture=dynunet"),
         ({"architecture": "dynunet", "levels": 2}, "three levels or more"),
+        ({"levels": 3}, "belongs to model.architecture=dynunet; unet has its own: take model.levels=4"),
+        ({"architecture": "segresnet", "levels": 5}, "belongs to model.architecture=dynunet; segresnet has its own"),
+        (
+            {"architecture": "dynunet", "levels": 5, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]},
+            "are 3 levels; take model.levels=3",
+        ),
         ({"architecture": "dynunet", "strides": [[1, 1], [2, 2], [2, 2]]}, "each with 3 steps"),
         ({"architecture": "swin_unetr", "width": 16}, r"multiples of 12, .*; take model.width=12"),
         ({"encoder_weights": "imagenet"}, "encoder_weights=imagenet is no file"),
@@ -110,7 +117,21 @@ def test_networks_refuse_what_does_not_fit(settings: dict[str, Any], told: str) 
 @pytest.mark.parametrize(
     ("model", "size", "told"),
     [
-        (("model.architecture=swin_unetr",), "[40,20,32]", r"multiples of 32; take data.size=\[32, 32, 32\]"),
+        (
+            ("model.architecture=swin_unetr", "data.dimensions=2", "data.fit=patches"),
+            "[40,20]",
+            r"multiples of 32, .*; take data.size=\[64, 32\]",
+        ),
+        (
+            ("model.architecture=segresnet", "model.width=4"),
+            "[8,8,8]",
+            r"multiples of 8, .*; take data.size=\[8, 8, 16\], or model.norm=group",
+        ),
+        (
+            ("model.architecture=dynunet", "model.width=4"),
+            "[8,9,6]",
+            r"multiples of 8, with model.norm=instance one of them twice .*; take data.size=\[8, 16, 8\]",
+        ),
         (("model.architecture=segresnet",), "[8,8,13]", r"multiples of 8; take data.size=\[8, 8, 16\]"),
         (
             ("model.architecture=dynunet", "model.strides=[[1,1,1],[1,2,2],[2,2,2]]"),
@@ -123,10 +144,13 @@ def test_sides_that_a_network_cannot_halve_are_refused_before_images_are_read(
     model: tuple[str, ...], size: str, told: str
 ) -> None:
     settings = [*PHANTOM, "data.dimensions=3", "model=unet3d", *model]
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=told) as refused:
         Experiment(compose([*settings, f"data.size={size}"], SCHEMA)).check()
-    cure = told.partition("data.size=")[2].replace("\\", "").replace(" ", "")
-    Experiment(compose([*settings, f"data.size={cure}"], SCHEMA)).check()
+    for cure in str(refused.value).partition("; take ")[2].split(", or "):
+        experiment = Experiment(compose([*settings, f"data.size={size}", cure], SCHEMA))
+        experiment.check()
+        with torch.no_grad():
+            experiment.algorithm(in_channels=1).model.train()(torch.zeros(1, 1, *experiment.data.size))
 
 
 def test_steps_of_thick_slices_keep_their_number() -> None:
@@ -147,7 +171,7 @@ def test_images_networks_refuse_volumes_with_a_cure() -> None:
 
 @pytest.mark.slow
 def test_patches_too_small_for_the_network_are_refused_with_two_cures() -> None:
-    settings = [*PHANTOM, *SMALL, "model.architecture=unet", "data.size=16"]
+    settings = [*PHANTOM, *SMALL, "model.architecture=unet", "model.levels=4", "data.size=16"]
     with pytest.raises(ConfigError, match=r"take a larger data.size, or model.norm=group"):
         prepared(settings).check_sites()
     for cure in ("data.size=32", "model.norm=group"):

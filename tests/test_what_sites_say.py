@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from fedseg.common.text import nameless
 from fedseg.console import own_files
-from fedseg.federation.admission import Admission, nameless
+from fedseg.federation.admission import Admission
 from fedseg.federation.contract import TrainTask
 from fedseg.federation.flower.records import MOST_ROWS, Answer, Facts, checked_update
 from fedseg.federation.state import State, Update

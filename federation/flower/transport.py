@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from fedseg.common.text import printable
-from fedseg.federation.admission import nameless, quoted
+from fedseg.common.text import nameless, printable, quoted
 from fedseg.federation.contract import Row, Task
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.held import broadcasts, spared, without
