@@ -266,7 +266,7 @@ def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], tas
     grid = grid_with(tmp_path, {"site_01": terms})
     run = across(tmp_path, "algorithm=fedavg", "federation.rounds=1", grid=grid)
     question = last_question(grid, 1)
-    answer, state = asked(grid, 1, replace(question, task=task))
+    answer, state = asked(grid, 1, replace(question, task=task, held={}))
     assert "its terms forbid this" in answer.refusal
     assert not state.tensors
     assert run.path.exists()
