@@ -119,7 +119,10 @@ def test_selectors_and_moments_are_averaged_as_by_hand(tmp_path: Path) -> None:
             ends.append((w, own_m, own_v))
         done += steps
         shared, m, v = (
-            [sum(weights[n] * e[kind][i] for n, e in zip(sites, ends, strict=True)) for i in range(len(shared))]  # type: ignore[misc]
+            [
+                torch.stack([weights[n] * e[kind][i] for n, e in zip(sites, ends, strict=True)]).sum(dim=0)
+                for i in range(len(shared))
+            ]
             for kind in range(3)
         )
     server = outcome.server

@@ -688,7 +688,8 @@ def test_mnms_reads_the_two_annotated_frames(released: Path) -> None:
         ("A08S9V9_ED", "A08S9V9"),
         ("A08S9V9_ES", "A08S9V9"),
     }
-    cine = np.asanyarray(nibabel.load(released / "Validation/A08S9V9/A08S9V9_sa.nii.gz").dataobj)  # type: ignore[attr-defined]
+    volume: Any = nibabel.load(released / "Validation/A08S9V9/A08S9V9_sa.nii.gz")
+    cine = np.asanyarray(volume.dataobj)
     for phase, frame, radius in (("ED", 0, 6), ("ES", 2, 4)):
         assert np.array_equal(site.truth(f"A08S9V9_{phase}"), heart(radius).transpose(2, 0, 1))
         image, own = site.image(f"A08S9V9_{phase}")[..., 0], cine[..., frame].transpose(2, 0, 1).astype(np.float32)
@@ -748,7 +749,7 @@ def test_masks_of_a_frame_are_written_in_its_geometry(released: Path, tmp_path: 
         data = prepared(MnMsDataModule, released, canonical=canonical)
         case = data.site("centre_1").cases("test")[1]
         mask, reading = data.read(case).labels == 1, data.reading_of(case.site).at(case.frame)
-        written = nibabel.load(write_map(mask, case.image, reading, tmp_path, "mask"))  # type: ignore[attr-defined]
+        written: Any = nibabel.load(write_map(mask, case.image, reading, tmp_path, "mask"))
         assert np.allclose(written.affine, OBLIQUE)
         assert np.array_equal(np.asanyarray(written.dataobj), heart(4) == 1)
 

@@ -17,6 +17,7 @@ from tests.test_privacy import transforms
 from tests.world import Outcome, assert_same, assert_same_outcome, simulate
 
 BY_LOSS = {"selection": "loss", "fraction": 0.3}
+BY_LABELS = {"selection": "heterogeneity", "fraction": 0.6}
 LOSSES = {"a": 0.1, "b": 0.4, "c": 0.2, "d": 0.3}
 
 
@@ -70,7 +71,6 @@ def test_sites_take_turns_until_all_have_told_then_the_highest_loss_is_asked(tmp
     assert {site: past.loss for site, past in history_of(outcome.server).items()} == told
 
 
-BY_LABELS = {"selection": "heterogeneity", "fraction": 0.6}
 UNBIASED = {**BY_LABELS, "select_unbiased": True}
 OF_METHODS = [(name, BY_LOSS) for name in ("fedavg", "ditto", "scaffold", "feddyn", "fedamp")]
 OF_METHODS += [("fedavg", UNBIASED), ("scaffold", BY_LABELS), ("fedamp", BY_LABELS), ("qffl", BY_LABELS)]
@@ -127,6 +127,20 @@ def test_a_selection_that_makes_no_sense_is_refused(chosen: dict[str, float], to
         ({"selection": "loss"}, "all 3 sites", {"fraction": 0.3}),
         ({"selection": "loss"}, "or federation.selection=uniform", {"selection": "uniform"}),
         ({**BY_LOSS, "fraction": 0.6, "candidates": 0.3}, "take federation.candidates=0.6", {"candidates": 0.6}),
+        ({"selection": "heterogeneity"}, "heterogeneity has no choice where a round asks all 3", {"fraction": 0.3}),
+        ({"select_labels": 0.2}, "take that, or federation.select_labels=0.5", {"select_labels": 0.5}),
+        ({"select_unbiased": True}, "or federation.select_unbiased=False", {"select_unbiased": False}),
+        ({**BY_LABELS, "sampling": "poisson"}, "take federation.sampling=fixed", {"sampling": "fixed"}),
+        (
+            {**BY_LABELS, "select_unbiased": True, "combine": "median"},
+            "take federation.combine=mean",
+            {"combine": "mean"},
+        ),
+        (
+            {**BY_LABELS, "select_unbiased": True, "order": "cyclic"},
+            "take federation.order=together",
+            {"order": "together"},
+        ),
     ],
 )
 def test_settings_without_meaning_are_refused_and_the_cure_helps(

@@ -198,33 +198,6 @@ def test_all_that_leaves_a_site_is_one_histogram_per_region_and_nothing_where_la
     assert not [row for row in none.observer.rows("audit") if row["group"] == LABELS]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "told", "cure"),
-    [
-        ({"selection": "heterogeneity"}, "heterogeneity has no choice where a round asks all 3", {"fraction": 0.3}),
-        ({"select_labels": 0.2}, "take that, or federation.select_labels=0.5", {"select_labels": 0.5}),
-        ({"select_unbiased": True}, "or federation.select_unbiased=False", {"select_unbiased": False}),
-        ({**BY_LABELS, "sampling": "poisson"}, "take federation.sampling=fixed", {"sampling": "fixed"}),
-        (
-            {**BY_LABELS, "select_unbiased": True, "combine": "median"},
-            "take federation.combine=mean",
-            {"combine": "mean"},
-        ),
-        (
-            {**BY_LABELS, "select_unbiased": True, "order": "cyclic"},
-            "take federation.order=together",
-            {"order": "together"},
-        ),
-    ],
-)
-def test_settings_without_meaning_are_refused_and_the_cure_helps(
-    schedule: dict[str, Any], told: str, cure: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match=told):
-        check_cohort(Schedule(**schedule), (), 3)
-    check_cohort(Schedule(**{**schedule, **cure}), (), 3)
-
-
 def test_one_site_is_nothing_to_choose_from_and_hidden_sites_tell_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all 1 sites"):
         check_cohort(Schedule(selection="heterogeneity", fraction=0.1), (), 1)

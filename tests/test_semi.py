@@ -98,9 +98,9 @@ def test_a_step_has_fedavgs_labelled_batch_and_two_views_of_one_geometry(name: s
         experiment = Experiment(compose([*told, f"algorithm.noise={noise}"], SCHEMA))
         experiment.data.setup()
         site = experiment.data.site("site_01")
-        found = experiment.algorithm().batches(site, 3, 4)
+        found: Any = experiment.algorithm().batches(site, 3, 4)
         batches[noise] = list(found)
-        assert len(found) == 4  # type: ignore[arg-type]  # a trainer asks
+        assert len(found) == 4  # a trainer asks
         for batch, again in zip(batches[noise], found, strict=True):  # read again
             assert torch.equal(batch[VIEWS], again[VIEWS])
         for batch, fedavgs in zip(batches[noise], site.train_batches(3, 4), strict=True):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fedseg.models.heads import Activation
 
@@ -45,11 +45,11 @@ def pseudo_label_loss(student: Tensor, teacher: Tensor, activation: Activation, 
     if activation == "sigmoid":
         chances = teacher.float().sigmoid()
         labels = (chances > 0.5).float()
-        terms = F.binary_cross_entropy_with_logits(student.float(), labels, reduction="none")
+        terms = binary_cross_entropy_with_logits(student.float(), labels, reduction="none")
         sure = torch.maximum(chances, 1 - chances) >= threshold
     else:
         highest, classes = _softmax(teacher.float()).max(dim=1)
-        terms = F.cross_entropy(student.float(), classes, reduction="none")
+        terms = cross_entropy(student.float(), classes, reduction="none")
         sure = highest >= threshold
     return (terms * sure).mean()
 

@@ -226,7 +226,7 @@ def _can_decode(syntax: Any) -> bool:
 
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:  # its answer for "none"
+    except NotImplementedError:  # pydicom knows no decoder, and the file is refused with the cure
         return False
     return bool(decoder.is_available)
 
