@@ -17,7 +17,12 @@ The first word says where runs are, the second what is made of them:
     across                  every site's model at every site, of runs that have it
     figure=NAME:FILE        a plot of compare.py, written to FILE beside the document
 
-and key=value are options of compare.py (checkpoint=last). A sentence of one's own stands on a claim that is checked:
+    gains=MODEL             gains over one model: models x the folders of runs at that place
+    gains_figure=MODEL:FILE the same as a picture, written to FILE beside the document
+
+and key=value are options of compare.py (checkpoint=last). Runs may also lie in a file of packed scores beside the
+document (evidence/bench.tar.xz/amount; made by `python -m fedseg.launch.evidence`). A sentence of one's own stands on
+a claim that is checked:
 
     <!-- true of runs: runs/polyp: fedavg global above local personal at 4 of 4 sites -->
 """
@@ -32,6 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 
@@ -40,12 +46,14 @@ from fedseg.configs.words import written
 from fedseg.launch.command import guarded
 from fedseg.launch.compare import analysed, requested
 from fedseg.launch.documents import make_anew
+from fedseg.launch.evidence import SUFFIX, unpack
 from fedseg.launch.run import flat
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import CIRCUMSTANCE
 from fedseg.reporting.compare.across import across_text
 from fedseg.reporting.compare.analysis import Analysis
+from fedseg.reporting.compare.conditions import draw_gains, gains_text
 from fedseg.reporting.compare.design import common_settings
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.page import save_figures
@@ -74,6 +82,7 @@ TEXTS: dict[str, Callable[[Analysis], str]] = {
     "headline": headline_text,
     "across": across_text,
 }
+PACKED = re.compile(rf"\S+?{re.escape(SUFFIX)}(?=/|\s|$)")
 HELP = """python -m fedseg.launch.results FILE... [at=DIR] [check=true]
 
 Rewrites, in Markdown files, what is marked as made from runs, and checks claims against them.
@@ -92,7 +101,8 @@ class Sources:
     """
 
     at: Path
-    _known: dict[tuple[str, Options], Analysis] = field(default_factory=dict)
+    _known: dict[tuple[Path, Options], Analysis] = field(default_factory=dict)
+    _unpacked: dict[Path, TemporaryDirectory[str]] = field(default_factory=dict)
     _drawn: dict[int, dict[str, Figure]] = field(default_factory=dict)
 
     def drawn(self, analysis: Analysis) -> dict[str, Figure]:
@@ -101,12 +111,29 @@ class Sources:
             self._drawn[id(analysis)] = draw_all(analysis, verdicts(analysis), LIGHT)
         return self._drawn[id(analysis)]
 
-    def analysis(self, place: str, options: Options) -> Analysis:
-        """The comparison of the runs at a place."""
-        if (place, options) not in self._known:
-            runs = [read_run(path, options.metric) for path in find_runs([str(self.at / place)])]
-            self._known[place, options] = analysed(runs, options)
-        return self._known[place, options]
+    def beginning(self, place: str, document: Path) -> Path:
+        """Where a place begins: `at`, or where a file of packed scores beside the document is laid out."""
+        if (packed := PACKED.match(place)) is None:
+            return self.at
+        file = (document.parent / packed[0]).resolve()
+        if file not in self._unpacked:
+            self._unpacked[file] = TemporaryDirectory(prefix="evidence-")
+            unpack(file, Path(self._unpacked[file].name) / packed[0])
+        return Path(self._unpacked[file].name)
+
+    def conditions(self, folder: Path, options: Options) -> dict[str, Analysis]:
+        """The comparison of every folder of runs in a folder, by name."""
+        found = {path.name: self.analysis(path, options) for path in sorted(folder.iterdir()) if path.is_dir()}
+        if not found:
+            raise ReportingError(f"{folder} holds no folders of runs")
+        return found
+
+    def analysis(self, folder: Path, options: Options) -> Analysis:
+        """The comparison of the runs in a folder."""
+        if (folder, options) not in self._known:
+            runs = [read_run(path, options.metric) for path in find_runs([str(folder)])]
+            self._known[folder, options] = analysed(runs, options)
+        return self._known[folder, options]
 
 
 def rewritten(text: str, document: Path, sources: Sources, *, figures: bool = True) -> str:
@@ -125,13 +152,16 @@ def rewritten(text: str, document: Path, sources: Sources, *, figures: bool = Tr
         raise ReportingError(f"{document}: a mark '{OPENING} ... -->' lacks its '<!-- end -->'")
     with _naming(document):
         for match in CLAIM.finditer(text):
-            check_claim(sources.analysis(match["place"], Options()), " ".join(match["claim"].split()))
+            check_claim(
+                sources.analysis(sources.beginning(match["place"], document) / match["place"], Options()),
+                " ".join(match["claim"].split()),
+            )
 
     def made(match: re.Match[str]) -> str:
         spec = match["spec"]
         with _naming(f"{document}: from runs: {spec}"):
             body = made_from(spec, document, sources, figures=figures)
-        body = body.replace(f"{sources.at}/", "")  # a document names places as its marks do
+        body = body.replace(f"{sources.beginning(spec, document)}/", "")  # a document names places as its marks do
         return f"{OPENING} {spec} -->\n{body}<!-- end -->"
 
     return BLOCK.sub(made, text)
@@ -154,8 +184,15 @@ def made_from(spec: str, document: Path, sources: Sources, *, figures: bool = Tr
     """
     place, what, *told = shlex.split(spec) if len(spec.split()) > 1 else ("", "", "")
     _, options, _, _ = requested([place, *told])
-    analysis = sources.analysis(place, options)
+    folder = sources.beginning(place, document) / place
     kind, _, value = what.partition("=")
+    if kind == "gains" and value:
+        return gains_text(sources.conditions(folder, options), value)
+    if kind == "gains_figure" and ":" in value:
+        model, _, file = value.partition(":")
+        figure = draw_gains(sources.conditions(folder, options), model, LIGHT) if figures else None
+        return _shown(figure, f"Gains over {model}", file, document)
+    analysis = sources.analysis(folder, options)
     if kind in TEXTS and not value:
         return TEXTS[kind](analysis)
     if kind == "command" and not value:
@@ -165,7 +202,8 @@ def made_from(spec: str, document: Path, sources: Sources, *, figures: bool = Tr
     if kind == "figure" and ":" in value:
         name, _, file = value.partition(":")
         return _figure(sources, analysis, name, file, document, write=figures)
-    known = ", ".join([*TEXTS, "command", "against=MODEL", "figure=NAME:FILE"])
+    others = ["command", "against=MODEL", "figure=NAME:FILE", "gains=MODEL", "gains_figure=MODEL:FILE"]
+    known = ", ".join([*TEXTS, *others])
     raise ReportingError(f"{what!r} is nothing that can be made from runs; there are {known}")
 
 
@@ -198,13 +236,18 @@ def _figure(sources: Sources, analysis: Analysis, name: str, file: str, document
     drawn = sources.drawn(analysis)
     if name not in drawn:
         raise ReportingError(f"these runs have no plot {name!r}; there are {', '.join(drawn)}")
+    return _shown(drawn[name] if write else None, CAPTIONS[name], file, document)
+
+
+def _shown(figure: Figure | None, caption: str, file: str, document: Path) -> str:
+    """How a document shows a figure, which is written if there is one."""
     path = document.parent / file
     if path.suffix != ".png":
         raise ReportingError(f"{file}: figures are PNG files; call it {Path(file).stem}.png")
-    if write:
-        save_figures({path.stem: drawn[name]}, path.parent)
+    if figure is not None:
+        save_figures({path.stem: figure}, path.parent)
         path.with_suffix(".svg").unlink()
-    return f"![{CAPTIONS[name]}]({file})\n"
+    return f"![{caption}]({file})\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

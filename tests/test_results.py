@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
+import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fedseg.launch import evidence
 from fedseg.launch.results import BLOCK, CLAIM, OPENING, Sources, rewritten, run
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.design import methods_text
@@ -155,7 +160,7 @@ def test_the_documents_marks_can_be_read(name: str) -> None:
 
 
 def test_data_and_methods_are_told_from_settings_and_counts(at: Path, sources: Sources) -> None:
-    told = " ".join(methods_text(sources.analysis("runs/planted", Options())))
+    told = " ".join(methods_text(sources.analysis(at / "runs" / "planted", Options())))
     for part in (
         "3 sites, 72 patients, 72 cases",
         "Outlined: disc, cup.",
@@ -173,5 +178,93 @@ def test_data_and_methods_are_told_from_settings_and_counts(at: Path, sources: S
 def test_what_runs_differ_in_is_not_told_as_shared(tmp_path: Path) -> None:
     for name, rate in (("fedavg", "0.001"), ("ditto", "0.002")):
         write_run(tmp_path / name, name, 0, f"training.lr={rate}", sites=SITES)
-    told = " ".join(methods_text(Sources(tmp_path).analysis(".", Options())))
+    told = " ".join(methods_text(Sources(tmp_path).analysis(tmp_path, Options())))
     assert "Optimiser: adam, batches of" in told
+
+
+# --- packed scores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_packed_scores_say_what_their_runs_say(at: Path, sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    file = tmp_path / "docs" / "planted.tar.xz"
+    assert evidence.main([str(file), str(at / "runs")]) == 0
+    assert file.read_bytes() == evidence.pack(at / "runs", "dice")
+    marks = ["command", "facts", "patients", "scores", "answer", "against='fedavg global'", "figure=gain:g.png"]
+    text = document(*marks).replace("runs/planted", "planted.tar.xz/planted")
+    told = rewritten(text, tmp_path / "docs" / "text.md", Sources(tmp_path / "elsewhere"))
+    assert told.replace("planted.tar.xz/planted", "runs/planted") == made(sources, *marks)
+    claim = "<!-- true of runs: planted.tar.xz/planted: ditto personal above fedavg global at 3 of 3 sites -->"
+    with pytest.raises(ReportingError, match="above at 2 of 3 sites"):
+        rewritten(claim, tmp_path / "docs" / "text.md", Sources(tmp_path))
+
+
+def test_packed_scores_name_no_place_and_hold_scores_only(tmp_path: Path) -> None:
+    settings = ["data=folder", f"data.root={tmp_path}/hospital/images"]
+    write_run(tmp_path / "runs" / "fedavg-0", "fedavg", 0, *settings, sites=SITES)
+    file = tmp_path / "scores.tar.xz"
+    assert evidence.main([str(file), str(tmp_path / "runs")]) == 0
+    evidence.unpack(file, tmp_path / "out")
+    kept = {path.name: path for path in (tmp_path / "out" / "fedavg-0").iterdir()}
+    assert set(kept) == {"config.yaml", "findings.csv", "metrics.csv", "splits.csv", "summary.csv"}
+    assert not [name for name, path in kept.items() if str(tmp_path) in path.read_text(encoding="utf-8")]
+    config = yaml.safe_load(kept["config.yaml"].read_text(encoding="utf-8"))
+    assert (config["output"], config["data"]["root"]) == ("fedavg-0", "images")
+    scores = RunFolder(kept["metrics.csv"].parent).scores()
+    assert set(scores["metric"]) == {"dice"}
+    assert set(scores["checkpoint"]) == {"last", "best"}
+
+
+def test_what_no_comparison_would_take_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "runs" / "fedavg-0", "fedavg", sites=SITES, finished=False)
+    assert evidence.main([str(tmp_path / "scores.tar.xz"), str(tmp_path / "runs")]) == 2
+    assert "fedavg-0: not finished; go on with: python train.py output=" in capsys.readouterr().err
+    assert not (tmp_path / "scores.tar.xz").exists()
+    assert evidence.main(["scores.zip", str(tmp_path / "runs")]) == 2
+    assert "write: python -m fedseg.launch.evidence FILE.tar.xz DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../run/config.yaml", "/run/config.yaml", "link"])
+def test_a_file_that_would_write_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "scores.tar.xz"
+    with tarfile.open(file, "w:xz") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type = tarfile.SYMTYPE if name == "link" else tarfile.REGTYPE
+        entry.linkname = "/etc" if name == "link" else ""
+        archive.addfile(entry, io.BytesIO())
+    with pytest.raises(ReportingError, match="is no file of a run"):
+        evidence.unpack(file, tmp_path / "out")
+    file.write_bytes(b"no archive")
+    with pytest.raises(ReportingError, match=r"scores\.tar\.xz cannot be read"):
+        evidence.unpack(file, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_gains_under_several_conditions_are_those_of_each(at: Path, tmp_path: Path) -> None:
+    for name, effect in (("much", 0.2), ("nothing", 0.0)):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / "runs" / name / f"fedavg-{seed}", "fedavg", seed, "data.split_seed=5")
+            effects = {("personal", ""): effect}
+            write_run(tmp_path / "runs" / name / f"fedbn-{seed}", "fedbn", seed, "data.split_seed=5", effects=effects)
+    marks = ["gains='fedavg global'", "gains_figure='fedavg global:figures/gains.png'"]
+    text = document(*marks).replace("runs/planted", "runs")
+    told = rewritten(text, tmp_path / "text.md", Sources(tmp_path))
+    assert "| against fedavg global | much | nothing |" in told
+    row = re.search(r"\| fedbn personal \| \+(?P<much>[\d.]+) ✱ \(.*?\) \| (?P<nothing>\S+) \(", told)
+    assert row is not None
+    each = {
+        name: rewritten(
+            document("against='fedavg global'").replace("runs/planted", f"runs/{name}"),
+            tmp_path / "text.md",
+            Sources(tmp_path),
+        )
+        for name in row.groupdict()
+    }
+    assert f"fedbn personal: +{row['much']} Dice" in each["much"]
+    assert f"fedbn personal: {row['nothing']} Dice" in each["nothing"]
+    assert (tmp_path / "figures" / "gains.png").stat().st_size > 1000
+    with pytest.raises(ReportingError, match="holds no folders of runs"):
+        rewritten(
+            document(marks[0]).replace("runs/planted", "runs/much/fedavg-0"), tmp_path / "t.md", Sources(tmp_path)
+        )

@@ -182,10 +182,10 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     figure = Figure(figsize=(max(4.2, 1.5 + 0.95 * len(order)), 1.25 + 0.36 * len(gains)), layout="constrained")
     axes = figure.subplots()
     limit = max(1e-9, float(np.nanmax(np.abs(gains.to_numpy()))))
-    colours = mpl.colors.LinearSegmentedColormap.from_list("gain", [theme.bad, theme.middle, theme.good])
+    colours = gain_colours(theme)
     told = np.vectorize(lambda value, star: signed(value) + (" ✱" if star else ""))
-    shown = _heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
-    _colour_bar(figure, axes, shown, "better →")
+    shown = heatmap(axes, gains, told(gains, sure), colours, TwoSlopeNorm(0, -limit, limit))
+    colour_bar(figure, axes, shown, "better →")
     axes.set_xticks(range(len(order)), [_wrapped(label) for label in order])
     figure.supxlabel(
         f"gain in {analysis.options.title} ({analysis.options.unit}); ✱ significant after Holm", fontsize=8.5
@@ -193,7 +193,12 @@ def _tests_heatmap(analysis: Analysis, question: str, theme: Theme) -> Figure | 
     return figure
 
 
-def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: Any, size: float = 9) -> AxesImage:
+def gain_colours(theme: Theme) -> mpl.colors.Colormap:
+    """From worse to better."""
+    return mpl.colors.LinearSegmentedColormap.from_list("gain", [theme.bad, theme.middle, theme.good])
+
+
+def heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: Any, size: float = 9) -> AxesImage:
     """Coloured cells with words that can be read on them."""
     numbers = values.to_numpy()
     shown = axes.imshow(numbers, cmap=colours, norm=norm, aspect="auto")
@@ -210,7 +215,7 @@ def _heatmap(axes: Axes, values: pd.DataFrame, words: Any, colours: Any, norm: A
     return shown
 
 
-def _colour_bar(figure: Figure, axes: Axes, shown: AxesImage, label: str) -> None:
+def colour_bar(figure: Figure, axes: Axes, shown: AxesImage, label: str) -> None:
     """What the colours of a heat map mean."""
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02, aspect=14)
     bar.set_label(label, fontsize=8.5)
@@ -236,8 +241,8 @@ def ranks(analysis: Analysis, theme: Theme) -> Figure | None:
     colours = mpl.colors.LinearSegmentedColormap.from_list("rank", [theme.good, theme.middle, theme.bad])
     span = np.vectorize(lambda m, a, b: f"{m:.1f}" if a == b else f"{m:.1f}\n{a:g}–{b:g}")
     words = span(mean[order], low[order], high[order]).T
-    shown = _heatmap(axes, mean[order].T, words, colours, Normalize(1, len(order)), size=7.5)
-    _colour_bar(figure, axes, shown, "rank, 1 is best")
+    shown = heatmap(axes, mean[order].T, words, colours, Normalize(1, len(order)), size=7.5)
+    colour_bar(figure, axes, shown, "rank, 1 is best")
     axes.set_xticks(range(len(mean)), mean.index, rotation=0 if len(mean) <= 6 else 45)
     return figure
 
@@ -301,8 +306,8 @@ def win_tie_loss(analysis: Analysis, theme: Theme) -> Figure | None:
     axes = figure.subplots()
     colours = mpl.colors.LinearSegmentedColormap.from_list("share", [theme.bad, theme.middle, theme.good])
     table = pd.DataFrame(share, index=counts.index, columns=counts.columns)
-    shown = _heatmap(axes, table, np.vectorize("{:.0%}".format)(share), colours, Normalize(0, 1), size=8.5)
-    _colour_bar(figure, axes, shown, "share of patients won by the row")
+    shown = heatmap(axes, table, np.vectorize("{:.0%}".format)(share), colours, Normalize(0, 1), size=8.5)
+    colour_bar(figure, axes, shown, "share of patients won by the row")
     axes.set_xticks(range(len(counts)), [_wrapped(label) for label in counts.columns], rotation=50, ha="left")
     return figure
 
