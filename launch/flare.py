@@ -1,0 +1,257 @@
+"""The sites of `docs/deployment.md` behind NVIDIA FLARE: its server, clients and client API carry the very messages.
+
+All three ends are here. `python -m fedseg.launch.flare job FOLDER KEY=VALUE ...` writes a job with the settings of a
+run; `Run` is the job's workflow at the server; `python -m fedseg.launch.flare site` is what NVFlare starts at a site,
+once for a job. No code travels: a job names these two, and runs what is installed. A message stays a text and a block
+of safetensors (`federation.flower.envelope`), which NVFlare hands on as a string and an array of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from fedseg.common.files import write_atomic
+from fedseg.configs.compose import ConfigError
+from fedseg.configs.words import tree
+from fedseg.console import own_files, steady_output
+from fedseg.federation.flower.client import SiteClient
+from fedseg.federation.flower.envelope import DATA, TEXT, Envelope
+from fedseg.federation.flower.records import Answer, pack
+from fedseg.launch import flower_server
+from fedseg.launch.command import guarded
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import read_settings
+from fedseg.launch.sites.across import check_carried, check_transforms
+from fedseg.launch.sites.site import Local, Opener
+from fedseg.reporting.folder import file_name
+
+SITES = "FEDSEG_SITES"
+"""Environment variable of a site: the folder with its SITE.yaml, which holds what node-config holds under Flower."""
+TASK = "fedseg"
+WORKFLOW = "fedseg.launch.flare.Run"
+SITE_COMMAND = "python3 -u -m fedseg.launch.flare site"
+EXECUTOR = "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor"
+
+
+def to_model(envelope: Envelope, round: int | None = None) -> FLModel:
+    """A message as NVFlare carries it; the block as an array, since it sends large arrays in pieces."""
+    params = {TEXT: envelope.text, DATA: np.frombuffer(envelope.data, np.uint8)}
+    return FLModel(params=params, current_round=round)
+
+
+def from_model(model: FLModel) -> Envelope:
+    """Read what `to_model` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    params = model.params
+    if not isinstance(params, Mapping) or set(params) != {TEXT, DATA}:
+        raise ValueError(f"a message should hold {TEXT!r} and {DATA!r}; does a filter of NVFlare's change it?")
+    text, data = params[TEXT], params[DATA]
+    if not isinstance(text, str) or not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+        raise ValueError("a message should be a string and an array of bytes; does a filter of NVFlare's change it?")
+    return Envelope(text, data.tobytes())
+
+
+class Mail:
+    """What `FlowerTransport` asks of Flower's grid, by tasks of NVFlare.
+
+    Args:
+        clients: names of the clients that are connected.
+        send: `ModelController.send_model`.
+    """
+
+    def __init__(self, clients: Callable[[], Iterable[str]], send: Callable[..., None]) -> None:
+        self._clients, self._send = clients, send
+        self._names: list[str] = []
+        self._arrived: dict[str, Message] = {}
+        # without these, which Flower's own processes get from its SuperLink, it makes no Message
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+    def get_node_ids(self) -> Collection[int]:
+        """A number for each client, the same as long as the run lasts."""
+        here = sorted(self._clients())
+        self._names += [name for name in here if name not in self._names]
+        return [1 + self._names.index(name) for name in here]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterator[str]:
+        """Give each message to its client as a task of its own."""
+        for message in messages:
+            about, number = message.metadata, uuid.uuid4().hex
+            about.__dict__["_message_id"] = number
+            self._send(
+                task_name=TASK,
+                data=to_model(Envelope.from_records(message.content), int(about.group_id)),
+                targets=[self._names[about.dst_node_id - 1]],
+                timeout=int(about.ttl),
+                callback=partial(self._take, number, message),
+            )
+            yield number
+
+    def pull_messages(self, numbers: Iterable[str]) -> list[Message]:
+        """Answers that came to these messages."""
+        return [self._arrived.pop(number) for number in numbers if number in self._arrived]
+
+    def _take(self, number: str, message: Message, model: FLModel) -> None:
+        """NVFlare calls it with an answer, in a thread of its own; one that is none goes on empty, and is refused."""
+        try:
+            content = from_model(model).to_records()
+        except ValueError as error:
+            logging.getLogger(__name__).warning("an answer cannot be used: %s", error)
+            content = RecordDict()
+        self._arrived[number] = Message(content, reply_to=message)
+
+
+class Run(ModelController):
+    """A run as the workflow of a job.
+
+    Args:
+        overrides: settings as on the command line of `train.py`.
+    """
+
+    def __init__(self, overrides: str) -> None:
+        super().__init__(persistor_id="", ignore_result_error=True)  # a site that fails is the round's affair
+        self.overrides = overrides
+
+    def run(self) -> None:
+        """Called by NVFlare's server."""
+        mail: Any = Mail(lambda: [client.name for client in self.engine.get_clients()], self.send_model)
+        if guarded(partial(flower_server.run, mail), shlex.split(self.overrides)):
+            raise flower_server.StoppedError("the run stopped; the line that begins with 'error:' above says why")
+
+
+def site() -> None:
+    """Answer, as one site, until the job ends."""
+    from nvflare import client as flare
+
+    flare.init()
+    answer: Callable[[FLModel], FLModel] | None = None
+    while flare.is_running() and (model := flare.receive()) is not None:
+        answer = answer or answers_of(flare.get_site_name())
+        flare.send(answer(model))
+
+
+def answers_of(name: str) -> Callable[[FLModel], FLModel]:
+    """How a site answers: by its worker, or with a refusal where its own settings or the message cannot be used.
+
+    Args:
+        name: NVFlare's of the client.
+    """
+    client: SiteClient | None = None
+    refusal = ""
+    try:
+        local = local_of(name)
+        client = SiteClient(local.site, local.state, Opener(local))
+    except ConfigError as error:
+        logging.getLogger(__name__).error("site %s: %s", name, error)
+        refusal = f"its own settings ({SITES}) cannot be used; the log of its NVFlare client says why"
+
+    def answer(model: FLModel) -> FLModel:
+        if client is None:
+            return to_model(pack(Answer(name, refusal=refusal)))
+        try:
+            question = from_model(model)
+        except ValueError as error:
+            return to_model(pack(Answer(client.site, refusal=str(error))))
+        return to_model(client.answer(question))
+
+    return answer
+
+
+def local_of(name: str) -> Local:
+    """What a site says for itself, from its own file.
+
+    Args:
+        name: NVFlare's of the client, which is the site's where the file names no other.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be used.
+    """
+    folder = os.environ.get(SITES)
+    if not folder:
+        raise ConfigError(f"{SITES} is not set where this client was started; it names the folder with {name}.yaml")
+    path = Path(folder) / f"{file_name(name)}.yaml"
+    try:
+        told = tree(path.read_text(encoding="utf-8-sig"), path.name)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); write lines such as 'state: /srv/fl-{name}'") from error
+    if not isinstance(told, Mapping):
+        raise ConfigError(f"{path} holds no settings; write lines such as 'state: /srv/fl-{name}'")
+    return Local.read({"site": name, **told})
+
+
+def write_job(folder: Path, settings: Sequence[str]) -> None:
+    """Write a job for `nvflare job submit` or NVFlare's simulator.
+
+    Args:
+        folder: new; its name is the job's.
+        settings: of the run, as on the command line of `train.py`.
+
+    Raises:
+        ConfigError: a setting cannot be used, the output is missing or not absolute, or the folder is there already.
+    """
+    config = read_settings([*settings, "engine=flower"])
+    experiment = Experiment(config)
+    experiment.check()
+    check_carried(experiment)
+    check_transforms(experiment, config.engine)
+    if not config.output or not Path(config.output).is_absolute():
+        raise ConfigError(
+            "output: NVFlare runs a job in a folder of its own; name the run's with output=/ABSOLUTE/PATH"
+        )
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; name a new folder for the job")
+    workflow = {"id": "run", "path": WORKFLOW, "args": {"overrides": shlex.join(settings)}}
+    raw = {"params_exchange_format": "raw", "server_expected_format": "raw"}
+    executor = {"path": EXECUTOR, "args": {"execution_mode": "external_process", "command": SITE_COMMAND, **raw}}
+    filters: dict[str, list[str]] = {"task_data_filters": [], "task_result_filters": [], "components": []}
+    files = {
+        "meta.json": {
+            "name": folder.name,
+            "resource_spec": {},
+            "min_clients": config.federation.min_sites,
+            "deploy_map": {"app": ["@ALL"]},
+        },
+        "app/config/config_fed_server.json": {"format_version": 2, "workflows": [workflow], **filters},
+        "app/config/config_fed_client.json": {
+            "format_version": 2,
+            "executors": [{"tasks": [TASK], "executor": executor}],
+            **filters,
+        },
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=1))
+
+
+def command(arguments: Sequence[str]) -> None:
+    """What a user or NVFlare asks for."""
+    match arguments:
+        case ["job", folder, *settings]:
+            write_job(Path(folder), settings)
+        case ["site"]:
+            with steady_output(), own_files():
+                site()
+        case _:
+            raise ConfigError("say 'job FOLDER KEY=VALUE ...' to write a job; 'site' is NVFlare's to say")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(command))
