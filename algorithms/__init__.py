@@ -34,6 +34,7 @@ from fedseg.algorithms.iopfl import IOPFL
 from fedseg.algorithms.lcfed import LCFed
 from fedseg.algorithms.local import Local
 from fedseg.algorithms.meanteacher import MeanTeacher
+from fedseg.algorithms.medisecfed import MediSecFed
 from fedseg.algorithms.mfedlo import MFedLO
 from fedseg.algorithms.moon import Moon
 from fedseg.algorithms.perfedavg import PerFedAvg
@@ -88,6 +89,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedsm": FedSM,
     "fedsoup": FedSoup,
     "braintorrent": BrainTorrent,
+    "medisecfed": MediSecFed,
     "cfl": CFL,
     "prrfl": PRRFL,
     "feddg": FedDG,

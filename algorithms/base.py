@@ -65,6 +65,8 @@ class Algorithm(StockModule):
     """Whether `broadcast` answers every site with a model of its own instead of the mean."""
     among_peers: bool = False
     """Whether sites take each other's models in turn, and nothing goes to a server: only what is taken is traffic."""
+    exchanges_answers: bool = False
+    """Whether sites send what their networks answer about public images (`Recipe.public`), and no tensor of these."""
     introduces: bool = False
     """Whether the server is told something of the site's data, which peers or the server then see singly. True for a
     class that writes `introduce`."""
@@ -404,14 +406,17 @@ class Algorithm(StockModule):
         if self.recipe.private is not None:
             return self.recipe.private.objective(self.loss, batch, [p for p in self.parameters() if p.requires_grad])
         told = len(self._losses.get(LOSS, ()))
-        if self.recipe.training.pieces > 1:
-            learning = [p for p in self.parameters() if p.requires_grad]
-            objective, loss = in_pieces(self.loss, batch, self.recipe.training.pieces, learning)
-        else:
-            objective = loss = self.loss(batch)
+        objective, loss = self.descended(self.loss, batch)
         if len(self._losses.get(LOSS, ())) == told:
             self.note(loss)
         return objective
+
+    def descended(self, loss: Callable[[Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a step descends, in pieces if the recipe says so, and the loss that it stands for."""
+        if (pieces := self.recipe.training.pieces) > 1:
+            return in_pieces(loss, batch, pieces, [p for p in self.parameters() if p.requires_grad])
+        whole = loss(batch)
+        return whole, whole
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser over all that can learn; its state is fresh or, if so declared, the site's own."""

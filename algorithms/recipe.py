@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.common.parts import OwnPart, PartError, called, imported, is_path
@@ -142,7 +142,7 @@ class Training:
         Raises:
             ValueError: naming it and what reads it.
         """
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {one.name: one.default for one in fields(self)}
         for name, (owner, readers) in READ_BY.items():
             usual, value, chosen = defaults[name], getattr(self, name), getattr(self, owner)
             value = tuple(value) if isinstance(usual, tuple) else value
@@ -233,6 +233,7 @@ class Recipe:
         private: how local steps hide every patient; None where they need not.
         rounds: of the run, over which the learning rate may move.
         window: slides over images that are larger than what the network sees; None where it sees them whole.
+        public: (N, C, ...) images in [0, 1] that all sites and the server have; None where no method asks for them.
     """
 
     training: Training
@@ -242,6 +243,7 @@ class Recipe:
     private: PrivateStep | None = None
     rounds: int = 1
     window: Window | None = None
+    public: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def build(
@@ -253,6 +255,7 @@ class Recipe:
         rounds: int = 1,
         regions: Sequence[str] = (),
         window: Window | None = None,
+        public: Tensor | None = None,
     ) -> Recipe:
         """Make the recipe that the knobs describe; `regions` are the names of the network's outputs.
 
@@ -275,7 +278,8 @@ class Recipe:
         for round in range(1, rounds + 1) if is_path(training.schedule) else ():
             training.lr_in(round, rounds)
         normalize = build_normalizer(training.normalize, in_channels)
-        return cls(training, activation, normalize, _loss(training, activation, regions), private, rounds, window)
+        loss = _loss(training, activation, regions)
+        return cls(training, activation, normalize, loss, private, rounds, window, public)
 
     @property
     def leaves_out_unknown(self) -> bool:

@@ -133,9 +133,8 @@ class Fit:
 
     def _receive(self) -> None:
         message: State = self.algorithm.broadcast(self.server, self.site.name, self.task)
-        if (
-            self.traffic.bytes["down"] or self.algorithm.among_peers
-        ):  # of the second round, where what sites showed in the first one is sent along
+        later = self.algorithm.among_peers or self.algorithm.exchanges_answers  # nothing comes down in the first round
+        if self.traffic.bytes["down"] or later:  # of the second one, when what sites showed in the first is sent along
             self.traffic.bytes["down"] = sum(message.sizes().values())
         self.worker.receive(message, self.kept, self.site)
 

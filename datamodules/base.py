@@ -114,6 +114,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         spacing: Millimetres per pixel, [row, column] or [slice, row, column], whatever files say; null: as they say.
         per_site: What differs by site: {hospital_b: {mask_suffix: _gt, label_values: {255: 2}}}; a folder's
             ROOT/<site>/site.yaml says the same.
+        public: Images that all sites and the server have, about which methods exchange answers (algorithm=medisecfed):
+            "phantom" draws them; or a folder of images, read as a site's own, without masks; null: none.
+        public_images: How many of them: drawn, or at most taken from the folder, evenly over files and slices.
 
     Attributes:
         regions: What the network outlines.
@@ -169,6 +172,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         mask_geometry: MaskGeometry = "header",
         spacing: Sequence[float] | None = None,
         per_site: Mapping[str, Mapping[str, Any]] = {},
+        public: str | None = None,
+        public_images: int = 64,
     ) -> None:
         super().__init__()
         if dimensions not in (2, 3):
@@ -217,6 +222,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self.absent = {str(site): tuple(names) for site, names in absent.items()}
         self.vanishing: Vanishing = vanishing
         self.per_site = PerSite(per_site, self.reading, self.site_keys)
+        self.public, self.public_images = public, public_images
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
         self._without_labels = tuple(sorted(set(unlabelled)))
@@ -227,7 +233,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0), ("neighbours", 0), ("labelled_patients", 1)):
+        least_of = {"batch_size": 1, "workers": 0, "neighbours": 0, "labelled_patients": 1, "public_images": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"data.{name}={value}: at least {least}")

@@ -250,6 +250,10 @@ class ServerHalf(Protocol):
         """Whether sites take each other's models and nothing goes to a server; what is filed per site lies there."""
 
     @property
+    def exchanges_answers(self) -> bool:
+        """Whether sites send what their networks answer about public images, and no tensor of the networks."""
+
+    @property
     def adapts(self) -> bool:
         """Whether sites publish models after training, which sites that never took part adapt without labels."""
 

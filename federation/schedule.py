@@ -359,11 +359,39 @@ def check_method(schedule: Schedule, algorithm: ServerHalf) -> None:
     """
     if algorithm.answers_singly:
         check_answers(schedule, algorithm.among_peers)
+    if algorithm.exchanges_answers:
+        check_consensus(schedule)
     check_weights(schedule, algorithm)
     if schedule.work_patience is not None and not algorithm.views:
         raise ValueError(
             f"federation.work_patience={schedule.work_patience} goes by validation scores, and the method has no model "
             "that is scored; take federation.work_patience=null"
+        )
+
+
+def check_consensus(schedule: Schedule) -> None:
+    """Refuse settings of models and their differences, for a method whose sites send answers about public images.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    usual = Schedule()
+    reasons = {
+        "order": "a consensus is of sites that answered together",
+        "server_lr": "no model is moved",
+        "select_unbiased": "no model is moved",
+    }
+    for name, why in reasons.items():
+        if (value := getattr(schedule, name)) != (default := getattr(usual, name)):
+            value, default = (str(one).lower() if isinstance(one, bool) else one for one in (value, default))
+            raise ValueError(
+                f"federation.{name}={value} has no meaning where sites send answers (exchanges_answers): {why}; take "
+                f"federation.{name}={default}"
+            )
+    if schedule.combine == "norm_bound":
+        raise ValueError(
+            "federation.combine=norm_bound shortens differences of models, and sites send answers, which are "
+            "probabilities (exchanges_answers); take federation.combine=median"
         )
 
 

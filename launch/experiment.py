@@ -22,6 +22,7 @@ from fedseg.common.cores import usable_cores
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import MultiCenterDataModule, SiteData
+from fedseg.datamodules.public import public_images
 from fedseg.evaluation import check_metrics
 from fedseg.federation.allocator import keep_freed_memory
 from fedseg.federation.checkpoint import Checkpoint
@@ -97,6 +98,7 @@ class Experiment:
                 told = f"training.loss={self.config.training.loss} has no argument `known`, so that it cannot"
                 self._check_all_counts(told, "loss")
             check_method(self.schedule, algorithm)
+            self._check_public(algorithm)
             for transform in self.transforms:
                 transform.check(algorithm)
                 if transform.lives_in != "state" and self.compute.workers > 1:
@@ -106,6 +108,24 @@ class Experiment:
                     )
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
+
+    def _check_public(self, algorithm: Algorithm) -> None:
+        """Refuse answers about no images, and public images that nobody looks at.
+
+        Raises:
+            ConfigError: with the cure.
+        """
+        told, name = self.config.data.get("public"), self.config.algorithm.preset
+        if algorithm.exchanges_answers and told is None:
+            raise ConfigError(
+                f"algorithm={name} exchanges answers about public images; take data.public=phantom, which draws some, "
+                "or data.public=FOLDER of images that all sites and the server have"
+            )
+        if told is not None and not algorithm.exchanges_answers:
+            raise ConfigError(
+                f"data.public={told}: algorithm={name} looks at no public images; take data.public=null, or "
+                "algorithm=medisecfed"
+            )
 
     def _check_all_counts(self, told: str, part: str) -> None:
         """Refuse data of which something does not count, for parts that take all of it into account.
@@ -173,6 +193,11 @@ class Experiment:
             settings["split_seed"] = self.config.seed
         built: MultiCenterDataModule = DATA[name](**settings)
         return built
+
+    @cached_property
+    def public(self) -> torch.Tensor | None:
+        """The public images, where a method asks for some."""
+        return None if self.data.public is None else public_images(self.data, self.in_channels)
 
     @cached_property
     def pretrained(self) -> PretrainedEncoder | None:
@@ -284,8 +309,9 @@ class Experiment:
         channels = self.in_channels if in_channels is None else in_channels
         regions = self.data.regions
         training, rounds = Training(**self._section("training")), self.config.federation.rounds
+        public = self.public if in_channels is None else None  # what only answers for images needs none
         recipe = Recipe.build(
-            training, regions.activation, channels, self._private_step, rounds, regions.names, self._window
+            training, regions.activation, channels, self._private_step, rounds, regions.names, self._window, public
         )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
         network = self._section("model")

@@ -92,6 +92,7 @@ class Method:
             "images without labels": self.built.learns_unlabelled,
             "styles of images": self.owner.styles_images,
             "who merges": self.owner.among_peers,
+            "what is exchanged": self.owner.exchanges_answers,
             "parts of the model stay": bool(self._personal),
             "a model of each site's own": "personal" in self.built.views,
             "weights of sites": self._overrides("weigh", "aggregate"),

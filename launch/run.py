@@ -19,6 +19,7 @@ from fedseg.algorithms.recipe import ends
 from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed, traced
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
+from fedseg.datamodules.public import DRAWN
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Split
 from fedseg.federation.engine import Federation
@@ -62,6 +63,7 @@ PATHS = (
     "data.root",
     "data.manifest",
     "data.cache_dir",
+    "data.public",
     "model.encoder_weights",
 )
 """Settings that name a file or a folder."""
@@ -274,6 +276,8 @@ def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = F
 def anchored(config: DictConfig) -> DictConfig:
     """The same settings with absolute paths, so that they mean the same wherever they are read again."""
     given = {key: value for key in PATHS if isinstance(value := OmegaConf.select(config, key), str)}
+    if given.get("data.public") == DRAWN:
+        del given["data.public"]
     if str(augment := OmegaConf.select(config, "data.augment")).endswith((".yaml", ".yml")):
         given["data.augment"] = augment
     return departing(config, {key: str(Path(value).expanduser().absolute()) for key, value in given.items()})

@@ -173,7 +173,8 @@ def build(
 ) -> Algorithm:
     torch.manual_seed(seed)
     training = training or training_of(name)
-    recipe = Recipe.build(training, "sigmoid", in_channels=3, private=private, rounds=rounds)
+    public = ToySite.make("public", 1, count=10).images
+    recipe = Recipe.build(training, "sigmoid", in_channels=3, private=private, rounds=rounds, public=public)
     network = TinyNet()
     convert_norm(network, norm, groups=2)
     if frozen:

@@ -50,6 +50,7 @@ LOCAL = (
     "data.manifest",
     "data.cache",
     "data.cache_dir",
+    "data.public",
     "data.workers",
     "trainer.threads",
     "trainer.accelerator",

@@ -1,0 +1,277 @@
+"""MediSecFed: what is exchanged and agreed on, what a site learns from it, and which images it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from fedseg.algorithms.functional.distil import divergence
+from fedseg.algorithms.functional.private import PrivateStep
+from fedseg.algorithms.medisecfed import ANSWERS, TAUGHT, Lesson, MediSecFed
+from fedseg.algorithms.recipe import Recipe
+from fedseg.configs.compose import ConfigError, compose
+from fedseg.datamodules import FolderDataModule
+from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.public import public_images
+from fedseg.federation.client import turn
+from fedseg.federation.contract import EvaluateTask, MessageError, Task, TrainTask
+from fedseg.federation.state import State, Update
+from fedseg.federation.transport import InProcess
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.settings import SCHEMA
+from fedseg.privacy.masked import Masked
+from tests.data_files import picture, save
+from tests.test_laws import Recording
+from tests.tiny_run import TINY
+from tests.world import CPU, Outcome, assert_same, build, evaluate, simulate, toy_sites, training_of
+
+MEDIAN = {"combine": "median"}
+
+
+def worker(**knobs: Any) -> MediSecFed:
+    made = build("medisecfed", **knobs)
+    assert isinstance(made, MediSecFed)
+    return made
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+# ------------------------------------------------------------------------------------------- what a site learns
+
+
+def test_the_divergence_is_that_of_regions_or_of_classes() -> None:
+    logits, told = drawn(3, 2, 4, 4), drawn(3, 2, 4, 4).flip(0).sigmoid()
+    expected = kl_divergence(Bernoulli(told), Bernoulli(logits=logits)).mean()
+    torch.testing.assert_close(divergence(logits, told, "sigmoid", 1.0), expected, rtol=1e-4, atol=1e-6)
+    classes, share = drawn(3, 3, 4, 4), drawn(3, 3, 4, 4).flip(0).softmax(dim=1)
+    pair = [Categorical(share.movedim(1, -1)), Categorical(logits=classes.movedim(1, -1))]
+    torch.testing.assert_close(divergence(classes, share[:, 1:], "softmax", 1.0), kl_divergence(*pair).mean())
+    overfull = 1.5 * share[:, 1:] / share[:, 1:].sum(dim=1, keepdim=True)  # agreed on region by region
+    assert 0 < float(divergence(classes, overfull, "softmax", 1.0)) < 100
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_who_answers_as_is_taught_has_nothing_to_learn(temperature: float) -> None:
+    logits = drawn(2, 3, 4, 4).requires_grad_()
+    for activation, told in (("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(dim=1)[:, 1:])):
+        loss = divergence(logits, told.detach(), activation, temperature)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert abs(float(loss.detach())) < 1e-5
+        assert float(gradient.abs().max()) < 1e-6
+
+
+def test_a_high_temperature_compares_logits() -> None:
+    """T^2 KL of two coins that are nearly fair is an eighth of the squared difference of their logits."""
+    logits, other = drawn(2, 2, 4, 4), drawn(2, 2, 4, 4).flip(0)
+    expected = (logits - other).square().mean() / 8
+    torch.testing.assert_close(divergence(logits.double(), other.double().sigmoid(), "sigmoid", 100.0), expected,
+                               rtol=2e-2, atol=1e-4)  # fmt: skip
+
+
+def test_first_public_images_are_learnt_from_each_once_before_any_again() -> None:
+    images, own = torch.arange(10.0).view(10, 1, 1, 1), [{"image": torch.zeros(1)}] * 3
+    lesson = Lesson(images, -images, 5, 4, 7, own)
+    batches = list(lesson)
+    assert len(batches) == len(lesson) == 8
+    assert [TAUGHT in batch for batch in batches] == [True] * 5 + [False] * 3
+    assert all(torch.equal(batch[TAUGHT], -batch["image"]) for batch in batches[:5])
+    seen = torch.cat([batch["image"] for batch in batches[:5]]).flatten().int().tolist()
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+
+
+def test_a_round_s_first_steps_bring_a_site_nearer_to_what_was_agreed() -> None:
+    """With the consensus of others, that everything is background."""
+    site, agreed = toy_sites()["s0"], torch.full((10, 2, 12, 12), 0.02)
+    message, before = State({ANSWERS: {ANSWERS: agreed}}), worker()
+    mean = {}
+    for share in (0.0, 0.5):
+        update, _ = turn(worker(distil_share=share), site, TrainTask(2, 0, steps=10), message, State(), CPU, evaluate)
+        mean[share] = float(update[ANSWERS][ANSWERS].mean())
+        assert update.scalars["steps"] == 10
+    assert before.public.shape == (10, 3, 12, 12)
+    assert mean[0.5] < mean[0.0] - 0.02
+
+
+def test_without_lessons_it_is_local_training_bit_for_bit(tmp_path: Path) -> None:
+    ours = simulate("medisecfed", tmp_path / "a", distil_share=0.0)
+    local = simulate("local", tmp_path / "b")
+    for site, kept in ours.kept.items():
+        assert_same(State({"model": kept["model"]}), State({"model": local.kept[site]["model"]}))
+
+
+def test_lessons_are_no_private_steps_as_everybody_knows_them() -> None:
+    """Patients' gradients are clipped and noised; those of public images and of what was agreed need not be."""
+    method = worker(private=PrivateStep(1.0, 1e6, 1.0), norm="group")
+    batch = {"image": method.public[:4], TAUGHT: torch.full((4, 2, 12, 12), 0.5)}
+    expected = divergence(method.model(method.normalize(batch["image"])), batch[TAUGHT], "sigmoid", 1.0)
+    assert torch.equal(method.training_step(batch, 0), expected)
+    assert not method.mixes_patients
+
+
+def test_a_lesson_may_be_computed_in_pieces() -> None:
+    batch = {"image": worker().public[:4], TAUGHT: drawn(4, 2, 12, 12).sigmoid()}
+    gradients = []
+    for pieces in (1, 2):
+        method = worker(training=training_of("medisecfed", pieces=pieces), norm="group")
+        method.training_step(batch, 0).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in method.model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- what is agreed on
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Two rounds with the median, to be read only."""
+    return simulate("medisecfed", tmp_path_factory.mktemp("medisecfed"), schedule=MEDIAN, transport=Recording)
+
+
+def told(outcome: Outcome) -> list[tuple[State, Update]]:
+    way = outcome.federation.transport
+    assert isinstance(way, Recording)
+    return [(message, update) for _, message, update in way.travelled if ANSWERS in update.tensors]
+
+
+def test_nothing_but_answers_travels_and_the_median_of_a_round_is_the_next_one_s_lesson(recorded: Outcome) -> None:
+    way = recorded.federation.transport
+    assert isinstance(way, Recording)
+    assert {group for _, message, update in way.travelled for group in (*message.tensors, *update.tensors)} == {ANSWERS}
+    first, second = told(recorded)[:3], told(recorded)[3:]
+    assert not any(message.tensors for message, _ in first)
+    for (message, _), (_, update) in zip(second, first, strict=True):
+        assert set(update[ANSWERS]) == {ANSWERS}
+        median = torch.stack([u[ANSWERS][ANSWERS] for _, u in first]).median(dim=0).values
+        torch.testing.assert_close(message[ANSWERS][ANSWERS], median)
+
+
+def test_a_look_at_a_site_shows_its_own_model_and_needs_no_public_images(recorded: Outcome) -> None:
+    message = recorded.federation.algorithm.broadcast(recorded.server, "s1", EvaluateTask(2, 7))
+    assert not message.tensors
+    blind = worker()
+    blind.recipe = Recipe.build(training_of("medisecfed"), "sigmoid", in_channels=3)
+    blind.receive(message, recorded.kept["s1"], toy_sites()["s1"])
+    held = dict(blind.network("personal").state_dict())
+    assert_same(State({"model": held}), State({"model": recorded.kept["s1"]["model"]}))
+    with pytest.raises(ValueError, match=r"there are none; take data\.public=phantom, or a folder"):
+        blind.send(toy_sites()["s1"])
+
+
+class Lying(InProcess):
+    """One site of three says something else about public images than what it found."""
+
+    lie: Any = staticmethod(lambda answers: 1 - answers)
+
+    def ask(self, tasks: Mapping[str, Task], messages: Mapping[str, State]) -> Iterator[Update]:
+        for update in super().ask(tasks, messages):
+            if update.site == "s2" and ANSWERS in update.tensors:
+                update.tensors[ANSWERS] = {ANSWERS: self.lie(update[ANSWERS][ANSWERS])}
+            yield update
+
+
+def test_a_lie_stays_within_what_honest_sites_say_and_outside_of_it_without_the_median(tmp_path: Path) -> None:
+    honest = simulate("medisecfed", tmp_path / "honest", 1, transport=Recording)
+    said = torch.stack([update[ANSWERS][ANSWERS] for _, update in told(honest)[:2]])
+    inside = {}
+    for rule in ("median", "mean"):
+        outcome = simulate("medisecfed", tmp_path / rule, 1, transport=Lying, schedule={"combine": rule})
+        agreed = outcome.server[ANSWERS][ANSWERS]
+        inside[rule] = bool(((agreed >= said.min(dim=0).values) & (agreed <= said.max(dim=0).values)).all())
+    assert inside == {"median": True, "mean": False}
+
+
+def test_answers_that_are_no_probabilities_are_refused_and_the_round_goes_on(tmp_path: Path) -> None:
+    class Loud(Lying):
+        lie = staticmethod(lambda answers: 1e6 * answers)
+
+    outcome = simulate("medisecfed", tmp_path, 1, transport=Loud)
+    (event,) = [row for row in outcome.observer.rows("events") if row["event"] == "refused"]
+    assert (event["site"], event["detail"]) == ("s2", "its answers are no probabilities")
+    assert float(outcome.server[ANSWERS][ANSWERS].max()) <= 1
+
+
+def test_the_mean_may_be_hidden_in_a_sum(tmp_path: Path) -> None:
+    plain, masked = (simulate("medisecfed", tmp_path / str(i), 1, transforms=t) for i, t in enumerate(([], [Masked()])))
+    torch.testing.assert_close(masked.server[ANSWERS], plain.server[ANSWERS], rtol=0, atol=1e-5)
+
+
+def test_other_public_images_at_a_site_are_refused() -> None:
+    method, site = worker(), toy_sites()["s0"]
+    method.recipe = Recipe.build(training_of("medisecfed"), "sigmoid", in_channels=3, public=worker().public * 0.99)
+    server = worker().init_server({})
+    message = worker().broadcast(server, "s0", TrainTask(1, 0, steps=1))
+    with pytest.raises(MessageError, match=r"its public images \(data\.public\) are not those of the server"):
+        method.receive(message, State(), site)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ({"order": "cyclic"}, "order=cyclic has no meaning .*: a consensus .*; take federation.order=together"),
+        ({"server_lr": 0.5}, "server_lr=0.5 has no meaning .*: no model is moved; take federation.server_lr=1"),
+        ({"select_unbiased": True, "selection": "heterogeneity", "fraction": 0.7}, "take .*select_unbiased=false"),
+        ({"combine": "norm_bound"}, "shortens differences of models, .*; take federation.combine=median"),
+    ],
+)  # fmt: skip
+def test_settings_of_models_are_refused(schedule: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        simulate("medisecfed", tmp_path, schedule=schedule)
+
+
+# ------------------------------------------------------------------------------------------- public images
+
+
+def experiment(*settings: str) -> Experiment:
+    return Experiment(compose([*TINY, "algorithm=medisecfed", *settings], SCHEMA))
+
+
+def test_public_images_are_drawn_anew_alike_and_are_no_site_s(tmp_path: Path) -> None:
+    data = experiment("data.public_images=5", "data.n_sites=2").data
+    images = public_images(data, 3)
+    assert images.shape == (5, 3, 32, 32)
+    assert torch.equal(images, public_images(experiment("data.public_images=5").data, 3))
+    assert torch.equal(images[:3], public_images(experiment("data.public_images=3").data, 3))
+    data.setup()
+    own = torch.cat([batch["image"] for name in data.sites for batch in data.site(name).plain_batches()])
+    assert min(float((image - own).abs().amax(dim=(1, 2, 3)).min()) for image in images) > 0.1
+    grey = public_images(experiment("data.public_images=2", "data.anatomy=organ").data, 1)
+    assert grey.shape == (2, 1, 32, 32)
+    assert 0 <= float(grey.min()) < float(grey.max()) <= 1
+
+
+def test_public_images_of_a_folder_are_spread_over_its_files(tmp_path: Path) -> None:
+    for number in range(7):
+        save(tmp_path / f"{number}.png", picture(number))
+    every, some = (
+        public_images(experiment(f"data.public={tmp_path}", f"data.public_images={count}").data, 3) for count in (9, 4)
+    )
+    assert every.shape == (7, 3, 32, 32)
+    assert torch.equal(some, every[[0, 2, 4, 6]])
+
+
+def test_public_images_that_are_none_are_told_with_the_cure(tmp_path: Path) -> None:
+    cases = [
+        (["data.public=null"], r"exchanges answers about public images; take data\.public=phantom.*FOLDER"),
+        (["algorithm=fedavg", "data.public=phantom"], r"=fedavg looks at no public images; take data.public=null"),
+    ]  # fmt: skip
+    for settings, reason in cases:
+        with pytest.raises(ConfigError, match=reason):
+            experiment(*settings).check()
+    experiment().check()
+    unread: list[tuple[dict[str, Any], int, str]] = [
+        ({"public": str(tmp_path / "gone")}, 3, "there is no such folder; give one of images that all sites have"),
+        ({"public": str(tmp_path)}, 3, "holds no image"),
+        ({"public": "phantom"}, 5, "draws images of 1 or 3 channels, and the network takes 5"),
+        ({"public": "phantom", "neighbours": 1}, 9, r"takes the slices beside one; .* or take data\.neighbours=0"),
+    ]
+    for settings, channels, reason in unread:
+        with pytest.raises(DataError, match=reason):
+            public_images(FolderDataModule(root="there", regions={"a": [1]}, size=32, **settings), channels)
