@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,13 +16,14 @@ from fedseg.algorithms.recipe import Recipe
 from fedseg.algorithms.stock import LAST, StockModule, View, dice
 from fedseg.federation.contract import LOSS, Average, Batch, Cohort, MessageError, Site, Split, Task
 from fedseg.federation.ranges import check_ranges
-from fedseg.federation.state import State, Tensors, Update, add, subtract
+from fedseg.federation.state import State, Tensors, Update, add, subtract, without_sites
 from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
 from fedseg.models.volumes import auxiliary_heads
 
 SAID_BY = {"aggregate": "reads_updates", "introduce": "introduces", "personalise": "personalises", "adapt": "adapts"}
 """Hooks, and what a method that writes one thereby declares."""
+FOUNDERS = "what its sites tell before round 1 is agreed on then, and it does not say what becomes of a newcomer's"
 OTHERS_FROZEN = (
     "the tensors of the network that do not learn (model.freeze_encoder=true) differ from those at the server; take "
     "the same file of weights (model.encoder_weights) on all machines: random ones may differ from one to another"
@@ -243,7 +244,7 @@ class Algorithm(StockModule):
         return site.examples if self.labelled else site.training_images
 
     def introduce(self, site: Site) -> State:
-        """What the site tells the server once, before round 1: nothing, unless a method needs it."""
+        """What the site tells the server once, before its first round: nothing, unless a method needs it."""
         return State()
 
     def receive(self, message: State, kept: State, site: Site) -> None:
@@ -328,6 +329,16 @@ class Algorithm(StockModule):
         return State({g: {k: t.detach().cpu().clone() for k, t in ts.items()} for g, ts in kept.tensors.items() if ts})
 
     # ---------------------------------------------------------------- server half: State and Update only
+
+    @property
+    def founders_only(self) -> str:
+        """Why no site can join after round 1; empty where one can. A class that writes `introduce` says so itself."""
+        writers = (kind for kind in type(self).__mro__ if kind is not Algorithm and "introduce" in vars(kind))
+        return "" if all("founders_only" in vars(kind) for kind in writers) else FOUNDERS
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """Sites have come, who start from the shared tensors, or left: nothing is held in their names any more."""
+        return without_sites(server, left)
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The shared tensors of the freshly built model, and what never changes."""

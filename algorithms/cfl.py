@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
@@ -53,6 +53,12 @@ class CFL(OwnAnswers):
         """All sites in one group."""
         server = super().init_server(introductions)
         return State(server.tensors, {**server.scalars, **{f"{GROUP}/{site}": 0.0 for site in introductions}})
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """Groups have numbers, which are no names of sites; whoever joins is in the first one."""
+        after, prefix = super().regrouped(server, arrived, left), f"{GROUP}/"
+        models = {group: ts for group, ts in server.tensors.items() if group.startswith(prefix)}
+        return State({**after.tensors, **models}, {**after.scalars, **{f"{prefix}{site}": 0.0 for site in arrived}})
 
     def own(self, server: State, site: str, task: Task) -> Tensors:
         """The model of the site's group, where there are several; whoever joins trains that of the first one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ class FedDG(FedAvg):
             RuntimeError: the site has lost the banks that it received in an earlier round.
         """
         super().receive(message, kept, site)
-        self.donors = Donors({**_banks(kept), **_banks(message)})
+        self.donors = Donors(_banks(message) or _banks(kept))
         expected = message.scalars.get(SPECTRA, len(self.donors))
         if len(self.donors) != expected:
             raise RuntimeError(
@@ -246,9 +246,23 @@ class FedDG(FedAvg):
             ValueError: there is only one site, or sites differ in image size, channels or window.
         """
         server = super().init_server(introductions)
-        banks = {f"{BANK}/{site}": told[BANK] for site, told in introductions.items()}
-        _check_banks(banks)
-        return State({**server.tensors, **banks}, server.scalars)
+        return _with_banks(server, introductions)
+
+    @property
+    def founders_only(self) -> str:
+        """Newcomers' banks join the others."""
+        return super().founders_only
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """Banks come and go with their sites; every site is sent those of the others anew.
+
+        Raises:
+            ValueError: one site is left, or sites differ in image size, channels or window.
+        """
+        after = super().regrouped(server, arrived, left)
+        receipts = {name for name in after.scalars if name.startswith(f"{HELD}/")}
+        again = {name: value for name, value in after.scalars.items() if name not in receipts}
+        return _with_banks(State(after.tensors, again), arrived)
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model; and to a site that trains, until it gives a receipt, the banks of all others."""
@@ -324,6 +338,13 @@ class Donors:
         if images.shape[-2:] != size:
             here = " x ".join(map(str, images.shape[-2:]))
             raise ValueError(f"images of {here} pixels, but the banks are of {size[0]} x {size[1]}; set one data.size")
+
+
+def _with_banks(server: State, told: Mapping[str, State]) -> State:
+    """A server's state, and the banks that sites told."""
+    together = State({**server.tensors, **{f"{BANK}/{site}": given[BANK] for site, given in told.items()}})
+    _check_banks(_banks(together))
+    return State(together.tensors, server.scalars)
 
 
 def _banks(state: State) -> dict[str, Tensors]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,11 +108,20 @@ class FedRDN(FedAvg):
         Raises:
             ValueError: sites differ in their number of channels.
         """
-        server = super().init_server(introductions)
-        told = {site: given[STATISTICS] for site, given in introductions.items() if STATISTICS in given.tensors}
-        if told:
-            check_alike(told)
-        return State({**server.tensors, **{f"{STATISTICS}/{s}": ts for s, ts in told.items()}}, server.scalars)
+        return _with_statistics(super().init_server(introductions), introductions)
+
+    @property
+    def founders_only(self) -> str:
+        """Newcomers' statistics join the others."""
+        return super().founders_only
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """From now on images are normalised by the statistics of the sites that are there.
+
+        Raises:
+            ValueError: sites differ in their number of channels.
+        """
+        return _with_statistics(super().regrouped(server, arrived, left), arrived)
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model and the site's statistics; for training those of all."""
@@ -122,6 +131,15 @@ class FedRDN(FedAvg):
             return message
         own = told.get(f"{STATISTICS}/{site}") or mean_style(told)
         return State({**message.tensors, STATISTICS: own, **(told if task.kind == "train" else {})}, message.scalars)
+
+
+def _with_statistics(server: State, told: Mapping[str, State]) -> State:
+    """A server's state, and what sites told."""
+    groups = {f"{STATISTICS}/{site}": given[STATISTICS] for site, given in told.items() if STATISTICS in given.tensors}
+    before = {group: ts for group, ts in server.tensors.items() if group.startswith(f"{STATISTICS}/")}
+    if together := {group.partition("/")[2]: ts for group, ts in {**before, **groups}.items()}:
+        check_alike(together)
+    return State({**server.tensors, **groups}, server.scalars)
 
 
 def _safe(std: Tensor) -> Tensor:

@@ -171,6 +171,12 @@ class FedSM(SoftPull):
 
     # ---------------------------------------------------------------- server half
 
+    @property
+    def founders_only(self) -> str:
+        """The selector has an answer for each site."""
+        learnt = "its selector tells the sites apart that were there at the start (algorithm.selector=true)"
+        return learnt if self.adapts else super().founders_only
+
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The global model, the same as personal one, and a selector with a label for every site, in their order."""
         server = super().init_server(introductions)

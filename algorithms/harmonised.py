@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -59,6 +59,16 @@ class Harmonised(Algorithm):
             return server
         agreed = self.agreed(told)
         return State({**server.tensors, **agreed.tensors}, {**server.scalars, **agreed.scalars})
+
+    @property
+    def founders_only(self) -> str:
+        """As the method says: newcomers take the style that was agreed on, and have no part in it."""
+        return super().founders_only
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """What was agreed on stays, whatever a site that leaves is called."""
+        after = super().regrouped(server, arrived, left)
+        return State({**after.tensors, **({TARGET: server[TARGET]} if TARGET in server.tensors else {})}, after.scalars)
 
     def agreed(self, told: Mapping[str, State]) -> State:
         """What the server holds of the styles: their mean."""
@@ -119,6 +129,11 @@ class InStyleOfOne(InStyle):
         numbers = complexity(batch["image"] for batch in site.plain_batches())
         return State({**told.tensors, COMPLEXITY: numbers}, told.scalars)
 
+    @property
+    def founders_only(self) -> str:
+        """As the method says: the least complex of the sites that were there at the start stays the target."""
+        return super().founders_only
+
     def agreed(self, told: Mapping[str, State]) -> State:
         """The style of the least complex site, and which one that is."""
         check_alike({site: given[STYLE] for site, given in told.items()})
@@ -137,6 +152,11 @@ class Combatted(Harmonised):
     prepares = "images of a site that took part are adjusted by what ComBat found out about it, others are not"
     prepares_by_site = True
     style = Combat()
+
+    @property
+    def founders_only(self) -> str:
+        """An adjustment follows from what all sites told."""
+        return "training.harmonise=combat adjusts the images of the sites that were there at the start"
 
     def agreed(self, told: Mapping[str, State]) -> State:
         """How the images of every site are adjusted."""

@@ -195,6 +195,11 @@ class LCFed(FedRep):
 
     # ---------------------------------------------------------------- server half
 
+    @property
+    def founders_only(self) -> str:
+        """Site codes are a column for each site."""
+        return "it has a code for each site that was there at the start, and the codes cannot grow"
+
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The shared tensors, with a code for every site that introduced itself, in alphabetical order."""
         server = super().init_server(introductions)

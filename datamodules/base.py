@@ -50,7 +50,7 @@ from fedseg.datamodules.readers import (
 from fedseg.datamodules.regions import Regions
 from fedseg.datamodules.sampling import Batch, Loaders, Sampling
 from fedseg.datamodules.site import Shared, SiteData, SliceSet
-from fedseg.datamodules.splits import assign, budget, check_fractions, too_few
+from fedseg.datamodules.splits import arrivals, assign, budget, check_fractions, check_shares, too_few
 from fedseg.datamodules.transforms import load_augmentation, to_grey
 
 Assigned = Literal["train", "val", "test", "unused"]
@@ -78,6 +78,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         split: Fractions of each site's patients for train, val and test; official splits come first.
         split_seed: Seed of split and label budget; null: the run's seed (0 without a run).
         unseen: Sites that do not train; all their cases are test cases.
+        left_out: Sites that are no part of the run, as if they were not there.
+        arrives: Training patients that come later, as shares of a site's: {hospital_a: {6: 0.5}} lets half of them be
+            there from round 6 on only. Of those with labels some must be there from the start.
         unlabelled: Sites that train without labels, with methods that learn from such images, pre-training among them.
             A site without any mask must be named here; of a site with masks, those of validation and test cases still
             serve for scoring.
@@ -147,6 +150,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         split: Sequence[float] = [0.6, 0.15, 0.25],
         split_seed: int | None = None,
         unseen: Sequence[str] = [],
+        left_out: Sequence[str] = [],
+        arrives: Mapping[str, Mapping[int, float]] = {},
         unlabelled: Sequence[str] = [],
         labelled_patients: int | None = None,
         sampling: Sampling = "shuffle",
@@ -225,6 +230,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self.public, self.public_images = public, public_images
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
+        self._left_out = frozenset(left_out)
+        self._arrives = {site: check_shares(site, shares) for site, shares in arrives.items()}
         self._without_labels = tuple(sorted(set(unlabelled)))
         self._sites: dict[str, SiteData] = {}
         self._rows: list[dict[str, Any]] = []
@@ -315,6 +322,15 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         except DataError as error:
             report(Finding.of_error("layout", error))
             return []
+
+    def present(self, report: Report) -> list[Case]:
+        """:meth:`survey` without the sites that are left out."""
+        cases = self.survey(lambda finding: None if finding.site in self._left_out else report(finding))
+        names = {case.site for case in cases}
+        for site in sorted(self._left_out - names) if names else ():
+            cure = f"{nearest(site, names)}; where its data are gone, take it out of data.left_out"
+            report(Finding("layout", f"data.left_out: no site {site!r}", cure))
+        return [case for case in cases if case.site not in self._left_out]
 
     def states_patients(self, site: str) -> bool:
         """Whether the patients of a site were given, rather than taken from the names of cases."""
@@ -480,7 +496,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
 
     def _listed(self) -> dict[str, list[Case]]:
         """Cases by site, seen sites first, each in the order of names."""
-        cases = self.survey(self.tell)
+        cases = self.present(self.tell)
         if self._only is not None:
             names = {case.site for case in cases}
             if self._only not in names:
@@ -498,6 +514,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
         knobs = {
             "unseen": self._held_out,
+            "arrives": tuple(self._arrives),
             "unlabelled": self._without_labels,
             "absent": tuple(self.absent),
             "unannotated": tuple(self.unannotated),
@@ -509,6 +526,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                     report(Finding("layout", f"data.{knob}: no site {site!r}", nearest(site, by_site)))
         for site in sorted(set(self._held_out) & set(self._without_labels)):
             what = f"data.unseen and data.unlabelled both name {site!r}"
+            report(Finding("layout", what, "name it once: an unseen site never trains"))
+        for site in sorted(self._arrives.keys() & set(self._held_out)):
+            what = f"data.unseen and data.arrives both name {site!r}"
             report(Finding("layout", what, "name it once: an unseen site never trains"))
         if not by_site.keys() - self._held_out:
             report(Finding("layout", "data.unseen holds every site out", "leave at least one to train"))
@@ -636,6 +656,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
                 f"site {site!r}: no training slice shows any region; set data.foreground_slices_only=false, or check "
                 "data.regions and the masks"
             )
+        since = self._since(site, [store.cases[number] for number in train], serves)
         return SiteData(
             site,
             index,
@@ -644,7 +665,26 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             labelled=labelled,
             images=self._slices(index, store, train, False),
             scored=scored,
+            since={(index, store.number(case)): round for case, round in since.items()},
         )
+
+    def _since(self, site: str, train: Sequence[Case], serves: Mapping[str, Split]) -> dict[str, int]:
+        """Training cases that come later, and the first round in which they are there.
+
+        Raises:
+            DataError: a share of the patients is nobody, or nobody with labels is there from the start.
+        """
+        if site not in self._arrives:
+            return {}
+        patients = {case.patient for case in train}
+        coming = arrivals(patients, site, self._arrives[site], self.split_seed)
+        since = {case.case: coming[case.patient] for case in train if case.patient in coming}
+        if self.trains(site) and not any(serves.get(case.case) == "train" and case.case not in since for case in train):
+            raise DataError(
+                f"site {site!r}: data.arrives lets {len(coming)} of its {len(patients)} training patients come later, "
+                "and no labelled one is there from the start; take smaller shares"
+            )
+        return since
 
     def _slices(self, index: int, store: Store, numbers: Iterable[int], foreground_only: bool) -> NDArray[np.int64]:
         """(N, 3) rows of store, case, slice; a volume that is seen whole has one row."""
@@ -703,6 +743,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         if name not in sites:
             raise DataError(f"no site {name!r}; {nearest(name, sites)}")
         return sites[name]
+
+    def channels_of(self, site: str) -> int:
+        """Channels of a site's images, before grey is repeated where others have colour."""
+        (store,) = (store for store in self._shared.slices.stores if store.cases[0].site == self.site(site).name)
+        return max(int(store.blocks[entry.block].shape[-1]) for entry in store.entries)
 
     def pooled(self) -> SiteData:
         """The seen sites as one, named "pooled": the data of centralised training."""

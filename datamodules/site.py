@@ -233,6 +233,7 @@ class SiteData:
         labelled: NDArray[np.int64],
         images: NDArray[np.int64],
         scored: Mapping[Split, Sequence[tuple[int, int]]],
+        since: Mapping[tuple[int, int], int] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self.index = index
@@ -242,6 +243,7 @@ class SiteData:
         self._labelled = labelled  # (N, 3) rows of store, case, slice
         self._images = images
         self._scored = scored  # split to (store, case)
+        self._since = since  # (store, case) of training cases that come later, to their first round
 
     @classmethod
     def union(cls, name: str, sites: Sequence[SiteData]) -> SiteData:
@@ -254,10 +256,24 @@ class SiteData:
             labelled=np.concatenate([site._labelled for site in sites]),
             images=np.concatenate([site._images for site in sites]),
             scored={split: [place for site in sites for place in site._scored[split]] for split in SPLITS},
+            since={place: round for site in sites for place, round in site._since.items()},
         )
 
     def __repr__(self) -> str:
         return f"SiteData({self.name!r}, examples={self.examples})"
+
+    def at(self, round: int) -> SiteData:
+        """The site with the training images that are there in a round; before round 1 those of round 1."""
+        waiting = {place for place, first in self._since.items() if first > max(round, 1)}
+        if not waiting:
+            return self
+        there = copy.copy(self)
+        there._labelled, there._images = (
+            items[[(store, case) not in waiting for store, case, _ in items.tolist()]]
+            for items in (self._labelled, self._images)
+        )
+        there.examples = len(there._labelled)
+        return there
 
     @property
     def training_images(self) -> int:

@@ -90,6 +90,47 @@ def budget(patients: Iterable[str], site: str, count: int | None, seed: int) -> 
     return frozenset(ranked(patients, site, seed, "labels")[:count])
 
 
+def check_shares(site: str, shares: Mapping[int, float]) -> dict[int, float]:
+    """Shares of a site's training patients by the round with which they come.
+
+    Raises:
+        DataError: they leave nobody for the start, or name the start itself.
+    """
+    told = f"data.arrives={{{site}: {dict(shares)}}}"
+    if odd := [round for round in shares if round < 2]:
+        raise DataError(f"{told}: name rounds from 2 on, not {odd[0]}; who is not named is there from round 1")
+    if not shares or min(shares.values()) <= 0 or sum(shares.values()) >= 1:
+        raise DataError(f"{told}: give shares above 0 that sum to less than 1; who is left is there from round 1")
+    return dict(shares)
+
+
+def arrivals(patients: Iterable[str], site: str, shares: Mapping[int, float], seed: int) -> dict[str, int]:
+    """Patients who come later, and with which round; the last of a random order that depends on nothing else.
+
+    Args:
+        patients: Training patients of one site.
+        site: Name of the site.
+        shares: See `check_shares`.
+        seed: Of the split.
+
+    Raises:
+        DataError: A share of them is nobody.
+    """
+    waiting = ranked(patients, site, seed, "arrival")
+    count = len(waiting)
+    found: dict[str, int] = {}
+    for round in sorted(shares, reverse=True):
+        coming = floor(shares[round] * count + 0.5)
+        if not coming:
+            raise DataError(
+                f"site {site!r}: {shares[round]:g} of {count} training patients (data.arrives, round {round}) is "
+                "nobody; take a larger share"
+            )
+        waiting, late = waiting[:-coming], waiting[-coming:]
+        found |= dict.fromkeys(late, round)
+    return found
+
+
 def ranked(patients: Iterable[str], site: str, seed: int, purpose: str = "split") -> list[str]:
     """Patients in a random order in which a patient's rank against another depends on nothing else."""
     return sorted(patients, key=lambda patient: (data_seed(seed, purpose, site, patient), patient))

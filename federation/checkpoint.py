@@ -26,6 +26,8 @@ STATE_FILE = re.compile(r"(server|site-[^/\\]*)-(\d{5,})\.safetensors")
 """Names that this module gives, and the parts of files that a killed process leaves: nothing else is swept away."""
 INDEX = "index.json"
 EMPTY: dict[str, Any] = {"round": 0, "server": "", "kept": {}, "best": {}, "checksums": {}}
+BRANCHES = "branches"
+"""Of an index: where the run stood before a site came, as smaller indices; not there where none came."""
 CURE = "restore the folder from a copy, or start the run anew with another output="
 
 
@@ -107,7 +109,16 @@ class Checkpoint:
         """The best model of that name; the last one where none was chosen."""
         return self.best().get(name) or self.last(name)
 
-    def save(self, round: int, server: State, kept: Mapping[str, State], scores: Mapping[str, float]) -> None:
+    def save(
+        self,
+        round: int,
+        server: State,
+        kept: Mapping[str, State],
+        scores: Mapping[str, float],
+        *,
+        since: int = 1,
+        branch: bool = False,
+    ) -> None:
         """Write the state after a round, and note the models whose validation score is the best so far.
 
         Args:
@@ -115,6 +126,8 @@ class Checkpoint:
             server: the server's state.
             kept: what each site keeps; a site whose state is the same object as last time is not written again.
             scores: ``global`` and ``personal/<site>`` -> validation score after this round; NaN never wins.
+            since: first round whose ``global`` score is a mean over the sites of this one: earlier ones do not compare.
+            branch: whether this state stays, as a site comes after it that was never asked before.
         """
         if not (self.folder / INDEX).exists():  # from now on states without an index are a loss
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,16 +142,46 @@ class Checkpoint:
                 files[site] = f"{_file_name(site)}-{round:05d}.safetensors"
                 checksums[files[site]] = self._write(files[site], to_bytes(state))
                 self._saved_kept[site] = ref(state)
-        best = dict(self.index["best"])
+        best = {k: v for k, v in self.index["best"].items() if k != "global" or v["round"] >= since}
         for name, score in scores.items():
             before = best.get(name)
             if before is None or score > before["score"] or (math.isnan(before["score"]) and not math.isnan(score)):
                 site_file = files.get(name.removeprefix("personal/"), "") if name.startswith("personal/") else ""
                 best[name] = vars(Best(score, round, server_file, site_file))
         index = {"round": round, "server": server_file, "kept": files, "best": best}
+        branches = [*self.index.get(BRANCHES, ()), *([index] if branch else ())]
+        index = {**index, **({BRANCHES: branches} if branches else {})}
         known = {name: checksums.get(name) or checksum(self._bytes(name)) for name in sorted(_named(index))}
         self._write_index({**index, "checksums": known})
         self._sweep()
+
+    def branches(self) -> list[int]:
+        """Rounds after which a site came that was never asked before, and whose states stay."""
+        return [int(branch["round"]) for branch in self.index.get(BRANCHES, ())]
+
+    def copied(self, round: int, folder: Path) -> Checkpoint:
+        """A checkpoint that stands where this one stood after a round of `branches`.
+
+        Args:
+            round: of them.
+            folder: where the copy comes to lie; it holds nothing.
+
+        Raises:
+            CheckpointError: a file is gone or damaged.
+        """
+        branches = self.index[BRANCHES]
+        found = next(branch for branch in branches if branch["round"] == round)
+        earlier = [branch for branch in branches if branch["round"] < round]
+        index = {**found, **({BRANCHES: earlier} if earlier else {})}
+        copy = Checkpoint(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        copy._write_index(deepcopy(EMPTY))
+        checksums = {}
+        for file in sorted(_named(index)):
+            self.read(file)  # whole, and as it was saved
+            checksums[file] = copy._write(file, self._bytes(file))
+        copy._write_index({**index, "checksums": checksums})
+        return copy
 
     def load(self) -> Snapshot | None:
         """The state to go on from, or None when nothing was saved yet."""
@@ -212,14 +255,19 @@ def _read_index(path: Path, states: Sequence[str]) -> dict[str, Any]:
     if not isinstance(index, dict) or any(type(index.get(key)) is not kind for key, kind in kinds.items()):
         raise ValueError(f"it should hold {', '.join(kinds)}")
     own = index.pop("checksum", None)
-    if odd := sorted(index.keys() - EMPTY.keys()):
+    if odd := sorted(index.keys() - EMPTY.keys() - {BRANCHES}):
         raise ValueError(f"it holds {odd[0]!a}, which this version does not know")
     old = own is None and "checksums" not in index
     index.setdefault("checksums", {})
-    _check_files(index)
+    branches = index.get(BRANCHES, [])
+    if not isinstance(branches, list) or any(type(branch) is not dict for branch in branches):
+        raise ValueError(f"its {BRANCHES} are no list of indices")
+    for one in (index, *branches):
+        _check_files(one)
     if not old and own != _own_checksum(index):
         raise ValueError("it is not as it was saved")
-    _check_rounds(index)
+    for one in (index, *branches):
+        _check_rounds(one)
     if not old and (bare := sorted(_named(index) - index["checksums"].keys())):
         raise ValueError(f"it has no checksum of {bare[0]}")
     known = {match[1] for file in index["kept"].values() if (match := STATE_FILE.fullmatch(file))}
@@ -265,6 +313,8 @@ def _named(index: Mapping[str, Any]) -> set[str]:
     files = {index["server"], *index["kept"].values()}
     for entry in index["best"].values():
         files |= {entry["server"], entry["kept"]}
+    for branch in index.get(BRANCHES, ()):
+        files |= _named(branch)
     return files - {""}
 
 

@@ -175,6 +175,7 @@ def turn(
         update carries a refusal, and the site keeps what it had before.
     """
     start = time.perf_counter()
+    site = site.at(task.round)
     examples = worker.examples_at(site)
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
     worker.round = task.round if isinstance(task, TrainTask) else 0

@@ -6,7 +6,7 @@ even in one process, and the server half reads only `State` and `Update`, never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -88,7 +88,7 @@ class QueryTask:
     """Tell something, and neither train nor score.
 
     Attributes:
-        kind: ``introduce`` before round 1; ``publish`` a personal model; ``consult`` the site side of a transform.
+        kind: ``introduce`` before the first round; ``publish`` a personal model; ``consult`` a transform's site side.
         round: rounds done; of a consultation, the round at hand.
         seed: the run's seed.
         checkpoint: which personal model is published: ``round``, or ``best``.
@@ -126,6 +126,9 @@ class Site(Protocol):
     @property
     def patients(self) -> int:
         """Patients with labelled training images."""
+
+    def at(self: S, round: int) -> S:
+        """The site as it is in a round, where some of its training images come later."""
 
     def covered(self) -> Tensor:
         """(N, R) share of the images that each region covers in N labelled training cases; NaN where not annotated."""
@@ -262,6 +265,10 @@ class ServerHalf(Protocol):
         """Whether sites tell the server something of their data before round 1, each by itself."""
 
     @property
+    def founders_only(self) -> str:
+        """Why no site can join after round 1; empty where one can."""
+
+    @property
     def shares(self) -> bool:
         """Whether anything is averaged at all."""
 
@@ -279,6 +286,15 @@ class ServerHalf(Protocol):
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The server's state before round 1."""
+
+    def regrouped(self, server: State, arrived: Mapping[str, State], left: Collection[str]) -> State:
+        """The server's state when the sites of a run change after round 1.
+
+        Args:
+            server: before.
+            arrived: site -> what it told when it introduced itself.
+            left: sites that are asked no more.
+        """
 
     def restored(self, server: State) -> State:
         """A saved state of the server, whatever version wrote it."""

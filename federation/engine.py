@@ -41,10 +41,11 @@ from fedseg.federation.contract import (
 from fedseg.federation.heterogeneity import corrections
 from fedseg.federation.ledger import Ledger
 from fedseg.federation.pace import counted, left, mean_limit, validated
+from fedseg.federation.roster import Roster
 from fedseg.federation.schedule import (
     Schedule,
-    check_cohort,
     check_method,
+    check_rounds,
     check_selection,
     check_turns,
     sums_only,
@@ -52,7 +53,7 @@ from fedseg.federation.schedule import (
 from fedseg.federation.selection import History, Past, Remembering, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import Mean, State, Update
-from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, joined, remembered, with_memories
+from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, forgotten, joined, remembered, with_memories
 
 POOL = "pooled"
 ONCE = Limits(filed_bytes=2**31)
@@ -74,7 +75,7 @@ class Federation:
     Attributes:
         algorithm: the server half.
         transport: the way to the sites.
-        sites: the seen sites, in the order in which they are averaged.
+        sites: the seen sites, in the order in which they are averaged; those that come later or leave among them.
         schedule: how the federation runs.
         seed: the run's seed.
         checkpoint: where the run is saved.
@@ -99,7 +100,8 @@ class Federation:
     _record: RoundRecord = field(init=False, default_factory=lambda: RoundRecord(0, 0.0))
 
     def __post_init__(self) -> None:
-        check_cohort(self.schedule, self.transforms, len(self.sites))
+        self._roster.check()
+        check_rounds(self.schedule, self.transforms, self._roster)
         if len(set(self._names)) < len(self._names):
             raise ValueError(f"two transforms of one name remember in one place: {', '.join(self._names)}")
         for transform in self.transforms:
@@ -139,8 +141,20 @@ class Federation:
 
     @property
     def trainers(self) -> Sequence[str]:
-        """Who trains: every site, or the pool."""
+        """Who ever trains: every site, or the pool."""
         return (POOL,) if self._pools else self.sites
+
+    @property
+    def _roster(self) -> Roster:
+        return self.schedule.roster(self.sites)
+
+    def members(self, round: int) -> Sequence[str]:
+        """The sites that are there in a round, whether it asks them or not; before round 1 those of round 1."""
+        return self._roster.members(max(round, 1))
+
+    def _asked_of(self, round: int) -> Sequence[str]:
+        """Who can be asked to train in a round."""
+        return (POOL,) if self._pools else self.members(round)
 
     @property
     def _pools(self) -> bool:
@@ -169,7 +183,7 @@ class Federation:
         else:
             round, server = snapshot.round, self.algorithm.restored(snapshot.server)
             self.transport.restore(snapshot.kept)
-        while round < self.schedule.rounds and not self._spent(server):
+        while round < self.schedule.rounds and not self._spent(round, server):
             ending.heed()
             round += 1
             server = self._round(round, server)
@@ -210,16 +224,22 @@ class Federation:
         """Sites that take part in a round, with the share of its steps that each is to do; those that are absent."""
         if self._pools:
             return {POOL: 1.0}, []
-        rng = random.Random(derive_seed(self.seed, "sample", round))
-        if self.select is not None:
-            asked = checked(self.select(round, history, rng), self.trainers)
+        rng, there = random.Random(derive_seed(self.seed, "sample", round)), self.members(round)
+        if (select := self._select_in(round)) is not None:
+            asked = checked(select(round, history, rng), there)
         elif self.schedule.sampling == "poisson":
-            asked = {site: 1.0 for site in self.trainers if rng.random() < self.schedule.fraction}
+            asked = {site: 1.0 for site in there if rng.random() < self.schedule.fraction}
         else:
-            asked = dict.fromkeys(rng.sample(list(self.trainers), self.schedule.asked(len(self.trainers))), 1.0)
-        absent = {site for site in self.trainers if rng.random() < self.schedule.dropout} & asked.keys()
-        present = {site: asked[site] for site in self.trainers if site in asked and site not in absent}
-        return present, [site for site in self.trainers if site in absent]
+            asked = dict.fromkeys(rng.sample(list(there), self.schedule.asked(len(there))), 1.0)
+        absent = {site for site in there if rng.random() < self.schedule.dropout} & asked.keys()
+        present = {site: asked[site] for site in there if site in asked and site not in absent}
+        return present, [site for site in there if site in absent]
+
+    def _select_in(self, round: int) -> Select | None:
+        """The selection of a round; that of the schedule knows the sites that are there."""
+        if self.schedule.selection == "uniform" or not self._roster.changes:
+            return self.select
+        return self.schedule.select(self.members(round))
 
     def evaluate(
         self,
@@ -264,8 +284,8 @@ class Federation:
         Raises:
             RoundError: no site has anything to give, since none has trained.
         """
-        task = QueryTask("publish", round, self.seed)
-        answers = self.ask(dict.fromkeys(self.sites, task), dict.fromkeys(self.sites, State()))
+        task, there = QueryTask("publish", round, self.seed), self.members(round)
+        answers = self.ask(dict.fromkeys(there, task), dict.fromkeys(there, State()))
         published = State()
         for update in answers:
             if refusal := update.refusal or unbounded(update, ONCE):
@@ -308,34 +328,69 @@ class Federation:
 
     def _introduce(self) -> dict[str, Update]:
         topic = self.select.topic if isinstance(self.select, Remembering) else ""
-        task = QueryTask("introduce", 0, self.seed, topic=topic)
-        self._record = record = RoundRecord(0, 0.0)
-        answers = self.ask(dict.fromkeys(self.trainers, task), dict.fromkeys(self.trainers, State()))
+        self._record = RoundRecord(0, 0.0)
+        introductions = self._introduced(self._asked_of(1), 0, topic)
+        self.observer.round_done(self._record)
+        return introductions
+
+    def _introduced(self, sites: Sequence[str], round: int, topic: str = "") -> dict[str, Update]:
+        """What sites tell before their first round; of what is at hand they are asked after so many rounds.
+
+        Raises:
+            RoundError: one of them cannot tell it.
+        """
+        task = QueryTask("introduce", round, self.seed, topic=topic)
         introductions: dict[str, Update] = {}
-        for update in answers:
+        for update in self.ask(dict.fromkeys(sites, task), dict.fromkeys(sites, State())):
             if refusal := update.refusal or unbounded(update, ONCE):
                 raise RoundError(f"site {update.site!r} cannot introduce itself: {refusal}")
-            record.traffic.extend(_traffic(0, update.site, "up", update))
+            self._record.traffic.extend(_traffic(self._record.round, update.site, "up", update))
             introductions[update.site] = update
-        self.observer.round_done(record)
         return introductions
+
+    def _regrouped(self, round: int, server: State) -> State:
+        """The server's state once those who come with this round have introduced themselves, and others have left.
+
+        Raises:
+            RoundError: a newcomer does not introduce itself, or the method cannot go on with these sites.
+        """
+        arriving, leaving = self._roster.arriving(round), self._roster.leaving(round)
+        if not (arriving or leaving):
+            return server
+        self._record.events.extend(_event(round, site, "arrived", "it takes part from now on") for site in arriving)
+        told = "it takes part no more, and nothing is held in its name"
+        self._record.events.extend(_event(round, site, "left", told) for site in leaving)
+        arrived = self._introduced(arriving, round - 1) if arriving else {}
+        if silent := [site for site in arriving if site not in arrived]:
+            raise RoundError(
+                f"round {round}: site {silent[0]!r} arrives (federation.arrives) and does not introduce itself; see to "
+                "it that it can be reached, and go on with resume=true"
+            )
+        try:
+            after = self.algorithm.regrouped(forgotten(server), arrived, leaving)
+        except ValueError as error:
+            who = ", ".join([*arriving, *leaving])
+            raise RoundError(f"round {round}, in which {who} came or left: {error}") from error
+        return with_memories(after, {name: remembered(server, name) for name in self._names})
 
     def _round(self, round: int, server: State) -> State:
         start = time.perf_counter()
+        self._record = RoundRecord(round, 0.0)
+        server = self._regrouped(round, server)
         history = history_of(server)
         work, absent = self._selected(round, history)
         present = list(work)
         asked = len(present) + len(absent)
-        self._record = RoundRecord(round, 0.0)
+        there = self._asked_of(round)
         self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
         present = self._solvent(round, server, present)
         self.observer.round_started(round, self.schedule.rounds, present)
         if not present and self.schedule.sampling == "poisson" and self.transforms:
-            nobody = Cohort({}, self._expected, asked, len(self.trainers))
+            nobody = Cohort({}, self._expected(round), asked, len(there))
             # to skip the round would tell that nobody was drawn
             server = self._advance(round, server, _no_change(server), nobody)
         elif len(present) < self._needed:
-            detail = f"{len(present)} of {len(self.trainers)} sites present, {self._needed} needed"
+            detail = f"{len(present)} of {len(there)} sites present, {self._needed} needed"
             self._record.events.append(_event(round, "", "skipped", detail))
         else:
             server = self._turns(round, server, {site: work[site] for site in present}, asked)
@@ -343,25 +398,28 @@ class Federation:
             if self.select is not None or self.schedule.time_limit != "none":
                 server = remembering(server, self._remembered(history, self._told(round)))
         last = round == self.schedule.rounds
-        if not last and self._spent(server):
+        if not last and self._spent(round, server):
             last = True
             detail = "the privacy budget does not suffice for another round; this is the last one"
             self._record.events.append(_event(round, "", "stopped", detail))
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
-            found = self.evaluate(server, round, self.sites, ("val",), personalise=True)
+            found = self.evaluate(server, round, self.members(round), ("val",), personalise=True)
             means = {site: update.scalars for site, update in found.items()}
-            scores = selection_scores(means, self.sites, self.choose_by)
+            scores = selection_scores(means, self.members(round), self.choose_by)
             self._record.scores.extend(row for update in found.values() for row in update.rows)
             if self.schedule.work_patience is not None and round % self.schedule.evaluate_every == 0:
                 # not an early last round's: a run that goes on from there would be another one
                 these = counted(scores, "global" in self.algorithm.views, found, self.sites)
                 server = validated(server, these, self.schedule.work_patience)
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
-        if last or round % self.schedule.checkpoint_every == 0:
+        due = last or round % self.schedule.checkpoint_every == 0
+        branch = not last and bool(self._roster.arriving(round + 1))
+        if due or branch:
             if self.ledger is not None:  # first: a state that no entry tells of must not exist
                 self.ledger.saved(round, server)
-            self.checkpoint.save(round, server, self.transport.kept(), scores)
+            scores, since = scores if due else {}, self._roster.since(round)
+            self.checkpoint.save(round, server, self.transport.kept(), scores, since=since, branch=branch)
         return server
 
     def _remembered(self, history: History, told: History) -> History:
@@ -445,7 +503,7 @@ class Federation:
             detail = "none of the sites present has labelled training images"
             self._record.events.append(_event(round, "", "skipped", detail))
             return server
-        cohort = Cohort(weights, self._expected, asked, len(self.trainers))
+        cohort = Cohort(weights, self._expected(round), asked, len(self._asked_of(round)))
         if not waiting:
             return self._advance(round, server, self._result(round, mean), cohort)
         return self._aggregate(round, server, mean, waiting, add, cohort)
@@ -546,12 +604,11 @@ class Federation:
         updates = {site: Update(site=site, examples=count) for site, count in images.items()}
         return {site: self.algorithm.weigh(server, [update])[0] for site, update in updates.items()}
 
-    @property
-    def _expected(self) -> float:
+    def _expected(self, round: int) -> float:
         """Updates that a round is to have."""
         if self._pools:
             return 1.0
-        count = len(self.trainers)
+        count = len(self.members(round))
         return self.schedule.fraction * count if self.schedule.sampling == "poisson" else self.schedule.asked(count)
 
     def _account(self, round: int, update: Update) -> dict[str, float]:
@@ -575,12 +632,13 @@ class Federation:
         self._record.events.extend(_event(round, site, "spent", "its privacy budget is spent") for site in spent)
         return [site for site in sites if site not in spent]
 
-    def _spent(self, server: State) -> bool:
-        """Whether the budget of privacy does not suffice for another round."""
+    def _spent(self, round: int, server: State) -> bool:
+        """Whether the budget of privacy does not suffice for another round than those that are done."""
         if any(remembered(server, transform.name).scalars.get(SPENT) for transform in self.transforms):
             return True
-        spent = {s for s in self.trainers if any(server.scalars.get(f"{PREFIX}{n}/{SPENT}/{s}") for n in self._names)}
-        return bool(spent) and len(self.trainers) - len(spent) < self._needed
+        trainers = (POOL,) if self._pools else self._roster.later(round)
+        spent = {s for s in trainers if any(server.scalars.get(f"{PREFIX}{n}/{SPENT}/{s}") for n in self._names)}
+        return bool(spent) and len(trainers) - len(spent) < self._needed
 
     def _mean(self) -> Accumulator:
         """What averages a round; unless a transform forbids it, it also notes how far updates are apart."""
@@ -650,7 +708,7 @@ class Federation:
             return True
         if self.schedule.order != "together":
             return False  # it is the next site's turn
-        if self._spent(server):
+        if self._spent(round, server):
             self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
             return False
         raise self._too_few(round, usable)

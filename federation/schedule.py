@@ -14,7 +14,10 @@ from fedseg.federation.combine import Combination, Rule
 from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.heterogeneity import Heterogeneity
 from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges
+from fedseg.federation.roster import Roster
 from fedseg.federation.selection import PowerOfChoice, Pruning, Select
+
+LaterRound = Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Schedule:
         select_unbiased: whether updates weigh inversely to the chances of selection=heterogeneity, so that a step of
             the server is on average the one along all sites' updates, though more by chance.
         dropout: probability that a site which was asked is absent.
+        arrives: first round of sites that come later, as in {hospital_c: 5}; before it they are asked nothing, and have
+            no part in what is agreed on. What a method lets sites tell before round 1 they tell then.
+        leaves: first round without sites that leave, as in {hospital_b: 8}: they are asked nothing more, and what the
+            server holds in their names is dropped. A site that arrives in a later round comes back in that one.
         min_sites: updates needed to go on; with fewer present the round is skipped, with fewer usable the run fails.
         work_spread: unequal local work: every site does a share of its steps drawn from [1 - spread, 1] each round.
         work_decay: local work over rounds: round r does this to the power of r - 1 of the first round's steps, and at
@@ -85,6 +92,8 @@ class Schedule:
     select_memory: ProperShare = 0.9
     select_unbiased: bool = False
     dropout: ProperShare = 0.0
+    arrives: Mapping[str, LaterRound] | None = None
+    leaves: Mapping[str, LaterRound] | None = None
     min_sites: PositiveInt = 1
     work_spread: ProperShare = 0.0
     work_decay: PositiveShare = 1.0
@@ -113,6 +122,7 @@ class Schedule:
         self._check_unbiased()
         self._check_time()
         self._check_work()
+        self._check_roster()
         if self.selection != "loss" and self.candidates != 1.0:
             raise ValueError(
                 f"federation.candidates={self.candidates} is for federation.selection=loss; take "
@@ -127,6 +137,39 @@ class Schedule:
             asked = self.chosen(len(sites))
             return Heterogeneity(sites, asked, self.select_labels, self.select_chance, self.select_memory)
         return Pruning(sites, self.step_seconds or {}, self.fast_images, self.fast_factor, self.fast_every)
+
+    def roster(self, sites: Sequence[str]) -> Roster:
+        """Who of these sites takes part in which round."""
+        return Roster(sites, self.arrives or {}, self.leaves or {})
+
+    def _check_roster(self) -> None:
+        """Refuse arrivals and departures that never happen, and settings that compare rounds of different sites.
+
+        Raises:
+            ValueError: naming the setting and the cure.
+        """
+        for name in ("arrives", "leaves"):
+            for site, round in (getattr(self, name) or {}).items():
+                if round > self.rounds:
+                    raise ValueError(
+                        f"federation.{name}={{{site}: {round}}}, and there are federation.rounds={self.rounds}; take "
+                        "more of these, or an earlier round"
+                    )
+        for site in (self.arrives or {}).keys() & (self.leaves or {}).keys():
+            if (self.arrives or {})[site] == (self.leaves or {})[site]:
+                raise ValueError(f"federation.arrives and federation.leaves name one round for {site!r}; take two")
+        if not (self.arrives or self.leaves):
+            return
+        for told, reason, cure in (
+            ("selection=heterogeneity", "compares the labels that all sites told before round 1", "selection=uniform"),
+            ("work_patience", "compares mean scores of rounds, whose sites would be others", "work_patience=null"),
+        ):
+            name, _, value = told.partition("=")
+            if (found := getattr(self, name)) == value or (not value and found is not None):
+                raise ValueError(
+                    f"federation.{name}={found} {reason} (federation.arrives, federation.leaves); take "
+                    f"federation.{cure}"
+                )
 
     def _check_unused(self, selection: str, *names: str) -> None:
         """Refuse settings of a selection that is not taken.
@@ -324,6 +367,49 @@ def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int
             )
 
 
+def check_rounds(schedule: Schedule, transforms: Sequence[Transform], roster: Roster) -> None:
+    """Whether every round can have as many sites as the schedule and the transforms need, whoever comes or leaves.
+
+    Raises:
+        ValueError: naming who needs more, and in which round.
+    """
+    round = 1
+    try:
+        for round in (1, *roster.changes):
+            check_cohort(schedule, transforms, len(roster.members(round)))
+    except ValueError as error:
+        if not roster.changes:
+            raise
+        raise ValueError(f"from round {round} on (federation.arrives, federation.leaves): {error}") from error
+
+
+def check_roster(
+    schedule: Schedule, transforms: Sequence[Transform], channels: Mapping[str, int], asked: int | str
+) -> None:
+    """Whether the sites of a run can come and leave as the schedule says.
+
+    Args:
+        schedule: how the federation runs.
+        transforms: of what travels.
+        channels: of the images of every site that trains, by its name.
+        asked: data.channels.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    roster = schedule.roster(list(channels))
+    roster.check()
+    check_rounds(schedule, transforms, roster)
+    widest = max(channels[site] for site in roster.members(1))
+    for site, found in channels.items():
+        if asked == "auto" and found > widest:
+            raise ValueError(
+                f"site {site!r} arrives later (federation.arrives) with images of {found} channels, and those before "
+                f"it have {widest}: data.channels=auto would let it decide how they are seen; take "
+                f"data.channels={widest} or {found}"
+            )
+
+
 def check_times(schedule: Schedule, sites: Iterable[str]) -> None:
     """Whether seconds are declared for sites that there are, held out or not.
 
@@ -362,6 +448,7 @@ def check_method(schedule: Schedule, algorithm: ServerHalf) -> None:
     if algorithm.exchanges_answers:
         check_consensus(schedule)
     check_weights(schedule, algorithm)
+    check_newcomers(schedule, algorithm)
     if schedule.work_patience is not None and not algorithm.views:
         raise ValueError(
             f"federation.work_patience={schedule.work_patience} goes by validation scores, and the method has no model "
@@ -392,6 +479,24 @@ def check_consensus(schedule: Schedule) -> None:
         raise ValueError(
             "federation.combine=norm_bound shortens differences of models, and sites send answers, which are "
             "probabilities (exchanges_answers); take federation.combine=median"
+        )
+
+
+def check_newcomers(schedule: Schedule, algorithm: ServerHalf) -> None:
+    """Refuse sites that arrive or leave where there are no sites, and newcomers that a method has no place for.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    for name in ("arrives", "leaves"):
+        if getattr(schedule, name) and algorithm.trains_on == "pool":
+            raise ValueError(
+                f"federation.{name} is for sites, and the method trains in one place that holds all data; leave it out"
+            )
+    if schedule.arrives and (why := algorithm.founders_only):
+        raise ValueError(
+            f"federation.arrives: no site can join this method after round 1: {why}; take another method, or let all "
+            "sites take part from the start"
         )
 
 

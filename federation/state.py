@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +159,16 @@ class Mean:
         totals = {group: self._count if group in self.uniform else self.total for group in self._sums}
         mean = {group: {k: t / totals[group] for k, t in ts.items()} for group, ts in self._sums.items()}
         return State({**mean, **self._filed}, {k: v / self.total for k, v in self._scalars.items()})
+
+
+def without_sites(state: State, sites: Collection[str]) -> State:
+    """A server's state without what is filed under sites' names: groups ``group/site``, numbers ``number/site``."""
+
+    def stays(name: str) -> bool:
+        return not any(name.endswith(f"/{site}") for site in sites)
+
+    tensors = {group: ts for group, ts in state.tensors.items() if stays(group)}
+    return State(tensors, {name: value for name, value in state.scalars.items() if stays(name)})
 
 
 def in_one_piece(state: State) -> State:

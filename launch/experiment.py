@@ -30,7 +30,7 @@ from fedseg.federation.client import Compute
 from fedseg.federation.contract import Evaluate, Observer, Transform, Transport
 from fedseg.federation.engine import POOL, Federation
 from fedseg.federation.ledger import Ledger
-from fedseg.federation.schedule import Schedule, check_cohort, check_method, check_times
+from fedseg.federation.schedule import Schedule, check_method, check_roster, check_times
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
 from fedseg.launch.folders.pretrained import PretrainedEncoder
@@ -85,6 +85,12 @@ class Experiment:
                     "protocol=leave_one_site_out scores the test cases of held-out sites; leave out "
                     "evaluation.test=false, or take protocol=personalised"
                 )
+            if self.config.protocol == "leave_one_site_out" and (self.schedule.arrives or self.schedule.leaves):
+                raise ConfigError(
+                    "protocol=leave_one_site_out holds out one site after the other, those too that "
+                    "federation.arrives or federation.leaves name; take protocol=personalised"
+                )
+            self._check_arrivals()
             if self.compute.workers > 1 and self.data.workers:
                 raise ConfigError(
                     f"trainer.workers={self.compute.workers} prepare their batches themselves; leave data.workers=0"
@@ -127,6 +133,19 @@ class Experiment:
                 "algorithm=medisecfed"
             )
 
+    def _check_arrivals(self) -> None:
+        """Refuse data that come after the last round.
+
+        Raises:
+            ConfigError: naming the site.
+        """
+        for site, shares in self.config.data.arrives.items():
+            if (last := max(shares)) > self.schedule.rounds:
+                raise ConfigError(
+                    f"data.arrives={{{site}: {{{last}: {shares[last]}}}}}, and there are "
+                    f"federation.rounds={self.schedule.rounds}; take more of these, or an earlier round"
+                )
+
     def _check_all_counts(self, told: str, part: str) -> None:
         """Refuse data of which something does not count, for parts that take all of it into account.
 
@@ -150,7 +169,8 @@ class Experiment:
         """
         try:
             self.sites()
-            check_cohort(self.schedule, self.transforms, len(self.data.sites))
+            channels = {site: self.data.channels_of(site) for site in self.data.sites}
+            check_roster(self.schedule, self.transforms, channels, self.config.data.channels)
             check_times(self.schedule, [*self.data.sites, *self.data.unseen_sites])
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())

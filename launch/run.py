@@ -54,7 +54,7 @@ USUAL_TABLE = "sites"  # a manifest of this name says nothing of its data
 COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # names of folders that say as little
 LONGEST_NAME = 60
 PER_SITE = "data.per_site"
-MAY_CHANGE = ("federation.rounds", "data.manifest", *CIRCUMSTANCE)  # that data are the same is seen by their content
+MAY_CHANGE = ("federation.rounds", "data.manifest", "data.left_out", *CIRCUMSTANCE)  # data are known by their content
 PATHS = (
     "output",
     "pretrained",

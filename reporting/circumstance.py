@@ -26,6 +26,7 @@ ENGINE = ("engine", "deployment.")
 ELSEWHERE = (
     "data.root",
     "data.manifest",
+    "data.left_out",
     "data.cache",
     "data.cache_dir",
     "data.workers",

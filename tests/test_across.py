@@ -157,6 +157,22 @@ def test_pseudonyms_tell_which_cases_are_of_one_patient_and_such_runs_are_compar
 
 
 @pytest.mark.slow
+def test_across_machines_sites_come_and_go_as_in_one_place(tmp_path: Path) -> None:
+    settings = ["algorithm=feddg", "federation.rounds=3", "federation.arrives={site_03: 2}"]
+    settings.append("federation.leaves={site_01: 3}")
+    run, reference = across(tmp_path, *settings), here(tmp_path, *settings)
+    assert_same_tables(run, reference)
+    scores = reference.scores()
+    shown = scores[scores["checkpoint"] == "round"].groupby("round")["site"].agg(lambda sites: sorted(set(sites)))
+    assert shown.to_dict() == {
+        1: ["site_01", "site_02"],
+        2: ["site_01", "site_02", "site_03"],
+        3: ["site_02", "site_03"],
+    }
+    assert set(scores.loc[scores["checkpoint"] != "round", "site"]) == {"site_02", "site_03"}
+
+
+@pytest.mark.slow
 def test_leave_one_site_out_and_stages_run_across_sites(tmp_path: Path) -> None:
     out = ["protocol=leave_one_site_out", "algorithm=fedavg", "federation.rounds=1"]
     assert_same_tables(across(tmp_path / "folds", *out), here(tmp_path / "folds", *out))

@@ -50,7 +50,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
         progress: Show a bar on stderr.
     """
     findings: list[Finding] = []
-    cases = data.survey(findings.append)
+    cases = data.present(findings.append)
     if cases or not findings:
         cases = listed(cases, data.states_patients, findings.append)
     by_site: dict[str, list[Case]] = {}

@@ -48,6 +48,10 @@ class NamedSite:
     training_images: int = 0
     patients: int = 0
 
+    def at(self, round: int) -> NamedSite:
+        """No data come later."""
+        return self
+
     def covered(self) -> Tensor:
         """There are no cases."""
         return torch.zeros(0, 1)

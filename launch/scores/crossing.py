@@ -17,7 +17,7 @@ from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scores.scoring import BEST, all_sites
+from fedseg.launch.scores.scoring import BEST, all_sites, members
 from fedseg.reporting.crossing import COLUMNS, SHARED
 from fedseg.reporting.summary import WHOLE
 
@@ -54,7 +54,7 @@ def cross_scores(federation: Federation, scores: pd.DataFrame) -> tuple[list[Row
         Rows of cross_sites.csv, and events of sites that gave no model or no scores.
     """
     rows, events = _known(scores), []
-    for source in federation.sites:
+    for source in members(federation):
         answers = _visits(federation, source)
         events += [_event(federation, update) for update in answers if update.refusal]
         found = _means_once(pd.DataFrame([r for u in answers for r in u.rows], columns=list(scores.columns)))

@@ -259,7 +259,7 @@ def never_trained(federation: Federation, rounds: pd.DataFrame) -> list[Row]:
     trained = set(rounds.loc[rounds["task"] == "train", "site"])
     detail = "it took part in no round, so it has no personal model: none is scored, and means are over other sites"
     common = {"round": federation.checkpoint.round, "event": "never trained", "detail": detail}
-    return [{**common, "site": site} for site in federation.sites if site not in trained]
+    return [{**common, "site": site} for site in members(federation) if site not in trained]
 
 
 def paint_overlays(
@@ -294,7 +294,7 @@ def best_models(federation: Federation) -> list[str]:
     algorithm: Any = federation.algorithm
     names = ["global"] if "global" in algorithm.views else []
     if "personal" in algorithm.views:
-        names += [f"personal/{site}" for site in federation.sites]
+        names += [f"personal/{site}" for site in members(federation)]
     return [*names, ADAPTED] if algorithm.adapts and unseen_sites(federation) else names
 
 
@@ -320,7 +320,7 @@ def show_best(federation: Federation, name: str, splits: Sequence[Split]) -> lis
 def show_best_adapted(federation: Federation) -> list[Row]:
     """Evaluate, at unseen sites, what they adapt from the best global model and every site's best personal one."""
     checkpoint, shared = federation.checkpoint, federation.checkpoint.chosen("global")
-    own = {site: checkpoint.chosen(f"personal/{site}") for site in federation.sites}
+    own = {site: checkpoint.chosen(f"personal/{site}") for site in members(federation)}
     kept = {site: checkpoint.read(best.kept) for site, best in own.items() if best.kept}
     federation.transport.restore(kept, {site: best.round for site, best in own.items()})
     return score_unseen(federation, checkpoint.read(shared.server), shared.round, views=(ADAPTED,), checkpoint=BEST)
@@ -336,7 +336,7 @@ def score_sites(
     **options: Any,
 ) -> list[Row]:
     """Ask for scores on these splits of seen sites, and on test cases of unseen ones where test is among the splits."""
-    seen = federation.sites if sites is None else sites
+    seen = members(federation) if sites is None else sites
     rows: list[Row] = []
     if sites is None and "test" in splits:
         # first: what is published counts as traffic of the run, and must not be taken for the end of a scored round
@@ -364,6 +364,11 @@ def unseen_sites(federation: Federation) -> list[str]:
     return [name for name, site in federation.transport.sites.items() if not site.seen]
 
 
+def members(federation: Federation) -> Sequence[str]:
+    """Seen sites that are there at the end: those that left are asked nothing more."""
+    return federation.members(federation.checkpoint.round)
+
+
 def all_sites(federation: Federation) -> list[str]:
-    """Seen and unseen sites."""
-    return [*federation.sites, *unseen_sites(federation)]
+    """Seen sites that are there at the end, and unseen ones."""
+    return [*members(federation), *unseen_sites(federation)]

@@ -26,7 +26,7 @@ from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.ledger import LEDGER, Ledger
-from fedseg.federation.schedule import check_cohort, check_times
+from fedseg.federation.schedule import check_roster, check_times
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import check_states, open_checkpoint
@@ -242,14 +242,15 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         ConfigError: a setting that does not fit the sites.
     """
     seen = [facts for facts in sites.values() if facts.seen]
-    for knob in ("unseen", "unlabelled", "absent", "unannotated"):
+    for knob in ("unseen", "arrives", "unlabelled", "absent", "unannotated"):
         for name in experiment.config.data[knob]:
             if name not in sites:
                 raise ConfigError(f"data.{knob}: no site {name!r} is connected; there are {', '.join(sorted(sites))}")
     if not seen:
         raise ConfigError("data.unseen holds every site out; leave at least one to train")
     try:
-        check_cohort(experiment.schedule, experiment.transforms, len(seen))
+        channels = {facts.site: facts.channels for facts in seen}
+        check_roster(experiment.schedule, experiment.transforms, channels, experiment.config.data.channels)
         check_times(experiment.schedule, sites)
         algorithm = experiment.algorithm()
     except ValueError as error:
@@ -269,6 +270,11 @@ def check_carried(experiment: Experiment) -> None:
             f"algorithm={experiment.config.algorithm.preset} has no server, and sites reach each other through "
             "Flower's server only, which would see and keep every site's model; take engine=in-process, or "
             "algorithm=softpull"
+        )
+    if experiment.config.data.left_out:
+        raise ConfigError(
+            "data.left_out is for data in one place; a site on its own machine is left out by not being in "
+            "deployment.sites: leave data.left_out=[]"
         )
     if experiment.schedule.order == "random":
         raise ConfigError(
