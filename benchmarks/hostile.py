@@ -89,6 +89,10 @@ class FalseLabels:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._site, name)
 
+    def at(self, round: int) -> FalseLabels:
+        """The site as it is in a round, as false."""
+        return type(self)(self._site.at(round), self._attack)
+
     def train_batches(self, seed: int, steps: int) -> Iterable[Batch]:
         """The site's batches, with other masks."""
         return FalseBatches(self._site.train_batches(seed, steps), self._attack)

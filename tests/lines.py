@@ -61,6 +61,9 @@ class LineSite:
     def patients(self) -> int:
         return self.examples
 
+    def at(self, round: int) -> LineSite:
+        return self
+
     def covered(self) -> Tensor:
         return torch.zeros(self.examples, 1)
 
