@@ -412,6 +412,9 @@ class Federation:
                 # not an early last round's: a run that goes on from there would be another one
                 these = counted(scores, "global" in self.algorithm.views, found, self.sites)
                 server = validated(server, these, self.schedule.work_patience)
+                if not scores and round == self.schedule.evaluate_every:
+                    detail = "no validation score tells federation.work_patience when to halve local work"
+                    self._record.events.append(_event(round, "", "no effect", detail))
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         due = last or round % self.schedule.checkpoint_every == 0
         branch = not last and bool(self._roster.arriving(round + 1))

@@ -20,6 +20,10 @@ from fedseg.federation.selection import PowerOfChoice, Pruning, Select
 LaterRound = Annotated[int, Field(ge=2)]
 
 
+ASKING = ("fraction", "sampling", "selection", "dropout", "min_sites", "time_limit", "order")
+"""Settings of who takes part in a round, when, and how long at most."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the federation runs.
@@ -498,6 +502,24 @@ def check_newcomers(schedule: Schedule, algorithm: ServerHalf) -> None:
             f"federation.arrives: no site can join this method after round 1: {why}; take another method, or let all "
             "sites take part from the start"
         )
+
+
+def without_effect(schedule: Schedule, algorithm: ServerHalf) -> list[str]:
+    """Settings that somebody chose and a method does not read: it is run beside others that do.
+
+    Pooled training asks nobody, and training alone averages nothing; both are yardsticks of comparisons that set the
+    same for all methods, so that this is said and not refused.
+    """
+    names: tuple[str, ...]
+    if algorithm.trains_on == "pool":
+        names, on = (*ASKING, "combine"), "training in one place"
+    elif not (algorithm.shares or algorithm.answers_singly or algorithm.exchanges_answers):
+        names, on = ("combine", "server_lr"), "a method that averages nothing"
+    else:
+        return []
+    usual = Schedule()
+    values = {name: getattr(schedule, name) for name in names if getattr(schedule, name) != getattr(usual, name)}
+    return [f"federation.{name}={value} on {on}" for name, value in values.items()]
 
 
 def check_weights(schedule: Schedule, algorithm: ServerHalf) -> None:

@@ -24,6 +24,7 @@ from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import Split
 from fedseg.federation.engine import Federation
 from fedseg.federation.ledger import LEDGER, Ledger
+from fedseg.federation.schedule import without_effect
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.grouping import group_rows
 from fedseg.launch.folders.kept_masks import kept_masks
@@ -225,6 +226,9 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
 def train_and_score(federation: Federation, reporter: Reporter, splits: Sequence[Split]) -> None:
     """Run all rounds, and score the last and the best models."""
     method: Any = federation.algorithm
+    if not federation.checkpoint.round:
+        told = without_effect(federation.schedule, federation.algorithm)
+        reporter.notice([{"round": 0, "site": "", "event": "no effect", "detail": detail} for detail in told])
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
     reporter.training_done(federation.checkpoint.round)

@@ -183,7 +183,7 @@ class Reporter:
         """What happened outside of a round: other versions at a site, a site that could not be scored at the end."""
         self.folder.append_events(events)
         for row in events:
-            self.progress.say(f"{row['event']}: {row['site']} {row['detail']}")
+            self.progress.say(f"{row['event']}: {' '.join(filter(None, (row['site'], row['detail'])))}")
 
     def overlays(self, pictures: Sequence[Picture], regions: Sequence[str]) -> None:
         """Draw cases of one site into overlays/<site>.png and add them to W&B.

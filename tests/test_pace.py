@@ -23,7 +23,7 @@ from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
-from tests.test_engine import Echo, federation
+from tests.test_engine import Echo, federation, rows
 from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, simulate
 
@@ -147,6 +147,13 @@ def test_only_scores_of_the_same_models_are_compared(name: str, scores: list[Any
 
     assert run("rising", scores) == 1.0
     assert run("still", [*scores, *scores[-1:] * 3]) == 0.5
+
+
+def test_patience_without_any_validation_score_is_told(tmp_path: Path) -> None:
+    house = federation(tmp_path, sites=2, rounds=6, work_patience=1, evaluate_every=2)
+    house.transport = Told([{"s0": {}, "s1": {}}] * 6)
+    assert left(house.run()) == 1.0
+    assert [(row["round"], row["event"]) for row in rows(house, "events")] == [(2, "no effect")]
 
 
 @pytest.mark.slow

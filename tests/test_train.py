@@ -444,3 +444,19 @@ def test_a_run_in_its_own_process_logs_offline_without_network(tmp_path: Path) -
     assert "mean over sites" in done.stdout
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.slow
+def test_what_a_yardstick_does_not_read_is_said_once(tmp_path: Path) -> None:
+    words = ["federation.combine=median", "federation.server_lr=0.5"]
+    pooled = run(tmp_path / "pooled", *PLAIN, "algorithm=pooled", *words, "federation.fraction=0.5")
+    local = run(tmp_path / "local", *PLAIN, "algorithm=local", *words)
+    assert (pooled.code, local.code) == (0, 0)
+    for name in ("fraction=0.5", "combine=median"):
+        assert f"no effect: federation.{name} on training in one place" in pooled.err
+    events = local.folder.events()
+    assert events["event"].to_list() == ["no effect", "no effect"]
+    assert set(events["detail"].str.split().str[0]) == {"federation.combine=median", "federation.server_lr=0.5"}
+    assert run(tmp_path / "local", *PLAIN, "algorithm=local", *words, "federation.rounds=2", "resume=true").code == 0
+    assert len(local.folder.events()) == 2
+    assert run(tmp_path / "plain", *PLAIN, "algorithm=pooled").folder.events().empty
