@@ -5,6 +5,7 @@ from fedseg.algorithms.apfl import APFL
 from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.braintorrent import BrainTorrent
 from fedseg.algorithms.cfl import CFL
+from fedseg.algorithms.condistfl import ConDistFL
 from fedseg.algorithms.contrastive import Contrastive
 from fedseg.algorithms.ditto import Ditto
 from fedseg.algorithms.fedala import FedALA
@@ -97,6 +98,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "lcfed": LCFed,
     "meanteacher": MeanTeacher,
     "mfedlo": MFedLO,
+    "condistfl": ConDistFL,
     "contrastive": Contrastive,
 }
 

@@ -48,7 +48,10 @@ NAMED = [
     "iopfl",
     "contrastive algorithm.pairing=instance",
 ]
-NEEDED = {"contrastive": ["algorithm.pairing=instance"]}
+NEEDED = {
+    "contrastive": ["algorithm.pairing=instance"],
+    "condistfl": ["data.unannotated={site_01:[cup]}"],
+}
 """What a method's defaults lack on the images of the main job."""
 
 

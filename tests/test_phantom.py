@@ -232,3 +232,30 @@ def test_the_data_module_hands_out_batches(arguments: dict[str, Any]) -> None:
     assert 0.0 <= float(batch["image"].min()) < float(batch["image"].max()) <= 1.0
     assert {float(v) for v in batch["mask"].unique()} <= {0.0, 1.0}
     assert {row["split"] for row in data.splits()} == {"train", "val", "test"}
+
+
+def test_what_nobody_annotated_at_a_site_is_not_outlined_there() -> None:
+    regions = {"rim": [RIM], "cup": [CUP]}
+    left_out = {"site_01": ["cup"], "site_02": ["rim"]}
+    size = {"n_sites": 3, "cases_per_site": FEWEST_CASES, "resolution": 64}
+    apart = PhantomDataModule(regions=regions, exclusive=True, unannotated=left_out, **size)
+    whole = PhantomDataModule(regions=regions, exclusive=True, **size)
+    for case in apart.cases():
+        drawn, all_of_it = apart.read(case), whole.read(case)
+        assert np.array_equal(drawn.image, all_of_it.image)
+        lost = {"site_01": CUP, "site_02": RIM}.get(case.site)
+        assert np.array_equal(drawn.labels, np.where(all_of_it.labels == lost, 0, all_of_it.labels))
+    nested = PhantomDataModule(unannotated={"site_01": ["cup"]}, **size)
+    case = nested.cases()[0]
+    assert np.array_equal(nested.read(case).labels, whole.read(case).labels > 0)  # the cup is disc, too
+    assert apart.decoding() != whole.decoding()
+
+
+def test_a_nested_region_cannot_lie_in_one_that_nobody_annotated() -> None:
+    left_out = {"site_01": ["disc"]}
+    refused = PhantomDataModule(unannotated=left_out, n_sites=2, cases_per_site=FEWEST_CASES, resolution=64)
+    with pytest.raises(DataError, match=r"leaves pixels of cup within it without a label; take regions that do not"):
+        refused.read(refused.cases()[0])
+    cured = {"rim": [RIM], "cup": [CUP]}
+    left_out = {"site_01": ["rim"]}
+    PhantomDataModule(regions=cured, unannotated=left_out, n_sites=2, resolution=64).read(refused.cases()[0])

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample
@@ -122,7 +126,8 @@ class PhantomDataModule(MultiCenterDataModule):
 
     def decoding(self) -> dict[str, Any]:
         """Adds what the images depend on."""
-        drawing = {"dials": self.dials, "phantom_seed": self.phantom_seed, "anatomy": self.anatomy}
+        drawing: dict[str, Any] = {"unannotated": self.unannotated} if self.unannotated else {}
+        drawing |= {"dials": self.dials, "phantom_seed": self.phantom_seed, "anatomy": self.anatomy}
         return super().decoding() | drawing | {"resolution": self.resolution, "slices": self.slices, "drawing": DRAWING}
 
     def amount(self, site: int) -> int:
@@ -131,11 +136,33 @@ class PhantomDataModule(MultiCenterDataModule):
         return max(FEWEST_CASES, round(self.cases_per_site * factor))
 
     def read(self, case: Case) -> Sample:
-        """Draw a case."""
+        """Draw a case; a region that nobody annotated at its site is not outlined."""
         site, index = (int(name.rsplit("_", 1)[1]) - 1 for name in (case.site, case.case))
-        return draw_case(
+        drawn = draw_case(
             self.anatomy, self.phantom_seed, site, index, self.dials, resolution=self.resolution, slices=self.slices
         )
+        if not self.unannotated.get(case.site):
+            return drawn
+        return replace(drawn, labels=self._outlined(case.site)[drawn.labels])
+
+    def _outlined(self, site: str) -> NDArray[np.uint8]:
+        """Which label id is drawn at a site in place of each: one of the same regions, less those without annotation.
+
+        Raises:
+            DataError: there is none, since regions nest.
+        """
+        known = (*REGIONS[self.anatomy].values(), *self.regions.labels.values())
+        ids = range(1 + max(label for labels in known for label in labels))
+        regions = {label: {name for name, of in self.regions.labels.items() if label in of} for label in ids}
+        left = {label: names - set(self.unannotated[site]) for label, names in regions.items()}
+        found = {label: [other for other in ids if regions[other] == left[label]] for label in ids}
+        if lost := [label for label in ids if not found[label]]:
+            raise DataError(
+                f"phantom: data.unannotated={{{site}: {list(self.unannotated[site])}}} leaves pixels of "
+                f"{', '.join(sorted(left[lost[0]]))} within it without a label; take regions that do not nest, as "
+                "'data.regions={rim: [1], cup: [2]}'"
+            )
+        return np.array([label if label in found[label] else found[label][0] for label in ids], np.uint8)
 
     def read_new(self, case: Case) -> Sample:
         """Read a file: what is none of the phantom's cases cannot be drawn."""
