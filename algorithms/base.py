@@ -25,8 +25,9 @@ SAID_BY = {"aggregate": "reads_updates", "introduce": "introduces", "personalise
 """Hooks, and what a method that writes one thereby declares."""
 FOUNDERS = "what its sites tell before round 1 is agreed on then, and it does not say what becomes of a newcomer's"
 OTHERS_FROZEN = (
-    "the tensors of the network that do not learn (model.freeze_encoder=true) differ from those at the server; take "
-    "the same file of weights (model.encoder_weights) on all machines: random ones may differ from one to another"
+    "the tensors of the network that do not learn (model.freeze_encoder=true, model.lora_rank) differ from those at "
+    "the server; take the same file of weights (model.encoder_weights) on all machines: random ones may differ from "
+    "one to another"
 )
 
 
@@ -40,7 +41,7 @@ class Algorithm(StockModule):
         model: the network; its `state_dict` is what methods speak about.
         recipe: normalisation, loss and optimiser.
         personal: tensors of the model that stay at each site, instead of the method's own choice: normalisation,
-            statistics, or part:segmentation_head and the like. Null leaves the method's choice.
+            statistics, lora (adapters), or part:segmentation_head and the like. Null leaves the method's choice.
     """
 
     personal: Selector = staticmethod(nothing)

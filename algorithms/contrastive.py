@@ -422,8 +422,9 @@ def _add_projector(model: nn.Module, dimensions: int) -> None:
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ValueError("the encoder is frozen (model.freeze_encoder=true): there is nothing to pre-train")
     channels = int(encoder.out_channels[-1])  # type: ignore[index]
-    model.requires_grad_(False)
-    encoder.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("encoder."):
+            parameter.requires_grad_(False)
     model.add_module("projector", Projector(channels, dimensions))
 
 

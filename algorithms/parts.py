@@ -47,8 +47,8 @@ class Parts:
         if trains and own and own <= fixed:
             raise ValueError(
                 "all that this method keeps at a site belongs to a part of the network that does not learn "
-                "(model.freeze_encoder=true), so that no site could differ from the others; take "
-                "model.freeze_encoder=false, or another method"
+                "(model.freeze_encoder=true, model.lora_rank), so that no site could differ from the others; take "
+                "model.freeze_encoder=false, another part (algorithm.personal=lora), or another method"
             )
         stays = (own | {name for name, tensor in state.items() if not tensor.is_floating_point()}) - fixed
         parameters = dict(model.named_parameters())

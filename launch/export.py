@@ -24,6 +24,7 @@ from fedseg.launch.exports.trained import TrainedModel
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels, network_view
 from fedseg.models import Activation, probabilities
+from fedseg.models.lora import merged
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.summary import OWN_STATISTICS
@@ -46,7 +47,7 @@ class Deployed(nn.Module):
         super().__init__()
         algorithm.cpu()
         self.normalize = algorithm.preparation
-        self.network = algorithm.standalone(network_view(view))
+        self.network = merged(algorithm.standalone(network_view(view)))
         self.activation: Activation | None = None if algorithm.recipe.window else algorithm.recipe.activation
         self.requires_grad_(False).eval()
 

@@ -18,7 +18,8 @@ from fedseg.models.select import (
     statistics,
     union,
 )
-from fedseg.models.volumes import check_sides, create_monai_model
+from fedseg.models.sides import check_sides
+from fedseg.models.volumes import create_monai_model
 from fedseg.models.window import Window
 
 __all__ = [

@@ -5,10 +5,12 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
+from pydantic import NonNegativeInt
 from torch import nn
 
 from fedseg.common.names import similar
-from fedseg.models.freeze import freeze
+from fedseg.models.lora import Learns, encoder_learns
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.weights import load_encoder
 
@@ -32,6 +34,9 @@ def create_model(
     norm: Norm = "batch",
     groups: int = 8,
     freeze_encoder: bool = False,
+    lora_rank: NonNegativeInt = 0,
+    lora_layers: list[str] | None = None,
+    lora_learns: Learns = "both",
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Build a segmentation network with the parts `encoder`, `decoder` and `segmentation_head`.
@@ -57,6 +62,12 @@ def create_model(
         groups: wanted number of groups for norm=group; layers use gcd(channels, groups).
         freeze_encoder: the encoder does not learn, and its normalisation uses the running statistics it came with; for
             probing a pre-trained encoder. It neither travels nor is kept by sites, which must start from the same one.
+        lora_rank: of products of two small matrices that learn beside the encoder's linear and convolutional layers
+            (LoRA), while the encoder itself is frozen as above; 0 is none.
+        lora_layers: the layers that have one, by their names or those of what they lie in, such as [attn]; null for
+            all that have more weights than their product.
+        lora_learns: both matrices, or only up, the one that begins at 0, beside a random one that all sites share
+            (FFA-LoRA): half of what travels, and the mean of the sites' products is the product of the mean.
         options: further arguments of the architecture, by smp's names, as in {decoder_attention_type: scse}.
 
     Returns:
@@ -80,6 +91,8 @@ def create_model(
         arguments["encoder_depth"] = encoder_depth
     if decoder_channels is not None:
         arguments["decoder_channels"] = _decoder_channels(architecture, build, decoder_channels)
+    if architecture == "dpt":
+        arguments |= _any_size(encoder)
     try:
         model: nn.Module = build(
             encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **arguments
@@ -93,8 +106,7 @@ def create_model(
     if encoder_weights is not None:
         load_encoder(model.get_submodule("encoder"), encoder_weights, encoder, encoder_weights_key)
     convert_norm(model, norm, groups)
-    if freeze_encoder:
-        freeze(model.get_submodule("encoder"))
+    encoder_learns(model, freeze_encoder, lora_rank, lora_layers, lora_learns)
     return model
 
 
@@ -117,6 +129,29 @@ def _encoder_name(name: str) -> str:
     if modern.startswith("tu-") and timm.is_model(modern.removeprefix("tu-")):
         return modern
     return _known(name, ours + [f"tu-{model}" for model in timm.list_models()], "encoder")
+
+
+def _any_size(encoder: str) -> dict[str, bool]:
+    """The argument by which a vision transformer takes images of other sizes than its own, if it has one.
+
+    Raises:
+        ValueError: its patches are of a size from which a DPT decoder cannot get to halves.
+    """
+    name = encoder.removeprefix("tu-")
+    if not timm.is_model(name):
+        return {}
+    with torch.device("meta"):
+        try:
+            found, takes = timm.create_model(name, dynamic_img_size=True), {"dynamic_img_size": True}
+        except TypeError:
+            found, takes = timm.create_model(name), {}
+    stride = min(stage["reduction"] for stage in found.feature_info)
+    if stride & (stride - 1):
+        raise ValueError(
+            f"model.encoder={encoder} cuts images into patches of {stride} pixels, and model.architecture=dpt needs a "
+            "power of two; take an encoder with patches of 16, such as tu-vit_small_patch16_dinov3"
+        )
+    return takes
 
 
 def _checked_options(build: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,16 @@ def freeze(module: nn.Module) -> None:
 def frozen(model: nn.Module) -> frozenset[str]:
     """Keys of `state_dict()` that never change: all below a part given to `freeze`, and parameters that do not learn.
 
+    Parameters that learn all the same in such a part, its adapters, are not among them.
+
     A network must have been built for this: running statistics beside parameters that do not learn may still move.
     """
     parts = [
         name for name, module in model.named_modules() if _stay_in_evaluation in module._forward_pre_hooks.values()
     ]
     below = tuple(f"{name}." if name else "" for name in parts)
-    fixed = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return frozenset(name for name in model.state_dict() if name in fixed or name.startswith(below))
+    learns = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    return frozenset(name for name in model.state_dict() if not learns.get(name, not name.startswith(below)))
 
 
 def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)

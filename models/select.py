@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torchvision.ops import FrozenBatchNorm2d  # type: ignore[import-untyped]
 
 from fedseg.common.names import did_you_mean, nearest
+from fedseg.models.lora import LowRank
 
 Selector = Callable[[nn.Module], frozenset[str]]
 
@@ -49,6 +50,16 @@ def statistics(model: nn.Module) -> frozenset[str]:
     """Select the running statistics of normalisation layers (mean, variance, number of batches), not their weights."""
     cure = "group and instance normalisation keep no running statistics; use model.norm=batch"
     return _matched(model, _norm_tensors(model, parameters=False), "statistics", cure)
+
+
+def lora(model: nn.Module) -> frozenset[str]:
+    """Select the adapters: the small matrices beside the encoder's layers (`model.lora_rank`)."""
+    return _adapters(model, "lora")
+
+
+def lora_up(model: nn.Module) -> frozenset[str]:
+    """Select of adapters the matrix that begins at 0; in FedSA-LoRA (Guo et al., ICLR 2025) the other is shared."""
+    return _adapters(model, "lora_up", "up")
 
 
 def part(*paths: str) -> Selector:
@@ -93,14 +104,15 @@ NAMED: dict[str, Selector] = {
     "normalisation": normalisation,
     "statistics": statistics,
 }
+ADAPTERS: dict[str, Selector] = {"lora": lora, "lora_up": lora_up}
 
 
 def named(text: str) -> Selector:
     """Read a selector from a config.
 
     Args:
-        text: "nothing", "everything", "normalisation", "statistics", "part:PATH,PATH...", or several of them joined by
-            "+" ("normalisation+part:segmentation_head").
+        text: "nothing", "everything", "normalisation", "statistics", "lora", "lora_up", "part:PATH,PATH...", or several
+            of them joined by "+" ("normalisation+part:segmentation_head").
 
     Raises:
         ValueError: an unknown word, with the nearest known one.
@@ -110,9 +122,10 @@ def named(text: str) -> Selector:
     word, colon, paths = text.strip().partition(":")
     if word == "part" and colon:
         return part(*(path.strip() for path in paths.split(",")))
-    if word in NAMED and not colon:
-        return NAMED[word]
-    known = nearest(word, [*NAMED, "part:PATH,PATH"])
+    selectors = NAMED | ADAPTERS
+    if word in selectors and not colon:
+        return selectors[word]
+    known = nearest(word, [*selectors, "part:PATH,PATH"])
     raise ValueError(f"algorithm.personal: unknown selector '{text}'; {known}, joined by '+'")
 
 
@@ -137,6 +150,12 @@ def _norm_tensors(model: nn.Module, *, parameters: bool) -> frozenset[str]:
             tensors = chain(module._parameters if parameters else (), module._buffers)
             keys.update(prefix + key for key in tensors)
     return frozenset(keys) & model.state_dict().keys()
+
+
+def _adapters(model: nn.Module, name: str, *names: str) -> frozenset[str]:
+    adapters = {path: m for path, m in model.named_modules(remove_duplicate=False) if isinstance(m, LowRank)}
+    keys = (f"{path}.{key}" for path, m in adapters.items() for key in names or m.state_dict())
+    return _matched(model, keys, name, "it has no adapters; take model.lora_rank=8")
 
 
 def _below(model: nn.Module, path: str) -> frozenset[str]:

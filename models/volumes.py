@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fedseg.models.freeze import freeze
+from fedseg.models.lora import Learns, encoder_learns
 from fedseg.models.losses import Answer
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.weights import load_encoder
@@ -199,6 +198,9 @@ def create_monai_model(
     encoder_weights: str | None = None,
     encoder_weights_key: str | None = None,
     freeze_encoder: bool = False,
+    lora_rank: NonNegativeInt = 0,
+    lora_layers: list[str] | None = None,
+    lora_learns: Learns = "both",
 ) -> nn.Module:
     """Build a network of MONAI for images or volumes with the parts `encoder`, `decoder` and `segmentation_head`.
 
@@ -227,6 +229,11 @@ def create_monai_model(
         encoder_weights_key: how names of the wanted tensors begin, in a file with several encoders that fit.
         freeze_encoder: the encoder does not learn, and its normalisation works as in evaluation. It neither travels nor
             is kept by sites, which must start from the same one.
+        lora_rank: of products of two small matrices that learn beside the encoder's linear and convolutional layers
+            (LoRA), while the encoder itself is frozen as above; 0 is none.
+        lora_layers: the layers that have one, by their names or those of what they lie in; null for all that have more
+            weights than their product.
+        lora_learns: both matrices, or only up, the one that begins at 0, beside a random one that all sites share.
 
     Returns:
         Normalised images (B, in_channels, ...) to logits (B, classes, ...) of the same size; with auxiliary heads, in
@@ -271,37 +278,8 @@ def create_monai_model(
             raise FileNotFoundError(f"encoder_weights={encoder_weights} is no file; nothing is downloaded here")
         learnt = model.encoder.transformer if isinstance(model.encoder, SwinDescent) else model.encoder
         load_encoder(learnt, encoder_weights, architecture, encoder_weights_key, MLP)
-    if freeze_encoder:
-        freeze(model.encoder)
+    encoder_learns(model, freeze_encoder, lora_rank, lora_layers, lora_learns)
     return model
-
-
-def check_sides(model: nn.Module, size: Sequence[int]) -> None:
-    """Refuse images that a network cannot halve as often as it does, or halves to one voxel, which has no spread.
-
-    Args:
-        model: any network; those that tell nothing of it take what they are given.
-        size: sides of what it sees.
-
-    Raises:
-        ValueError: with the nearest sides that will do.
-    """
-    if not isinstance(model, PartedNetwork) or model.steps is None:
-        return
-    steps = model.steps
-    nearest = [max(1, round(side / step)) * step for side, step in zip(size, steps, strict=True)]
-    fits, more, other = list(size) == nearest, "", ""
-    if nearest == list(steps) and any(isinstance(module, _InstanceNorm) for module in model.modules()):
-        longest = max(range(len(steps)), key=lambda axis: (size[axis] / steps[axis], axis))
-        nearest[longest] *= 2
-        more = ", with model.norm=instance one of them twice as long or longer"
-        other = ", or model.norm=group" if fits else ""
-    if list(size) != nearest:
-        of = str(steps[0]) if len(set(steps)) == 1 else " x ".join(map(str, steps))
-        raise ValueError(
-            f"data.size={list(size)}: the network needs sides that are multiples of {of}{more}; take "
-            f"data.size={nearest}{other}"
-        )
 
 
 def _twice(levels: int, dimensions: int) -> list[list[int]]:

@@ -27,6 +27,7 @@ from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.models.freeze import freeze
+from fedseg.models.lora import Learns, adapt
 from fedseg.models.norm import Norm, convert_norm
 
 CPU = Compute(accelerator="cpu")
@@ -172,6 +173,7 @@ def build(
     norm: Norm = "batch",
     rounds: int = 1,
     frozen: bool = False,
+    adapters: tuple[int, Learns] | None = None,
     **knobs: Any,
 ) -> Algorithm:
     torch.manual_seed(seed)
@@ -182,6 +184,8 @@ def build(
     convert_norm(network, norm, groups=2)
     if frozen:
         freeze(network.encoder)
+    if adapters:
+        adapt(network.encoder, adapters[0], None, adapters[1])
     return harmonised(ALGORITHMS[name], training)(network, recipe, **knobs)
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from fedseg.models.lora import adapted, merged
+
 Squash = Literal["logistic", "softmax"]
 
 
@@ -158,8 +160,10 @@ def route(
     expected = model.state_dict()
     for index, state in enumerate(states):
         _check_architecture(expected, state, f"expert {index}" if index < len(personal) else "the global model")
+    if adapted(model):  # layers are mixed as a whole
+        model, states = merged(model), [_merged_state(model, state) for state in states]
     routed = copy.deepcopy(model)
-    routed.load_state_dict(dict(shared))
+    routed.load_state_dict(dict(states[-1]))
     make_router = partial(Router, experts=len(states), expansion=expansion, dropout=dropout, squash=squash)
     kinds = (_ConvNd, nn.Linear) if linear else (_ConvNd,)
     replaced: dict[int, nn.Module] = {}  # a layer used in two places stays one layer
@@ -259,6 +263,13 @@ def routing_size(model: nn.Module) -> RoutingSize:
         expert_values=sum(tensor.numel() for layer in layers for tensor in layer.buffers()),
         router_values=sum(tensor.numel() for layer in layers for tensor in layer.router.parameters()),
     )
+
+
+def _merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state of a network with adapters, as it is without them."""
+    whole = copy.deepcopy(model)
+    whole.load_state_dict(dict(state))
+    return merged(whole).state_dict()
 
 
 def _check_architecture(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], who: str) -> None:

@@ -12,14 +12,18 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from fedseg.algorithms.parts import FROZEN
 from fedseg.configs.compose import ConfigError, load
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.state import Tensors
+from fedseg.models.lora import adapted
+from fedseg.models.select import lora
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 
 PREFIX = "encoder."
 BUILDS_ENCODER = ("encoder", "encoder_depth", "norm", "groups")
+ADAPTS = ("lora_rank", "lora_layers")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class PretrainedEncoder:
         snapshot = Checkpoint(folder.checkpoints).load()
         if snapshot is None:
             raise ConfigError(f"pretrained={source}: this run was stopped before its first checkpoint")
-        shared = {**snapshot.server.get("model"), **snapshot.server.get("buffers")}
+        shared = {name: t for group in ("model", "buffers", FROZEN) for name, t in snapshot.server.get(group).items()}
         tensors = {name.removeprefix(PREFIX): t for name, t in shared.items() if name.startswith(PREFIX)}
         return cls(Path(source), snapshot.round, tensors, config.model, str(config.data.name))
 
@@ -71,7 +75,8 @@ class PretrainedEncoder:
                 f"pretrained={self.source}: an encoder passes between networks of this suite only "
                 f"(model.{own[0]} is none of model={model.name if own[0] not in model else self.model.name})"
             )
-        other = [f"model.{key}={self.model[key]}" for key in BUILDS_ENCODER if self.model[key] != model[key]]
+        builds = BUILDS_ENCODER + (ADAPTS if self.model.get("lora_rank") else ())  # without any, new ones begin at 0
+        other = [f"model.{key}={_said(self.model[key])}" for key in builds if self.model[key] != model[key]]
         if other:
             raise ConfigError(f"pretrained={self.source} has another encoder; take {' '.join(other)} as that run did")
         if model.encoder_weights is not None:
@@ -103,13 +108,15 @@ class PretrainedEncoder:
         """Copy the encoder, bit for bit; counters of batches stay at zero.
 
         Returns:
-            How many tensors were copied: all that the encoder has, but for the counters.
+            How many tensors were copied: all that the encoder has, but for the counters, and for adapters where that
+            run had none.
 
         Raises:
             ConfigError: the tensors do not fit, or the run kept some of them at its sites.
         """
         encoder = network.get_submodule("encoder")
-        state = {name: t for name, t in encoder.state_dict().items() if t.is_floating_point()}
+        begin = lora(encoder) if adapted(encoder) and not self.model.get("lora_rank") else frozenset[str]()
+        state = {name: t for name, t in encoder.state_dict().items() if t.is_floating_point() and name not in begin}
         missing = sorted(state.keys() - self.tensors.keys())
         if missing:
             raise ConfigError(
@@ -132,3 +139,7 @@ class PretrainedEncoder:
         """One line about what was loaded."""
         numbers = sum(t.numel() for t in self.tensors.values())
         return f"encoder of {self.source}, round {self.round}: {len(self.tensors)} tensors, {numbers:,} numbers"
+
+
+def _said(value: object) -> object:
+    return "null" if value is None else value

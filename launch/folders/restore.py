@@ -126,9 +126,9 @@ def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection
             not torch.equal(tensor, algorithm.frozen[name]) for name, tensor in saved.get(FROZEN).items()
         ):
             raise CheckpointError(
-                f"{checkpoint.folder / file}: the tensors of the network that do not learn (model.freeze_encoder=true) "
-                "are not those that are built here; give back the file of weights and the libraries' versions with "
-                "which the run began (environment.json), or start the run anew with another output="
+                f"{checkpoint.folder / file}: the tensors of the network that do not learn (model.freeze_encoder=true, "
+                "model.lora_rank) are not those that are built here; give back the file of weights and the libraries' "
+                "versions with which the run began (environment.json), or start the run anew with another output="
             )
     for file in sorted({*index["kept"].values(), *(one.kept for one in best)} - {""}):
         read_kept(algorithm, checkpoint, file)
