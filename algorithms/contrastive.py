@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.crops import random_crops
+from fedseg.algorithms.functional.deepest import deepest_of
 from fedseg.algorithms.functional.exchange import Exchange, pack, unpack
 from fedseg.algorithms.functional.infonce import (
     Denominator,
@@ -407,8 +408,7 @@ class Embedder(nn.Module):
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """(B, C, H, W) network input -> (B, channels) before the projection head."""
-        deepest: Tensor = self.encoder(inputs)[-1]
-        return deepest.mean(dim=(2, 3))
+        return deepest_of(self.encoder(inputs)).mean(dim=(2, 3))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, H, W) network input -> (B, D) unit vectors."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import export
+from fedseg.algorithms.functional.deepest import with_deepest
 from fedseg.algorithms.functional.routing import route, routed_layers
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.experiment import Experiment
@@ -214,6 +215,14 @@ def test_a_mixture_of_networks_with_adapters_is_one_of_their_weights_as_a_whole(
     images = toy_sites()["s1"].images
     network.load_state_dict(states[1])
     assert torch.allclose(routed(images), network(images), atol=1e-6)
+
+
+def test_features_of_a_transformer_are_its_deepest_map() -> None:
+    network = create_model(1, 1, **VIT).eval()
+    images = torch.rand(2, 1, 32, 32)
+    logits, deepest = with_deepest(network, images)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(deepest, network.get_submodule("encoder")(images)[0][-1])
 
 
 @pytest.mark.slow
