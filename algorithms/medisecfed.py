@@ -36,11 +36,12 @@ class MediSecFed(FedAvg):
     """MediSecFed (Kumar et al., 2022): sites exchange answers about public images, never models, and learn from them.
 
     After the abstract; what it leaves open is a choice of this suite. Of a round's local steps, the first lower
-    T^2 KL(consensus^(1/T) || answers^(1/T)) on public images, drawn without repetition; the others are those of local
-    training. Then the site sends its probabilities of the regions in every public image (``data.public``), and the
-    server makes a consensus of them as ``federation.combine`` says: with the preset the median of sites, pixel by
-    pixel. Before the first consensus all steps are local ones. No tensor of a network travels, so that a site can say
-    nothing but what it takes for true about known images. Left out: public images made by inverting models.
+    T^2 KL(consensus^(1/T) || answers^(1/T)) on public images; the others are those of local training. Running
+    statistics follow both. Then the site sends its probabilities of the regions in every public image
+    (``data.public``), and the server makes a consensus of them as ``federation.combine`` says: with the preset the
+    median of sites, pixel by pixel. Before the first consensus all steps are local ones. No tensor of a network
+    travels: a site can say nothing but what it takes for true about known images, and networks may differ
+    (``networks``). Left out: public images made by inverting models.
 
     Args:
         distil_share: share of a round's local steps that learn from the consensus; with 0 a site trains as locally.
@@ -60,7 +61,7 @@ class MediSecFed(FedAvg):
     def __init__(
         self,
         *args: Any,
-        distil_share: ProperShare = 0.5,
+        distil_share: ProperShare = 0.25,
         temperature: FinitePositive = 1.0,
         public_batch: PositiveInt = 8,
         **kwargs: Any,

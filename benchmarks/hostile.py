@@ -2,6 +2,7 @@
 
 Of seven hospitals of the phantom two are hostile. For every attack and rule FedAvg is trained anew; the table holds the
 mean test Dice of the five honest sites, and how many of the hostile ones an event named; the figure one honest case.
+`algorithm=medisecfed` takes another method, `attacks=none,label_flip` and `rules=mean,median` some of the table.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import torch
 from matplotlib.figure import Figure
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.medisecfed import ANSWERS
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
 from fedseg.datamodules import SiteData
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import Rule
 from fedseg.federation.contract import Batch, Row, Task
-from fedseg.federation.state import State, Update
+from fedseg.federation.state import State, Tensors, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.scores.scoring import Painter, Scorer
@@ -47,7 +49,8 @@ class Hostile(InProcess[Algorithm, SiteData]):
 
     Attributes:
         attack: sign_flip sends the update the wrong way round; scaling ten times of it; noise a Gaussian with its
-            norm; collusion lets all hostile sites send the same Gaussian, with three times the norm.
+            norm; collusion lets all hostile sites send the same Gaussian, with three times the norm. Of answers,
+            sign_flip sends 1 - p, noise uniform numbers, and collusion the same ones from all hostile sites.
         hostile: who.
     """
 
@@ -58,17 +61,30 @@ class Hostile(InProcess[Algorithm, SiteData]):
         """As the transport does, with false updates."""
         for update in super().ask(tasks, messages):
             if update.site in self.hostile and tasks[update.site].kind == "train" and self.attack in ON_UPDATES:
-                yield replace(update, tensors={**update.tensors, "model": self._false(update, tasks[update.site])})
+                yield replace(update, tensors=self._false(update, tasks[update.site]))
             else:
                 yield update
 
-    def _false(self, update: Update, task: Task) -> dict[str, torch.Tensor]:
-        learnt = update["model"]
+    def _false(self, update: Update, task: Task) -> dict[str, Tensors]:
+        if ANSWERS in update.tensors:
+            return {ANSWERS: {name: self._lie(answers, update, task) for name, answers in update[ANSWERS].items()}}
+        return {**update.tensors, "model": self._bent(update["model"], update, task)}
+
+    def _lie(self, answers: torch.Tensor, update: Update, task: Task) -> torch.Tensor:
+        """Other probabilities; ten times some are none, which a server refuses."""
+        if self.attack in ("sign_flip", "scaling"):
+            return 1 - answers if self.attack == "sign_flip" else 10 * answers
+        return torch.rand(answers.shape, generator=self._draws(update, task))
+
+    def _draws(self, update: Update, task: Task) -> torch.Generator:
+        who = "all" if self.attack == "collusion" else update.site
+        return torch.Generator().manual_seed(derive_seed(task.seed, self.attack, task.round, who))
+
+    def _bent(self, learnt: Tensors, update: Update, task: Task) -> Tensors:
         if self.attack in ("sign_flip", "scaling"):
             factor = -1.0 if self.attack == "sign_flip" else 10.0
             return {name: factor * tensor for name, tensor in learnt.items()}
-        who = "all" if self.attack == "collusion" else update.site
-        generator = torch.Generator().manual_seed(derive_seed(task.seed, self.attack, task.round, who))
+        generator = self._draws(update, task)
         noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in learnt.items()}
         norms = [sum(float(t.square().sum()) for t in ts.values()) ** 0.5 for ts in (learnt, noise)]
         factor = norms[0] / norms[1] * (3 if self.attack == "collusion" else 1)
@@ -119,7 +135,7 @@ class FalseBatches:
 
 
 class Listening:
-    """An observer that keeps the names of sites that were far off."""
+    """An observer that keeps the names of sites that were far off, or refused."""
 
     def __init__(self) -> None:
         self.named: set[str] = set()
@@ -133,7 +149,7 @@ class Listening:
     def round_done(self, record: Any) -> None:
         """Note the events."""
         rows: list[Row] = record.events
-        self.named |= {row["site"] for row in rows if row["event"] == "far"}
+        self.named |= {row["site"] for row in rows if row["event"] in ("far", "refused")}
 
 
 class Outcome(NamedTuple):
@@ -172,7 +188,8 @@ def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
         painter = Painter(experiment.data.regions, {site.name: [case]})
         painted = federation.over(way.scored_by(painter))
         painted.evaluate(server, experiment.schedule.rounds, honest[:1], ("test",))
-    scores = [update.scalars["test/global/dice"] for update in found.values()]
+    view = experiment.declared.own_view
+    scores = [update.scalars[f"test/{view}/dice"] for update in found.values()]
     rows = [row for update in found.values() for row in update.rows]
     picture = painter.picture(site, case, pd.DataFrame(rows), checkpoint="last")
     return Outcome(sum(scores) / len(scores), len(observer.named & set(hostile)), picture)
@@ -180,15 +197,15 @@ def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
 
 def draw(outcomes: Mapping[tuple[str, str], Outcome], path: Path) -> None:
     """One honest case under every attack (rows) and rule (columns)."""
-    rules = get_args(Rule)
-    figure = Figure(figsize=(1.55 * len(rules), 2.2 * len(ATTACKS) + 0.5), layout="constrained")
-    axes = figure.subplots(len(ATTACKS), len(rules), squeeze=False)
-    reference = outcomes["none", "mean"].picture
-    for (row, attack), (column, rule) in product(enumerate(ATTACKS), enumerate(rules)):
+    attacks, rules = (list(dict.fromkeys(key[place] for key in outcomes)) for place in (0, 1))
+    figure = Figure(figsize=(1.55 * len(rules), 2.2 * len(attacks) + 0.5), layout="constrained")
+    axes = figure.subplots(len(attacks), len(rules), squeeze=False)
+    reference = outcomes[attacks[0], rules[0]].picture
+    for (row, attack), (column, rule) in product(enumerate(attacks), enumerate(rules)):
         outcome, axis = outcomes[attack, rule], axes[row][column]
         draw_framed(axis, outcome.picture, (), 0, window(reference, 0), f"{attack}\n{rule}\n{100 * outcome.dice:.1f}")
     figure.suptitle(
-        "Mean test Dice of five honest sites, two of seven being hostile; white: truth, dashed blue: the global model",
+        "Mean test Dice of five honest sites, two of seven being hostile; white: truth, dashed blue: the model",
         fontsize=10,
     )
     figure.savefig(path, dpi=110)
@@ -196,17 +213,26 @@ def draw(outcomes: Mapping[tuple[str, str], Outcome], path: Path) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Print the table, a line for each attack, and draw the figure."""
-    path, more = Path(words[0]), words[1:]
-    rules = get_args(Rule)
+    path, attacks, more = Path(words[0]), _chosen("attacks", ATTACKS, words), words[1:]
+    rules: list[Rule] = _chosen("rules", get_args(Rule), words)
+    more = [word for word in more if not word.startswith(("attacks=", "rules="))]
     outcomes: dict[tuple[str, str], Outcome] = {}
     print("| attack | " + " | ".join(f"`{rule}`" for rule in rules) + " |\n|---|" + "---:|" * len(rules), flush=True)
-    for attack in ATTACKS:
+    for attack in attacks:
         print(f"| {attack} |", end="", flush=True)
         for rule in rules:
             outcomes[attack, rule] = outcome = trained(attack, rule, more)
             print(f" {100 * outcome.dice:.1f} ({outcome.named}) |", end="", flush=True)
         print(flush=True)
     draw(outcomes, path)
+
+
+def _chosen(what: str, there: Sequence[Any], words: Sequence[str]) -> list[Any]:
+    """Some of what there is, as ``what=A,B`` says, else all of it."""
+    told = [word.partition("=")[2].split(",") for word in words if word.startswith(f"{what}=")]
+    if odd := [name for name in (told[-1] if told else ()) if name not in there]:
+        sys.exit(f"{what}: no {odd[0]!r}; there are {', '.join(there)}")
+    return list(told[-1] if told else there)
 
 
 if __name__ == "__main__":

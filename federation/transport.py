@@ -21,6 +21,7 @@ class InProcess(Generic[W, S]):
         compute: where local training computes.
         evaluate: scores the worker's views at a site.
         transforms: applied to every update before it leaves the site.
+        others: site -> the worker that serves it instead, where networks differ from site to site.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class InProcess(Generic[W, S]):
         compute: Compute,
         evaluate: Evaluate[W, S],
         transforms: Sequence[Transform] = (),
+        others: Mapping[str, W] | None = None,
     ) -> None:
         self.worker = worker
+        self.others = dict(others or {})
         self.sites = sites
         self.compute = compute
         self.evaluate = evaluate
@@ -44,7 +47,7 @@ class InProcess(Generic[W, S]):
             kept = self._kept.get(name, State())
             try:
                 update, self._kept[name] = answer(
-                    self.worker,
+                    self.others.get(name, self.worker),
                     self.sites[name],
                     task,
                     messages[name],

@@ -33,6 +33,7 @@ from fedseg.federation.ledger import Ledger
 from fedseg.federation.schedule import Schedule, check_method, check_roster, check_times
 from fedseg.federation.transport import InProcess
 from fedseg.federation.workers import SideBySide
+from fedseg.launch import networks
 from fedseg.launch.folders.pretrained import PretrainedEncoder
 from fedseg.launch.settings import DATA, METHODS, NETWORKS, Deployment, Evaluation
 from fedseg.models import Window, check_sides
@@ -105,6 +106,8 @@ class Experiment:
                 self._check_all_counts(told, "loss")
             check_method(self.schedule, algorithm)
             self._check_public(algorithm)
+            for one in (algorithm, *(self.algorithm(in_channels=3, site=site) for site in networks.told(self.config))):
+                networks.check_method(self.config, one)
             for transform in self.transforms:
                 transform.check(algorithm)
                 if transform.lives_in != "state" and self.compute.workers > 1:
@@ -174,8 +177,10 @@ class Experiment:
             check_times(self.schedule, [*self.data.sites, *self.data.unseen_sites])
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
+            networks.check_sites(self.config, self.data.sites)
             algorithm = self.algorithm()
-            self._check_step(algorithm)
+            for one in (algorithm, *self.others().values()):
+                self._check_step(one)
             for site in self.data.sites:
                 algorithm.check_site(self.data.site(site))
             if algorithm.labelled and not any(self.data.site(site).examples for site in self.data.sites):
@@ -320,8 +325,12 @@ class Experiment:
         """The method for what it declares, before anything is known of the images; it never learns."""
         return self.algorithm(in_channels=3)
 
-    def algorithm(self, in_channels: int | None = None, trained: bool = False) -> Algorithm:
-        """A fresh instance of the method; the same start for every instance of a run.
+    def others(self) -> dict[str, Algorithm]:
+        """Site -> the method over that site's own network, where it is another one than the run's."""
+        return {site: self.algorithm(site=site) for site in networks.told(self.config)}
+
+    def algorithm(self, in_channels: int | None = None, trained: bool = False, site: str | None = None) -> Algorithm:
+        """A fresh instance of the method; the same start for every instance of a run, and of a site's network.
 
         A pre-trained encoder is loaded once the images' channels are known, that is without ``in_channels``. What takes
         a saved model (``trained``) needs the encoder's file no more than that run.
@@ -334,13 +343,7 @@ class Experiment:
             training, regions.activation, channels, self._private_step, rounds, regions.names, self._window, public
         )
         torch.manual_seed(derive_seed(self.config.seed, "start"))
-        network = self._section("model")
-        if trained or (
-            in_channels is not None and network["name"] == "monai"
-        ):  # whose files fit their own channels only
-            network |= dict.fromkeys({"encoder_weights", "encoder_weights_key"} & network.keys())
-        model = build_network(network, channels, regions.channels, self.data.dimensions)
-        check_sides(model, self.data.size)
+        model = self._network(channels, site, trained, known=in_channels is None)
         if in_channels is None and self.pretrained is not None:  # a saved model needs that run no more
             self.pretrained.load_into(model)
         settings = self._section("algorithm")
@@ -351,6 +354,27 @@ class Experiment:
                 "method"
             )
         return build_method(settings, model, recipe)
+
+    def _network(self, channels: int, site: str | None, trained: bool, known: bool) -> nn.Module:
+        """The run's network, or that of a site which has another one.
+
+        Args:
+            channels: of its input.
+            site: whose; None for the run's.
+            trained: whether its weights come from elsewhere.
+            known: whether these channels are those of the images.
+        """
+        network = self._plain(networks.network_of(self.config, site))
+        if trained or (not known and network["name"] == "monai"):  # whose files fit their own channels only
+            network |= dict.fromkeys({"encoder_weights", "encoder_weights_key"} & network.keys())
+        try:
+            model = build_network(network, channels, self.data.regions.channels, self.data.dimensions)
+            check_sides(model, self.data.size)
+        except (ValueError, FileNotFoundError) as error:
+            if site not in networks.told(self.config):
+                raise
+            raise ConfigError(f"networks.{site}: {error}") from error
+        return model
 
     def sites(self) -> dict[str, SiteData]:
         """All sites by name, and the pool of the seen ones.
@@ -377,8 +401,9 @@ class Experiment:
         return SideBySide(one, workers, self.compute.threads or max(1, usable_cores() // workers))
 
     def in_process(self, sites: Mapping[str, SiteData], evaluate: Scoring) -> OneByOne:
-        """A worker for these sites."""
-        return InProcess(self.algorithm(), sites, self.compute, evaluate, self.transforms)
+        """A worker for these sites, and one for each that has a network of its own."""
+        others = {site: worker for site, worker in self.others().items() if site in sites}
+        return InProcess(self.algorithm(), sites, self.compute, evaluate, self.transforms, others)
 
     def federation_over(
         self,
@@ -403,9 +428,13 @@ class Experiment:
         return f"{config.algorithm.preset} on {config.data.preset}, network {config.model.preset}, seed {config.seed}"
 
     def _section(self, name: str) -> dict[str, Any]:
-        section = OmegaConf.to_container(self.config[name])
+        return self._plain(self.config[name])
+
+    @staticmethod
+    def _plain(config: DictConfig) -> dict[str, Any]:
+        section = OmegaConf.to_container(config)
         if not isinstance(section, dict):
-            raise ConfigError(f"{name} is not a section: {section!r}")
+            raise ConfigError(f"this is no section: {section!r}")
         return {str(key): value for key, value in section.items() if key != "preset"}
 
 

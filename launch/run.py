@@ -173,7 +173,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         terms = agreed_terms(experiment)
         if checkpoint.round:
             check_data(folder, experiment.data)
-            check_states(experiment.algorithm(), checkpoint, experiment.sites())
+            check_states(experiment.algorithm(), checkpoint, experiment.sites(), experiment.others())
         groups = group_rows(experiment)
         folder.write_config(as_yaml(anchored(with_sites(config, experiment.data))))
     folder.write_environment({"seed": config.seed, "split_seed": experiment.data.split_seed})

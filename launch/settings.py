@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -37,6 +38,8 @@ class Run:
         protocol: personalised scores every site's own test cases; leave_one_site_out runs a fold per site, in which the
             site takes no part in training and all its cases are the test.
         pretrained: folder of an earlier run whose encoder is the start of this one, at the server and at every site.
+        networks: of single sites that train others than `model`, each given by its settings in one string, as in
+            {hospital_b: model=unet model.encoder=resnet34}; for methods that share no tensor (medisecfed, local).
         stages: runs in a row, each given by its settings in one string ("algorithm=contrastive federation.rounds=40",
             "algorithm=ditto data.labelled_patients=2") and starting from the encoder of the one before.
         engine: in-process trains all sites in this process; flower-simulation spreads them over cores or GPUs with
@@ -52,6 +55,7 @@ class Run:
     resume: bool = False
     protocol: Literal["personalised", "leave_one_site_out"] = "personalised"
     pretrained: str | None = None
+    networks: Mapping[str, str] | None = None
     stages: tuple[str, ...] = ()
     engine: Literal["in-process", "flower-simulation", "flower"] = "in-process"
     loggers: tuple[Literal["csv", "tensorboard", "mlflow"] | OwnPart, ...] = ()

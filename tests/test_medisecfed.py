@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -19,16 +20,25 @@ from fedseg.configs.compose import ConfigError, compose
 from fedseg.datamodules import FolderDataModule
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.public import public_images
+from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import turn
 from fedseg.federation.contract import EvaluateTask, MessageError, Task, TrainTask
 from fedseg.federation.state import State, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.exports.trained import TrainedModel
+from fedseg.launch.folders.reopen import Reopened
+from fedseg.launch.folders.saved import SavedModels
+from fedseg.launch.networks import check_sites
+from fedseg.launch.run import execute, read_settings
 from fedseg.launch.settings import SCHEMA
+from fedseg.launch.sites.site import Local
 from fedseg.privacy.masked import Masked
+from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save
+from tests.test_across import across, assert_same_tables, grid_of, here
 from tests.test_laws import Recording
-from tests.tiny_run import TINY
+from tests.tiny_run import TINY, phantom_run
 from tests.world import CPU, Outcome, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 MEDIAN = {"combine": "median"}
@@ -275,3 +285,76 @@ def test_public_images_that_are_none_are_told_with_the_cure(tmp_path: Path) -> N
     for settings, channels, reason in unread:
         with pytest.raises(DataError, match=reason):
             public_images(FolderDataModule(root="there", regions={"a": [1]}, size=32, **settings), channels)
+
+
+# ------------------------------------------------------------------------------------------- networks of single sites
+
+OTHER = "model.norm=group model.encoder_depth=3 model.decoder_channels=[32,16,16]"
+
+
+@pytest.mark.slow
+def test_sites_may_train_different_networks_and_the_run_goes_on_and_is_used_as_any(tmp_path: Path) -> None:
+    settings = ["algorithm=medisecfed", "data.public_images=6", "evaluation.test=false", f"networks.site_02={OTHER}"]
+    whole, halves = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "halves")
+    execute(phantom_run(3, whole.path, *settings))
+    execute(phantom_run(3, halves.path, *settings, "federation.rounds=1"))
+    execute(read_settings([f"output={halves.path}", "resume=true", "federation.rounds=2"]))
+    kept = {run: Checkpoint(run.checkpoints).load().kept for run in (whole, halves)}  # type: ignore[union-attr]
+    for site, state in kept[whole].items():
+        assert_same(state, kept[halves][site])
+    first, second = (set(kept[whole][site]["model"]) for site in ("site_01", "site_02"))
+    assert not first <= second
+    pd.testing.assert_frame_equal(whole.scores(), halves.scores())
+    models = SavedModels(Reopened.read(whole))
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for site in ("site_01", "site_02"):
+        opened = models.load("personal", site, "last")
+        held = dict(opened.network("personal").state_dict())
+        assert_same(State({"model": held}), State({"model": kept[whole][site]["model"]}))
+    TrainedModel.of(opened, models.run.experiment, 3, "personal", "site_02").save(tmp_path / "own.ckpt")
+    again = TrainedModel.load_from_checkpoint(tmp_path / "own.ckpt")
+    torch.testing.assert_close(again.predict(images, "personal"), opened.predict(images, "personal"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["algorithm=fedavg"], "fedavg shares tensors of one network; .* take .*=medisecfed or algorithm=local"),
+        (["algorithm=braintorrent"], "braintorrent shares tensors of one network"),
+        (["networks.site_01=model.encodr=resnet18"], "networks.site_01: unknown key 'model.encodr'"),
+        (["networks.site_01=training.lr=1"], "networks.site_01: 'training.lr=1' cannot be said of one site"),
+        (["networks.site_01=model.architecture=fpn"], "networks.site_01: fpn has no decoder_channels"),
+        (["model.freeze_encoder=true"], "take model.freeze_encoder=false"),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_differ_are_refused(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Experiment(
+            compose([*TINY, "algorithm=medisecfed", "networks.site_01=model.norm=group", *settings], SCHEMA)
+        ).check()
+
+
+def test_a_network_of_a_site_that_does_not_train_is_refused() -> None:
+    config = compose([*TINY, "algorithm=local", "networks.site_09=model.norm=group"], SCHEMA)
+    with pytest.raises(ConfigError, match=r"networks: no site 'site_09' trains; .*site_01"):
+        check_sites(config, ["site_01", "site_02"])
+
+
+def test_a_site_imports_no_network_that_it_has_not_agreed_to(tmp_path: Path) -> None:
+    config = compose([*TINY, "algorithm=local", "networks.site_01=model=elsewhere:Net"], SCHEMA)
+    with pytest.raises(ConfigError, match=r"the run uses networks=elsewhere:Net, .* imports it once"):
+        Local("site_01", tmp_path).applied(config)
+
+
+@pytest.mark.slow
+def test_across_machines_answers_are_those_of_one_process_and_each_site_has_its_own_copy_of_the_images(
+    tmp_path: Path,
+) -> None:
+    for number in range(5):
+        for copy in ("ours", "theirs"):
+            save(tmp_path / copy / f"{number}.png", picture(number))
+    settings = ["algorithm=medisecfed", f"data.public={tmp_path / 'ours'}", "networks.site_02=model.norm=group"]
+    grid = grid_of(tmp_path / "sites", settings=f"data.public={tmp_path / 'theirs'}")
+    run = across(tmp_path, *settings, grid=grid)
+    assert_same_tables(run, here(tmp_path, *settings))
+    assert set(run.traffic()["group"]) == {"answers"}

@@ -14,6 +14,7 @@ from fedseg.configs.compose import ConfigError
 from fedseg.datamodules.new import missing_modalities, stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels
+from fedseg.launch.networks import network_of
 from fedseg.launch.run import saved_config
 from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
@@ -59,6 +60,7 @@ class Card:
     def facts(self) -> dict[str, Any]:
         """What a program can read, also stored in the safetensors file."""
         config, data = self.models.run.experiment.config, self.models.run.experiment.data
+        network = network_of(config, self.site if self.view == "personal" else None)
         reading = data.reading if self.site is None else data.reading_of(self.site)
         return {
             "view": self.view,
@@ -94,8 +96,8 @@ class Card:
             "normalisation": str(config.training.normalize),
             "prepared": self.models.method.prepares,
             "running_statistics": f"of {self.images} image(s) of another place" if self.images else "of training",
-            "network": OmegaConf.to_container(config.model),
-            "encoder": encoder_origin(config),
+            "network": OmegaConf.to_container(network),
+            "encoder": encoder_origin(config, network),
             "training_sites": self._sites(),
             "terms": " ".join((self.terms or UNKNOWN).split()),
         }
@@ -214,10 +216,10 @@ def _network(settings: Mapping[str, Any]) -> str:
     return str(settings["name"]) + "".join(f", {key} {value}" for key, value in own.items())
 
 
-def encoder_origin(config: DictConfig) -> str:
-    """Where the encoder's first weights came from."""
+def encoder_origin(config: DictConfig, network: DictConfig) -> str:
+    """Where the first weights of a network's encoder came from."""
     if not config.pretrained:
-        weights = config.model.get("encoder_weights")
+        weights = network.get("encoder_weights")
         return "random weights" if weights is None else f"the weights in {weights} (model.encoder_weights)"
     folder = RunFolder(config.pretrained)
     try:
@@ -233,7 +235,7 @@ def encoder_origin(config: DictConfig) -> str:
     sites = ", ".join(sorted({str(site) for site in splits.loc[learnt, "site"]}))
     return (
         f"the encoder of the run {config.pretrained} (`{earlier.algorithm.preset}`, images of {sites}), which began "
-        f"with {encoder_origin(earlier)}"
+        f"with {encoder_origin(earlier, earlier.model)}"
     )
 
 

@@ -20,6 +20,7 @@ from fedseg.federation.contract import Batch
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, build_method, build_network
 from fedseg.launch.folders.saved import NEW, NamedSite, network_view
+from fedseg.launch.networks import network_of
 from fedseg.models.window import Window
 
 
@@ -88,10 +89,11 @@ class TrainedModel(StockModule):
             site: whose it is.
         """
         sections: Any = OmegaConf.to_container(experiment.config)
+        network: Any = OmegaConf.to_container(network_of(experiment.config, site if view == "personal" else None))
         regions, needed = experiment.data.regions, worker.cpu().answers_with()
         made = cls(
             algorithm=sections["algorithm"],
-            model=sections["model"] | dict.fromkeys({"encoder_weights", "encoder_weights_key"} & {*sections["model"]}),
+            model=network | dict.fromkeys({"encoder_weights", "encoder_weights_key"} & {*network}),
             training=sections["training"],
             regions={name: list(ids) for name, ids in regions.labels.items()},
             exclusive=regions.exclusive,

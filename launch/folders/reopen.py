@@ -129,7 +129,8 @@ class Reopened:
         Raises:
             CheckpointError: a saved state is damaged, or of another network.
         """
-        check_states(self.experiment.algorithm(), self.checkpoint, self.experiment.sites())
+        made = self.experiment
+        check_states(made.algorithm(), self.checkpoint, made.sites(), made.others())
         federation = self.experiment.federation(self.checkpoint, evaluate, Silent())
         federation.transport.restore(self.snapshot.kept)
         return federation

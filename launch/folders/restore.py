@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -104,13 +105,19 @@ def check_fingerprints(folder: RunFolder, rows: Sequence[Mapping[str, str]]) -> 
         )
 
 
-def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection[str] | None = None) -> None:
+def check_states(
+    algorithm: Algorithm,
+    checkpoint: Checkpoint,
+    sites: Collection[str] | None = None,
+    others: Mapping[str, Algorithm] = MappingProxyType({}),
+) -> None:
     """Read every saved state, and see whether it is one of this method and network.
 
     Args:
         algorithm: freshly built.
         checkpoint: whose states.
         sites: of the run; None where they keep their states themselves.
+        others: site -> the method over that site's own network.
 
     Raises:
         CheckpointError: names the file that is damaged, of another run, or of a network whose tensors that do not learn
@@ -119,8 +126,8 @@ def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection
     index = checkpoint.index
     if sites is not None and (strange := sorted(index["kept"].keys() - set(sites))):
         raise CheckpointError(f"{checkpoint.folder} is of another run: it has a state of {strange[0]!r}; {CURE}")
-    best = checkpoint.best().values()
-    for file in sorted({index["server"], *(one.server for one in best)} - {""}):
+    best = checkpoint.best()
+    for file in sorted({index["server"], *(one.server for one in best.values())} - {""}):
         saved = read_server(algorithm, checkpoint, file)
         if algorithm.parts.frozen and any(
             not torch.equal(tensor, algorithm.frozen[name]) for name, tensor in saved.get(FROZEN).items()
@@ -130,8 +137,10 @@ def check_states(algorithm: Algorithm, checkpoint: Checkpoint, sites: Collection
                 "model.lora_rank) are not those that are built here; give back the file of weights and the libraries' "
                 "versions with which the run began (environment.json), or start the run anew with another output="
             )
-    for file in sorted({*index["kept"].values(), *(one.kept for one in best)} - {""}):
-        read_kept(algorithm, checkpoint, file)
+    kept = {file: site for site, file in index["kept"].items()}
+    kept |= {one.kept: name.partition("/")[2] for name, one in best.items()}
+    for file in sorted(kept.keys() - {""}):
+        read_kept(others.get(kept[file], algorithm), checkpoint, file)
 
 
 def read_server(algorithm: Algorithm, checkpoint: Checkpoint, file: str) -> State:

@@ -20,6 +20,7 @@ from fedseg.federation.contract import Batch, EvaluateTask
 from fedseg.federation.state import State
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.restore import read_kept, read_server
+from fedseg.launch.networks import told
 from fedseg.launch.scores.scoring import ADAPTED, LAST, become_sure, take_statistics
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
@@ -103,7 +104,7 @@ class SavedModels:
     def __init__(self, run: Reopened) -> None:
         self.run = run
         self.channels, self.values = _inputs(run.folder)
-        self.method = run.experiment.algorithm(self.channels, trained=True)
+        self.method = self._made()
         splits = run.folder.splits()
         if splits.empty:
             raise ReportingError(
@@ -206,7 +207,7 @@ class SavedModels:
         server = read_server(self.method, self.run.checkpoint, saved.server)
         kept = self._kept(name, chosen) if view == "personal" else State()
         round, seed = saved.round, self.run.experiment.config.seed
-        worker = self.run.experiment.algorithm(self.channels, trained=True)
+        worker = self._made(site if view == "personal" else None)
         for half in (self.method, worker):  # built without the file or the run that the weights came from
             half.take_frozen(server.get(FROZEN))
         message = self.method.broadcast(server, name, EvaluateTask(round, seed, views=(network_view(view),)))
@@ -233,7 +234,12 @@ class SavedModels:
     def _kept(self, site: str, chosen: Chosen) -> State:
         """What a site kept with its personal model."""
         file = self._saved("personal", site, chosen).kept
-        return read_kept(self.method, self.run.checkpoint, file) if file else State()
+        method = self._made(site) if site in told(self.run.experiment.config) else self.method
+        return read_kept(method, self.run.checkpoint, file) if file else State()
+
+    def _made(self, site: str | None = None) -> Algorithm:
+        """The method over the run's network, or over the one of a site."""
+        return self.run.experiment.algorithm(self.channels, trained=True, site=site)
 
     def _published(self, worker: Algorithm, chosen: Chosen) -> State:
         """What all sites give to one that never took part."""

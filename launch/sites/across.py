@@ -30,6 +30,7 @@ from fedseg.federation.schedule import check_roster, check_times
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import check_states, open_checkpoint
+from fedseg.launch.networks import check_sites as check_networks
 from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score
 from fedseg.launch.scores.crossing import check_crossing
 from fedseg.launch.sites.terms import listed
@@ -252,6 +253,7 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         channels = {facts.site: facts.channels for facts in seen}
         check_roster(experiment.schedule, experiment.transforms, channels, experiment.config.data.channels)
         check_times(experiment.schedule, sites)
+        check_networks(experiment.config, [facts.site for facts in seen])
         algorithm = experiment.algorithm()
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -32,6 +32,7 @@ from fedseg.launch.folders.grouping import group_rows
 from fedseg.launch.folders.kept_masks import kept_masks
 from fedseg.launch.folders.pretrained import PretrainedEncoder
 from fedseg.launch.folders.restore import check_fingerprints, check_splits
+from fedseg.launch.networks import named
 from fedseg.launch.run import note_findings, with_sites
 from fedseg.launch.scores.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
@@ -115,8 +116,9 @@ class Local:
         """
         chosen = {key: OmegaConf.select(config, key) for key in SCHEMA.parts}  # older runs lack some
         chosen |= {group: config[group].name for group in SCHEMA.groups}
-        callbacks = [("trainer.callbacks", name) for name in config.trainer.get("callbacks") or ()]
-        for key, name in (*chosen.items(), *callbacks):
+        further = [("trainer.callbacks", name) for name in config.trainer.get("callbacks") or ()]
+        further += [("networks", name) for name in named(config)]
+        for key, name in (*chosen.items(), *further):
             if is_path(name) and name not in self.parts:
                 raise ConfigError(
                     f"the run uses {key}={name}, which is no part of the suite; this site imports it once its "
