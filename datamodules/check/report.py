@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedseg.datamodules.attainable import Attainable
 from fedseg.datamodules.cases import SPLITS
 from fedseg.datamodules.check.command import Checked
 from fedseg.datamodules.check.statistics import Distances, SiteStatistics, brightness, moments, percentiles, sizes
 from fedseg.datamodules.findings import COLUMNS, SEVERITIES, Finding, as_rows, causes, counts, few
+from fedseg.datamodules.mixture import Mixture
 from fedseg.datamodules.regions import Regions
 
 T = TypeVar("T")
 SHOWN = 5  # findings of one kind in the report; the table has all
 MOST_LABELS = 12  # label ids of a site in the table
 WIDEST_MATRIX = 12  # sites
+COMPONENTS = 3  # of the mixture of intensities: about background, tissue, and what is bright
 HEADINGS = {
     "error": "Errors: a run would stop",
     "warning": "Warnings: a run would work, but its scores may mislead",
@@ -83,6 +86,7 @@ def tables(checked: Checked, regions: Regions, grid: str, modalities: Sequence[s
     found = [_cases(sites, checked.findings), _images(sites), _regions(sites, regions)]
     found += [_attainable(checked.attainable, regions, grid), _intensities(sites, modalities)]
     measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
+    found += _mixtures(sites, modalities)
     return [*found, *(_distances(one) for one in measured if one is not None)]
 
 
@@ -156,6 +160,56 @@ def _intensities(sites: Sequence[SiteStatistics], modalities: Sequence[str]) -> 
                 rows.append((*names, *(f"{value:.3f}" for value in values)))
     columns = ("site", "channel", "mean", "sd", "1 %", "25 %", "50 %", "75 %", "99 %")
     return Table("Intensities", columns, rows, "Of pixels as a network gets them, 0 to 1, before any normalisation.", 2)
+
+
+def mixture_tables(sites: Mapping[str, NDArray[np.int64]], modalities: Sequence[str] = ()) -> list[Table]:
+    """Two tables of the mixture of several sites' intensities: what it is, and what each site is in it.
+
+    Args:
+        sites: name -> (channels, 256) pixels of each level.
+        modalities: what the channels are, where they are known.
+    """
+    common = Mixture.of_channels(list(sites.values()), COMPONENTS)
+    return [components_table(common, modalities), shares_table(sites, common, modalities)]
+
+
+def components_table(common: Sequence[Mixture], modalities: Sequence[str] = ()) -> Table:
+    """A mixture for each channel."""
+    rows = [
+        (_channel(channel, len(common), modalities), str(place), *(f"{value:.3f}" for value in numbers))
+        for channel, one in enumerate(common)
+        for place, numbers in enumerate(zip(one.means, one.deviations, one.shares, strict=True), 1)
+    ]
+    title = f"All sites' intensities as a mixture of {len(common[0].shares)} Gaussians"
+    return Table(title, ("channel", "component", "mean", "sd", "share"), rows, names=2)
+
+
+def shares_table(
+    sites: Mapping[str, NDArray[np.int64]], common: Sequence[Mixture], modalities: Sequence[str] = ()
+) -> Table:
+    """What part of each site's pixels the components of a mixture answer for, and how well it tells them."""
+    rows = [
+        (
+            site,
+            _channel(channel, len(common), modalities),
+            *(f"{share:.3f}" for share in one.shares_of(counts[channel])),
+            f"{one.bits_beside(counts[channel]):.3f}",
+        )
+        for site, counts in sites.items()
+        for channel, one in enumerate(common)
+    ]
+    components = (f"component {place}" for place in range(1, len(common[0].shares) + 1))
+    note = (
+        "Bits per pixel by which a mixture of its own would tell a site's intensities better: 0 where sites are alike."
+    )
+    return Table("Sites in that mixture", ("site", "channel", *components, "bits beside"), rows, note, 2)
+
+
+def _mixtures(sites: Sequence[SiteStatistics], modalities: Sequence[str]) -> list[Table]:
+    """Where two sites or more have the same number of channels, the most frequent one."""
+    frequent = Counter(channels for site in sites for channels in site.histograms).most_common(1)
+    alike = {site.site: site.histograms[n] for site in sites for n, _ in frequent if n in site.histograms}
+    return mixture_tables(alike, modalities) if len(alike) > 1 else []
 
 
 def _distances(measured: Distances) -> Table:

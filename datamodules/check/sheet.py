@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fedseg.datamodules.cases import Case, Pixels
 from fedseg.datamodules.check.reading import Opened
-from fedseg.datamodules.check.statistics import LEVELS, SiteStatistics
+from fedseg.datamodules.check.statistics import SiteStatistics
+from fedseg.datamodules.mixture import LEVELS
 from fedseg.datamodules.regions import Regions
 
 PER_SITE = 6

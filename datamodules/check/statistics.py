@@ -23,10 +23,10 @@ from fedseg.datamodules.consistency import (
     segments_differ,
 )
 from fedseg.datamodules.findings import Finding
+from fedseg.datamodules.mixture import LEVELS
 from fedseg.datamodules.readers import unknown_labels
 from fedseg.datamodules.regions import Regions
 
-LEVELS = 256
 LEAST_VALUE = 1 / 255  # sd of brightness
 LEAST_SHARE = 0.01  # sd of a region's share of the image
 FAR = 2.0  # sds between images: beyond this, sites hardly overlap
@@ -138,9 +138,7 @@ class SiteStatistics:
             yield Finding("unknown label ids", f"{what} ({pixels} pixels)", cure, file=case.mask or "", **where)
 
     def _add_values(self, image: Pixels) -> None:
-        channels = image.shape[-1]
-        levels = image if image.dtype == np.uint8 else np.round(image * (LEVELS - 1)).astype(np.uint8)
-        found = np.stack([np.bincount(levels[..., c].ravel(), minlength=LEVELS) for c in range(channels)])
+        channels, found = image.shape[-1], level_counts(image)
         self.histograms[channels] = self.histograms.get(channels, np.zeros_like(found)) + found
         self.means[channels].append(found @ np.linspace(0, 1, LEVELS) / found.sum(axis=1))
 
@@ -151,6 +149,12 @@ class SiteStatistics:
             if inside.any():
                 counted.shares.append(float(inside.mean()))
                 counted.slices += int(inside.any(axis=(1, 2)).sum())
+
+
+def level_counts(image: Pixels) -> NDArray[np.int64]:
+    """(channels, 256) pixels of each level of an image as a network gets it, (..., channels)."""
+    levels = image if image.dtype == np.uint8 else np.round(image * (LEVELS - 1)).astype(np.uint8)
+    return np.stack([np.bincount(levels[..., c].ravel(), minlength=LEVELS) for c in range(image.shape[-1])])
 
 
 def _type_name(dtype: np.dtype[Any]) -> str:

@@ -1,0 +1,172 @@
+"""How sites tell numbers that add up by exchanging files: in the clear, or with masks that cancel in the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.configs.compose import ConfigError
+
+WORDS: Mapping[str, str] = {"site": "", "tell": "", "told": "", "key": "", "masked": ""}
+"""Of a command line, in which these are about what is told; each command adds its own."""
+
+
+class Told(Protocol):
+    """What a site, or several together, tell.
+
+    Attributes:
+        cases: behind it.
+    """
+
+    @property
+    def cases(self) -> int:
+        """How many cases are behind it."""
+
+    def save(self, path: Path) -> None:
+        """Write it in the clear."""
+
+    def words(self, sites: int) -> NDArray[np.uint64]:
+        """As whole numbers whose sum modulo 2^64 tells the sum."""
+
+
+T = TypeVar("T", bound="Told", covariant=True)
+
+
+class Kind(Protocol[T]):
+    """How it is read again."""
+
+    def load(self, path: Path) -> T:
+        """What `Told.save` wrote."""
+
+    def of_words(self, words: NDArray[np.uint64], sites: int) -> T:
+        """From the sum of what so many sites made."""
+
+
+def split(arguments: Sequence[str], words: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A command's own words, and settings of the data.
+
+    Args:
+        arguments: of the command line.
+        words: its own, with their defaults.
+    """
+    given = dict(word.split("=", 1) for word in arguments if word.partition("=")[0] in words and "=" in word)
+    return {**words, **given}, [word for word in arguments if word.partition("=")[0] not in words or "=" not in word]
+
+
+def refuse_overwriting(own: Mapping[str, str]) -> None:
+    """Before anything is read: no file of the exchange is written over with an answer."""
+    needed = [path for name in ("masked", "told") if own[name] for path in paths_of(own[name])]
+    if own["key"]:
+        needed += [Path(own["key"]), Path(own["key"] + ".pub")]
+    for name in ("tell", "output"):
+        if own[name] and any(_same(Path(own[name]), path) for path in needed):
+            raise ConfigError(
+                f"{name}={own[name]} is a key or a file that this command reads, which it would write over; take "
+                f"another {name}="
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by whatever names."""
+    there = one.exists() and other.exists()
+    return one.samefile(other) if there else one.resolve() == other.resolve()
+
+
+def tell(sites: Mapping[str, Told], own: Mapping[str, str], keys: Mapping[str, bytes], what: str, seen: str) -> None:
+    """Write what a site tells.
+
+    Args:
+        sites: what there is to tell, by site; one.
+        own: the command's own words.
+        keys: public ones of all sites, where it is masked.
+        what: it is, in words.
+        seen: what whoever reads it in the clear sees of the site.
+
+    Raises:
+        ConfigError: there are several sites.
+    """
+    if len(sites) != 1:
+        raise ConfigError(f"tell= is for one site; name it: site={next(iter(sites))}")
+    ((name, told),) = sites.items()
+    if keys:
+        _tell_masked(name, told, own, keys)
+        return
+    told.save(Path(own["tell"]))
+    print(
+        f"{own['tell']}: {what.format(cases=told.cases, site=name)}. Who reads them sees {seen}; key= and masked= hide "
+        "them in a sum"
+    )
+
+
+def told(own: Mapping[str, str], rest: Sequence[str], kind: Kind[T]) -> dict[str, T]:
+    """What sites told, by file; what they masked, together.
+
+    Raises:
+        ConfigError: settings of data stand beside it, or masked files do not belong together.
+    """
+    if rest:
+        raise ConfigError(f"told= needs no data; leave {' '.join(rest)} out")
+    files = paths_of(own["told"])
+    if not any(path.is_file() and b'"masked"' in path.read_bytes() for path in files):
+        return {path.name: kind.load(path) for path in files}
+    with _exchanged() as exchange:
+        words, of = exchange.total(files)
+    return {f"{', '.join(of.sites)} together (keys {of.number})": kind.of_words(words, len(of.sites))}
+
+
+def paths_of(words: str) -> list[Path]:
+    """Files of a list on the command line."""
+    return [Path(name.strip()) for name in words.strip("[]").split(",")]
+
+
+def make_key(own: Mapping[str, str], rest: Sequence[str]) -> None:
+    """Make a site's pair of keys.
+
+    Raises:
+        ConfigError: more or less is said than that.
+    """
+    if not own["site"] or rest:
+        raise ConfigError("key= without tell= makes keys: give site=NAME key=FILE and nothing else, or add tell=")
+    with _exchanged() as exchange:
+        public = exchange.make_key(Path(own["key"]), own["site"])
+    print(f"{own['key']}: the secret key of {own['site']}, which stays here\n{public}: for every other site")
+
+
+def keys_of(own: Mapping[str, str]) -> dict[str, bytes]:
+    """Public keys of all sites."""
+    if lacking := [name for name in ("site", "tell", "key", "masked") if not own[name]]:
+        raise ConfigError(f"{lacking[0]}= is missing: masked sums need site=NAME tell=FILE.json key=FILE masked=[...]")
+    with _exchanged() as exchange:
+        keys: dict[str, bytes] = exchange.read_keys(paths_of(own["masked"]))
+        exchange.secret_key(own["site"], Path(own["key"]), keys)
+    return keys
+
+
+def _tell_masked(name: str, told: Told, own: Mapping[str, str], keys: Mapping[str, bytes]) -> None:
+    with _exchanged() as exchange:
+        exchange.mask(told.words(len(keys)), name, Path(own["key"]), keys, Path(own["tell"]))
+        number = exchange.number(keys)
+    print(
+        f"{own['tell']}: {name}'s part of a sum over {', '.join(sorted(keys))}; noise without the others'\n"
+        f"keys {number}: compare this number with the other sites, by telephone for instance; {own['key']} is used up"
+    )
+
+
+@contextmanager
+def _exchanged() -> Iterator[ModuleType]:
+    """What masks files; its errors are for the user."""
+    if find_spec("flwr") is None:
+        raise ConfigError('masked sums need Flower\'s key agreement; pip install -e ".[flower]"')
+    from fedseg.privacy import exchanged
+
+    try:
+        yield exchanged
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
