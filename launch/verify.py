@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.common.text import printable
-from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.checkpoint import BRANCHES, Checkpoint
 from fedseg.federation.contract import Row
 from fedseg.federation.ledger import BEGUN, HASH, LEDGER, SAVED, START, broken, canonical, digests, read, receipt
 from fedseg.launch.command import guarded
@@ -145,6 +145,7 @@ def _other_states(run: Log, folder: RunFolder) -> Iterator[str]:
     checkpoint = Checkpoint(folder.checkpoints)
     told = {entry["round"]: entry["state"] for entry in run.entries if entry.get("what") == SAVED}
     best = [(one.round, one.server) for one in checkpoint.best().values()]
+    best += [(branch["round"], branch["server"]) for branch in checkpoint.index.get(BRANCHES, ())]
     for round, file in sorted({(checkpoint.round, str(checkpoint.index["server"])), *best}):
         if file and digests(checkpoint.read(file)) != told.get(round):
             yield f"{checkpoint.folder / file}: it is not the state that the ledger tells of after round {round}"

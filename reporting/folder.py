@@ -545,6 +545,22 @@ class RunFolder:
         for name, lines in kept.items():
             write_atomic(self.path / name, _header(COLUMNS[name]) + "".join(lines))
 
+    def begin_as(self, other: "RunFolder", round: int, but: str) -> None:
+        """Take over what another run noted up to a round, and its cases without those of a site.
+
+        Args:
+            other: its folder.
+            round: the last one to take.
+            but: the site.
+        """
+        for name, lines in other._rows_until(round):
+            write_atomic(self.path / name, _header(COLUMNS[name]) + "".join(lines))
+        for name in (SPLITS, FINGERPRINTS):
+            lines = complete_lines(other.path / name)
+            place = next(csv.reader(lines[:1])).index("site")
+            rest = (line for line, cells in zip(lines, csv.reader(lines), strict=True) if cells[place] != but)
+            write_atomic(self.path / name, "".join(rest))
+
     def check(self) -> None:
         """Read whatever a run that goes on will read, and change nothing.
 
