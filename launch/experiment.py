@@ -367,6 +367,8 @@ class Experiment:
         network = self._plain(networks.network_of(self.config, site))
         if trained or (not known and network["name"] == "monai"):  # whose files fit their own channels only
             network |= dict.fromkeys({"encoder_weights", "encoder_weights_key"} & network.keys())
+        if trained or not known:  # counted with the images' own channels, before it learns
+            network |= dict.fromkeys({"max_parameters"} & network.keys())
         try:
             model = build_network(network, channels, self.data.regions.channels, self.data.dimensions)
             check_sides(model, self.data.size)

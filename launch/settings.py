@@ -21,7 +21,7 @@ from fedseg.federation.contract import Split
 from fedseg.federation.ranges import FinitePositive, ProperShare, check_ranges
 from fedseg.federation.schedule import Schedule
 from fedseg.launch.foreign import FOREIGN
-from fedseg.models import create_model, create_monai_model
+from fedseg.models import create_model, create_monai_model, create_nca_model
 from fedseg.models.losses import LOSSES as REGION_LOSSES
 from fedseg.privacy.settings import Compression, Privacy
 
@@ -194,7 +194,7 @@ class Wandb:
 
 METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)
 DATA = OpenTable(DATASETS, "data", MultiCenterDataModule)
-NETWORKS = OpenTable({"smp": create_model, "monai": create_monai_model}, "model")
+NETWORKS = OpenTable({"smp": create_model, "monai": create_monai_model, "nca": create_nca_model}, "model")
 """Functions (in_channels, classes, *, settings) -> network, or (in_channels, classes, dimensions, *, settings); ours
 have the parts encoder, decoder and segmentation_head."""
 LOSSES = OpenTable(REGION_LOSSES, "training.loss", given=0)

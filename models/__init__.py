@@ -4,6 +4,7 @@ from fedseg import one_copy
 from fedseg.models.factory import create_model
 from fedseg.models.heads import Activation, decide, probabilities
 from fedseg.models.losses import Loss, LossName, build_loss
+from fedseg.models.nca import create_nca_model
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.normalize import Normalization, build_normalizer
 from fedseg.models.select import (
@@ -37,6 +38,7 @@ __all__ = [
     "convert_norm",
     "create_model",
     "create_monai_model",
+    "create_nca_model",
     "decide",
     "everything",
     "named",

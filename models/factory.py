@@ -6,10 +6,11 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from fedseg.common.names import similar
+from fedseg.models.budget import keep_within
 from fedseg.models.lora import Learns, encoder_learns
 from fedseg.models.norm import Norm, convert_norm
 from fedseg.models.weights import load_encoder
@@ -37,6 +38,7 @@ def create_model(
     lora_rank: NonNegativeInt = 0,
     lora_layers: list[str] | None = None,
     lora_learns: Learns = "both",
+    max_parameters: PositiveInt | None = None,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Build a segmentation network with the parts `encoder`, `decoder` and `segmentation_head`.
@@ -68,6 +70,7 @@ def create_model(
             all that have more weights than their product.
         lora_learns: both matrices, or only up, the one that begins at 0, beside a random one that all sites share
             (FFA-LoRA): half of what travels, and the mean of the sites' products is the product of the mean.
+        max_parameters: the network is refused if it has more, adapters included; null for no limit.
         options: further arguments of the architecture, by smp's names, as in {decoder_attention_type: scse}.
 
     Returns:
@@ -107,6 +110,7 @@ def create_model(
         load_encoder(model.get_submodule("encoder"), encoder_weights, encoder, encoder_weights_key)
     convert_norm(model, norm, groups)
     encoder_learns(model, freeze_encoder, lora_rank, lora_layers, lora_learns)
+    keep_within(model, max_parameters)
     return model
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from fedseg.models.budget import keep_within
 from fedseg.models.lora import Learns, encoder_learns
 from fedseg.models.losses import Answer
 from fedseg.models.norm import Norm, convert_norm
@@ -201,6 +202,7 @@ def create_monai_model(
     lora_rank: NonNegativeInt = 0,
     lora_layers: list[str] | None = None,
     lora_learns: Learns = "both",
+    max_parameters: PositiveInt | None = None,
 ) -> nn.Module:
     """Build a network of MONAI for images or volumes with the parts `encoder`, `decoder` and `segmentation_head`.
 
@@ -234,6 +236,7 @@ def create_monai_model(
         lora_layers: the layers that have one, by their names or those of what they lie in; null for all that have more
             weights than their product.
         lora_learns: both matrices, or only up, the one that begins at 0, beside a random one that all sites share.
+        max_parameters: the network is refused if it has more, adapters included; null for no limit.
 
     Returns:
         Normalised images (B, in_channels, ...) to logits (B, classes, ...) of the same size; with auxiliary heads, in
@@ -279,6 +282,7 @@ def create_monai_model(
         learnt = model.encoder.transformer if isinstance(model.encoder, SwinDescent) else model.encoder
         load_encoder(learnt, encoder_weights, architecture, encoder_weights_key, MLP)
     encoder_learns(model, freeze_encoder, lora_rank, lora_layers, lora_learns)
+    keep_within(model, max_parameters)
     return model
 
 

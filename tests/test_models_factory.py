@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedseg.models import create_model, create_monai_model
+from fedseg.models import create_model, create_monai_model, create_nca_model
 
 SMALL: dict[str, Any] = {"decoder_channels": [32, 16, 16, 8, 8]}
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
@@ -31,7 +31,11 @@ def test_every_architecture_has_the_three_parts_and_maps_pixels(architecture: st
 def test_configs_state_departures_only_and_build(file: Path) -> None:
     departures = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(departures, dict)
-    build, dimensions = {"smp": (create_model, 2), "monai": (create_monai_model, 3)}[departures.pop("name")]
+    build, dimensions = {
+        "smp": (create_model, 2),
+        "monai": (create_monai_model, 3),
+        "nca": (create_nca_model, 2),
+    }[departures.pop("name")]
     parameters = inspect.signature(build).parameters
     assert all(parameters[str(key)].default != value for key, value in departures.items())
     model = build(3, 2, dimensions, **{str(key): value for key, value in departures.items()}).eval()
