@@ -86,11 +86,8 @@ class Experiment:
                     "protocol=leave_one_site_out scores the test cases of held-out sites; leave out "
                     "evaluation.test=false, or take protocol=personalised"
                 )
-            if self.config.protocol == "leave_one_site_out" and (self.schedule.arrives or self.schedule.leaves):
-                raise ConfigError(
-                    "protocol=leave_one_site_out holds out one site after the other, those too that "
-                    "federation.arrives or federation.leaves name; take protocol=personalised"
-                )
+            if self.config.protocol == "leave_one_site_out":
+                self._check_folds()
             self._check_arrivals()
             if self.compute.workers > 1 and self.data.workers:
                 raise ConfigError(
@@ -135,6 +132,19 @@ class Experiment:
                 f"data.public={told}: algorithm={name} looks at no public images; take data.public=null, or "
                 "algorithm=medisecfed"
             )
+
+    def _check_folds(self) -> None:
+        """Refuse what is said of a site by name where every site is held out once.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        for key in ("federation.arrives", "federation.leaves", "data.arrives", "data.unlabelled"):
+            if OmegaConf.select(self.config, key):
+                raise ConfigError(
+                    f"protocol=leave_one_site_out holds out one site after the other, those too that {key} names; take "
+                    "protocol=personalised"
+                )
 
     def _check_arrivals(self) -> None:
         """Refuse data that come after the last round.

@@ -92,7 +92,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _tallies(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Tallies]]:
     by_site: dict[str, list[Case]] = defaultdict(list)
-    for case in data.survey(refuse):
+    for case in data.present(refuse):
         if case.labelled:
             by_site[case.site].append(case)
     if only and only not in by_site:

@@ -58,6 +58,10 @@ def test_every_site_is_held_out_once_and_folds_resume(tmp_path: Path, capsys: py
         (["algorithm=fedbn"], "fedbn has no model for a site that took no part"),
         (["data.unseen=[site_01]"], "leave data.unseen empty"),
         (["data.n_sites=2"], "at least three sites"),
+        (["data.left_out=[site_02]"], "at least three sites, found site_01, site_03"),
+        (["data.arrives={site_02: {2: 0.5}}", "federation.rounds=2"], "those too that data.arrives names"),
+        (["data.unlabelled=[site_02]", "algorithm=mfedlo"], "those too that data.unlabelled names"),
+        (["federation.leaves={site_02: 2}", "federation.rounds=2"], "those too that federation.leaves names"),
     ],
 )
 def test_what_cannot_be_left_out_is_said_before_anything_runs(

@@ -134,6 +134,11 @@ def test_sites_that_only_tell_sums_get_the_plan_of_all_data(
     assert reduce(add, map(Tallies.load, (Path("north.json"), Path("south.json")))).cases == 12
 
 
+def test_a_site_that_is_left_out_has_no_part_in_a_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([str(root), "site=south", "data.left_out=[south]", f"output={root / 'none.yaml'}"]) == 2
+    assert "there is north" in capsys.readouterr().err
+
+
 # --- masked sums ------------------------------------------------------------------------------------------------------
 
 MASKED = ("north", "south", "east")

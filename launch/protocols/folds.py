@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, departing
+from fedseg.datamodules.findings import refuse
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import open_checkpoint
 from fedseg.launch.run import (
@@ -102,7 +103,7 @@ def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -
             f"algorithm={config.algorithm.preset} has no model for a site that took no part in training; "
             "protocol=leave_one_site_out needs a method with a global or an adapted model"
         )
-    sites = sorted({case.site for case in experiment.data.cases()} if list_sites is None else list_sites())
+    sites = sorted({case.site for case in experiment.data.present(refuse)} if list_sites is None else list_sites())
     if len(sites) < 3:
         raise ConfigError(f"protocol=leave_one_site_out needs at least three sites, found {', '.join(sites)}")
     return sites
