@@ -67,6 +67,8 @@ class Algorithm(StockModule):
     """Whether `broadcast` answers every site with a model of its own instead of the mean."""
     among_peers: bool = False
     """Whether sites take each other's models in turn, and nothing goes to a server: only what is taken is traffic."""
+    fewest_sites: int = 1
+    """Sites that must be there in every round, where each learns from what others tell."""
     exchanges_answers: bool = False
     """Whether sites send what their networks answer about public images (`Recipe.public`), and no tensor of these."""
     introduces: bool = False

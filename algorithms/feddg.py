@@ -74,6 +74,7 @@ class FedDG(FedAvg):
 
     styles_images = True
     slices_only = "its amplitude spectra are of slices"
+    fewest_sites = 2
     leaves_out_unknown = True
     one_answer = "its episode reads them in two places"
     compares_patients = True

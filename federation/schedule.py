@@ -388,7 +388,11 @@ def check_rounds(schedule: Schedule, transforms: Sequence[Transform], roster: Ro
 
 
 def check_roster(
-    schedule: Schedule, transforms: Sequence[Transform], channels: Mapping[str, int], asked: int | str
+    schedule: Schedule,
+    transforms: Sequence[Transform],
+    channels: Mapping[str, int],
+    asked: int | str,
+    fewest: int = 1,
 ) -> None:
     """Whether the sites of a run can come and leave as the schedule says.
 
@@ -397,6 +401,7 @@ def check_roster(
         transforms: of what travels.
         channels: of the images of every site that trains, by its name.
         asked: data.channels.
+        fewest: sites that the method needs in every round.
 
     Raises:
         ValueError: naming the setting and the cure.
@@ -404,6 +409,12 @@ def check_roster(
     roster = schedule.roster(list(channels))
     roster.check()
     check_rounds(schedule, transforms, roster)
+    for round in (1, *roster.changes):
+        if (count := len(roster.members(round))) < fewest:
+            raise ValueError(
+                f"in round {round} there would be {count} of {len(roster.sites)} sites, and the method needs {fewest}, "
+                "as each learns from what others tell; let more take part, or take another method"
+            )
     widest = max(channels[site] for site in roster.members(1))
     for site, found in channels.items():
         if asked == "auto" and found > widest:

@@ -183,7 +183,8 @@ class Experiment:
         try:
             self.sites()
             channels = {site: self.data.channels_of(site) for site in self.data.sites}
-            check_roster(self.schedule, self.transforms, channels, self.config.data.channels)
+            fewest = self.declared.fewest_sites
+            check_roster(self.schedule, self.transforms, channels, self.config.data.channels, fewest)
             check_times(self.schedule, [*self.data.sites, *self.data.unseen_sites])
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())

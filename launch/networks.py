@@ -66,7 +66,7 @@ def check_method(config: DictConfig, algorithm: Algorithm) -> None:
     for setting, brings in (
         ("pretrained=null", config.pretrained),
         ("evaluation.cross_sites=false", config.evaluation.cross_sites),
-        ("model.freeze_encoder=false", parts.frozen),
+        ("model.freeze_encoder=false model.lora_rank=0", parts.frozen),
     ):
         if brings:
             raise ConfigError(

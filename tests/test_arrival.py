@@ -202,6 +202,13 @@ def test_sites_that_cannot_come_or_leave_so_are_named(settings: Mapping[str, Any
         check_roster(Schedule(**settings), (), {"s0": 1, "s1": 1, "s2": 3}, "auto")
 
 
+def test_a_method_whose_sites_learn_from_others_leaves_none_alone() -> None:
+    fewest = build("feddg").fewest_sites
+    check_roster(Schedule(leaves={"s0": 4}), (), dict.fromkeys(("s0", "s1", "s2"), 1), "auto", fewest)
+    with pytest.raises(ValueError, match="in round 4 there would be 1 of 2 sites, and the method needs 2"):
+        check_roster(Schedule(leaves={"s0": 4}), (), {"s0": 1, "s1": 1}, "auto", fewest)
+
+
 @pytest.mark.parametrize(
     ("name", "training", "words"),
     [

@@ -251,7 +251,8 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError("data.unseen holds every site out; leave at least one to train")
     try:
         channels = {facts.site: facts.channels for facts in seen}
-        check_roster(experiment.schedule, experiment.transforms, channels, experiment.config.data.channels)
+        fewest = experiment.declared.fewest_sites
+        check_roster(experiment.schedule, experiment.transforms, channels, experiment.config.data.channels, fewest)
         check_times(experiment.schedule, sites)
         check_networks(experiment.config, [facts.site for facts in seen])
         algorithm = experiment.algorithm()
