@@ -72,7 +72,7 @@ def test_the_divergence_is_that_of_regions_or_of_classes() -> None:
 def test_who_answers_as_is_taught_has_nothing_to_learn(temperature: float) -> None:
     logits = drawn(2, 3, 4, 4).requires_grad_()
     for activation, told in (("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(dim=1)[:, 1:])):
-        loss = divergence(logits, told.detach(), activation, temperature)  # type: ignore[arg-type]
+        loss = divergence(logits, told.detach(), activation, temperature)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert abs(float(loss.detach())) < 1e-5
         assert float(gradient.abs().max()) < 1e-6
@@ -299,7 +299,7 @@ def test_sites_may_train_different_networks_and_the_run_goes_on_and_is_used_as_a
     execute(phantom_run(3, whole.path, *settings))
     execute(phantom_run(3, halves.path, *settings, "federation.rounds=1"))
     execute(read_settings([f"output={halves.path}", "resume=true", "federation.rounds=2"]))
-    kept = {run: Checkpoint(run.checkpoints).load().kept for run in (whole, halves)}  # type: ignore[union-attr]
+    kept = {run: Checkpoint(run.checkpoints).load().kept for run in (whole, halves)}
     for site, state in kept[whole].items():
         assert_same(state, kept[halves][site])
     first, second = (set(kept[whole][site]["model"]) for site in ("site_01", "site_02"))
