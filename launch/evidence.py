@@ -12,13 +12,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import yaml
 
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError
 from fedseg.launch.command import guarded
 from fedseg.reporting import ReportingError
-from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
+from fedseg.reporting.compare.runs import PATIENTS_UNKNOWN, LeftOut, find_runs, read_run
 from fedseg.reporting.folder import FINDINGS, METRICS, SPLITS, RunFolder, SafeLoader
 from fedseg.reporting.summary import CHECKPOINTS
 
@@ -28,7 +29,8 @@ HELP = f"""python -m fedseg.launch.evidence FILE{SUFFIX} DIR [metric=dice]
 Keeps the final scores of all runs below DIR in one file, from which documents are made
 (`python -m fedseg.launch.results`).
 """
-OWN = (SPLITS, FINDINGS, "summary.csv")  # as they are
+OWN = (SPLITS, "summary.csv")  # as they are
+OF_FINDINGS = ("kind", "site")
 DECIMALS = 6
 
 
@@ -61,10 +63,16 @@ def _kept(folder: RunFolder, name: str, metric: str) -> Iterator[tuple[str, byte
     for file in OWN:
         if (folder.path / file).is_file():
             yield file, (folder.path / file).read_bytes()
+    if (folder.path / FINDINGS).is_file():  # that there are none of a kind says something, too
+        found = pd.DataFrame(folder.findings(), columns=list(OF_FINDINGS))
+        yield FINDINGS, _table(found[found["kind"] == PATIENTS_UNKNOWN])
     scores = folder.scores()
     final = scores[scores["checkpoint"].isin(CHECKPOINTS) & (scores["metric"] == metric)]
-    table = final.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n")
-    yield METRICS, table.encode()
+    yield METRICS, _table(final)
+
+
+def _table(rows: pd.DataFrame) -> bytes:
+    return rows.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n").encode()
 
 
 def _anywhere(setting: object) -> object:

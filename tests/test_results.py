@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedseg.datamodules.findings import COLUMNS, Finding, as_rows
 from fedseg.launch import evidence
 from fedseg.launch.results import BLOCK, CLAIM, OPENING, Sources, rewritten, run
 from fedseg.reporting import ReportingError
@@ -202,7 +203,10 @@ def test_packed_scores_say_what_their_runs_say(at: Path, sources: Sources, tmp_p
 
 def test_packed_scores_name_no_place_and_hold_scores_only(tmp_path: Path) -> None:
     settings = ["data=folder", f"data.root={tmp_path}/hospital/images"]
-    write_run(tmp_path / "runs" / "fedavg-0", "fedavg", 0, *settings, sites=SITES)
+    folder = write_run(tmp_path / "runs" / "fedavg-0", "fedavg", 0, *settings, sites=SITES)
+    unknown, other = (Finding(kind, "is odd", f"look at {tmp_path}", "a", file=f"{tmp_path}/a") for kind in
+                      ("patients unknown", "lossy mask"))  # fmt: skip
+    folder.write_findings(as_rows([unknown, other]), COLUMNS)
     file = tmp_path / "scores.tar.xz"
     assert evidence.main([str(file), str(tmp_path / "runs")]) == 0
     evidence.unpack(file, tmp_path / "out")
@@ -211,7 +215,9 @@ def test_packed_scores_name_no_place_and_hold_scores_only(tmp_path: Path) -> Non
     assert not [name for name, path in kept.items() if str(tmp_path) in path.read_text(encoding="utf-8")]
     config = yaml.safe_load(kept["config.yaml"].read_text(encoding="utf-8"))
     assert (config["output"], config["data"]["root"]) == ("fedavg-0", "images")
-    scores = RunFolder(kept["metrics.csv"].parent).scores()
+    packed = RunFolder(kept["metrics.csv"].parent)
+    assert packed.findings() == [{"kind": "patients unknown", "site": "a"}]
+    scores = packed.scores()
     assert set(scores["metric"]) == {"dice"}
     assert set(scores["checkpoint"]) == {"last", "best"}
 
