@@ -13,6 +13,8 @@ import logging
 import os
 import shlex
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,15 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
-from nvflare.app_common.workflows.model_controller import ModelController
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError
 from fedseg.configs.words import tree
 from fedseg.console import own_files, steady_output
+from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import DATA, TEXT, Envelope
 from fedseg.federation.flower.records import Answer, pack
@@ -74,12 +83,20 @@ class Mail:
 
     Args:
         clients: names of the clients that are connected.
-        send: `ModelController.send_model`.
+        send: gives a client a message that is valid for so many seconds; what it is given last it calls with the
+            answer, and with None where there will be none.
+        aborted: whether nobody waits for this run any more.
     """
 
-    def __init__(self, clients: Callable[[], Iterable[str]], send: Callable[..., None]) -> None:
-        self._clients, self._send = clients, send
+    def __init__(
+        self,
+        clients: Callable[[], Iterable[str]],
+        send: Callable[[str, FLModel, int, Callable[[FLModel | None], None]], None],
+        aborted: Callable[[], bool],
+    ) -> None:
+        self._clients, self._send, self._aborted = clients, send, aborted
         self._names: list[str] = []
+        self._asked: dict[str, Message] = {}
         self._arrived: dict[str, Message] = {}
         # without these, which Flower's own processes get from its SuperLink, it makes no Message
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -95,30 +112,38 @@ class Mail:
         for message in messages:
             about, number = message.metadata, uuid.uuid4().hex
             about.__dict__["_message_id"] = number
-            self._send(
-                task_name=TASK,
-                data=to_model(Envelope.from_records(message.content), int(about.group_id)),
-                targets=[self._names[about.dst_node_id - 1]],
-                timeout=int(about.ttl),
-                callback=partial(self._take, number, message),
-            )
+            self._asked[number] = message
+            model = to_model(Envelope.from_records(message.content), int(about.group_id))
+            self._send(self._names[about.dst_node_id - 1], model, int(about.ttl), partial(self._take, number))
             yield number
 
     def pull_messages(self, numbers: Iterable[str]) -> list[Message]:
-        """Answers that came to these messages."""
+        """Answers that came to these messages.
+
+        Raises:
+            RoundError: the job was aborted.
+        """
+        if self._aborted():
+            raise RoundError("NVFlare ended the job; to go on, submit one with resume=true")
         return [self._arrived.pop(number) for number in numbers if number in self._arrived]
 
-    def _take(self, number: str, message: Message, model: FLModel) -> None:
-        """NVFlare calls it with an answer, in a thread of its own; one that is none goes on empty, and is refused."""
+    def _take(self, number: str, model: FLModel | None) -> None:
+        """NVFlare calls it, in threads of its own; only the first time counts."""
+        message = self._asked.pop(number, None)
+        if message is None:
+            return
+        if model is None:
+            self._arrived[number] = Message(Error(ErrorCode.CLIENT_APP_CRASHED), reply_to=message)
+            return
         try:
             content = from_model(model).to_records()
-        except ValueError as error:
+        except ValueError as error:  # it goes on empty, and is refused
             logging.getLogger(__name__).warning("an answer cannot be used: %s", error)
             content = RecordDict()
         self._arrived[number] = Message(content, reply_to=message)
 
 
-class Run(ModelController):
+class Run(Controller):
     """A run as the workflow of a job.
 
     Args:
@@ -126,25 +151,62 @@ class Run(ModelController):
     """
 
     def __init__(self, overrides: str) -> None:
-        super().__init__(persistor_id="", ignore_result_error=True)  # a site that fails is the round's affair
+        super().__init__()
         self.overrides = overrides
 
-    def run(self) -> None:
-        """Called by NVFlare's server."""
-        mail: Any = Mail(lambda: [client.name for client in self.engine.get_clients()], self.send_model)
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """The run, whole; called by NVFlare's server, as all below."""
+        engine = fl_ctx.get_engine()
+
+        def send(name: str, model: FLModel, timeout: int, take: Callable[[FLModel | None], None]) -> None:
+            def received(client_task: ClientTask, **_: Any) -> None:
+                result, client_task.result = client_task.result, None  # it is large
+                take(FLModelUtils.from_shareable(result) if result.get_return_code() == ReturnCode.OK else None)
+
+            def done(**_: Any) -> None:
+                take(None)
+
+            content = FLModelUtils.to_shareable(model)
+            task = Task(TASK, content, timeout=timeout, result_received_cb=received, task_done_cb=done)
+            self.broadcast(task, fl_ctx, targets=[name])
+
+        mail: Any = Mail(lambda: [client.name for client in engine.get_clients()], send, lambda: abort_signal.triggered)
         if guarded(partial(flower_server.run, mail), shlex.split(self.overrides)):
-            raise flower_server.StoppedError("the run stopped; the line that begins with 'error:' above says why")
+            self.system_panic("the run stopped; the line that begins with 'error:' above says why", fl_ctx)
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """There is nothing to prepare."""
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """There is nothing to end."""
 
 
 def site() -> None:
     """Answer, as one site, until the job ends."""
     from nvflare import client as flare
 
+    end_with(os.getppid())
     flare.init()
     answer: Callable[[FLModel], FLModel] | None = None
     while flare.is_running() and (model := flare.receive()) is not None:
         answer = answer or answers_of(flare.get_site_name())
         flare.send(answer(model))
+
+
+def end_with(parent: int, look: float = 1.0) -> None:
+    """End this process once its parent, a job's process of NVFlare's, has ended: nobody else would.
+
+    Args:
+        parent: the process.
+        look: seconds between two looks.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(look)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def answers_of(name: str) -> Callable[[FLModel], FLModel]:
@@ -242,16 +304,16 @@ def write_job(folder: Path, settings: Sequence[str]) -> None:
 
 
 def command(arguments: Sequence[str]) -> None:
-    """What a user or NVFlare asks for."""
+    """What a user asks for."""
     match arguments:
         case ["job", folder, *settings]:
             write_job(Path(folder), settings)
-        case ["site"]:
-            with steady_output(), own_files():
-                site()
         case _:
             raise ConfigError("say 'job FOLDER KEY=VALUE ...' to write a job; 'site' is NVFlare's to say")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(command))
+    if sys.argv[1:] != ["site"]:
+        sys.exit(guarded(command))
+    with steady_output(), own_files():  # unguarded, so that it ends when NVFlare asks it to
+        site()

@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import train
 from fedseg.configs.compose import ConfigError
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import QueryTask
+from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.flower.records import Answer, unpack
@@ -103,22 +106,65 @@ def test_what_a_filter_changed_is_refused_by_the_site_and_by_the_server(
     monkeypatch.setenv(flare.SITES, str(tmp_path))
     answer, _ = unpack(flare.from_model(flare.answers_of("north")(model)), Answer)
     assert "does a filter of NVFlare's change it?" in answer.refusal
-    mail = flare.Mail(lambda: ["south", "north"], lambda **task: task["callback"](model))
-    assert mail.get_node_ids() == [1, 2]
-    question: Any = flare.Message(Envelope("t").to_records(), 1, "query", group_id="0")
-    (number,) = mail.push_messages([question])
-    (reply,) = mail.pull_messages([number])
-    assert reply.metadata.reply_to_message_id == number
+    reply = reply_to(model)
     with pytest.raises(ValueError, match="should hold"):
         Envelope.from_records(reply.content)
 
 
+def reply_to(*taken: Any) -> Any:
+    """What the transport gets where NVFlare tells that of a client, one after the other."""
+
+    def send(name: str, model: Any, timeout: int, take: Any) -> None:
+        assert (name, timeout) == ("north", 5)
+        for found in taken:
+            take(found)
+
+    mail = flare.Mail(lambda: ["south", "north"], send, lambda: False)
+    assert mail.get_node_ids() == [1, 2]
+    question: Any = flare.Message(Envelope("t").to_records(), 1, "query", group_id="0", ttl=5.5)
+    (number,) = mail.push_messages([question])
+    (reply,) = mail.pull_messages([number])
+    assert reply.metadata.reply_to_message_id == number
+    assert mail.pull_messages([number]) == []
+    return reply
+
+
+def test_a_client_that_fails_is_told_at_once_and_the_end_of_its_task_changes_no_answer() -> None:
+    """NVFlare ends each task, also one that was answered."""
+    assert reply_to(None, None).error.code == flare.ErrorCode.CLIENT_APP_CRASHED
+    answered = reply_to(flare.to_model(Envelope("an answer")), None)
+    assert Envelope.from_records(answered.content) == Envelope("an answer")
+
+
+def test_a_run_whose_job_is_aborted_ends() -> None:
+    with pytest.raises(RoundError, match="resume=true"):
+        flare.Mail(list, lambda *_: None, lambda: True).pull_messages([])
+
+
 def test_a_client_keeps_its_number_whoever_comes_and_goes() -> None:
     here = ["south", "north"]
-    mail = flare.Mail(lambda: here, lambda **_: None)
+    mail = flare.Mail(lambda: here, lambda *_: None, lambda: False)
     assert mail.get_node_ids() == [1, 2]
     here[:] = ["east", "south"]
     assert mail.get_node_ids() == [3, 2]
+
+
+def test_a_site_ends_with_the_process_that_started_it() -> None:
+    """A pipe tells it: it is closed once nobody holds its end."""
+    read, write = os.pipe()
+    if not os.fork():
+        between = os.getpid()
+        if os.fork():
+            os._exit(0)
+        os.close(read)
+        flare.end_with(between, look=0.01)
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    os.wait()
+    with os.fdopen(read) as pipe:
+        ready, _, _ = select.select([pipe], [], [], 20)
+    assert ready
 
 
 @pytest.mark.parametrize(
