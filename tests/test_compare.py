@@ -119,6 +119,12 @@ def test_what_cannot_be_compared_is_refused_by_field_and_folder(
     assert f"in {tmp_path / 'e'}" in told
 
 
+def test_public_images_belong_to_the_method_that_asks_for_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "fedavg")
+    write_run(tmp_path / "b", "ditto", 0, "data.public=phantom", "data.public_images=8")
+    assert len(gathered(tmp_path).runs) == 2
+
+
 def test_other_splits_of_one_seed_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "fedavg")
     moved = write_run(tmp_path / "b", "ditto").path / "splits.csv"

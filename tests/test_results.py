@@ -153,7 +153,12 @@ def test_a_checkpoint_may_be_chosen(sources: Sources) -> None:
     assert "best round;" in made(sources, "scores")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+@pytest.mark.slow
+def test_the_page_of_all_methods_is_what_its_packed_scores_say() -> None:
+    assert run([str(ROOT / "docs" / "benchmark.md"), "check=true"]) == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/benchmark.md"])
 def test_the_documents_marks_can_be_read(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert text.count(OPENING) == len(BLOCK.findall(text))

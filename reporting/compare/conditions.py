@@ -20,7 +20,8 @@ from fedseg.reporting.summary import Table
 from fedseg.reporting.units import signed
 
 SURE = " ✱"
-TALLEST = 36  # rows of the picture's one column
+TALLEST = 36  # rows of one column of the picture
+MOST = 0.9  # share of the gains that colours reach
 
 
 def gains(conditions: Mapping[str, Analysis], label: str) -> pd.DataFrame:
@@ -83,7 +84,9 @@ def draw_gains(conditions: Mapping[str, Analysis], label: str, theme: Theme) -> 
     sure = table.pivot(index="model", columns="condition", values="sure").loc[wide.index, wide.columns].fillna(False)
     wide *= options.scale
     parts = np.array_split(np.arange(len(wide)), -(-len(wide) // TALLEST))
-    limit = max(1e-9, float(np.nanmax(np.abs(wide.to_numpy()))))
+    limit = max(
+        1e-9, float(np.nanquantile(np.abs(wide.to_numpy()), MOST))
+    )  # a few that fail leave the others no colour
     with mpl.rc_context(theme.settings()):
         size = (4.6 * len(parts) + 0.6, 1.3 + 0.24 * len(parts[0]))
         figure = Figure(figsize=size, layout="constrained")

@@ -24,7 +24,7 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
     "algorithm.preset", "algorithm.name", "data.preset", "model.preset")  # fmt: skip
 # What a method may do with the data: part of the method. Every other setting of the data must be the same.
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
-    "data.neighbours", "data.channels")  # fmt: skip
+    "data.neighbours", "data.channels", "data.public", "data.public_images")  # fmt: skip
 SHARED = ("evaluation.tolerance", "evaluation.choose_by")
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
