@@ -127,6 +127,12 @@ class Experiment:
                 f"algorithm={name} exchanges answers about public images; take data.public=phantom, which draws some, "
                 "or data.public=FOLDER of images that all sites and the server have"
             )
+        usual = signature(MultiCenterDataModule).parameters["public_images"].default
+        if told is None and (many := self.data.public_images) != usual:
+            raise ConfigError(
+                f"data.public_images={many} is of data.public, which is null; take data.public_images={usual}, or "
+                "data.public=phantom"
+            )
         if told is not None and not algorithm.exchanges_answers:
             raise ConfigError(
                 f"data.public={told}: algorithm={name} looks at no public images; take data.public=null, or "

@@ -28,7 +28,7 @@ def network_of(config: DictConfig, site: str | None) -> DictConfig:
     if own is None:
         found: DictConfig = config.model
         return found
-    words = shlex.split(own)
+    words = _words(str(site), own)
     for word in words:
         key, _, value = word.partition("=")
         if not (key == "model" or key.startswith("model.")) or key == "model.name" or value.endswith((".yaml", ".yml")):
@@ -45,8 +45,20 @@ def network_of(config: DictConfig, site: str | None) -> DictConfig:
 
 def named(config: DictConfig) -> list[str]:
     """Names of all networks of single sites, which may be parts from outside the suite."""
-    return [word.removeprefix("model=") for own in told(config).values() for word in shlex.split(own)
-            if word.startswith("model=")]  # fmt: skip
+    words = (word for site, own in told(config).items() for word in _words(site, own))
+    return [word.removeprefix("model=") for word in words if word.startswith("model=")]
+
+
+def _words(site: str, own: str) -> list[str]:
+    """The settings in a site's string.
+
+    Raises:
+        ConfigError: it is quoted in half.
+    """
+    try:
+        return shlex.split(own)
+    except ValueError as error:
+        raise ConfigError(f"networks.{site}: {own!r} cannot be read ({error}); close what it quotes") from error
 
 
 def check_method(config: DictConfig, algorithm: Algorithm) -> None:

@@ -271,6 +271,7 @@ def test_public_images_that_are_none_are_told_with_the_cure(tmp_path: Path) -> N
     cases = [
         (["data.public=null"], r"exchanges answers about public images; take data\.public=phantom.*FOLDER"),
         (["algorithm=fedavg", "data.public=phantom"], r"=fedavg looks at no public images; take data.public=null"),
+        (["algorithm=fedavg", "data.public_images=9"], r"public_images=9 is of data.public.*data.public_images=64"),
     ]  # fmt: skip
     for settings, reason in cases:
         with pytest.raises(ConfigError, match=reason):
@@ -325,6 +326,7 @@ def test_sites_may_train_different_networks_and_the_run_goes_on_and_is_used_as_a
         (["networks.site_01=training.lr=1"], "networks.site_01: 'training.lr=1' cannot be said of one site"),
         (["networks.site_01=model.architecture=fpn"], "networks.site_01: fpn has no decoder_channels"),
         (["model.freeze_encoder=true"], "take model.freeze_encoder=false"),
+        (["networks.site_01=model='unet"], "networks.site_01: \"model='unet\" cannot be read .No closing quotation"),
     ],
 )  # fmt: skip
 def test_networks_that_cannot_differ_are_refused(settings: list[str], told: str) -> None:
