@@ -79,7 +79,7 @@ class FedSM(SoftPull):
         # in tuples: no sub-modules, so that they are neither kept nor published
         self._selector: tuple[SiteClassifier, ...] = ()
         if self.adapts:
-            self._selector = (_classifier(self.model, selector_width),)
+            self._selector = (_classifier(self.model, self.recipe.in_channels, selector_width),)
         self._adapted: tuple[nn.Module, ...] = ()
         self._adam: torch.optim.Optimizer | None = None
 
@@ -236,11 +236,11 @@ def _no_moments(selector: nn.Module) -> Tensors:
     return zeros
 
 
-def _classifier(model: nn.Module, width: int) -> SiteClassifier:
+def _classifier(model: nn.Module, in_channels: int, width: int) -> SiteClassifier:
     """A selector of the images that a network takes, drawn without disturbing what is drawn later.
 
     Raises:
-        ValueError: the network has no convolution, which would tell what it takes; the width is no multiple of 4.
+        ValueError: no convolution tells whether the network sees images or volumes; the width is no multiple of 4.
     """
     if width % GROUPS:
         raise ValueError(f"algorithm.selector_width={width} must be a multiple of {GROUPS}")
@@ -251,4 +251,4 @@ def _classifier(model: nn.Module, width: int) -> SiteClassifier:
             "what these are like; take algorithm.selector=false, or algorithm=softpull"
         )
     with torch.random.fork_rng(devices=[]):
-        return SiteClassifier(first.in_channels, first.weight.ndim - 2, width)
+        return SiteClassifier(in_channels, first.weight.ndim - 2, width)

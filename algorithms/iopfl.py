@@ -18,6 +18,7 @@ from fedseg.algorithms.functional.trajectory import average_states
 from fedseg.federation.contract import Site
 from fedseg.federation.ranges import Fixed, ProperShare, Share
 from fedseg.federation.state import State
+from fedseg.models.select import normalisation
 
 PERSONAL = "personal"
 """The group that holds a published personal model."""
@@ -92,6 +93,7 @@ class IOPFL(FedAvg):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        normalisation(self.model)  # which learns at sites outside: a network without any is refused here
         self.alpha = alpha
         self.keep_dropout = keep_dropout
         self.mixing = Mixing(expansion, dropout, squash, statistics, linear)

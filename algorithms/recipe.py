@@ -233,6 +233,7 @@ class Recipe:
         private: how local steps hide every patient; None where they need not.
         rounds: of the run, over which the learning rate may move.
         window: slides over images that are larger than what the network sees; None where it sees them whole.
+        in_channels: channels of the network's input.
         public: (N, C, ...) images in [0, 1] that all sites and the server have; None where no method asks for them.
     """
 
@@ -243,6 +244,7 @@ class Recipe:
     private: PrivateStep | None = None
     rounds: int = 1
     window: Window | None = None
+    in_channels: int = 3
     public: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -279,7 +281,7 @@ class Recipe:
             training.lr_in(round, rounds)
         normalize = build_normalizer(training.normalize, in_channels)
         loss = _loss(training, activation, regions)
-        return cls(training, activation, normalize, loss, private, rounds, window, public)
+        return cls(training, activation, normalize, loss, private, rounds, window, in_channels, public)
 
     @property
     def leaves_out_unknown(self) -> bool:

@@ -43,7 +43,8 @@ def everything(model: nn.Module) -> frozenset[str]:
 
 def normalisation(model: nn.Module) -> frozenset[str]:
     """Select all tensors of normalisation layers: affine weights and running statistics."""
-    return _matched(model, _norm_tensors(model, parameters=True), "normalisation")
+    cure = "the network has no normalisation layers; take another network, or another method"
+    return _matched(model, _norm_tensors(model, parameters=True), "normalisation", cure)
 
 
 def statistics(model: nn.Module) -> frozenset[str]:

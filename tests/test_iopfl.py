@@ -73,13 +73,14 @@ def same_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 class Bare(nn.Module):
-    """A weight, a running statistic and a counter."""
+    """A weight, a running statistic and a counter, beside the normalisation that the method asks for."""
 
     def __init__(self, weight: Tensor, statistic: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.clone())
         self.register_buffer("running_mean", statistic.clone())
         self.register_buffer("count", torch.tensor(0))
+        self.norm = nn.LayerNorm(1)
 
 
 def test_the_trajectory_equals_the_reference_through_the_rounds() -> None:

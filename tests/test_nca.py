@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import export
+from fedseg.algorithms.fedsm import FedSM
+from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import execute
@@ -63,12 +65,20 @@ def test_levels_hand_their_states_on() -> None:
     assert network.encoder(torch.rand(1, 1, 8, 8))[1].shape == (1, 15, 4, 4)
 
 
+def test_what_selects_models_by_images_sees_images_though_cells_see_their_states_too() -> None:
+    method = FedSM(create_nca_model(1, 2), Recipe.build(Training(), "sigmoid", 1))
+    (selector,) = method._selector
+    selector.set_sites(3)
+    assert selector(torch.rand(2, 1, 16, 16)).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (("model=nca", "data.size=30"), r"multiples of 4; take data\.size=\[32, 32\]"),
         (("model=nca", "model.channels=3"), r"model\.channels=3: .* take model\.channels=15"),
         (("model=nca", "algorithm=fedbn"), "'normalisation' matches no tensor"),
+        (("model=nca", "algorithm=iopfl"), "no normalisation layers; take another network, or another method"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_images_are_read(settings: tuple[str, ...], words: str) -> None:
