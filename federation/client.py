@@ -175,7 +175,7 @@ def turn(
         update carries a refusal, and the site keeps what it had before.
     """
     start = time.perf_counter()
-    site = site.at(task.round)
+    site = site.at(task.round + (task.kind == "introduce"))  # which tells of what is there in the first round to come
     examples = worker.examples_at(site)
     seed_everything(derive_seed(task.seed, task.kind, task.round, site.name))
     worker.round = task.round if isinstance(task, TrainTask) else 0

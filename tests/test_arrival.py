@@ -15,14 +15,15 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.phantom.data import PhantomDataModule
 from fedseg.datamodules.site import SiteData
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Cohort
+from fedseg.federation.client import turn
+from fedseg.federation.contract import Cohort, QueryTask
 from fedseg.federation.engine import POOL, RoundError
 from fedseg.federation.roster import Roster
 from fedseg.federation.schedule import Schedule, check_newcomers, check_roster
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from tests.world import Outcome, ToySite, assert_same, assert_same_outcome, build, simulate, toy_sites
+from tests.world import CPU, Outcome, ToySite, assert_same, assert_same_outcome, build, simulate, toy_sites
 
 LATE = {"arrives": {"s2": 3}}
 CHANCE = {"fraction": 0.7, "dropout": 0.2, "work_spread": 0.5}
@@ -200,6 +201,19 @@ def test_arrivals_that_cannot_be_meant_are_refused(settings: Mapping[str, Any], 
 def test_sites_that_cannot_come_or_leave_so_are_named(settings: Mapping[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_roster(Schedule(**settings), (), {"s0": 1, "s1": 1, "s2": 3}, "auto")
+
+
+@pytest.mark.parametrize(("task", "first"), [(QueryTask("introduce", 3, 0), 4), (QueryTask("publish", 3, 0), 3)])
+def test_a_newcomer_tells_of_the_images_that_are_there_in_its_first_round(task: QueryTask, first: int) -> None:
+    asked: list[int] = []
+
+    class Growing(ToySite):
+        def at(self, round: int) -> Growing:
+            asked.append(round)
+            return self
+
+    turn(build("fedavg"), Growing.make("s0", 0), task, State(), State(), CPU, lambda *_: None)
+    assert asked == [first]
 
 
 def test_a_method_whose_sites_learn_from_others_leaves_none_alone() -> None:
