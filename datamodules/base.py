@@ -330,7 +330,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for site in sorted(self._left_out - names) if names else ():
             cure = f"{nearest(site, names)}; where its data are gone, take it out of data.left_out"
             report(Finding("layout", f"data.left_out: no site {site!r}", cure))
-        return [case for case in cases if case.site not in self._left_out]
+        present = [case for case in cases if case.site not in self._left_out]
+        if cases and not present:
+            report(Finding("layout", "data.left_out leaves out every site", "take one out of it"))
+        return present
 
     def states_patients(self, site: str) -> bool:
         """Whether the patients of a site were given, rather than taken from the names of cases."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -23,7 +22,7 @@ from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.mixture import FEWEST, Levels, Mixture
 from fedseg.launch.check import UsageError, build
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, keys_of, make_key, refuse_overwriting, split, tell, told
 
 HELP = """python -m fedseg.launch.mixture DIR [KEY=VALUE ...]            of all sites of DIR
 python -m fedseg.launch.mixture DIR site=NAME tell=FILE.json    what a site tells: how many pixels have each level
@@ -110,13 +109,8 @@ def _own_data(own: Mapping[str, str], rest: Sequence[str]) -> dict[str, Levels]:
 
 
 def _levels(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Levels]]:
-    by_site: dict[str, list[Case]] = defaultdict(list)
-    for case in data.present(refuse):
-        by_site[case.site].append(case)
-    if only and only not in by_site:
-        raise ConfigError(f"site={only}: no images of that site; there is {', '.join(sorted(by_site))}")
-    for site in [only] if only else sorted(by_site):
-        yield site, _counted(data, site, by_site[site])
+    for site, cases in by_site(data.present(refuse), only, "images").items():
+        yield site, _counted(data, site, cases)
 
 
 def _counted(data: MultiCenterDataModule, site: str, cases: Sequence[Case]) -> Levels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -23,7 +22,7 @@ from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.plan import Modality, Plan, Tallies, tally
 from fedseg.launch.check import UsageError, build
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, keys_of, make_key, refuse_overwriting, split, tell, told
 
 HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
 python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: histograms of its volumes
@@ -91,14 +90,9 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _tallies(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Tallies]]:
-    by_site: dict[str, list[Case]] = defaultdict(list)
-    for case in data.present(refuse):
-        if case.labelled:
-            by_site[case.site].append(case)
-    if only and only not in by_site:
-        raise ConfigError(f"site={only}: no labelled volumes of that site; there is {', '.join(sorted(by_site))}")
-    for site in [only] if only else sorted(by_site):
-        yield site, tally(site, (_looked_at(data, case) for case in by_site[site]))
+    labelled = (case for case in data.present(refuse) if case.labelled)
+    for site, cases in by_site(labelled, only, "labelled volumes").items():
+        yield site, tally(site, (_looked_at(data, case) for case in cases))
 
 
 def _looked_at(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.configs.compose import ConfigError
+from fedseg.datamodules.cases import Case
 
 WORDS: Mapping[str, str] = {"site": "", "tell": "", "told": "", "key": "", "masked": ""}
 """Of a command line, in which these are about what is told; each command adds its own."""
@@ -47,6 +49,25 @@ class Kind(Protocol[T]):
 
     def of_words(self, words: NDArray[np.uint64], sites: int) -> T:
         """From the sum of what so many sites made."""
+
+
+def by_site(cases: Iterable[Case], only: str, what: str) -> dict[str, list[Case]]:
+    """Cases of every site, in the order of names, or of only one.
+
+    Args:
+        cases: of all sites.
+        only: the site; empty for all.
+        what: the cases are, in a word or two.
+
+    Raises:
+        ConfigError: there is no such site.
+    """
+    found: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        found[case.site].append(case)
+    if only and only not in found:
+        raise ConfigError(f"site={only}: no {what} of that site; there is {', '.join(sorted(found))}")
+    return {site: found[site] for site in ([only] if only else sorted(found))}
 
 
 def split(arguments: Sequence[str], words: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

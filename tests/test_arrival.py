@@ -321,6 +321,7 @@ def test_a_site_that_is_left_out_is_as_if_it_were_not_there(whole: PhantomDataMo
     ("settings", "words"),
     [
         ({"left_out": ["site_9"]}, "left_out: no site 'site_9'.*where its data are gone, take it out"),
+        ({"left_out": ["site_01", "site_02"]}, "leaves out every site; take one out of it"),
         ({"arrives": {"site_01": {1: 0.5}}}, "name rounds from 2 on, not 1"),
         ({"arrives": {"site_01": {2: 0.5, 3: 0.5}}}, "sum to less than 1"),
         ({"arrives": {"site_01": {2: 0.01}}}, r"0.01 of \d training patients .*is nobody; take a larger share"),
