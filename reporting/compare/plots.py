@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -20,8 +21,10 @@ from fedseg.evaluation.statistics import over_seeds
 from fedseg.reporting.compare.analysis import (
     AGAINST_GLOBAL,
     AGAINST_LOCAL,
+    LOCAL,
     OVERALL,
     PERSONAL,
+    POOLED,
     Analysis,
     Model,
     of_patients,
@@ -35,6 +38,8 @@ from fedseg.reporting.units import signed
 PANELS = 11  # sites with a panel of their own; with more, only the mean over sites is drawn
 WIDTH, NARROW = 7.0, 5.0  # inches; the narrow ones can be read on a phone
 MEGA = 1e6
+DASHES = {LOCAL: ("--", "-.", (0, (8, 3))), POOLED: (":", (0, (1, 4)))}
+"""Lines of baselines: one way for each of several, as of a tuned one beside the one untuned."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +155,18 @@ def _score_panel(axes: Axes, analysis: Analysis, rows: pd.DataFrame, models: Seq
             colour = theme.good if model.view == PERSONAL else theme.shared
             axes.plot([row["low"] * scale, row["high"] * scale], [y, y], color=colour, linewidth=2, alpha=0.55)
             axes.plot(row["mean"] * scale, y, "o" if model.view == PERSONAL else "s", color=colour, markersize=5)
-    for model, style in (
-        (m, s) for m in analysis.models for n, s in (("local", "--"), ("pooled", ":")) if analysis.name(m) == n
-    ):
+    baselines = [(m, s) for n, ways in DASHES.items() for m, s in zip(_called(analysis, n), cycle(ways), strict=False)]
+    for model, style in baselines:
         own = rows[(rows["method"] == model.method) & (rows["view"] == model.view)]
         for mean in own["mean"]:
             axes.axvline(mean * scale, color=theme.neutral, linestyle=style, linewidth=1.3, label=model.method)
     axes.set_yticks(range(len(models)), [model.label for model in models])
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.grid(axis="x")
+
+
+def _called(analysis: Analysis, name: str) -> list[Model]:
+    return [model for model in analysis.models if analysis.name(model) == name]
 
 
 def personal_gains(analysis: Analysis, theme: Theme) -> Figure | None:
