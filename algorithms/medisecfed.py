@@ -56,7 +56,7 @@ class MediSecFed(FedAvg):
     exact_groups = frozenset({ANSWERS})
     leaves_out_unknown = True
     adds_up = True
-    slices_only = "public images are slices"
+    slices_only = "its public images are slices"
 
     def __init__(
         self,
