@@ -20,9 +20,8 @@ from fedseg.datamodules.check.report import components_table, shares_table
 from fedseg.datamodules.check.statistics import level_counts
 from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.mixture import FEWEST, Levels, Mixture
-from fedseg.launch.check import UsageError, build
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, by_site, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, data_of, keys_of, make_key, refuse_overwriting, split, tell, told
 
 HELP = """python -m fedseg.launch.mixture DIR [KEY=VALUE ...]            of all sites of DIR
 python -m fedseg.launch.mixture DIR site=NAME tell=FILE.json    what a site tells: how many pixels have each level
@@ -59,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
         return
     keys = keys_of(own) if own["key"] or own["masked"] else {}  # before any image is read
     known = _read(Path(own["common"])) if own["common"] else []
-    sites = told(own, rest, Levels) if own["told"] else _own_data(own, rest)
+    sites = told(own, rest, Levels) if own["told"] else dict(_levels(data_of(rest, HELP), own["site"]))
     if own["tell"]:
         tell(sites, own, keys, "how many pixels of {cases} cases of {site} have each level", "its histogram")
         return
@@ -97,15 +96,6 @@ def _read(path: Path) -> list[Mixture]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"common={path} holds no mixture ({error}); take what output= wrote") from error
     return found
-
-
-def _own_data(own: Mapping[str, str], rest: Sequence[str]) -> dict[str, Levels]:
-    """Of the data in a folder, by site."""
-    try:
-        data, *_ = build(rest)
-    except UsageError as error:
-        raise ConfigError(f"{error}\n\n{HELP}") from error
-    return dict(_levels(data, own["site"]))
 
 
 def _levels(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Levels]]:

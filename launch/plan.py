@@ -20,9 +20,8 @@ from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.reading import open_case
 from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.plan import Modality, Plan, Tallies, tally
-from fedseg.launch.check import UsageError, build
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, by_site, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, data_of, keys_of, make_key, refuse_overwriting, split, tell, told
 
 HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
 python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: histograms of its volumes
@@ -58,7 +57,11 @@ def _run(arguments: Sequence[str]) -> None:
         make_key(own, rest)
         return
     keys = keys_of(own) if own["key"] or own["masked"] else {}  # before any volume is read
-    sites = told(own, rest, Tallies) if own["told"] else _own_data(own, rest)
+    sites = (
+        told(own, rest, Tallies)
+        if own["told"]
+        else dict(_tallies(data_of([*rest, "data.dimensions=3"], HELP), own["site"]))
+    )
     if own["tell"]:
         tell(sites, own, keys, "histograms of {cases} volumes of {site}", "spacing and extent of each")
         return
@@ -68,15 +71,6 @@ def _run(arguments: Sequence[str]) -> None:
     cases = ", ".join(f"{name} {one.cases}" for name, one in sites.items())
     print(f"volumes: {cases}\n\n{Path(own['output']).read_text(encoding='utf-8')}")
     print(f"python train.py experiment={own['output']} data.root=DIR ...")
-
-
-def _own_data(own: Mapping[str, str], rest: Sequence[str]) -> dict[str, Tallies]:
-    """Of the data in a folder, by site."""
-    try:
-        data, *_ = build([*rest, "data.dimensions=3"])
-    except UsageError as error:
-        raise ConfigError(f"{error}\n\n{HELP}") from error
-    return dict(_tallies(data, own["site"]))
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

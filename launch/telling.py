@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.configs.compose import ConfigError
+from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.cases import Case
+from fedseg.launch.check import UsageError, build
 
 WORDS: Mapping[str, str] = {"site": "", "tell": "", "told": "", "key": "", "masked": ""}
 """Of a command line, in which these are about what is told; each command adds its own."""
@@ -49,6 +51,19 @@ class Kind(Protocol[T]):
 
     def of_words(self, words: NDArray[np.uint64], sites: int) -> T:
         """From the sum of what so many sites made."""
+
+
+def data_of(words: Sequence[str], help: str) -> MultiCenterDataModule:
+    """The data that words of a command line name.
+
+    Raises:
+        ConfigError: they name none; with the command's help.
+    """
+    try:
+        data, *_ = build(words)
+    except UsageError as error:
+        raise ConfigError(f"{error}\n\n{help}") from error
+    return data
 
 
 def by_site(cases: Iterable[Case], only: str, what: str) -> dict[str, list[Case]]:
