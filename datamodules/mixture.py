@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.told import from_file, from_sum
 
 Numbers = NDArray[np.float64]
 LEVELS = 256
 VALUES = np.linspace(0, 1, LEVELS)
 SMALLEST = VALUES[1] ** 2 / 12
 """Variance of what was rounded to one level: a component is not narrower."""
-FEWEST = 5
-"""Cases below which a site tells nothing: sums of few cases are the cases."""
 GAIN, STEPS = 1e-9, 2000
 """EM ends with a step that gains less, in nats per pixel, or with so many."""
 
@@ -61,14 +60,7 @@ class Levels:
         Raises:
             DataError: The file does not hold it.
         """
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            found = cls(int(told["cases"]), np.array(told["counts"], np.int64))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise DataError(f"{path} holds no levels ({error}); make it with tell={path.name} at the site") from error
-        if not found.adds_up(FEWEST):
-            raise DataError(f"{path} does not add up to {FEWEST} cases or more; make it anew with tell={path.name}")
-        return found
+        return from_file(path, "levels", lambda told: cls(int(told["cases"]), np.array(told["counts"], np.int64)))
 
     def adds_up(self, least: int) -> bool:
         """Whether these can be the levels of so many cases or more: every channel has the same pixels."""
@@ -96,14 +88,8 @@ class Levels:
         Raises:
             DataError: It is none.
         """
-        if len(words) % LEVELS == 1 and len(words) > 1:
-            found = cls(int(words[0]), words[1:].astype(np.int64).reshape(-1, LEVELS))
-            if found.adds_up(FEWEST * sites):
-                return found
-        raise DataError(
-            f"what was told does not add up to {FEWEST} cases or more of each of {sites} sites: a file was changed on "
-            "its way; begin anew, with new keys"
-        )
+        whole = len(words) % LEVELS == 1 and len(words) > 1
+        return from_sum(cls(int(words[0]), words[1:].astype(np.int64).reshape(-1, LEVELS)) if whole else None, sites)
 
 
 @dataclass(frozen=True)

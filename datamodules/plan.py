@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.told import FEWEST, from_file, from_sum
 
 Numbers = NDArray[np.float64]
 Modality = Literal["mr", "ct"]
@@ -24,8 +25,6 @@ PER_OCTAVE, OCTAVES = 32, 20
 SMALLEST = 2.0**-6  # mm; bins of lengths reach to 16 m
 FINEST = 2.0**36  # parts of a millimetre in masked sums, which are of whole numbers
 COLDEST, BIN, BINS = -1024, 4, 1024  # Hounsfield units: from -1024 to 3071
-FEWEST = 5
-"""Cases below which a site tells nothing: sums of few cases are the cases."""
 ANISOTROPIC = 3.0  # times as thick as the next axis
 SMALLEST_MAP, DEEPEST, COARSER = 4, 6, 2.0
 TAILS = (0.005, 0.995)
@@ -94,17 +93,14 @@ class Tallies:
         Raises:
             DataError: The file does not hold tallies.
         """
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            empty = cls.nothing()
-            found = cls(
+        empty = cls.nothing()
+        return from_file(
+            path,
+            "tallies",
+            lambda told: cls(
                 int(told["cases"]), _dense(told["lengths"], empty.lengths), _dense(told["values"], empty.values)
-            )
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path} holds no tallies ({error}); make it with tell={path.name} at the site") from error
-        if not found.adds_up(FEWEST):
-            raise DataError(f"{path} does not add up to {FEWEST} cases or more; make it anew with tell={path.name}")
-        return found
+            ),
+        )
 
     def adds_up(self, least: int) -> bool:
         """Whether these can be the tallies of so many cases or more."""
@@ -141,13 +137,8 @@ class Tallies:
         if len(words) == 1 + 2 * bins + BINS:
             row = words.astype(np.float64)
             lengths = np.stack([row[1 : 1 + bins], row[1 + bins : 1 + 2 * bins] / FINEST], axis=-1)
-            found = cls(int(words[0]), lengths.reshape(empty.lengths.shape), row[1 + 2 * bins :])
-            if found.adds_up(FEWEST * sites):
-                return found
-        raise DataError(
-            f"what was told does not add up to {FEWEST} cases or more of each of {sites} sites: a file was changed on "
-            "its way; begin anew, with new keys"
-        )
+            return from_sum(cls(int(words[0]), lengths.reshape(empty.lengths.shape), row[1 + 2 * bins :]), sites)
+        return from_sum(None, sites)
 
 
 def _sparse(array: Numbers) -> dict[str, float]:

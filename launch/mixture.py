@@ -19,9 +19,10 @@ from fedseg.datamodules.check.reading import open_case
 from fedseg.datamodules.check.report import components_table, shares_table
 from fedseg.datamodules.check.statistics import level_counts
 from fedseg.datamodules.findings import Finding, refuse
-from fedseg.datamodules.mixture import FEWEST, Levels, Mixture
+from fedseg.datamodules.mixture import Levels, Mixture
+from fedseg.datamodules.told import FEWEST
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, by_site, data_of, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, data_of, gathered, split
 
 HELP = """python -m fedseg.launch.mixture DIR [KEY=VALUE ...]            of all sites of DIR
 python -m fedseg.launch.mixture DIR site=NAME tell=FILE.json    what a site tells: how many pixels have each level
@@ -52,15 +53,10 @@ def _run(arguments: Sequence[str]) -> None:
     own, rest = split(arguments, OWN)
     if not own["components"].isdigit() or not int(own["components"]):
         raise ConfigError(f"components={own['components']}: a whole number of 1 or more")
-    refuse_overwriting(own)
-    if own["key"] and not own["tell"] and not own["masked"]:
-        make_key(own, rest)
-        return
-    keys = keys_of(own) if own["key"] or own["masked"] else {}  # before any image is read
     known = _read(Path(own["common"])) if own["common"] else []
-    sites = told(own, rest, Levels) if own["told"] else dict(_levels(data_of(rest, HELP), own["site"]))
-    if own["tell"]:
-        tell(sites, own, keys, "how many pixels of {cases} cases of {site} have each level", "its histogram")
+    what, seen = "how many pixels of {cases} cases of {site} have each level", "its histogram"
+    sites = gathered(own, rest, Levels, lambda: dict(_levels(data_of(rest, HELP), own["site"])), what=what, seen=seen)
+    if sites is None:
         return
     levels = reduce(add, sites.values())
     common = known or Mixture.of_channels([levels.counts], int(own["components"]))

@@ -21,7 +21,7 @@ from fedseg.datamodules.check.reading import open_case
 from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.plan import Modality, Plan, Tallies, tally
 from fedseg.launch.command import guarded
-from fedseg.launch.telling import WORDS, by_site, data_of, keys_of, make_key, refuse_overwriting, split, tell, told
+from fedseg.launch.telling import WORDS, by_site, data_of, gathered, split
 
 HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
 python -m fedseg.launch.plan DIR site=NAME tell=FILE.json    what a site tells: histograms of its volumes
@@ -52,18 +52,12 @@ def _run(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     own, rest = _split(arguments)
-    refuse_overwriting(own)
-    if own["key"] and not own["tell"] and not own["masked"]:
-        make_key(own, rest)
-        return
-    keys = keys_of(own) if own["key"] or own["masked"] else {}  # before any volume is read
-    sites = (
-        told(own, rest, Tallies)
-        if own["told"]
-        else dict(_tallies(data_of([*rest, "data.dimensions=3"], HELP), own["site"]))
+    what, seen = "histograms of {cases} volumes of {site}", "spacing and extent of each"
+    words = [*rest, "data.dimensions=3"]
+    sites = gathered(
+        own, rest, Tallies, lambda: dict(_tallies(data_of(words, HELP), own["site"])), what=what, seen=seen
     )
-    if own["tell"]:
-        tell(sites, own, keys, "histograms of {cases} volumes of {site}", "spacing and extent of each")
+    if sites is None:
         return
     plan = Plan.of(reduce(add, sites.values(), Tallies.nothing()), int(own["voxels"]), cast(Modality, own["modality"]))
     name = next((word.partition("=")[2] for word in rest if word.startswith("data=")), "folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,6 +94,40 @@ def split(arguments: Sequence[str], words: Mapping[str, str]) -> tuple[dict[str,
     """
     given = dict(word.split("=", 1) for word in arguments if word.partition("=")[0] in words and "=" in word)
     return {**words, **given}, [word for word in arguments if word.partition("=")[0] not in words or "=" not in word]
+
+
+def gathered(
+    own: Mapping[str, str],
+    rest: Sequence[str],
+    kind: Kind[T],
+    counted: Callable[[], dict[str, T]],
+    *,
+    what: str,
+    seen: str,
+) -> dict[str, T] | None:
+    """What sites tell, from their files or from data; None where the command's part was a key or a file for others.
+
+    Args:
+        own: the command's own words.
+        rest: settings of the data.
+        kind: of what is told.
+        counted: it, by site, of the data that are here.
+        what: see `tell`.
+        seen: see `tell`.
+
+    Raises:
+        ConfigError, DataError: words that do not go together, or files and data that cannot be used.
+    """
+    refuse_overwriting(own)
+    if own["key"] and not own["tell"] and not own["masked"]:
+        make_key(own, rest)
+        return None
+    keys = keys_of(own) if own["key"] or own["masked"] else {}  # before any image is read
+    sites = told(own, rest, kind) if own["told"] else counted()
+    if own["tell"]:
+        tell(sites, own, keys, what, seen)
+        return None
+    return sites
 
 
 def refuse_overwriting(own: Mapping[str, str]) -> None:

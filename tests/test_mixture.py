@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fedseg.datamodules.check.report import mixture_tables
 from fedseg.datamodules.check.statistics import level_counts
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.mixture import FEWEST, LEVELS, SMALLEST, Levels, Mixture
+from fedseg.datamodules.mixture import LEVELS, SMALLEST, Levels, Mixture
+from fedseg.datamodules.told import FEWEST
 from fedseg.launch import mixture
 
 

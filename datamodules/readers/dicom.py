@@ -175,7 +175,6 @@ def check_image(one: Slice) -> None:
     scout, own = "LOCALIZER" in (head.get("ImageType") or ()), "a folder of its own"
     files = "export the series with a file for each slice, or convert it to NIfTI"
     syntax = head.file_meta.get("TransferSyntaxUID")
-    unread = f"is compressed by a method that nothing installed reads ({getattr(syntax, 'name', '')})"
     faults = (
         (head.get("SOPClassUID") in SEGMENTATIONS, "is a segmentation", "move it to the masks, or leave it out"),
         ("Rows" not in head or "Columns" not in head, f"is no image but {kind}", "leave it out"),
@@ -187,11 +186,11 @@ def check_image(one: Slice) -> None:
         (_number(head, "RescaleSlope", 1) == 0, "has a rescale slope of 0", "correct it, or leave the case out"),
         (not _is_placed(head), "does not say where its pixels lie in the patient", ANEW),
         (not syntax, "does not say how its pixels are stored", ANEW),
-        (syntax and not _can_decode(syntax), unread, DECODE),
     )
     for wrong, what, cure in faults:
         if wrong:
             raise DataError(f"holds {one.name}, which {what}; {cure}")
+    _check_decoder(one.name, syntax)
 
 
 def _number(head: Any, tag: str, default: float) -> float:
@@ -217,18 +216,18 @@ def _is_placed(head: Any) -> bool:
     return bool(turned < 3 * TURNED and min(map(float, head.PixelSpacing)) > 0)
 
 
-def _can_decode(syntax: Any) -> bool:
-    """Whether something installed reads pixels that are stored so; if not, the caller refuses the file.
-
-    pydicom raises for a way of storing that it knows no decoder for, such as films, instead of saying so.
-    """
+def _check_decoder(name: str, syntax: Any) -> None:
+    """Refuses pixels that nothing installed reads; for some ways of storing, such as films, pydicom has no decoder."""
     from pydicom.pixels import get_decoder
 
+    what = f"is compressed by a method that nothing installed reads ({syntax.name})"
+    refused = DataError(f"holds {name}, which {what}; {DECODE}")
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:  # pydicom knows no decoder, and the file is refused with the cure
-        return False
-    return bool(decoder.is_available)
+    except NotImplementedError as error:
+        raise refused from error
+    if not decoder.is_available:
+        raise refused
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
