@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -14,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 from lightning_fabric.utilities import registry
+from matplotlib.figure import Figure
 
 torch.set_num_threads(1)
 # every Trainer asks every installed package whether it brings callbacks; the answer stays the same
@@ -28,11 +32,70 @@ with contextlib.suppress(ValueError):  # only the main thread may
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that wait first, then slow ones, so that no worker is left alone with them at the end."""
-    marks = ("waits", "slow")
+SKETCHED = {"curves", "contact_sheet"}
+_render = Figure.savefig
 
-    def place(item: pytest.Item) -> int:
-        return next((at for at, mark in enumerate(marks) if item.get_closest_marker(mark)), len(marks))
 
-    items.sort(key=place)
+def _sketch(figure: Figure, target: Any, **options: Any) -> None:
+    if not isinstance(target, Path) or target.stem not in SKETCHED:
+        _render(figure, target, **options)
+    else:
+        target.write_bytes(b"drawn, and not rendered")
+
+
+Figure.savefig = _sketch  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and contact sheets become pictures; for other tests they are drawn only: a third of a tiny run's time."""
+    monkeypatch.setattr(Figure, "savefig", _render)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("exhaustive"):
+        item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that wait first, then slow ones, and of each kind a share for every worker.
+
+    pytest-xdist gives workers equal stretches of the list; those that are done take from the ends of others'.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    kinds: dict[str, list[pytest.Item]] = {"waits": [], "slow": [], "": []}
+    for item in items:
+        kinds[next((kind for kind in kinds if kind and item.get_closest_marker(kind)), "")].append(item)
+    shared: list[pytest.Item] = []
+    rest = len(items)
+    for left, share in zip(range(workers, 0, -1), _fair(kinds["waits"], workers), strict=True):
+        size = rest // left
+        share += _cut(kinds["slow"], len(kinds["slow"]) // left)
+        share += _cut(kinds[""], size - len(share))
+        shared += share
+        rest -= size
+    items[:] = shared
+
+
+def _fair(waiting: list[pytest.Item], workers: int) -> list[list[pytest.Item]]:
+    """Whole files for every worker, so that it waits about as long as the others."""
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    seconds = [0.0] * workers
+    files = [[*tests] for _, tests in itertools.groupby(waiting, key=lambda item: item.path)]
+    for tests in sorted(files, key=_seconds, reverse=True):
+        place = seconds.index(min(seconds))
+        shares[place] += tests
+        seconds[place] += _seconds(tests)
+    return shares
+
+
+def _seconds(tests: list[pytest.Item]) -> float:
+    return max(float(mark.args[0]) for item in tests if (mark := item.get_closest_marker("waits")))
+
+
+def _cut(items: list[pytest.Item], number: int) -> list[pytest.Item]:
+    """The first of a list, which loses them."""
+    first = items[:number]
+    del items[:number]
+    return first

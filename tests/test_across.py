@@ -173,6 +173,7 @@ def test_across_machines_sites_come_and_go_as_in_one_place(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_leave_one_site_out_and_stages_run_across_sites(tmp_path: Path) -> None:
     out = ["protocol=leave_one_site_out", "algorithm=fedavg", "federation.rounds=1"]
     assert_same_tables(across(tmp_path / "folds", *out), here(tmp_path / "folds", *out))

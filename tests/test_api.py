@@ -23,6 +23,7 @@ SMALL += ["evaluation.overlays=false", "evaluation.metrics=[dice]"]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cells = [cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == "code"]

@@ -26,6 +26,7 @@ from tests.data_files import picture, save, save_volume
 from tests.test_export import SMALL
 from tests.test_predict import OBLIQUE
 from tests.test_three_dimensions import SMALL as VOLUME
+from tests.tiers import every
 
 NETWORK = tuple(word for word in SMALL if word.split("=")[0] not in {"data.n_sites", "data.unseen"})
 TURNS = [[[0, 1], [1, 1], [2, 1]], [[2, -1], [0, 1], [1, 1]], [[1, 1], [2, 1], [0, -1]]]
@@ -183,7 +184,7 @@ def check_metadata(metadata: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pictures", "volumes"])
+@pytest.mark.parametrize("kind", every(["pictures", "volumes"], ["pictures"]))
 def test_a_bundle_runs_where_the_suite_is_not_there(kind: str, tmp_path: Path) -> None:
     bundled(tmp_path, kind)
     names = "algorithms configs datamodules evaluation federation fedseg launch models privacy reporting"

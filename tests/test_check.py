@@ -548,6 +548,7 @@ def test_outline_is_where_the_mask_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("sites", [1, 21])
 def test_sheet_of_any_number_of_sites(tmp_path: Path, sites: int) -> None:
     root = make_sites(tmp_path / "data", *(f"site_{n:02d}" for n in range(sites)), count=2)

@@ -26,13 +26,14 @@ from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.crossing import COLUMNS, matrix, matrix_table, off_home
 from fedseg.reporting.folder import RunFolder
 from tests.run_folders import write_run
+from tests.tiers import every
 from tests.tiny_run import phantom_run
 
 settings = partial(phantom_run, 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["fedbn", "ditto", "finetune", "lcfed", "local"])
+@pytest.mark.parametrize("algorithm", every(["fedbn", "ditto", "finetune", "lcfed", "local"], ["ditto", "finetune"]))
 def test_a_personal_model_at_home_is_the_one_of_the_table_and_elsewhere_another(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ from fedseg.launch.folders.saved import SavedModels
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save
+from tests.tiers import every
 
 SMALL = (
     "data.n_sites=3", "data.unseen=[site_03]", "data.cases_per_site=6", "data.amount=0", "data.size=32",
@@ -62,7 +63,7 @@ def trained(folder: Path, *settings: str) -> RunFolder:
     return RunFolder(folder)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=every(METHODS, ["ditto", "iopfl"]))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunFolder, Path]:
     home = tmp_path_factory.mktemp(request.param)
     run = trained(home / "run", f"algorithm={request.param}", *METHODS[request.param][1])

@@ -45,8 +45,9 @@ SETTINGS = [
 ALLOWED = ["fedseg.launch.flare.Run", "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor"]
 
 
-@pytest.mark.waits
+@pytest.mark.waits(90)
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nvflares_simulator_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
     """Server and sites in processes of their own, NVFlare's between them; the log is shown where it fails."""
     run = RunFolder(tmp_path / "flare")

@@ -30,13 +30,14 @@ from fedseg.federation.flower.records import Answer, Question, pack, unpack
 from fedseg.federation.ledger import digests
 from fedseg.federation.state import State
 from tests.flower_world import RUN, LoopbackGrid, app_of, federate, through_bytes
+from tests.tiers import every
 from tests.world import assert_same, assert_same_outcome, simulate
 
 ACROSS = [name for name, method in ALGORITHMS.items() if method.trains_on == "sites"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ACROSS)
+@pytest.mark.parametrize("name", every(ACROSS))
 def test_every_method_ends_with_the_same_tensors_as_in_process(name: str, tmp_path: Path) -> None:
     here, there = simulate(name, tmp_path / "a", rounds=3), federate(name, tmp_path / "b", rounds=3)
     here.kept = {site: here.kept.get(site, State()) for site in there.kept}

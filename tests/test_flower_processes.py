@@ -28,7 +28,7 @@ from scripts.loopback import Loopback
 from tests.tiny_run import TINY
 from tests.world import assert_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.waits, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.waits(300), pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 SITES = ("site_01", "site_02", "site_03")
@@ -42,6 +42,7 @@ ALL = "deployment.sites=[site_01,site_02,site_03]"
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; the guide's gates need it")
+@pytest.mark.exhaustive
 def test_the_guide_ends_with_the_table_of_the_run_in_one_process(tmp_path: Path) -> None:
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
@@ -141,6 +142,7 @@ def assert_same_run(lab: Lab, across: RunFolder, here: RunFolder) -> None:
         assert_same(lab.kept(across, site), two.kept[site])
 
 
+@pytest.mark.exhaustive
 def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, small_disk: Path) -> None:
     run = RunFolder(lab.folder / "faults")
     settings = [*SETTINGS, "algorithm=ditto", "federation.rounds=4", "deployment.timeout=45", ALL]
@@ -222,6 +224,7 @@ def test_a_method_that_shows_sites_to_each_other_runs_across_machines(lab: Lab) 
             assert not any(other in path.read_text(errors="replace") for other in others), path
 
 
+@pytest.mark.exhaustive
 def test_a_run_whose_updates_nobody_reads_ends_as_in_one_process(lab: Lab) -> None:
     settings = ["algorithm=fedbn", "federation.rounds=2", "privacy.aggregation=masked"]
     here = in_one_process(lab.folder / "masked-here", *settings)

@@ -28,12 +28,13 @@ from fedseg.models.freeze import freeze, frozen
 from fedseg.models.volumes import create_monai_model
 from fedseg.reporting.folder import RunFolder
 from tests.test_laws import Recording
+from tests.tiers import every
 from tests.tiny_run import phantom_run
 from tests.world import CPU, TinyNet, build, evaluate, simulate, toy_sites, training_of
 
 PRETRAINING = {name for name, method in ALGORITHMS.items() if not method.labelled}  # nothing of theirs but the encoder
 KEEPS_THE_ENCODER = "lgfedavg"
-every_method = pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - PRETRAINING - {KEEPS_THE_ENCODER}))
+every_method = pytest.mark.parametrize("name", every(sorted(ALGORITHMS.keys() - PRETRAINING - {KEEPS_THE_ENCODER})))
 ROUNDS_OFF = {"braintorrent", "fedamp", "prrfl", "softpull", "fedsm"}
 """Their means of equal tensors, by cosines, frequencies and shares, are not equal to these. Adam would make much of
 that where a gradient is zero but for rounding."""
@@ -171,7 +172,7 @@ def run_of(folder: Path, weights: Path, method: str, *more: str) -> RunFolder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fedavg", "ditto", "local"])
+@pytest.mark.parametrize("method", every(["fedavg", "ditto", "local"], ["ditto"]))
 def test_a_run_is_scored_resumed_and_used_without_the_file(method: str, weights: Path, tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", weights, method)
     kept = sum(file.stat().st_size for file in folder.checkpoints.glob("site-*"))
@@ -209,7 +210,7 @@ def test_another_file_than_a_run_began_with_is_refused_on_resumption(weights: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fedavg", "ditto"])
+@pytest.mark.parametrize("method", every(["fedavg", "ditto"], ["fedavg"]))
 def test_a_run_of_a_version_in_which_all_travelled_is_gone_on_with(
     method: str, weights: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -21,6 +21,7 @@ from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.state import State
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
+from tests.tiers import every
 from tests.world import Forgetful, assert_same, assert_same_outcome, build, simulate, toy_sites
 
 STYLES: dict[str, Style] = {"histogram": Histogram(), "fda": Amplitude(0.05), "zscore": Moments()}
@@ -89,7 +90,7 @@ def test_constant_images_stay_constant_and_finite(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if not method.styles_images])
+@pytest.mark.parametrize("name", every(name for name, method in ALGORITHMS.items() if not method.styles_images))
 def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Path) -> None:
     """It is felt; nothing but the target is added; a worker rebuilt for every turn learns the same."""
     training = replace(build(name).recipe.training, harmonise="zscore")

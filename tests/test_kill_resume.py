@@ -22,6 +22,7 @@ from fedseg.federation.checkpoint import Checkpoint, Snapshot
 from fedseg.federation.engine import Federation
 from fedseg.reporting.folder import AUDIT, RunFolder
 from fedseg.reporting.reporter import Reporter
+from tests.tiers import every
 from tests.tiny_run import TINY
 from tests.world import assert_same
 
@@ -212,7 +213,7 @@ EVERYWHERE = "ditto"  # which has all that a method can have at a site
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", every(ALGORITHMS))
 def test_a_method_killed_on_the_way_leaves_the_tables_of_an_undisturbed_run(method: str, tmp_path: Path) -> None:
     """One method is killed at every point, each other one at one, in turn: every point meets several methods."""
     turn = list(ALGORITHMS).index(method) % len(POINTS)

@@ -16,6 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
+from tests.tiers import STANDING
 from tests.world import (
     CPU,
     Forgetful,
@@ -29,9 +30,8 @@ from tests.world import (
     toy_sites,
 )
 
-QUICK = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", "iopfl", "contrastive"}
-"""Methods that between them have about all that a method can have; the others are no part of the quick tests."""
-METHODS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+"""The laws of every method are part of the suite; those of few are quick."""
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
 """Settings with which two short rounds are enough for an adapted model to be another than the global one."""
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -133,9 +133,10 @@ def test_a_gate_needs_no_rights_beyond_its_folder(gate: str) -> None:
         assert told.split() == (folder / ("local.crt" if gate.startswith("site") else "server.pem")).read_text().split()
 
 
-@pytest.mark.waits
+@pytest.mark.waits(25)
 @pytest.mark.slow
 @NEEDS_NGINX
+@pytest.mark.exhaustive
 def test_sigterm_ends_superlink_gates_and_supernodes_of_the_guide(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.deployment_on_loopback", str(tmp_path)]
     log = tmp_path / "north.log"

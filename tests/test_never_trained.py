@@ -13,6 +13,7 @@ import train
 from fedseg.algorithms import ALGORITHMS
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import make_sites
+from tests.tiers import every
 from tests.tiny_run import TINY
 
 KEPT = sorted(
@@ -30,7 +31,7 @@ def run(folder: Path, *settings: str) -> RunFolder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", KEPT)
+@pytest.mark.parametrize("method", every(KEPT))
 def test_only_sites_that_trained_have_a_personal_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
@@ -45,7 +46,7 @@ def test_only_sites_that_trained_have_a_personal_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", every(FITTED, ["finetune"]))
 def test_a_model_that_is_fitted_from_the_global_one_exists_everywhere(tmp_path: Path, method: str) -> None:
     folder = run(tmp_path / "run", f"algorithm={method}", "algorithm.finetune_steps=1")
     scores = folder.scores()

@@ -24,10 +24,11 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from scripts.loopback import BIN, LINK, Loopback, free_port
+from tests.tiers import every
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.waits,
+    pytest.mark.waits(60),
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; the guide's gates need it"),
 ]
@@ -144,7 +145,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("outsider", OUTSIDERS)
+@pytest.mark.parametrize("outsider", every(OUTSIDERS, ["with a stolen certificate and key"]))
 def test_commands_of_flower_are_refused(world: World, outsider: str) -> None:
     commands = [
         ("run", str(world.app), "there"),

@@ -19,6 +19,7 @@ import predict
 import train
 from fedseg.reporting.folder import COLUMNS, METRICS, YOUNGER, RunFolder
 from tests.data_files import picture, save, save_volume
+from tests.tiers import every
 
 SMALL = (
     "data=folder", "data.size=32", "data.batch_size=4", "model=tiny", "federation.rounds=2", "federation.local_steps=6",
@@ -61,7 +62,7 @@ def volume_sites(root: Path) -> str:
 KINDS = {"flat": flat_sites, "volumes": volume_sites}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=every(KINDS, ["flat"]))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     home = tmp_path_factory.mktemp(str(request.param))
     kind = KINDS[str(request.param)](home / "data")

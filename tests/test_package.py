@@ -89,8 +89,9 @@ def test_the_wheel_holds_everything_under_one_name(wheel: Path) -> None:
     assert names == expected | {"fedseg/__init__.py"}
 
 
-@pytest.mark.waits
+@pytest.mark.waits(45)
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_wheel_works_beside_folders_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
     site, here = tmp_path / "site", tmp_path / "here"
     python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)

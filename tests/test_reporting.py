@@ -421,6 +421,7 @@ def test_curves_for_few_and_many_sites(sites: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_curves_are_pictures(tmp_path: Path) -> None:
     scores = pd.DataFrame([during(r, n, 0.1 * r) for r in (1, 2, 3) for n in "AB"])
     figure = draw_curves(scores, pd.DataFrame([trained(r, n, 1 / r) for r in (1, 2, 3) for n in "AB"]))
@@ -643,6 +644,7 @@ def finish(folder: RunFolder) -> tuple[FakeWandb, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_the_reporter_files_what_the_engine_tells(folder: RunFolder) -> None:
     _, printed = finish(folder)
     scores = folder.scores()

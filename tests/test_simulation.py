@@ -31,7 +31,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.waits
+@pytest.mark.waits(20)
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'simulation'")
 def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from fedseg.launch.sweep import Job, ProgressPrinter, plan, run_jobs, workers
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import summarise
+from tests.tiers import every
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
@@ -457,9 +458,9 @@ def test_a_run_that_ends_well_and_leaves_no_scores_stops_no_other(
     assert "metrics.csv is damaged" in results[0].failure
 
 
-@pytest.mark.waits
+@pytest.mark.waits(50)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", every(["SIGINT", "SIGTERM", "SIGHUP"], ["SIGINT"]))
 def test_an_interrupted_sweep_interrupts_its_runs(
     stand_in: Path, tmp_path: Path, name: Literal["SIGINT", "SIGTERM", "SIGHUP"]
 ) -> None:

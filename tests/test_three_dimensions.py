@@ -259,6 +259,7 @@ def test_monai_s_own_weights_fill_the_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_transformer_s_models_are_exported_and_their_encoder_is_the_start_of_another_run(tmp_path: Path) -> None:
     small = [word for word in SMALL if not word.startswith(("model.", "data."))]
     words = [*PHANTOM, *small, "data.fit=patches", "data.dimensions=2", "data.size=32", "data.batch_size=2"]
@@ -349,6 +350,7 @@ def test_the_exported_program_with_monai_s_window_answers_as_the_run(volumes: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_s_way_from_files_to_models_can_be_gone(
     volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,12 +23,13 @@ from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import summarise
 from fedseg.reporting.wandb import RunAddress
+from tests.tiers import every
 from tests.wandb_server import ENTITY, Run, WandbServer
 
 pytest.importorskip("wandb")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.waits,
+    pytest.mark.waits(180),
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of an agent in /proc"),
 ]
 
@@ -283,7 +284,7 @@ def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shel
         assert_arrived(fold, RunFolder(found / site))
 
 
-@pytest.mark.parametrize("how", ["killed", "agent interrupted"])
+@pytest.mark.parametrize("how", every(["killed", "agent interrupted"], ["killed"]))
 def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, server: WandbServer, how: str) -> None:
     settings = {**PLAIN, "algorithm": "fedavg", "seed": 5, "federation.rounds": 5000}
     agent = shell.agent(shell.sweep(settings))
@@ -319,6 +320,7 @@ def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, s
     assert_arrived(run, RunFolder(found))
 
 
+@pytest.mark.exhaustive
 def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, server: WandbServer) -> None:
     settings = {**PLAIN, "data.n_sites": 3, "federation.rounds": 2, "algorithm": "fedavg"}
     agent = shell.agent(shell.sweep({**settings, "protocol": "leave_one_site_out"}))

@@ -1,0 +1,16 @@
+"""Which of many alike the suite tries; the others are tried by CI, and by `make exhaustive`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+
+STANDING = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", "iopfl", "contrastive"}
+"""Methods that between them have about all that a method can have."""
+
+
+def every(values: Iterable[Any], standing: Collection[Any] = STANDING) -> list[Any]:
+    """All values, for `pytest.mark.parametrize`: those that stand for their kind, and the exhaustive part's."""
+    return [value if value in standing else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
