@@ -1,6 +1,6 @@
 # Tasks of a contributor; `make` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install train test quick laws lint types check bench compare
+.PHONY: help install train test exhaustive quick laws lint types check bench compare
 
 help:      ## list the tasks
 	@grep -E '^[a-z]+: +##' $(MAKEFILE_LIST) | sed 's/: *## */\t/' | expand -t 12
@@ -11,10 +11,13 @@ install:   ## install with everything a contributor needs
 train:     ## the main job on synthetic sites
 	python train.py
 
-test:      ## all tests
+test:      ## the tests
 	python -m pytest -n 3 --dist worksteal
 
-quick:     ## all tests but the slow ones
+exhaustive: ## what CI tests beyond them: more methods, faults and processes of kinds that the tests have
+	python -m pytest -n 3 --dist worksteal -m exhaustive
+
+quick:     ## the tests but the slow ones
 	python -m pytest -n 2 --dist worksteal -m "not slow"
 
 laws:      ## the laws that every method obeys (quick check of a new method)
@@ -26,8 +29,8 @@ lint:      ## style
 types:     ## types
 	mypy
 
-check:     ## what CI runs (lint, types, test)
-	$(MAKE) lint types test # what CI runs
+check:     ## what CI runs (lint, types, test, exhaustive)
+	$(MAKE) lint types test exhaustive # what CI runs
 
 bench:     ## speed and memory against a plain loop (about half an hour)
 	python benchmarks/engine.py
