@@ -27,6 +27,7 @@ from fedseg.launch.settings import DATA, METHODS
 from fedseg.reporting.compare.report import Report
 from fedseg.reporting.curves import draw_curves
 from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.habits import habits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,6 +149,13 @@ class Run:
         table = self.scores(checkpoint, split)
         means = table[table["metric"] == metric].groupby(["site", "view"])["value"].mean()
         return means.unstack("view")
+
+    def habits(self) -> pd.DataFrame:
+        """By how much each site outlines larger than the others: site, region, larger, error, cases, unit.
+
+        Of runs with `offset` among `evaluation.metrics`; empty of others (docs/imperfect.md).
+        """
+        return habits(self.folder.scores())
 
     def plot(self) -> Figure | None:
         """Validation scores and losses over rounds; None where nothing was validated."""

@@ -39,6 +39,7 @@ from fedseg.datamodules.patches import Patches
 from fedseg.datamodules.per_site import PerSite
 from fedseg.datamodules.readers import (
     AXIAL,
+    MAJORITY,
     Axis,
     Intensity,
     MaskGeometry,
@@ -115,6 +116,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image", for masks
             whose header was lost.
         spacing: Millimetres per pixel, [row, column] or [slice, row, column], whatever files say; null: as they say.
+        raters_train: What is learnt of cases with masks of several raters: what the "majority" outlines, "staple"
+            (truth and raters' reliability by EM), "random" (one of them each time anew), or a rater's name.
+        raters_test: What validation and test cases with several masks are scored against: "majority", "staple", or a
+            rater's name.
         per_site: What differs by site: {hospital_b: {mask_suffix: _gt, label_values: {255: 2}}}; a folder's
             ROOT/<site>/site.yaml says the same.
         public: Images that all sites and the server have, about which methods exchange answers (algorithm=medisecfed):
@@ -176,6 +181,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         canonical: bool = True,
         mask_geometry: MaskGeometry = "header",
         spacing: Sequence[float] | None = None,
+        raters_train: str = MAJORITY,
+        raters_test: str = MAJORITY,
         per_site: Mapping[str, Mapping[str, Any]] = {},
         public: str | None = None,
         public_images: int = 64,
@@ -222,6 +229,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             canonical=canonical,
             mask_geometry=mask_geometry,
             spacing=None if spacing is None else tuple(spacing),
+            raters_train=raters_train,
+            raters_test=raters_test,
         )
         self.unannotated = {str(site): tuple(names) for site, names in unannotated.items()}
         self.absent = {str(site): tuple(names) for site, names in absent.items()}
@@ -535,6 +544,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             report(Finding("layout", what, "name it once: an unseen site never trains"))
         if not by_site.keys() - self._held_out:
             report(Finding("layout", "data.unseen holds every site out", "leave at least one to train"))
+        told = [(name, getattr(self.reading, name)) for name in ("raters_train", "raters_test")]
+        chosen = [f"data.{name}={how}" for name, how in told if how != MAJORITY]
+        if chosen and not any(case.by_several for cases in by_site.values() for case in cases):
+            what = f"{chosen[0]} chooses between raters, and every case has one mask"
+            report(Finding("layout", what, "name them, data.raters=[...] (docs/imperfect.md), or leave it out"))
 
     def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
         labelled = {case.case for case in cases if case.labelled}
@@ -618,7 +632,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """
         if self.channels == 1 and sample.image.shape[-1] == 3:
             sample = to_grey(sample)
-        return self.fitting(case, sample)
+        fitted = self.fitting(case, sample)
+        taught = [self.fitting.labels(case, labels, sample.spacing, sample.box) for labels in sample.taught]
+        return replace(fitted, taught=tuple(labels for labels in taught if labels is not None))
 
     def _common_channels(self, stores: Sequence[Store]) -> int:
         """Channels of every image: as asked for, or as found, where grey may join colour."""
@@ -771,6 +787,23 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self._ready()
         stores = self._shared.slices.stores
         return {(case.site, case.case): dict(case.columns) for store in stores for case in store.cases}
+
+    def agreement(self) -> list[dict[str, Any]]:
+        """One row per case with masks of several raters, and region: site, case, split, region, Dice of their pairs."""
+        self._ready()
+        splits = {(row["site"], row["case"]): row["split"] for row in self._rows}
+        return [
+            {
+                "site": case.site,
+                "case": case.case,
+                "split": splits[case.site, case.case],
+                "region": region,
+                "dice": dice,
+            }
+            for store in self._shared.slices.stores
+            for case, entry in zip(store.cases, store.entries, strict=True)
+            for region, dice in entry.agreement
+        ]
 
     def fingerprints(self, *, anew: bool = False) -> list[dict[str, str]]:
         """One row per case: site, case, and digests of the bytes of its image and its mask.

@@ -24,7 +24,7 @@ from fedseg.datamodules.fingerprints import of_case
 from fedseg.datamodules.readers.headers import data_files
 
 Decoded = tuple[Sample, tuple[int, ...]]  # at the network's size, with the label ids of the full size
-FORMAT = 12  # raise when what is stored, or how files are decoded, changes
+FORMAT = 13  # raise when what is stored, or how files are decoded, changes
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Entry:
         image_print: Digest of the bytes that the image was read from; empty where there is no file.
         mask_print: Likewise of the mask.
         attainable: Regions and the best Dice that the stored grid allows.
+        taught: Masks that training draws one of, which follow its own; 0 where it learns that.
+        agreement: Regions and the mean Dice of pairs of raters.
     """
 
     block: int
@@ -60,6 +62,8 @@ class Entry:
     mask_print: str = ""
     plane: str = ""
     attainable: tuple[tuple[str, float], ...] = ()
+    taught: int = 0
+    agreement: tuple[tuple[str, float], ...] = ()
 
 
 class Store:
@@ -95,9 +99,18 @@ class Store:
         return self.blocks[entry.block][entry.row : entry.row + entry.depth]
 
     def truth(self, number: int) -> NDArray[np.uint8]:
-        """(D, h, w) label ids of a labelled case."""
+        """(D, h, w) label ids of a labelled case, by which it is scored."""
+        return self._mask(number, 0)
+
+    def taught(self, number: int, seed: int) -> NDArray[np.uint8]:
+        """(D, h, w) label ids that are learnt of a labelled case; where there are several masks, the seed draws one."""
+        count = self.entries[number].taught
+        return self._mask(number, 1 + seed % count if count else 0)
+
+    def _mask(self, number: int, place: int) -> NDArray[np.uint8]:
         entry = self.entries[number]
-        return self.labels[entry.block][entry.labels : entry.labels + entry.depth]
+        first = entry.labels + place * entry.depth
+        return self.labels[entry.block][first : first + entry.depth]
 
     def __getstate__(self) -> dict[str, Any]:
         """Sends a worker process the names of mapped files rather than their content."""
@@ -169,13 +182,15 @@ def _decode(
                 *of_case(case),
                 sample.plane,
                 sample.attainable,
+                len(sample.taught),
+                sample.agreement,
             )
         )
         images.append(sample.image)
         slices[kind] += len(sample.image)
         if sample.labels is not None:
-            labels.append(sample.labels)
-            labelled[kind] += len(sample.labels)
+            labels += [sample.labels, *sample.taught]
+            labelled[kind] += len(sample.labels) * (1 + len(sample.taught))
     blocks, masks = [], []
     for (_, *size, _), (images, labels) in kinds.items():
         blocks.append(_joined(images, (0, *size)))
@@ -208,9 +223,10 @@ def _identity(case: Case) -> list[Any]:
     parts = case.slices or (case,)
     files = [_stamp(name) for part in parts for name in (*part.image_files, *part.mask_files)]
     layers = [layer for part in parts for layer in part.masks]
+    raters = [[rater, *of] for part in parts for rater, of in part.raters]
     absent = [list(part.absent) for part in parts if part.absent]
     frames = [["frame", part.frame] for part in parts if part.frame is not None]
-    return [case.site, case.case, case.labelled, *files, *layers, *absent, *frames]
+    return [case.site, case.case, case.labelled, *files, *layers, *raters, *absent, *frames]
 
 
 def _stamp(name: str) -> list[Any]:
@@ -277,6 +293,7 @@ def _entry(row: Mapping[str, Any]) -> Entry:
             "colours": tuple((int(label), str(colour)) for label, colour in row["colours"]),
             "prints": tuple((str(image), str(mask)) for image, mask in row["prints"]),
             "attainable": tuple((str(region), float(dice)) for region, dice in row["attainable"]),
+            "agreement": tuple((str(region), float(dice)) for region, dice in row["agreement"]),
         }
     )
 

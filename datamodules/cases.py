@@ -37,6 +37,8 @@ class Case:
         absent: Places among all modalities of those that the case lacks: their channels are 0.
         masks: Where several files make the mask: of each the region that it shows (empty where it holds label ids) and
             its path (empty where it would show nothing); ``mask`` is the first path then.
+        raters: Where several raters outlined the case: of each the name, and its ``masks``; these have their label ids
+            in files of their own, or are made by the data module. ``mask`` is some path then, and ``masks`` is empty.
         slices: For a case made of single 2-D images: those images, in order.
         columns: Of a manifest: names of its columns and the cells of the case's row.
         frame: Of images and masks in time (NIfTI of four dimensions): which frame is the case, from 0; None: no time.
@@ -54,6 +56,7 @@ class Case:
     columns: tuple[tuple[str, str], ...] = ()
     absent: tuple[int, ...] = ()
     frame: int | None = None
+    raters: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -68,12 +71,22 @@ class Case:
     @property
     def mask_files(self) -> tuple[str, ...]:
         """Paths of all masks, slice by slice."""
-        return tuple(name for part in self.slices or (self,) for _, name in part.mask_layers if name)
+        parts = [one for part in self.slices or (self,) for one in part.by_rater() or (part,)]
+        return tuple(name for part in parts for _, name in part.mask_layers if name)
 
     @property
     def mask_layers(self) -> tuple[tuple[str, str], ...]:
         """``masks``, also of a single file; none where the case is not labelled."""
         return self.masks or (() if self.mask is None else (("", self.mask),))
+
+    @property
+    def by_several(self) -> bool:
+        """Whether its masks are those of raters."""
+        return any(part.raters for part in self.slices or (self,))
+
+    def by_rater(self) -> tuple[Case, ...]:
+        """The case as each of several raters outlined it; none where there is one mask."""
+        return tuple(replace(self, mask=layers[0][1], masks=layers, raters=()) for _, layers in self.raters)
 
     def __str__(self) -> str:
         return place(self.site, self.case)
@@ -92,6 +105,8 @@ class Sample:
         prints: Hashes of each image file and its mask, to find copies; made where samples are kept.
         plane: Of a volume's slices in the patient: "sagittal", "coronal" or "axial"; empty where unknown.
         attainable: Regions and the best Dice that the network's grid allows; made where samples are kept.
+        taught: (D, H, W) label ids that training draws one of, each time anew; none where it learns ``labels``.
+        agreement: Regions and the mean Dice of pairs of raters, where there are several.
         box: Slices, rows and columns to which a volume is cut for the network; None where it stays whole.
     """
 
@@ -104,6 +119,8 @@ class Sample:
     plane: str = ""
     attainable: tuple[tuple[str, float], ...] = ()
     box: tuple[slice, slice, slice] | None = None
+    taught: tuple[NDArray[np.uint8], ...] = ()
+    agreement: tuple[tuple[str, float], ...] = ()
 
 
 def slice_order(name: str) -> tuple[tuple[str, int], ...]:
@@ -127,8 +144,8 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
     Args:
         name: Name of the new case, usually the patient's.
         slices: The images; they are put in the order of the numbers in their names.
-        report: Told of slices without a mask although others have one, of different official splits, and where numbers
-            do not tell the order.
+        report: Told of slices without a mask although others have one, of different raters, of different official
+            splits, and where numbers do not tell the order.
     """
     ordered = tuple(sorted(slices, key=lambda case: slice_order(case.case)))
     first = ordered[0]
@@ -136,6 +153,10 @@ def stack_slices(name: str, slices: Sequence[Case], report: Report = refuse) -> 
     if unlabelled and len(unlabelled) < len(ordered):
         what = f"slice {unlabelled[0]!r} has no mask although others of the patient do"
         cure = "add the mask, leave the slice out, or set data.stack_slices=false"
+        report(Finding("missing mask", what, cure, first.site, name))
+    raters = [[rater for rater, _ in case.raters] for case in ordered if case.labelled]
+    if any(names != raters[0] for names in raters):
+        what, cure = "its slices have masks by different raters", "add the masks that lack, or leave the rater out"
         report(Finding("missing mask", what, cure, first.site, name))
     if doubt := _doubtful([case.case for case in ordered]):
         told = f"the order of its slices is not certain: {doubt} ({few([case.case for case in ordered])})"

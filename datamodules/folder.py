@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, stack_slices
@@ -14,9 +15,11 @@ from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.findings import Finding, Report, few, refuse
 from fedseg.datamodules.manifest import Expect, not_listed, read_manifest
 from fedseg.datamodules.pairing import (
+    RATER,
     Files,
     MissingMasks,
     MissingModalities,
+    Paired,
     apart,
     by_modality,
     ending_of,
@@ -28,9 +31,34 @@ from fedseg.datamodules.pairing import (
     present,
 )
 from fedseg.datamodules.per_site import FILES
-from fedseg.datamodules.readers import VOLUMES, suffix_of
+from fedseg.datamodules.readers import MAJORITY, RANDOM, STAPLE, VOLUMES, suffix_of
 from fedseg.datamodules.readers.kinds import there
 from fedseg.datamodules.site_folders import files_by_folder, folder_of, site_folders
+
+Raters = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+class _Hand(NamedTuple):
+    """What one rater outlined at a site.
+
+    Attributes:
+        rater: Name; empty where there is one mask of each image.
+        ending: What a mask's name has after the image's.
+        found: Masks by image.
+        needed: Regions of which every image has a file.
+    """
+
+    rater: str
+    ending: str
+    found: Paired
+    needed: tuple[str, ...]
+
+
+def _nobodys(hands: Sequence[_Hand], *, shared: bool) -> tuple[set[tuple[str, Path]], dict[Path, list[str]]]:
+    """Masks without an image, and those that may be of several; of files that raters share, those that are nobody's."""
+    orphans = [{*hand.found.orphans} for hand in hands]
+    doubtful = {path: names for hand in hands for path, names in hand.found.doubtful}
+    return (set.intersection(*orphans) if shared else set.union(*orphans)), doubtful
 
 
 class FolderDataModule(MultiCenterDataModule):
@@ -53,6 +81,9 @@ class FolderDataModule(MultiCenterDataModule):
         patient_pattern: For folders: a regular expression whose first group, found in a case's name, is its patient.
         mask_suffix: For folders: what a mask's name has after the image's, such as _mask; {region} stands for the name
             of a region where each has a file of its own, * for anything where several files make one mask.
+        raters: Names of the raters where several outlined each image, such as [anna, ben]: their masks lie in the
+            folders masks/anna and masks/ben, in files whose names mask_suffix=_{rater} tells, or in columns mask_anna
+            and mask_ben. What missing_masks says is said of each of them: "unlabelled", a rater did not see an image.
         missing_masks: An image without a mask is an "error", "unlabelled", or has an "empty" mask; so has, where each
             region has a file, one whose file lacks. A manifest's empty cells mean unlabelled unless "empty".
         modalities: Names of the images that are one case's channels, in this order, such as [flair, t1]: NAME_flair
@@ -75,6 +106,7 @@ class FolderDataModule(MultiCenterDataModule):
         stack_slices: bool = False,
         patient_pattern: str | None = None,
         mask_suffix: str = "",
+        raters: Sequence[str] = [],
         missing_masks: MissingMasks = "error",
         modalities: Sequence[str] = [],
         missing_modalities: MissingModalities = "error",
@@ -86,10 +118,12 @@ class FolderDataModule(MultiCenterDataModule):
         self.stack_slices = stack_slices
         self.patient_pattern = _compiled(patient_pattern)
         self.mask_suffix = mask_suffix
+        self.raters = tuple(raters)
         self.missing_masks: MissingMasks = missing_masks
         self.modalities = tuple(modalities)
         self.missing_modalities: MissingModalities = missing_modalities
         _check_modalities(self.modalities, "data.modalities")
+        self._check_raters(self.raters, "data.raters")
         if missing_modalities == "zeros" and (stack_slices or len(self.modalities) < 2):
             why = "slices of a stack must have the same ones" if stack_slices else "data.modalities names no two"
             raise DataError(f"data.missing_modalities=zeros: {why}; leave it out, or give whole volumes of several")
@@ -114,7 +148,9 @@ class FolderDataModule(MultiCenterDataModule):
             def settle(site: str, cells: Mapping[str, str], source: str) -> None:
                 self._settle(site, partial(self.per_site.add_cells, site, cells, source), report)
 
-            expect = Expect(self.regions.names, self.modalities, self.wanted, self._missing, self.missing_modalities)
+            expect = Expect(
+                self.regions.names, self.modalities, self.wanted, self._missing, self.missing_modalities, self.raters
+            )
             found = read_manifest(table, report, settle, expect)
             self._stating = {case.site for case, patient in found if patient}
             found = [(case, patient or case.case) for case, patient in found]
@@ -144,7 +180,7 @@ class FolderDataModule(MultiCenterDataModule):
         endings = {
             site: ending_of(of, [stem for files in masks[site].values() for stem in files], self.regions.names)
             for site, of in images.items()
-            if of and any(masks[site].values())
+            if of and any(masks[site].values()) and not self.raters_of(site)
         }
         for site in sites:
             yield from self._folder(site, images[site.name], masks[site.name], endings, report)
@@ -169,7 +205,8 @@ class FolderDataModule(MultiCenterDataModule):
     def _masks(self, site: Path, report: Report) -> dict[str, dict[str, Path]]:
         """Files of a site's masks, by region where each has a folder."""
         folder = folder_of(site, "masks", report, self.per_site.get(site.name, "masks", None))
-        files = files_by_folder(folder, "masks", self.regions.names, report, site.name)
+        raters = () if RATER in self._suffix(site.name) else self.raters_of(site.name)
+        files = files_by_folder(folder, "masks", raters or self.regions.names, report, site.name)
         if not any(files.values()) and self._missing(site.name) == "error":
             cure = "add masks of the same names, or set data.missing_masks=unlabelled"
             report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
@@ -202,26 +239,86 @@ class FolderDataModule(MultiCenterDataModule):
         endings: Mapping[str, str | None],
         report: Report,
     ) -> Iterator[tuple[Case, str]]:
-        suffix = str(self.per_site.get(site.name, "mask_suffix", self.mask_suffix))
-        found = pair(images, masks, suffix, self.regions.names)
-        paired = not found.orphans and found.masks.keys() == images.keys()
-        hint = "" if paired or site.name not in endings else self._pairing_cure(site, images, masks, endings, suffix)
-        for stem, path in sorted(found.orphans):
+        hands = self._hands(site.name, images, masks, report)
+        suffix, paired = self._suffix(site.name), all(hand.found.masks.keys() == images.keys() for hand in hands)
+        orphans, doubtful = _nobodys(hands, shared=RATER in suffix)
+        told = not (paired and not orphans) and site.name in endings
+        hint = self._pairing_cure(site, images, masks, endings, suffix) if told else ""
+        for stem, path in sorted(orphans):
             cure = hint or "remove it, rename it, or add the image"
             report(Finding("missing image", "has no image", cure, site.name, stem, str(path)))
-        for path, names in found.doubtful:
+        for path, names in doubtful.items():
             what = f"may be a mask of {few(names)}"
             report(Finding("ambiguous name", what, "rename it, or list masks in sites.csv", site.name, file=str(path)))
-        needed = self._needed(site.name, found.regions, report) if apart(masks, suffix) and found.masks else ()
         for stem, files in images.items():
             (image, *channels), absent = present(files)
-            mask, layers, lacking = layers_of(found.masks.get(stem, []), needed, self._missing(site.name))
-            if lacking:
-                what = f"has no mask {stem}{suffix}.*" if not needed else f"has no mask of {few(lacking)}"
-                report(Finding("missing mask", what, hint or missing_cure(needed), site.name, stem, image))
+            mask, layers, raters = self._outlines(site.name, stem, image, hands, hint, report)
             patient = self._patient(site.name, stem, report)
             case = Case(site.name, stem, patient, image, mask, channels=tuple(channels), masks=layers, absent=absent)
-            yield case, patient
+            yield replace(case, raters=raters), patient
+
+    def _hands(
+        self, site: str, images: Mapping[str, tuple[Path | None, ...]], masks: Files, report: Report
+    ) -> list[_Hand]:
+        """The masks of each rater by image, or of the only one, who has no name."""
+        suffix, raters, regions = self._suffix(site), self.raters_of(site), self.regions.names
+        if RATER in suffix and not raters:
+            cure = "name them, data.raters=[...], or leave it out"
+            report(Finding("layout", f"data.mask_suffix={suffix} tells raters apart, and none is named", cure, site))
+        if raters and RATER not in suffix and not masks.keys() & {*raters} and any(masks.values()):
+            cure = "lay them into one for each rater, or tell raters by names, data.mask_suffix=_{rater}"
+            report(Finding("layout", f"its masks lie in none of the folders {few([*raters])}", cure, site))
+        hands = []
+        for rater in raters or ("",):
+            own: Files = masks if not raters or RATER in suffix else {"": masks.get(rater, {})}
+            ending = suffix.replace(RATER, rater)
+            found = pair(images, own, ending, regions)
+            needed = self._needed(site, found.regions, report) if apart(own, ending) and found.masks else ()
+            hands.append(_Hand(rater, ending, found, needed))
+        return hands
+
+    def _outlines(
+        self, site: str, stem: str, image: str, hands: Sequence[_Hand], hint: str, report: Report
+    ) -> tuple[str | None, tuple[tuple[str, str], ...], Raters]:
+        """``Case.mask``, ``Case.masks`` and ``Case.raters`` of an image."""
+        outlined, lacks = [], False
+        for hand in hands:
+            mask, layers, lacking = layers_of(hand.found.masks.get(stem, []), hand.needed, self._missing(site))
+            if lacking:
+                what = f"has no mask {stem}{hand.ending}.*" if not hand.needed else f"has no mask of {few(lacking)}"
+                what += f" by rater {hand.rater!r}" * bool(hand.rater)
+                cure = hint or missing_cure(hand.needed)
+                if hand.rater:
+                    cure = "add it; where a rater did not see the image, set data.missing_masks=unlabelled"
+                report(Finding("missing mask", what, cure, site, stem, image))
+            if not hand.rater:
+                return mask, layers, ()
+            lacks |= bool(lacking)
+            if mask is not None and not lacking:
+                outlined.append((hand.rater, layers or (("", mask),)))
+        return (outlined[0][1][0][1] if outlined else "" if lacks else None), (), tuple(outlined)
+
+    def _suffix(self, site: str) -> str:
+        return str(self.per_site.get(site, "mask_suffix", self.mask_suffix))
+
+    def raters_of(self, site: str) -> tuple[str, ...]:
+        """The raters of a site; none where images have one mask.
+
+        Raises:
+            DataError: A name that cannot be one.
+        """
+        own: tuple[str, ...] = self.per_site.get(site, "raters", self.raters)
+        self._check_raters(own, f"site {site!r}: raters")
+        return own
+
+    def _check_raters(self, names: Sequence[str], source: str) -> None:
+        for name in names:
+            if names.count(name) > 1 or not name:
+                raise DataError(f"{source} has {name!r} {names.count(name)} times; every rater needs a name")
+            if name in (MAJORITY, STAPLE, RANDOM, *self.regions.names):
+                raise DataError(
+                    f"{source} has {name!r}, which is a region or a way to choose; call the rater otherwise"
+                )
 
     def _needed(self, site: str, found: Collection[str], report: Report) -> tuple[str, ...]:
         """Regions of which every image of a site has a file; tells of those that no image has, unless declared."""

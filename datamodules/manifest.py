@@ -45,6 +45,8 @@ class Expect:
         needed: Regions of which every mask of a site needs a file, where they have columns.
         missing: What a missing mask of a site means; "error" is "unlabelled" here, as a cell can be left empty.
         modality: What it means that the cell of one of several images is empty.
+        raters: Names of the columns mask_RATER; none: one mask. An empty cell is an image that the rater did not see,
+            unless missing masks are "empty".
     """
 
     regions: Sequence[str] = ()
@@ -52,9 +54,11 @@ class Expect:
     needed: Callable[[str], Sequence[str]] = lambda _: ()
     missing: Callable[[str], MissingMasks] = lambda _: "unlabelled"
     modality: MissingModalities = "error"
+    raters: Sequence[str] = ()
 
 
-Columns = dict[str, str]  # column to the modality, or to the region, that it holds; to "" where there is one only
+Layers = tuple[tuple[str, str], ...]  # regions and files
+Columns = dict[str, str]  # column to the modality, the region or the rater that it holds; to "" where there is one only
 
 
 def read_manifest(
@@ -149,6 +153,12 @@ def _images(names: Sequence[str], expect: Expect, fault: Callable[[str, str], No
 
 def _masks(names: Sequence[str], expect: Expect, fault: Callable[[str, str], None]) -> Columns:
     """The columns of masks."""
+    if expect.raters:
+        of_raters = {f"mask_{rater}".lower(): rater for rater in expect.raters}
+        if "mask" in names:
+            cure = f"rename it ({', '.join(of_raters)} are needed), or leave data.raters out"
+            fault("has the column 'mask', although data.raters tells several masks apart", cure)
+        return of_raters
     regions = {f"mask_{region}".lower(): region for region in expect.regions}
     apart = [name for name in names if name in regions]
     if not apart:
@@ -216,7 +226,7 @@ class _Row:
         if lacked:
             names = [images[name] for name in lacked]
             self.report(lacking_modalities(names, self.expect.modality, self.cell("site"), case, str(path)))
-        mask, layers = self._mask(masks, fault)
+        mask, layers, raters = self._outlines(masks, fault)
         lacking = [(path, name) for name, path in named if not is_case_file(path)]
         for path, name in lacking:
             cure = f"{_why_not(path, self.cell(name))}{CORRECT}"
@@ -228,7 +238,7 @@ class _Row:
         (image, *rest), absent = present([*every.values()])
         columns = tuple((name, self.cell(name)) for name in self.cells if name)
         found = Case(self.cell("site"), case, group, image, mask, split, tuple(rest), layers, columns=columns)
-        yield replace(found, absent=absent), patient
+        yield replace(found, absent=absent, raters=raters), patient
 
     def _split(self, fault: Callable[[str, str, str], None]) -> Split | None:
         word = self.cell("split").lower()
@@ -237,9 +247,20 @@ class _Row:
             fault("manifest", f"unknown split {word!r}", f"{nearest(word, SPLITS)}, or leave the cell empty")
         return split
 
-    def _mask(
+    def _outlines(
         self, columns: Columns, fault: Callable[[str, str, str], None]
-    ) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    ) -> tuple[str | None, Layers, tuple[tuple[str, Layers], ...]]:
+        """``Case.mask``, ``Case.masks`` and ``Case.raters``."""
+        if not self.expect.raters:
+            needed = self.expect.needed(self.cell("site")) if "mask" not in columns else ()
+            return *self._mask(columns, needed, fault), ()
+        told = [(rater, *self._mask({name: ""}, (), fault)) for name, rater in columns.items()]
+        raters = tuple((rater, layers or (("", mask),)) for rater, mask, layers in told if mask is not None)
+        return (raters[0][1][0][1] if raters else None), (), raters
+
+    def _mask(
+        self, columns: Columns, needed: Sequence[str], fault: Callable[[str, str, str], None]
+    ) -> tuple[str | None, Layers]:
         """``Case.mask`` and ``Case.masks``."""
         found: Masks = []
         whole = True
@@ -252,7 +273,6 @@ class _Row:
                     fault("missing mask", f"mask {path} does not exist", cure)
                     whole = False
         site = self.cell("site")
-        needed = self.expect.needed(site) if "mask" not in columns else ()
         missing: MissingMasks = "empty" if self.expect.missing(site) == "empty" else "unlabelled"
         mask, layers, lacking = layers_of(found, needed, missing)
         if lacking:

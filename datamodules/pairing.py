@@ -12,6 +12,7 @@ from typing import Literal
 from fedseg.datamodules.findings import Finding, Report, few
 
 REGION = "{region}"  # in data.mask_suffix: the name of a region
+RATER = "{rater}"  # in data.mask_suffix: the name of a rater
 ANY = "*"  # in data.mask_suffix: whatever follows, such as the number of a lesion
 BETWEEN = "_. -"  # signs between a case's name and its modality
 Files = Mapping[str, Mapping[str, Path]]  # sub-folder (empty: none) to stem to path
@@ -264,4 +265,5 @@ def folder_cure(kind: str, folders: Sequence[str]) -> str:
     ids = {name: [label for label in range(1, 2 ** len(folders)) if label >> k & 1] for k, name in enumerate(folders)}
     regions = ", ".join(f"{name}: {labels}" for name, labels in ids.items())
     setting = f"'data.regions={{{regions}}}'" if len(folders) <= 3 else f"data.regions with {few([*folders])}"
-    return f"if each holds the masks of a region, set {setting}; else move them"
+    raters = f"if those of a rater, data.raters=[{','.join(folders)}]"
+    return f"if each holds the masks of a region, set {setting}; {raters}; else move them"

@@ -27,6 +27,7 @@ FILES: Mapping[str, Any] = {
     "missing_masks": MissingMasks,
     "modalities": tuple[str, ...],
     "patient_pattern": str,
+    "raters": tuple[str, ...],
 }
 """Of the layout ROOT/<site>/images: names of the folders, and the settings of the same name under data."""
 

@@ -109,7 +109,7 @@ class SliceSet(Dataset[Batch]):
     def _cut(self, pick: Pick, plan: Plan) -> tuple[Pixels, NDArray[np.uint8] | None]:
         """An image and its truth; where patches are cut, the patch that a pick names or, for training, draws."""
         image = self.image(pick)
-        truth = self._truth(pick) if plan.masks else None
+        truth = self._truth(pick, taught=plan.augment) if plan.masks else None
         if self.patches is None or not (plan.augment or pick.corner is not None):
             return image, truth
         corner = pick.corner
@@ -183,8 +183,10 @@ class SliceSet(Dataset[Batch]):
             return plane
         return cast(Pixels, np.repeat(plane, self.channels, axis=-1))
 
-    def _truth(self, pick: Pick) -> NDArray[np.uint8]:
-        truth = self.stores[pick.store].truth(pick.case)
+    def _truth(self, pick: Pick, *, taught: bool = False) -> NDArray[np.uint8]:
+        """The mask that a pick is scored by, or, for training, that it learns."""
+        store = self.stores[pick.store]
+        truth = store.taught(pick.case, data_seed(pick.seed, "rater")) if taught else store.truth(pick.case)
         return truth if self.dimensions == 3 else cast("NDArray[np.uint8]", truth[pick.slice])
 
 

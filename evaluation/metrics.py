@@ -15,6 +15,8 @@ slice of it). The background is no region and has no score. P is the predicted m
   alike whatever area they stand for).
 * sensitivity = |P and T| / |T|;  precision = |P and T| / |P|.
 * rvd = | |P| - |T| | / |T|, of areas in 2-D.
+* offset = the same mean with signs: a contour pixel of P counts as negative where T covers it, one of T where P does
+  not. Positive: P is drawn larger than T; about k where P is T grown by k. Neither end is the better one: 0 is.
 * lesion_f1: see `evaluation.lesions`.
 * ece, brier: of probabilities, not of masks: see `evaluation.calibration`. Over all pixels of a case that count.
 * missed = 1 where T is not empty and P is: a region overlooked; 0 where it was found, be it badly.
@@ -23,10 +25,10 @@ slice of it). The background is no region and has no score. P is the predicted m
 Empty masks. Where T is empty every score but `invented` is undefined, NaN, whatever P is; where T is not empty
 `invented` is. So whether a case counts depends on the data only: every model's means are over the same cases, their
 number stands beside them, agreement on nothing lifts no mean, and what is invented is a rate of its own (MONAI leaves
-such cases out too). Where P alone is empty the others are the worst there is: dice, iou, nsd, sensitivity,
-precision, lesion_f1 0, rvd 1 (by its formula), and for distances
-the image's diagonal, the greatest distance that two of its pixels can have (BraTS 2023 scores missed lesions so, with
-374 mm for its volumes): a method cannot improve its distances by predicting nothing in hard cases.
+such cases out too). Where P alone is empty offset is undefined, too, and the others are the worst there is: dice, iou,
+nsd, sensitivity, precision, lesion_f1 0, rvd 1 (by its formula), and for distances the image's diagonal, the greatest
+distance that two of its pixels can have (BraTS 2023 scores missed lesions so, with 374 mm for its volumes): a method
+cannot improve its distances by predicting nothing in hard cases.
 
 Ignored pixels (data.ignore_labels) are taken out of P and T before anything else: a mask ends where they begin. A case
 in which no pixel of a region counts has no score of it, NaN.
@@ -62,12 +64,14 @@ class Metric:
         worst: Value when only the prediction is empty (of invented: when only the truth is); None: the image's
             diagonal.
         bounded: Whether no value is beyond the worst one.
+        signed: Whether values lie on both sides of the best one, so that no model is better for more or for less.
     """
 
     title: str
     best: float
     worst: float | None
     bounded: bool = True
+    signed: bool = False
 
     @property
     def higher_is_better(self) -> bool:
@@ -88,12 +92,14 @@ class Metric:
 LESIONS = "lesion_f1"
 INVENTED = "invented"
 """The one score of cases that do not show a region."""
+OFFSET = "offset"
 METRICS: dict[str, Metric] = {
     "dice": Metric("Dice", best=1, worst=0),
     "iou": Metric("IoU", best=1, worst=0),
     "hd95": Metric("95 % Hausdorff distance", best=0, worst=None),
     "hd95_pooled": Metric("95 % Hausdorff distance (pooled)", best=0, worst=None),
     "assd": Metric("Average symmetric surface distance", best=0, worst=None),
+    OFFSET: Metric("Signed surface distance", best=0, worst=None, signed=True),
     "nsd": Metric("Surface Dice", best=1, worst=0),
     "sensitivity": Metric("Sensitivity", best=1, worst=0),
     "precision": Metric("Precision", best=1, worst=0),
@@ -115,7 +121,7 @@ FULL = (
 probabilities cost up to as much as distances once more, and speak of some tasks only."""
 LENGTHS = frozenset(name for name, metric in METRICS.items() if metric.is_length) | {"nsd"}
 """Metrics in which lengths count, of nsd its tolerance: their numbers need a unit."""
-LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not metric.higher_is_better)
+LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not (metric.higher_is_better or metric.signed))
 
 
 class Overlap(NamedTuple):
@@ -184,12 +190,16 @@ def score(prediction: Mask, truth: Mask, spacing: Spacing, names: Sequence[str],
     if not p:
         diagonal = float(np.linalg.norm((np.array(truth.shape) - 1) * steps))
         worst = {name: diagonal if METRICS[name].worst is None else METRICS[name].worst for name in names}
-        return {name: float("nan") if name == INVENTED else float(value or 0) for name, value in worst.items()}
+        return {
+            name: float("nan") if name in (INVENTED, OFFSET) else float(value or 0) for name, value in worst.items()
+        }
     both = int((prediction & truth).sum())
     values = {name: OVERLAPS[name](Overlap(both, p, t)) for name in names if name in OVERLAPS}
-    if any(name in SURFACES for name in names):
+    if any(name in SURFACES or name == OFFSET for name in names):
         pt, tp = surface_distances(prediction, truth, steps)
         values |= {name: float(SURFACES[name](pt, tp, tolerance)) for name in names if name in SURFACES}
+        if OFFSET in names:
+            values[OFFSET] = _offset(prediction, truth, pt, tp)
     if LESIONS in names:
         values[LESIONS] = lesion_f1(prediction, truth)
     return {name: float("nan") if name == INVENTED else values[name] for name in names}
@@ -223,10 +233,24 @@ def surface_distances(prediction: Mask, truth: Mask, steps: Sequence[float]) -> 
     Returns:
         d(P, T) with one entry per contour pixel of the prediction, and d(T, P) with one per contour pixel of the truth.
     """
-    box = find_objects((prediction | truth).astype(np.uint8))[0]  # outside it there is nothing to erode
+    box = _around(prediction, truth)
     points = [np.argwhere(contour(mask[box])) * np.asarray(steps) for mask in (prediction, truth)]
     forward, backward = cKDTree(points[1]).query(points[0])[0], cKDTree(points[0]).query(points[1])[0]
     return np.asarray(forward), np.asarray(backward)
+
+
+def _around(prediction: Mask, truth: Mask) -> tuple[slice, ...]:
+    """The box of two masks: outside it there is nothing to erode."""
+    return find_objects((prediction | truth).astype(np.uint8))[0]
+
+
+def _offset(prediction: Mask, truth: Mask, forward: Distances, backward: Distances) -> float:
+    """Mean of `surface_distances`, which come in the order of the pixels, with the sign of the larger mask."""
+    box = _around(prediction, truth)
+    prediction, truth = prediction[box], truth[box]
+    beyond = np.where(truth[contour(prediction)], -forward, forward)
+    short = np.where(prediction[contour(truth)], backward, -backward)
+    return float(np.concatenate([beyond, short]).mean())
 
 
 def _prepared(prediction: Mask, truth: Mask, spacing: Spacing) -> tuple[Mask, Mask, tuple[float, ...]]:

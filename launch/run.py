@@ -180,6 +180,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
     folder.write_terms(listed(terms))
     folder.write_splits(experiment.data.splits())
     folder.write_groups(groups)
+    folder.write_raters(experiment.data.agreement())
     note_findings(folder, experiment.data.findings, part=job_type != "train")
     folder.write_fingerprints(experiment.data.fingerprints())
     folder.write_inputs(inputs(experiment))

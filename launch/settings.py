@@ -68,8 +68,8 @@ class Evaluation:
 
     Attributes:
         metrics: of the final scoring: dice, iou, hd95, assd, nsd, sensitivity, precision, rvd, missed,
-            invented; on request lesion_f1, ece, brier and hd95_pooled too. Validation during training takes dice and
-            iou, and the one of `choose_by`.
+            invented; on request lesion_f1, ece, brier, hd95_pooled and offset too, which adds a table of how sites
+            outline. Validation during training takes dice and iou, and the one of `choose_by`.
         choose_by: the validation score by which the best round is chosen: dice, iou, nsd or lesion_f1.
         tolerance: of nsd (surface Dice), in millimetres where the spacing is known, else in pixels.
         overlap: of neighbouring windows, as a share of their size, where images are predicted by a sliding window

@@ -44,6 +44,7 @@ RUN_ID = "run-id.txt"
 FINDINGS = "findings.csv"
 GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
+RATERS = "raters.csv"
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same by libyaml, where it is there: ten times as fast
 TERMS = "terms.yaml"
 KEYS = "keys.yaml"
@@ -67,6 +68,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 SPLIT_COLUMNS = ("site", "case", "patient", "split", "labelled", "seen")
 GROUP_COLUMNS = ("site", "case", "column", "value")
+RATER_COLUMNS = ("site", "case", "split", "region", "dice")
 FINGERPRINT_COLUMNS = ("site", "case", "image", "mask")
 FOREIGN = ("event", "detail", "group", "tensor")
 """Columns for words of a site that nothing is found by, so that they may be changed to be harmless."""
@@ -109,6 +111,7 @@ README = """# The folder of one training run
 | `splits.csv` | which case of which patient served for training, validation and testing, at each site |
 | `findings.csv` | what was noticed in the data when the run began: warnings and notes, each with its cure |
 | `groups.csv`, `group_scores.csv` | if asked for: groups of patients, and their mean scores but for small groups |
+| `raters.csv` | if cases have masks of several raters: how far these agree, case by case |
 | `fingerprints.csv` | digests of the files of every case: the run goes on, and is scored again, on these bytes only |
 | `.lock` | held by the process that works on the run, so that no second one does |
 | `inputs.json` | what the network takes and answers: channels, height, width, regions; whether images had 8 bit |
@@ -370,6 +373,16 @@ class RunFolder:
         """groups.csv as a table of words; empty if there is none."""
         rows = list(csv.DictReader(complete_lines(self.path / GROUPS)))
         return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+
+    def write_raters(self, rows: Sequence[Row]) -> None:
+        """Save how far raters agree in each case (raters.csv); no file where cases have one mask."""
+        if rows:
+            write_atomic(self.path / RATERS, _header(RATER_COLUMNS) + _lines(rows, RATER_COLUMNS, RATERS))
+
+    def raters(self) -> pd.DataFrame:
+        """raters.csv as a table; empty if there is none."""
+        rows = list(csv.DictReader(complete_lines(self.path / RATERS)))
+        return pd.DataFrame(rows, columns=list(RATER_COLUMNS)).astype({"dice": float})
 
     def write_findings(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         """Save what was noticed in the data (findings.csv); ``columns`` are those of every row."""

@@ -17,10 +17,12 @@ from fedseg.reporting.crossing import draw_matrix, matrix, matrix_table
 from fedseg.reporting.curves import draw_curves, save_curves
 from fedseg.reporting.folder import COLUMNS, DURING_TRAINING, GROUP_SCORES, METRICS, Row, RunFolder, file_name
 from fedseg.reporting.groups import group_scores, group_tables
+from fedseg.reporting.habits import habits, habits_table
 from fedseg.reporting.letters import legible
 from fedseg.reporting.loggers import RoundLoggers
 from fedseg.reporting.overlays import Picture, draw_overlays, save_overlays
 from fedseg.reporting.progress import Progress
+from fedseg.reporting.raters import raters_table
 from fedseg.reporting.summary import (
     CHECKPOINTS,
     HEADLINE,
@@ -267,6 +269,8 @@ def write_report(folder: RunFolder, scores: pd.DataFrame, *, title: str = "") ->
         with drawing(folder.plots):
             folder.plots.mkdir(parents=True, exist_ok=True)
             legible(draw_matrix(matrix(crossed))).savefig(folder.plots / "cross_sites.png", dpi=130)
+    raters = raters_table(folder.raters(), scores)
+    summary = replace(summary, habits=habits_table(habits(scores)), raters=raters)
     groups = folder.groups()
     if len(groups):
         least = int(folder.settings()["evaluation.group_minimum"])

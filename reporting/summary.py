@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedseg.common.text import printable
-from fedseg.evaluation import INVENTED, LOWER_IS_BETTER
+from fedseg.evaluation import INVENTED, LOWER_IS_BETTER, METRICS
 from fedseg.reporting.units import MIXED, grid_of, in_common, stated, titled
 
 HEADLINE = "dice"
@@ -125,7 +125,10 @@ def over_sites(values: pd.Series, metric: str = HEADLINE) -> dict[str, float]:
     known = values.dropna()
     if known.empty:
         return {"mean": float("nan"), "worst": float("nan")}
-    worst = known.max() if metric in LOWER_IS_BETTER else known.min()
+    if metric in METRICS and METRICS[metric].signed:
+        worst = known.iloc[int(known.abs().argmax())]
+    else:
+        worst = known.max() if metric in LOWER_IS_BETTER else known.min()
     return {"mean": float(known.mean()), "worst": float(worst)}
 
 
@@ -179,6 +182,8 @@ class Summary:
         by_region: Sites x (view, checkpoint) for each region, headline metric; None if there is one region only.
         values: Numbers for dashboards: "<checkpoint>/<split>/<view>/<metric>" and ".../worst_site/<metric>".
         crossed: Every model at every site; None if that was not asked for.
+        habits: How each site outlines, by the global model; None if that was not asked for.
+        raters: How far raters agree; None where cases have one mask.
         groups: One for each column of `evaluation.groups`.
         privacy: What must be said of the run's promise; empty where nothing must.
     """
@@ -191,12 +196,15 @@ class Summary:
     values: dict[str, float]
     by_region: Table | None = None
     crossed: Table | None = None
+    habits: Table | None = None
+    raters: Table | None = None
     groups: tuple[Table, ...] = ()
     privacy: str = ""
 
     def text(self, stream: TextIO) -> str:
         """What to print on `stream`."""
-        tables = [self.sites, self.by_region, self.regions, self.metrics, self.crossed, *self.groups]
+        tables = [self.sites, self.by_region, self.regions, self.metrics, self.raters, self.habits, self.crossed]
+        tables += self.groups
         return "\n".join([*(table.text(stream) for table in tables if table is not None), *self._said])
 
     def markdown(self) -> str:
@@ -208,6 +216,10 @@ class Summary:
             parts += ["## In how many test cases each region occurs\n", self.regions.markdown()]
         if self.metrics is not None:
             parts += ["## All metrics, mean over the sites that took part\n", self.metrics.markdown()]
+        if self.raters is not None:
+            parts += ["## How far raters agree\n", self.raters.markdown()]
+        if self.habits is not None:
+            parts += ["## How sites outline\n", self.habits.markdown()]
         if self.crossed is not None:
             parts += ["## Every model at every site\n", self.crossed.markdown()]
         if self.groups:

@@ -13,7 +13,7 @@ from fedseg.evaluation.metrics import CALIBRATION
 
 Mask = NDArray[np.bool_]
 ALL = tuple(name for name in METRICS if name not in CALIBRATION)
-SIDED = {"sensitivity", "precision", "rvd"}  # prediction and truth are not alike there
+SIDED = {"sensitivity", "precision", "rvd", "offset"}  # prediction and truth are not alike there
 TOLERANCE = 1.0
 SPACINGS = [None, (1.0, 1.0, 1.0), (3.0, 0.7, 1.6)]
 
@@ -45,6 +45,13 @@ def brute_contour(mask: Mask) -> list[tuple[int, ...]]:
         inside = [all(0 <= p < side for p, side in zip(q, mask.shape, strict=True)) and bool(mask[q]) for q in around]
         if mask[pixel] and not all(inside):
             found.append(pixel)
+    return found
+
+
+def brute_set(mask: Mask) -> Mask:
+    """The contour as a mask; its pixels come in the order of `brute_contour`."""
+    found = np.zeros_like(mask)
+    found[tuple(np.array(brute_contour(mask)).T)] = True
     return found
 
 
@@ -90,6 +97,8 @@ def brute_force(prediction: Mask, truth: Mask, steps: tuple[float, ...]) -> dict
     table = np.sqrt(((pixels[0][:, None] - pixels[1][None]) ** 2).sum(-1))
     there, back = table.min(axis=1), table.min(axis=0)
     both = np.concatenate([there, back])
+    covered = [other[brute_set(mask)] for mask, other in ((prediction, truth), (truth, prediction))]
+    sides = np.concatenate([np.where(covered[0], -1, 1), np.where(covered[1], 1, -1)])
     common, joint = int((prediction & truth).sum()), int((prediction | truth).sum())
     own, true = int(prediction.sum()), int(truth.sum())
     return {
@@ -102,6 +111,7 @@ def brute_force(prediction: Mask, truth: Mask, steps: tuple[float, ...]) -> dict
         "hd95": max(np.quantile(there, 0.95), np.quantile(back, 0.95)),
         "hd95_pooled": float(np.quantile(both, 0.95)),
         "assd": float(both.mean()),
+        "offset": float((sides * both).mean()),
         "nsd": float((both <= TOLERANCE).mean()),
         "missed": 0.0,
     }
@@ -235,6 +245,8 @@ def test_prediction_and_truth_may_change_places(a: int, b: int, shape: tuple[int
     for name in there.keys() - SIDED:
         assert there[name] == pytest.approx(back[name])
     assert (there["sensitivity"], there["precision"]) == pytest.approx((back["precision"], back["sensitivity"]))
+    assert there["offset"] == pytest.approx(-back["offset"])
+    assert abs(there["offset"]) <= there["assd"]
 
 
 @given(seeds, seeds, shapes, st.floats(0.1, 10))
@@ -266,6 +278,8 @@ def test_values_lie_between_best_and_worst(a: int, b: int, shape: tuple[int, ...
     for name, value in values.items():
         if name == "rvd":  # too much has no bound
             assert value >= 0
+            continue
+        if METRICS[name].signed:  # nor has it one end
             continue
         low, high = sorted((METRICS[name].best, worst[name]))
         assert low <= value <= high

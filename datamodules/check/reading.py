@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fedseg.datamodules.readers import (
     misplaced,
     nothing,
     seen,
+    settled,
     with_absent,
 )
 
@@ -49,6 +50,7 @@ class Part:
         spacing: Millimetres per voxel, or None.
         colours: Label ids and their colours, of an indexed mask.
         plane: Of a volume's slices in the patient; empty where unknown.
+        raters: Label ids of each of several raters; ``labels`` are of the first.
     """
 
     case: Case
@@ -57,6 +59,7 @@ class Part:
     spacing: Spacing | None
     colours: tuple[tuple[int, str], ...] = ()
     plane: str = ""
+    raters: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
     def image(self) -> Array:
@@ -73,12 +76,14 @@ class Opened:
         parts: What could be read, in order.
         image: (D, H, W, C) as a network would get it: uint8, or float32 in [0, 1]; None when the parts do not fit.
         labels: (D, H, W) label ids; None unless every part has them.
+        agreement: Regions and the mean Dice of pairs of raters, where there are several.
     """
 
     case: Case
     parts: tuple[Part, ...]
     image: Pixels | None
     labels: NDArray[np.uint8] | None
+    agreement: tuple[tuple[str, float], ...] = ()
 
 
 def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Opened:
@@ -99,7 +104,22 @@ def open_case(data: MultiCenterDataModule, case: Case, findings: list[Finding]) 
     except DataError as error:
         findings.append(Finding.of_error("image values", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, parts, None, None)
-    return Opened(case, parts, with_absent(image, case), _joined(parts))
+    opened = Opened(case, parts, with_absent(image, case), _joined(parts))
+    return _agreed(opened, image, data.reading_of(case.site), findings) if parts[0].raters else opened
+
+
+def _agreed(opened: Opened, image: Pixels, reading: Reading, findings: list[Finding]) -> Opened:
+    """A case of several raters with the truth that is made of their masks."""
+    case, parts = opened.case, opened.parts
+    if opened.labels is None:
+        return opened
+    masks = {rater: np.concatenate([part.raters[rater] for part in parts]) for rater in parts[0].raters}
+    try:
+        sample = settled(Sample(image, None), masks, reading)
+    except DataError as error:
+        findings.append(Finding.of_error("mask values", error, site=case.site, case=case.case, file=case.mask or ""))
+        return replace(opened, labels=None)
+    return replace(opened, labels=sample.labels, agreement=sample.agreement)
 
 
 def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> Opened:
@@ -110,7 +130,7 @@ def _by_module(data: MultiCenterDataModule, case: Case, findings: list[Finding])
         findings.append(Finding.of_error("unreadable file", error, site=case.site, case=case.case, file=case.image))
         return Opened(case, (), None, None)
     findings.extend(sample.notes)
-    return Opened(case, _sliced(case, sample), sample.image, sample.labels)
+    return Opened(case, _sliced(case, sample), sample.image, sample.labels, sample.agreement)
 
 
 def _sliced(case: Case, sample: Sample) -> tuple[Part, ...]:
@@ -133,10 +153,17 @@ def _part(data: MultiCenterDataModule, case: Case, findings: list[Finding]) -> P
         for (name, _), one in zip(opened[1:], images[1:], strict=True)
     ]
     whole = len(opened) == len(case.image_files) and all(fit)
-    labels, colours = _labels(case, images[0] if images else None, reading, findings)
+    several = case.by_rater()
+    masks = [_labels(one, images[0] if images else None, reading, findings) for one in several or (case,)]
     if not whole:
         return None
-    return Part(case, images, labels, reading.spacing_of(opened[0][1].spacing), colours, opened[0][1].plane)
+    readable = [labels for labels, _ in masks if labels is not None]
+    labels = readable[0] if len(readable) == len(masks) else None
+    raters = (
+        dict(zip((rater for rater, _ in case.raters), readable, strict=True)) if several and labels is not None else {}
+    )
+    colours = tuple(sorted({pair for _, of_mask in masks for pair in of_mask}))
+    return Part(case, images, labels, reading.spacing_of(opened[0][1].spacing), colours, opened[0][1].plane, raters)
 
 
 def _open(case: Case, name: str, reading: Reading, role: Role, findings: list[Finding]) -> Stored | None:

@@ -84,6 +84,7 @@ def tables(checked: Checked, regions: Regions, grid: str, modalities: Sequence[s
     """
     sites = checked.sites
     found = [_cases(sites, checked.findings), _images(sites), _regions(sites, regions)]
+    found += [_agreement(sites, regions)] if any(site.agreement for site in sites) else []
     found += [_attainable(checked.attainable, regions, grid), _intensities(sites, modalities)]
     measured = [brightness(sites), *(sizes(sites, region) for region in regions.names)]
     found += _mixtures(sites, modalities)
@@ -135,6 +136,17 @@ def _regions(sites: Sequence[SiteStatistics], regions: Regions) -> Table:
             rows.append((site.site, name, *cells, slices, *(tuple(size) or ("-", "-", "-"))))
     columns = ("site", "region", "cases with", "without", "slices with", "size (median)", "smallest", "largest")
     return Table("Regions", columns, rows, "Size: share of the image or volume, over cases that show the region.", 2)
+
+
+def _agreement(sites: Sequence[SiteStatistics], regions: Regions) -> Table:
+    rows = [
+        (site.site, name, str(len(dice)), f"{np.mean(dice):.3f}", f"{min(dice):.3f}")
+        for site in sites
+        for name in regions.names
+        if (dice := site.agreement.get(name))
+    ]
+    note = "Dice of one rater's mask with another's, mean over pairs, on the images' own grid."
+    return Table("Agreement between raters", ("site", "region", "cases", "mean", "lowest"), rows, note, 2)
 
 
 def _attainable(sites: Sequence[Attainable], regions: Regions, grid: str) -> Table:

@@ -69,6 +69,7 @@ class SiteStatistics:
         lowest: Smallest stored value.
         highest: Largest stored value.
         regions: Per region.
+        agreement: Region to the mean Dice of pairs of raters, of each case with several masks.
         histograms: Channels of an image to (channels, 256) pixels per value, 0 to 1.
         means: Channels of an image to the mean values of each image.
     """
@@ -91,6 +92,7 @@ class SiteStatistics:
     lowest: float = np.inf
     highest: float = -np.inf
     regions: dict[str, RegionCounts] = field(default_factory=lambda: defaultdict(RegionCounts))
+    agreement: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     histograms: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     means: dict[int, list[NDArray[np.float64]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -109,6 +111,8 @@ class SiteStatistics:
             self.depths[len(opened.image)] += 1
             self.channels[opened.image.shape[-1]] += 1
             self._add_values(opened.image)
+        for region, dice in opened.agreement:
+            self.agreement[region].append(dice)
         if opened.labels is not None:
             self.with_labels += 1
             self.slices += len(opened.labels)

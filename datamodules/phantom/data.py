@@ -17,7 +17,8 @@ from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.phantom.fundus import CUP, RIM, draw_fundus
 from fedseg.datamodules.phantom.organ import GLAND, LESION, draw_organ, spacing
-from fedseg.datamodules.phantom.style import Dials, site_style
+from fedseg.datamodules.phantom.style import Dials, rater_style, site_style
+from fedseg.datamodules.readers import settled
 
 Anatomy = Literal["fundus", "organ"]
 REGIONS: Mapping[str, dict[str, list[int]]] = {
@@ -29,7 +30,15 @@ FEWEST_CASES = 5  # a site with fewer could not be split
 
 
 def draw_case(
-    anatomy: Anatomy, seed: int, site: int, index: int, dials: Dials, *, resolution: int, slices: int = 1
+    anatomy: Anatomy,
+    seed: int,
+    site: int,
+    index: int,
+    dials: Dials,
+    *,
+    resolution: int,
+    slices: int = 1,
+    rater: int | None = None,
 ) -> Sample:
     """One synthetic case, a pure function of the arguments.
 
@@ -41,15 +50,18 @@ def draw_case(
         dials: Strength of each kind of shift between sites.
         resolution: Pixels across.
         slices: Slices of a volume; 1 is a plain image. The fundus has no volumes.
+        rater: Who of the site's several raters outlines it, from 0; None: there is one.
 
     Returns:
         Image (slices, resolution, resolution, 3 or 1) uint8 and label ids (slices, resolution, resolution) uint8.
     """
-    style = site_style(seed, site, dials)
+    style, hand = site_style(seed, site, dials), rater or 0
+    if rater is not None:
+        style = rater_style(style, rater)
     if anatomy == "fundus":
-        image, labels = draw_fundus(seed, site, index, style, resolution)
+        image, labels = draw_fundus(seed, site, index, style, resolution, hand)
         return Sample(image=image, labels=labels, spacing=None)
-    image, labels = draw_organ(seed, site, index, style, resolution, slices)
+    image, labels = draw_organ(seed, site, index, style, resolution, slices, hand)
     return Sample(image=image, labels=labels, spacing=spacing(resolution, slices))
 
 
@@ -71,6 +83,8 @@ class PhantomDataModule(MultiCenterDataModule):
             cup and lesion up to 40 % of the radius), ironed smooth or detailed. Nothing in the image tells.
         structure: Dial of the patients: size of the structures (radius up to a factor 1.4), prevalence of disease.
         amount: Dial of the number of cases (up to a factor 4).
+        raters: Who outline every image of a site, rater_1 ...; of several each has a habit besides the site's: outlines
+            up to 15 % (disc, organ) or 20 % (cup, lesion) of the radius larger or smaller.
         phantom_seed: Seed of the images. It is not the seed of the run: repeated runs see the same hospitals.
         regions: Region name to label ids; null: all regions of the anatomy.
         kwargs: See MultiCenterDataModule.
@@ -91,6 +105,7 @@ class PhantomDataModule(MultiCenterDataModule):
         annotation: float = 0.5,
         structure: float = 0.3,
         amount: float = 0.5,
+        raters: int = 1,
         phantom_seed: int = 0,
         regions: Mapping[str, Sequence[int]] | None = None,
         **kwargs: Any,
@@ -102,6 +117,7 @@ class PhantomDataModule(MultiCenterDataModule):
             ("cases_per_site", cases_per_site, FEWEST_CASES),
             ("slices", slices, 1),
             ("resolution", resolution, 32),
+            ("raters", raters, 1),
             ("phantom_seed", phantom_seed, 0),
         ):
             if value < least:
@@ -114,12 +130,16 @@ class PhantomDataModule(MultiCenterDataModule):
         self.anatomy: Anatomy = anatomy
         self.dials = Dials(appearance=appearance, annotation=annotation, structure=structure, amount=amount)
         self.n_sites, self.cases_per_site = n_sites, cases_per_site
+        self.raters = tuple(f"rater_{number + 1}" for number in range(raters)) if raters > 1 else ()
         self.slices, self.resolution, self.phantom_seed = slices, resolution, phantom_seed
 
     def cases(self) -> list[Case]:
         """All cases of all sites; their images are drawn when read."""
+        raters = tuple((rater, (("", ""),)) for rater in self.raters)
         return [
-            Case(f"site_{site + 1:02d}", case=f"case_{index + 1:04d}", patient=f"case_{index + 1:04d}", mask="")
+            Case(
+                f"site_{site + 1:02d}", f"case_{index + 1:04d}", patient=f"case_{index + 1:04d}", mask="", raters=raters
+            )
             for site in range(self.n_sites)
             for index in range(self.amount(site))
         ]
@@ -127,6 +147,7 @@ class PhantomDataModule(MultiCenterDataModule):
     def decoding(self) -> dict[str, Any]:
         """Adds what the images depend on."""
         drawing: dict[str, Any] = {"unannotated": self.unannotated} if self.unannotated else {}
+        drawing |= {"raters": self.raters} if self.raters else {}
         drawing |= {"dials": self.dials, "phantom_seed": self.phantom_seed, "anatomy": self.anatomy}
         return super().decoding() | drawing | {"resolution": self.resolution, "slices": self.slices, "drawing": DRAWING}
 
@@ -137,13 +158,19 @@ class PhantomDataModule(MultiCenterDataModule):
 
     def read(self, case: Case) -> Sample:
         """Draw a case; a region that nobody annotated at its site is not outlined."""
+        drawn = {rater: self._drawn(case, number) for number, rater in enumerate(self.raters)} or {
+            "": self._drawn(case, None)
+        }
+        masks = {rater: one.labels for rater, one in drawn.items() if one.labels is not None}
+        if self.unannotated.get(case.site):
+            masks = {rater: self._outlined(case.site)[labels] for rater, labels in masks.items()}
+        first = next(iter(drawn.values()))
+        return settled(first, masks, self.reading_of(case.site)) if self.raters else replace(first, labels=masks[""])
+
+    def _drawn(self, case: Case, rater: int | None) -> Sample:
         site, index = (int(name.rsplit("_", 1)[1]) - 1 for name in (case.site, case.case))
-        drawn = draw_case(
-            self.anatomy, self.phantom_seed, site, index, self.dials, resolution=self.resolution, slices=self.slices
-        )
-        if not self.unannotated.get(case.site):
-            return drawn
-        return replace(drawn, labels=self._outlined(case.site)[drawn.labels])
+        shape = {"resolution": self.resolution, "slices": self.slices}
+        return draw_case(self.anatomy, self.phantom_seed, site, index, self.dials, **shape, rater=rater)
 
     def _outlined(self, site: str) -> NDArray[np.uint8]:
         """Which label id is drawn at a site in place of each: one of the same regions, less those without annotation.

@@ -15,6 +15,7 @@ from fedseg.datamodules.phantom.style import (
     form_image,
     generator,
     grid,
+    hand_of,
     soft_inside,
     waves,
 )
@@ -25,7 +26,7 @@ Path = tuple[NDArray[np.float64], float]  # points (N, 2) as column, row in -1..
 
 
 def draw_fundus(
-    seed: int, site: int, index: int, style: SiteStyle, size: int
+    seed: int, site: int, index: int, style: SiteStyle, size: int, rater: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One fundus-like case.
 
@@ -40,7 +41,7 @@ def draw_fundus(
     scene = _aperture(texture, scene)
     image = form_image(scene, style, generator(seed, site, index, Stream.FORMATION), spread=1.0)
 
-    hand = generator(seed, site, index, Stream.ANNOTATION)
+    hand = hand_of(seed, site, index, rater)
     x, y = grid(size)
     drawn_disc = disc.annotated(style.outline, style.smoothing, hand).distance(x, y) < 0
     drawn_cup = cup.annotated(style.inner_outline, style.smoothing, hand).distance(x, y) < 0

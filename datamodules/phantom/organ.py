@@ -16,6 +16,7 @@ from fedseg.datamodules.phantom.style import (
     form_image,
     generator,
     grid,
+    hand_of,
     soft_inside,
     waves,
 )
@@ -38,7 +39,7 @@ class _Anatomy:
 
 
 def draw_organ(
-    seed: int, site: int, index: int, style: SiteStyle, size: int, slices: int
+    seed: int, site: int, index: int, style: SiteStyle, size: int, slices: int, rater: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One MRI-like case.
 
@@ -48,7 +49,7 @@ def draw_organ(
     body = _anatomy(generator(seed, site, index, Stream.ANATOMY), style)
     texture = generator(seed, site, index, Stream.TEXTURE)
     surroundings = _Surroundings(texture, size)
-    hand = generator(seed, site, index, Stream.ANNOTATION)
+    hand = hand_of(seed, site, index, rater)
     organ = body.organ.annotated(style.outline, style.smoothing, hand)
     lesion = body.lesion.annotated(style.inner_outline, style.smoothing, hand)
     formation = generator(seed, site, index, Stream.FORMATION)

@@ -6,7 +6,7 @@ image formation and annotation, so that turning one dial leaves untouched what b
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from math import exp, log
 
@@ -26,6 +26,7 @@ class Stream(IntEnum):
     TEXTURE = 1
     FORMATION = 2
     ANNOTATION = 3
+    FURTHER_RATERS = 4
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,20 @@ def site_style(seed: int, site: int, dials: Dials) -> SiteStyle:
         prevalence=0.4 + 0.35 * build * u["prevalence"],
         cases=exp(log(4.0) * dials.amount * u["cases"]),
     )
+
+
+def rater_style(style: SiteStyle, rater: int) -> SiteStyle:
+    """The style of one of a site's several raters: larger or smaller than the site's habit is."""
+    outer, inner = (2.0 * ((0.5 + rater * step) % 1.0) - 1.0 for step in (_STEPS["outline"], _STEPS["inner_outline"]))
+    return replace(style, outline=style.outline + 0.15 * outer, inner_outline=style.inner_outline + 0.2 * inner)
+
+
+def hand_of(seed: int, site: int, index: int, rater: int) -> np.random.Generator:
+    """The hand with which a rater outlines a case; the first is that of a single one."""
+    if rater == 0:
+        return generator(seed, site, index, Stream.ANNOTATION)
+    keys = (site, index, int(Stream.FURTHER_RATERS), rater)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=keys)))
 
 
 def generator(seed: int, site: int, index: int, stream: Stream) -> np.random.Generator:

@@ -25,7 +25,18 @@ from fedseg.datamodules.readers.intensity import scale
 from fedseg.datamodules.readers.kinds import FLAT, VOLUMES, Array, Spacing, sides, stem_of, suffix_of
 from fedseg.datamodules.readers.labels import map_labels, unknown_labels
 from fedseg.datamodules.readers.layers import Layer, combine
-from fedseg.datamodules.readers.settings import OF_CASE, Axis, Intensity, MaskGeometry, Reading, Transparency
+from fedseg.datamodules.readers.raters import settled
+from fedseg.datamodules.readers.settings import (
+    MAJORITY,
+    OF_CASE,
+    RANDOM,
+    STAPLE,
+    Axis,
+    Intensity,
+    MaskGeometry,
+    Reading,
+    Transparency,
+)
 from fedseg.datamodules.readers.stored import Stored, seen
 from fedseg.datamodules.readers.volumes import AXIAL, put_back, segments_back, write_back
 
@@ -33,9 +44,12 @@ __all__ = [
     "AXIAL",
     "FLAT",
     "GRID_CURE",
+    "MAJORITY",
     "OF_CASE",
     "PLACE_CURE",
+    "RANDOM",
     "SEGMENT",
+    "STAPLE",
     "VOLUMES",
     "Array",
     "Axis",
@@ -66,6 +80,7 @@ __all__ = [
     "scale",
     "seen",
     "segments_back",
+    "settled",
     "sides",
     "stem_of",
     "suffix_of",

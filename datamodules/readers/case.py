@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from fedseg.datamodules.readers.kinds import FLAT, NIFTI, VOLUMES, Array, Spacin
 from fedseg.datamodules.readers.labels import map_labels
 from fedseg.datamodules.readers.layers import Layer, check_region, combine, of_region
 from fedseg.datamodules.readers.pictures import netpbm, numpy_array, picture, tiff
+from fedseg.datamodules.readers.raters import settled
 from fedseg.datamodules.readers.settings import Reading
 from fedseg.datamodules.readers.stored import Stored, seen
 from fedseg.datamodules.readers.volumes import AXIAL, apart, as_image, geometry, read_volume
@@ -72,7 +73,15 @@ def read_case(case: Case, reading: Reading) -> Sample:
     labels = np.concatenate(masks) if masks else None
     notes = tuple(note for part in parts for note in part.notes)
     colours = sorted({pair for part in parts for pair in part.colours})
-    return Sample(image, labels, reading.spacing_of(parts[0].spacing), notes, tuple(colours), plane=parts[0].plane)
+    spacing = reading.spacing_of(parts[0].spacing)
+    sample = Sample(image, labels, spacing, notes, tuple(colours), plane=parts[0].plane)
+    if not parts[0].raters:
+        return sample
+    raters = {rater: np.concatenate([part.raters[rater] for part in parts]) for rater in parts[0].raters}
+    try:
+        return settled(sample, raters, reading)
+    except DataError as error:
+        raise DataError(f"{case}: {error}") from None
 
 
 def with_absent(image: Pixels, case: Case) -> Pixels:
@@ -84,7 +93,10 @@ def with_absent(image: Pixels, case: Case) -> Pixels:
 
 @dataclass(frozen=True)
 class Files:
-    """Image and mask of a case or slice, before the image's values are scaled; an image for each modality."""
+    """Image and mask of a case or slice, before the image's values are scaled; an image for each modality.
+
+    Where there are several raters, their masks are in ``raters``, and ``labels`` is one of them.
+    """
 
     images: tuple[Array, ...]
     labels: NDArray[np.uint8] | None
@@ -92,6 +104,7 @@ class Files:
     notes: tuple[Finding, ...] = ()
     colours: tuple[tuple[int, str], ...] = ()
     plane: str = ""
+    raters: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def _read_files(case: Case, reading: Reading) -> Files:
@@ -104,9 +117,24 @@ def _read_files(case: Case, reading: Reading) -> Files:
     ]
     if case.mask is None:
         return Files(images, None, first.spacing, tuple(notes), plane=first.plane)
-    layers, colours = [], set[tuple[int, str]]()
+    colours = set[tuple[int, str]]()
+    masks = []
+    for one in case.by_rater() or (case,):
+        labels, told, used = _read_labels(one, images[0], reading)
+        masks.append(labels)
+        notes += told
+        colours |= used
+    raters = dict(zip((rater for rater, _ in case.raters), masks, strict=False))
+    return Files(images, masks[0], first.spacing, tuple(notes), tuple(sorted(colours)), first.plane, raters)
+
+
+def _read_labels(
+    case: Case, image: Array, reading: Reading
+) -> tuple[NDArray[np.uint8], list[Finding], set[tuple[int, str]]]:
+    """The label ids of all files of a mask, what was told of them, and label ids by colour."""
+    layers, notes, colours = [], list[Finding](), set[tuple[int, str]]()
     for region, name in case.mask_layers:
-        layer, told, used = _read_mask(case, region, name, images[0], reading)
+        layer, told, used = _read_mask(case, region, name, image, reading)
         layers.append(layer)
         notes += told
         colours |= used
@@ -114,7 +142,7 @@ def _read_files(case: Case, reading: Reading) -> Files:
         labels = combine(layers, reading) if case.masks else layers[0].labels
     except DataError as error:
         raise DataError(f"{case}: masks {few([*case.mask_files])}: {error}") from None
-    return Files(images, labels, first.spacing, tuple(notes), tuple(sorted(colours)), first.plane)
+    return labels, notes, colours
 
 
 def _read_mask(

@@ -14,6 +14,9 @@ Transparency = Literal["auto", "ignore", "drawing"]
 Axis = Literal["auto"] | int
 MaskGeometry = Literal["header", "image"]
 Intensity = Literal["percentile", "minmax", "window", "zscore", "unit"]
+MAJORITY = "majority"
+STAPLE = "staple"
+RANDOM = "random"
 OF_CASE: tuple[Intensity, ...] = ("percentile", "minmax", "zscore")
 """Those that depend on all values of a case: a slice alone would be scaled otherwise."""
 
@@ -40,6 +43,10 @@ class Reading:
         mask_geometry: Where a volume's mask lies: as its "header" says, or voxel by voxel on its "image".
         spacing: Millimetres per pixel (row, column) or voxel (slice, row, column), whatever files say; None: as
             they say.
+        raters_train: Of a case with masks of several raters, what is learnt: what most outline ("majority"), what is
+            most probable if each has a reliability of its own ("staple"), one of them drawn each time anew ("random"),
+            or the name of a rater.
+        raters_test: Likewise, what validation and test cases are scored against; not "random".
         frame: Which frame of a volume in time is read, from 0; None of volumes without time.
     """
 
@@ -56,6 +63,8 @@ class Reading:
     canonical: bool = True
     mask_geometry: MaskGeometry = "header"
     spacing: tuple[float, ...] | None = None
+    raters_train: str = MAJORITY
+    raters_test: str = MAJORITY
     frame: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +79,8 @@ class Reading:
             raise DataError(f"data.axis={self.axis}: a volume is cut along axis 0, 1 or 2, or auto")
         if self.spacing is not None and (len(self.spacing) not in (2, 3) or not min(self.spacing) > 0):
             raise DataError(f"data.spacing={list(self.spacing)}: give [row, column] or [slice, row, column] in mm")
+        if self.raters_test == RANDOM:
+            raise DataError("data.raters_test=random: scores need one truth; take majority, staple or a rater's name")
         for key, label in (self.label_values or {}).items():
             rule(key)
             if not 0 <= label <= 255:

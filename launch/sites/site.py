@@ -241,6 +241,7 @@ class LaunchedSite:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.folder.write_splits(rows)
         self.folder.write_groups(groups)
+        self.folder.write_raters(self.experiment.data.agreement())
         note_findings(self.folder, self.experiment.data.findings)
         self.folder.write_fingerprints(prints)
         self.folder.write_environment({"seed": self.experiment.config.seed})

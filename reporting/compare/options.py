@@ -44,6 +44,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_metrics([self.metric], 0.0)
+        if METRICS[self.metric].signed:
+            raise ValueError(f"metric={self.metric} has no better end, so that no model wins by it; take assd or dice")
         for name, fine in (
             ("alpha", 0 < self.alpha < 1),
             ("draws", self.draws >= 100),
