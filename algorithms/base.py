@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg.algorithms.functional.pieces import in_pieces
+from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.optimizer_state import load_optimizer, pack_optimizer
 from fedseg.algorithms.parts import FROZEN, Parts, copies, mark, without
 from fedseg.algorithms.recipe import Recipe
@@ -161,6 +163,7 @@ class Algorithm(StockModule):
         self._focus: Selector | None = None
         self._reference: Tensors | None = None
         self._losses: dict[str, list[Tensor]] = {}  # of the steps of this turn, by the name they are told under
+        self._noises: dict[float, int] = {}  # of the private steps of this turn
         self.received = State()
         self.round = 0  # of the training task at hand; 0 elsewhere
         self.trained_here = False  # whether the site that the worker stands for has kept anything from training
@@ -263,7 +266,7 @@ class Algorithm(StockModule):
             self._pristine = self.keep().clone()
         self.received = message
         self._reference = None
-        self._losses = {}
+        self._losses, self._noises = {}, {}
         self._freeze_all_but(everything)
         self.trained_here = bool(kept.tensors)
         stays = kept if self.trained_here else self._pristine
@@ -282,9 +285,7 @@ class Algorithm(StockModule):
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
         """The images of one local fit: labelled and augmented, whole patients drawn by chance if steps are private."""
         private = self.recipe.private
-        if private is None:
-            return site.train_batches(seed, steps)
-        return site.patient_batches(private.seed(seed), steps, private.rate(site.patients))
+        return site.train_batches(seed, steps) if private is None else private.batches(site, seed, steps)
 
     def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
         """Fit a personal model before it is evaluated (only asked of methods that write it)."""
@@ -314,7 +315,7 @@ class Algorithm(StockModule):
                 trained = {name: state[name].detach().cpu() for name in names}
                 answer.tensors[group] = subtract(trained, self.received[group])
         if self.recipe.private is not None:
-            answer.scalars["rate"] = self.recipe.private.rate(site.patients)
+            answer.scalars |= self.recipe.private.told(site.patients, self._noises)
         answer.scalars |= {name: float(torch.stack(losses).mean()) for name, losses in self._losses.items()}
         return answer
 
@@ -418,12 +419,19 @@ class Algorithm(StockModule):
         """One local step."""
         self._freeze_all_but(self.learns(batch_idx))
         if self.recipe.private is not None:
-            return self.recipe.private.objective(self.loss, batch, [p for p in self.parameters() if p.requires_grad])
+            return self._private_objective(self.recipe.private, batch)
         told = len(self._losses.get(LOSS, ()))
         objective, loss = self.descended(self.loss, batch)
         if len(self._losses.get(LOSS, ())) == told:
             self.note(loss)
         return objective
+
+    def _private_objective(self, private: PrivateStep, batch: Batch) -> Tensor:
+        learning = [p for p in self.parameters() if p.requires_grad]
+        rate = self.recipe.training.lr_in(self.round, self.recipe.rounds)
+        step = private.settled(partial(self.criterion, self.model), batch, learning, rate)
+        self._noises[step.noise] = self._noises.get(step.noise, 0) + 1
+        return step.objective(self.loss, batch, learning, rate)
 
     def descended(self, loss: Callable[[Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """What a step descends, in pieces if the recipe says so, and the loss that it stands for."""

@@ -275,6 +275,11 @@ class Recipe:
                 f"training.pieces={training.pieces}: privacy.mechanism=patient computes gradients patient by patient, "
                 "in the memory of a few slices already; take training.pieces=1"
             )
+        if private is not None and private.needs_sgd and training.optimizer != "sgd":
+            raise ValueError(
+                f"training.optimizer={training.optimizer}: privacy.pass_steps and privacy.noises count on steps of the "
+                "learning rate's length, as SGD takes them; take training.optimizer=sgd"
+            )
         if is_path(training.optimizer):  # here and below: what would stop the run later is raised now
             training.build_optimizer([nn.Parameter(torch.zeros(1))])
         for round in range(1, rounds + 1) if is_path(training.schedule) else ():

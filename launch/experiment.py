@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.functional.noise_choice import ChosenNoise
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Recipe, Training
@@ -319,7 +320,17 @@ class Experiment:
                 "trainer.gradient_clip would clip gradients that carry their noise already; leave it null, "
                 "privacy.clip bounds every patient's"
             )
-        return PrivateStep(privacy.clip, privacy.noise, privacy.patients_per_step, privacy.randomness)
+        noises = privacy.candidates
+        common: dict[str, Any] = {
+            "clip": privacy.clip,
+            "noise": min(noises),
+            "patients": privacy.patients_per_step,
+            "randomness": privacy.randomness,
+            "pass_steps": privacy.pass_steps,
+        }
+        if len(noises) == 1:
+            return PrivateStep(**common)
+        return ChosenNoise(**common, noises=noises, epsilon=privacy.epsilon_choice, bound=privacy.loss_bound)
 
     @property
     def _window(self) -> Window | None:

@@ -1,13 +1,25 @@
 """The account of what was released: one for all mechanisms, kept as plain numbers, computed by Opacus.
 
 A ledger counts events by what they cost: ``gaussian/NOISE/RATE`` for a Gaussian mechanism whose deviation is NOISE
-times its sensitivity, over a Poisson sample of that rate, and ``pure/EPSILON`` for a mechanism with pure epsilon.
+times its sensitivity, over a Poisson sample of that rate; ``chosen/NOISE/RATE/ORDER`` for one whose noise was chosen by
+what was released before it; and ``pure/EPSILON`` for a mechanism with pure epsilon.
+
+Where noise is chosen, the cost itself tells of the data, and the Renyi order at which it is least does, too. For an
+order a that was fixed before, costs may be added up all the same (Feldman and Zrnic, NeurIPS 2021; Lecuyer,
+arXiv:2103.01379): between neighbours exp((a - 1)(loss - sum)) never grows on average, so that by Ville's inequality the
+loss of privacy is above
+
+    sum of the events' divergences of order a + log(1 / delta) / (a - 1)
+
+at any time with probability delta at most, whatever was chosen and whenever one looks. ORDER is a. In a ledger of
+several runs that fixed several orders each of them gets its share of delta.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +29,7 @@ from fedseg.federation.contract import Guarantee
 from fedseg.federation.state import State
 from fedseg.federation.transforms import EPSILON, SPENT
 
-GAUSSIAN, PURE = "gaussian", "pure"
+GAUSSIAN, CHOSEN, PURE = "gaussian", "chosen", "pure"
 Ledger = Mapping[str, float]
 
 
@@ -40,19 +52,36 @@ class Account:
     def epsilon(self, ledger: Ledger) -> float:
         """What the ledger's events cost together; 0 for none."""
         gaussian, pure = _gaussian(ledger), _pure(ledger)
+        if _gaussian(ledger, CHOSEN):
+            every = [*gaussian, *_gaussian(ledger, CHOSEN)]
+            return _whatever_was_chosen(every, pure, orders_of(ledger), self.guarantee.delta)
         if not pure:
             return _opacus(gaussian, self.guarantee.delta, self.kind) if gaussian else 0.0
-        joint = _joint(gaussian, pure, self.guarantee.delta)
-        return joint if gaussian else min(joint, sum(epsilon * count for epsilon, count in pure))
+        together = _together(gaussian, pure, self.guarantee.delta)
+        return together if gaussian else min(together, sum(epsilon * count for epsilon, count in pure))
 
     def charged(self, memory: State, event: str, count: float = 1) -> State:
         """A memory after that many more events; ``spent`` says that as much again would be above the limit."""
-        ledger = events_of(memory)
-        ledger[event] = ledger.get(event, 0.0) + count
-        again = {**ledger, event: ledger[event] + count}
+        return self.charged_all(memory, {event: count}, {event: count})
+
+    def charged_all(self, memory: State, events: Ledger, coming: Ledger) -> State:
+        """A memory after these events; ``spent`` says that with those that may come it would be above the limit."""
+        ledger = joint(events_of(memory), events)
         state = State(memory.tensors, {**ledger, EPSILON: self.epsilon(ledger)})
-        state.scalars[SPENT] = float(self.exceeded(self.epsilon(again)))
+        state.scalars[SPENT] = float(self.exceeded(self.epsilon(joint(ledger, coming))))
         return state
+
+    def order(self, noises: Sequence[float], rate: float) -> float:
+        """The order by which steps that choose one of these noises are charged: at which most of them fit the limit.
+
+        It is meant for steps that choose each noise as often; it holds for all others.
+        """
+        from opacus.accountants import RDPAccountant
+
+        orders = RDPAccountant.DEFAULT_ALPHAS
+        step = _divergence([(noise, rate, 1) for noise in noises], [], orders)
+        room = [(self.guarantee.limit or math.inf) - _rest(order, self.guarantee.delta) for order in orders]
+        return float(max(zip(room, step, orders, strict=True), key=lambda one: one[0] / one[1])[2])
 
     def exceeded(self, epsilon: float) -> bool:
         """Whether that is more than may be spent."""
@@ -70,7 +99,31 @@ class Account:
 
 def events_of(memory: State) -> dict[str, float]:
     """The ledger in what a transform remembers."""
-    return {name: n for name, n in memory.scalars.items() if name.startswith((f"{GAUSSIAN}/", f"{PURE}/"))}
+    kinds = tuple(f"{kind}/" for kind in (GAUSSIAN, CHOSEN, PURE))
+    return {name: n for name, n in memory.scalars.items() if name.startswith(kinds)}
+
+
+def orders_of(ledger: Ledger) -> list[float]:
+    """The orders by which noise that was chosen is charged."""
+    return sorted({float(event.rpartition("/")[2]) for event in ledger if event.startswith(f"{CHOSEN}/")})
+
+
+def joint(one: Ledger, other: Ledger) -> dict[str, float]:
+    """The events of both."""
+    return {**one, **{event: one.get(event, 0.0) + count for event, count in other.items()}}
+
+
+def dearest(events: Ledger, noise: float) -> dict[str, float]:
+    """What events would cost at most in which noise was chosen, by the least noise that may be chosen.
+
+    Whether they are let through must not depend on what was chosen: it would tell of it, and stand in no account.
+    """
+    most: dict[str, float] = {}
+    for event, count in events.items():
+        kind, *numbers = event.split("/")
+        least = chosen_event(noise, *map(float, numbers[1:])) if kind == CHOSEN else event
+        most = joint(most, {least: count})
+    return most
 
 
 def gaussian_event(noise: float, rate: float) -> str:
@@ -78,15 +131,23 @@ def gaussian_event(noise: float, rate: float) -> str:
     return f"{GAUSSIAN}/{noise!r}/{rate!r}"
 
 
-def pure_event(epsilon: float) -> str:
-    """A mechanism with pure epsilon."""
-    return f"{PURE}/{epsilon!r}"
+def chosen_event(noise: float, rate: float, order: float) -> str:
+    """A Gaussian mechanism over a Poisson sample, whose noise was chosen by what was released before it."""
+    return f"{CHOSEN}/{noise!r}/{rate!r}/{order!r}"
 
 
-def _gaussian(ledger: Ledger) -> list[tuple[float, float, int]]:
+def pure_event(epsilon: float, rate: float = 1.0) -> str:
+    """A mechanism with pure epsilon, over a Poisson sample of that rate.
+
+    For one unit more or less it costs log(1 + rate (e^epsilon - 1)) (Balle, Barthe and Gaboardi, NeurIPS 2018).
+    """
+    return f"{PURE}/{epsilon if rate == 1.0 else math.log1p(rate * math.expm1(epsilon))!r}"
+
+
+def _gaussian(ledger: Ledger, kind: str = GAUSSIAN) -> list[tuple[float, float, int]]:
     """Opacus's history: noise multiplier, sampling rate, steps."""
-    parts = [(name.split("/"), count) for name, count in ledger.items() if name.startswith(f"{GAUSSIAN}/")]
-    return [(float(noise), float(rate), int(count)) for (_, noise, rate), count in parts]
+    parts = [(name.split("/"), count) for name, count in ledger.items() if name.startswith(f"{kind}/")]
+    return [(float(noise), float(rate), int(count)) for (_, noise, rate, *_), count in parts]
 
 
 def _pure(ledger: Ledger) -> list[tuple[float, float]]:
@@ -102,18 +163,37 @@ def _opacus(history: list[tuple[float, float, int]], delta: float, kind: str) ->
         return float(accountant.get_epsilon(delta))
 
 
-def _joint(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], delta: float) -> float:
-    """Both kinds in Renyi terms: pure epsilon is (a, min(epsilon, a epsilon^2 / 2)) (Bun and Steinke, 2016)."""
+def _together(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], delta: float) -> float:
+    """Both kinds, none of them chosen by what the others released."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis import rdp
 
     orders = RDPAccountant.DEFAULT_ALPHAS
+    with _quiet():
+        epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=_divergence(gaussian, pure, orders), delta=delta)
+    return float(epsilon)
+
+
+def _whatever_was_chosen(
+    gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], orders: list[float], delta: float
+) -> float:
+    """Both kinds, the noise chosen along the way: the module's docstring."""
+    return float(min(_divergence(gaussian, pure, orders) + [_rest(order, delta / len(orders)) for order in orders]))
+
+
+def _rest(order: float, delta: float) -> float:
+    """By how much the loss of privacy may be above the divergence of that order, but for a probability of delta."""
+    return math.log(1 / delta) / (order - 1)
+
+
+def _divergence(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], orders: list[float]) -> Any:
+    """Of each order: pure epsilon is (a, min(epsilon, a epsilon^2 / 2)) (Bun and Steinke, 2016)."""
+    from opacus.accountants.analysis import rdp
+
     divergence: Any = sum(count * _pure_divergence(epsilon, orders) for epsilon, count in pure)
     for noise, rate, steps in gaussian:
         divergence = divergence + rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=orders)
-    with _quiet():
-        epsilon, _ = rdp.get_privacy_spent(orders=orders, rdp=divergence, delta=delta)
-    return float(epsilon)
+    return divergence
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def _mechanism(privacy: Privacy, rate: float) -> Transform:
     if privacy.mechanism == "sparse":
         chosen = (privacy.clip, privacy.share, privacy.epsilon_round)
         return SparseVector(*chosen, account, privacy.randomness, privacy.threshold)
-    return PatientLevel(privacy.noise, account)
+    return PatientLevel(privacy.candidates, account, privacy.epsilon_choice)
 
 
 def _refuse_beside(privacy: Privacy, compression: Compression) -> None:

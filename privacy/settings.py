@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from fedseg.federation.ranges import PositiveShare, check_ranges
+from fedseg.federation.ranges import FinitePositive, PositiveShare, check_ranges
 
 Randomness = Literal["seeded", "secret"]
 
@@ -20,13 +21,19 @@ class Privacy:
         mechanism: none; site clips whole updates and adds noise to their mean, at a trusted server; patient trains with
             DP-SGD at every site, a patient being the unit; sparse shares a few coordinates, chosen and noised at the
             site by the sparse vector technique.
-        clip: largest L2 norm of a whole update (site) or of a patient's gradient (patient), or of a coordinate of the
-            update per step (sparse).
+        clip: largest L2 norm of a whole update (site), of a patient's gradient or of the sum of gradients along its
+            pass (patient), or of a coordinate of the update per step (sparse).
         noise: deviation of the Gaussian noise over clip (site, patient).
         epsilon_round: epsilon that a site spends on one update (sparse); half of it chooses, half releases values.
         share: largest share of the coordinates that a site shares in a round (sparse).
         threshold: that a coordinate's size is asked to pass, as a share of clip (sparse).
         patients_per_step: patients in a local step, on average (patient).
+        pass_steps: steps that a patient's own pass takes from the site's model, over its slices, before its part in a
+            local step is clipped (patient; P3SGD); 1 takes its gradient.
+        noises: of which every local step takes one, chosen privately by the loss of patients drawn for that (patient;
+            P3SGD), such as [1, 2]; none takes noise.
+        epsilon_choice: epsilon of one such choice, for a patient who was drawn.
+        loss_bound: patients' losses above it count as it in the choice.
         delta: probability with which the bound may fail; take less than one over the number of units.
         max_epsilon: the run ends before more than this is spent; null for no limit.
         accountant: of Opacus: rdp, or prv, which is tighter (not for sparse).
@@ -43,6 +50,10 @@ class Privacy:
     share: PositiveShare = 0.1
     threshold: NonNegativeFloat = 0.1
     patients_per_step: PositiveFloat = 4.0
+    pass_steps: PositiveInt = 1
+    noises: tuple[float, ...] = ()
+    epsilon_choice: FinitePositive = 0.1
+    loss_bound: FinitePositive = 1.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_epsilon: PositiveFloat | None = None
     accountant: Literal["rdp", "prv"] = "rdp"
@@ -53,6 +64,42 @@ class Privacy:
         check_ranges(Privacy, vars(self), "privacy")
         if self.mechanism == "sparse" and self.accountant == "prv":
             raise ValueError("privacy.accountant=prv composes Gaussian noise only; privacy.mechanism=sparse needs rdp")
+        self._check_choice()
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """The noises that a step may take."""
+        return tuple(map(float, self.noises)) or (self.noise,)
+
+    def _check_choice(self) -> None:
+        """Refuse what nobody reads, and a choice that the account does not cover.
+
+        Raises:
+            ValueError: with the cure.
+        """
+        usual = {one.name: one.default for one in fields(self)}
+        given = [name for name in ("pass_steps", "noises") if getattr(self, name) not in (usual[name], [])]
+        if given and self.mechanism != "patient":
+            raise ValueError(
+                f"privacy.{given[0]} has no effect with privacy.mechanism={self.mechanism}; take "
+                "privacy.mechanism=patient, or leave it out"
+            )
+        if self.noises and self.noise != usual["noise"]:
+            raise ValueError("privacy.noise has no effect beside privacy.noises; leave one of them out")
+        if any(not 0 < noise < math.inf for noise in self.noises) or len(set(self.noises)) < len(self.noises):
+            raise ValueError(f"privacy.noises={list(self.noises)}: name numbers above 0, each once")
+        if len(self.candidates) > 1 and self.accountant == "prv":
+            raise ValueError(
+                "privacy.accountant=prv composes noise that was fixed before; privacy.noises needs rdp, or one noise"
+            )
+        if len(self.candidates) > 1 and self.max_epsilon is None:
+            raise ValueError("privacy.noises: an account of chosen noise is made for a limit; say privacy.max_epsilon")
+        for name in ("epsilon_choice", "loss_bound"):
+            if len(self.candidates) == 1 and getattr(self, name) != usual[name]:
+                raise ValueError(
+                    f"privacy.{name} has no effect where no noise is chosen; name two or more in privacy.noises, or "
+                    "leave it out"
+                )
 
 
 @dataclass(frozen=True)

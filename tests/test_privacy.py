@@ -591,7 +591,7 @@ def test_each_method_is_served_or_refused_with_its_reason(kind: str, name: str, 
     made: dict[str, Transform] = {
         "site": site_level(),
         "sparse": sparse_vector(),
-        "patient": PatientLevel(1.0, account()),
+        "patient": PatientLevel((1.0,), account()),
         "encrypted": Encrypted(keys),
         "masked": Masked(),
         "top_k": transforms({"top_k": 0.1})[0],

@@ -38,6 +38,7 @@ from fedseg.launch.scores.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sites.spending import Spending, Spent, released
 from fedseg.launch.sites.terms import check_terms, read_terms
+from fedseg.privacy.accounting import dearest
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym
@@ -284,7 +285,8 @@ class LaunchedSite:
         if not events:
             return
         if most is not None:
-            now = Spent(self.spending.after(self.run, events), self.terms.max_delta)
+            dear = dearest(events, min(self.experiment.privacy.candidates))
+            now = Spent(self.spending.after(self.run, dear), self.terms.max_delta)
             if now.epsilon > most:
                 raise RefusedError(
                     f"its terms (max_epsilon: {most:g}) let no more of it leave, in whatever run: with this turn "

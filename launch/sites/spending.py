@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from fedseg.federation.contract import Guarantee, QueryTask, Transform
 from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State
 from fedseg.federation.transforms import remembered
-from fedseg.privacy.accounting import Account, Ledger, events_of
+from fedseg.privacy.accounting import Account, Ledger, events_of, joint
 from fedseg.reporting.folder import RunFolder
 
 SPENDING = "spent.json"
@@ -47,10 +47,8 @@ class Spent:
     @cached_property
     def epsilon(self) -> float:
         """Of all together."""
-        joint: dict[str, float] = {}
-        for events in self.runs.values():
-            joint |= {event: joint.get(event, 0.0) + count for event, count in events.items()}
-        return Account(self._guarantee).epsilon(joint) if joint else 0.0
+        together: Ledger = reduce(joint, self.runs.values(), {})
+        return Account(self._guarantee).epsilon(together) if together else 0.0
 
     @property
     def told(self) -> str:
@@ -104,8 +102,7 @@ class Spending:
     def after(self, run: str, events: Ledger) -> Runs:
         """What would stand there once a run had released that."""
         runs = self.runs()
-        own = runs.get(run, {})
-        return {**runs, run: {**own, **{event: own.get(event, 0.0) + count for event, count in events.items()}}}
+        return {**runs, run: joint(runs.get(run, {}), events)}
 
     def elsewhere(self, run: str, delta: float) -> Spent:
         """What all other runs have spent, at this delta."""
