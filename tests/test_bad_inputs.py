@@ -21,6 +21,7 @@ from fedseg.launch.check import main as check
 from tests import bad_inputs as table
 from tests.bad_inputs import Bad, World
 from tests.data_files import make_sites
+from tests.tiers import every
 
 Main = Callable[[Sequence[str]], int]
 LONGEST = 1000  # characters of a message
@@ -131,7 +132,7 @@ def test_a_run_refuses_data_before_it_trains(bad: Bad, world: World) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bad", table.BAD_DATA, ids=ids)
+@pytest.mark.parametrize("bad", every(table.BAD_DATA, table.BAD_DATA[::8]), ids=ids)
 def test_the_check_names_the_same(bad: Bad, world: World) -> None:
     bad.spoil(world)
     before = contents(world.root)

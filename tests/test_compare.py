@@ -645,6 +645,7 @@ def test_tables_hold_means_spread_and_cost(planted: Path) -> None:
     assert np.isnan(analysed(planted).cost.set_index("method").loc["ditto", "peak_gpu_bytes"]).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_without_a_difference_comparisons_find_one_at_the_stated_rate() -> None:
     """Whole comparisons of methods that are alike, chosen on validation: at most 5 % find a difference at some site.

@@ -16,7 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
-from tests.tiers import STANDING
+from tests.tiers import STANDING, every
 from tests.world import (
     CPU,
     Forgetful,
@@ -35,6 +35,7 @@ METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.sl
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
 """Settings with which two short rounds are enough for an adapted model to be another than the global one."""
 every_method = pytest.mark.parametrize("name", METHODS)
+standing_methods = pytest.mark.parametrize("name", every(ALGORITHMS))
 Plain = Callable[[str], Outcome]
 
 
@@ -267,7 +268,7 @@ def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: 
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_ignorance_the_same_labels_matter_where_they_are_not_ignored(name: str, tmp_path: Path) -> None:
     once, again = (simulate(name, tmp_path / str(seed), 1, sites=half_annotated(seed, told=False)) for seed in (1, 2))
     states = [
@@ -286,7 +287,7 @@ def with_compute(**choices: Any) -> Callable[[Any], None]:
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_clipping_bounds_gradients_and_nothing_else(name: str, plain: Plain, tmp_path: Path) -> None:
     """A bound that no gradient meets changes no bit; one that all meet is felt, and nothing breaks."""
     loose = simulate(name, tmp_path / "loose", before=with_compute(gradient_clip=1e9))
@@ -297,7 +298,7 @@ def test_clipping_bounds_gradients_and_nothing_else(name: str, plain: Plain, tmp
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_mixed_precision_is_felt_and_breaks_nothing(name: str, plain: Plain, tmp_path: Path) -> None:
     mixed = simulate(name, tmp_path, before=with_compute(precision="bf16-mixed"))
     assert not mixed.server.non_finite()

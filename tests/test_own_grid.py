@@ -207,6 +207,7 @@ def test_a_run_may_keep_to_the_network_s_grid(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pairs["value_x"], pairs["value_y"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_folds_are_scored_again_each_by_its_own_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat_sites(tmp_path / "data")

@@ -42,9 +42,9 @@ def run(folder: Path, *settings: str) -> RunFolder:
     "settings",
     [
         ("algorithm=ditto", "evaluation.predictions=true"),
-        pytest.param(("algorithm=scaffold", "training.optimizer=sgd"), marks=pytest.mark.slow),
+        pytest.param(("algorithm=scaffold", "training.optimizer=sgd"), marks=pytest.mark.exhaustive),
         pytest.param(("algorithm=iopfl", "federation.fraction=0.7"), marks=pytest.mark.slow),
-        pytest.param(("algorithm=fedavg", "privacy.mechanism=site"), marks=pytest.mark.slow),
+        pytest.param(("algorithm=fedavg", "privacy.mechanism=site"), marks=pytest.mark.exhaustive),
     ],
 )
 def test_any_number_of_processes_gives_the_same_run(settings: tuple[str, ...], tmp_path: Path) -> None:
