@@ -41,15 +41,18 @@ def everything(model: nn.Module) -> frozenset[str]:
     return _matched(model, model.state_dict().keys(), "everything")
 
 
+WITHOUT_NORMS = "the network has no normalisation layers; take another network, or another method"
+
+
 def normalisation(model: nn.Module) -> frozenset[str]:
     """Select all tensors of normalisation layers: affine weights and running statistics."""
-    cure = "the network has no normalisation layers; take another network, or another method"
-    return _matched(model, _norm_tensors(model, parameters=True), "normalisation", cure)
+    return _matched(model, _norm_tensors(model, parameters=True), "normalisation", WITHOUT_NORMS)
 
 
 def statistics(model: nn.Module) -> frozenset[str]:
     """Select the running statistics of normalisation layers (mean, variance, number of batches), not their weights."""
     cure = "group and instance normalisation keep no running statistics; use model.norm=batch"
+    cure = cure if _norm_tensors(model, parameters=True) else WITHOUT_NORMS
     return _matched(model, _norm_tensors(model, parameters=False), "statistics", cure)
 
 

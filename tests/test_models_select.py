@@ -59,6 +59,13 @@ def test_statistics_of_a_network_without_them_raise(norm: str) -> None:
     assert len(normalisation(model)) == 60  # 30 layers, weight and bias
 
 
+def test_a_network_without_normalisation_is_not_asked_for_another_one() -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 1, 1))
+    for selector in (statistics, normalisation):
+        with pytest.raises(ValueError, match="no normalisation layers; take another network, or another method"):
+            selector(plain)
+
+
 def test_part_takes_a_sub_module_and_nothing_beside_it(unet: nn.Module) -> None:
     assert part("segmentation_head")(unet) == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
     deep = part("encoder.layer1", "decoder.blocks.0")(unet)
