@@ -117,7 +117,7 @@ def federate(
     schedule: Mapping[str, Any] | None = None,
     sites: Mapping[str, ToySite] | None = None,
     before: Callable[[LoopbackGrid, dict[str, int]], None] | None = None,
-    timeout: float = 0.05,
+    timeout: float = 20.0,
     transforms: Sequence[Any] = (),
     site_transforms: Callable[[], Sequence[Any]] = tuple,
     **knobs: Any,

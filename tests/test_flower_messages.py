@@ -136,7 +136,7 @@ def test_a_site_that_never_answers_is_left_out_after_the_timeout(tmp_path: Path)
         grid.silent.add(nodes["s1"])
 
     with pytest.raises(RoundError, match=r"site 's1' cannot introduce itself: it did not answer within 0.05 s"):
-        federate("fedavg", tmp_path, before=silence)
+        federate("fedavg", tmp_path, before=silence, timeout=0.05)
 
 
 def test_fewer_than_min_sites_end_the_run_and_name_the_reasons(tmp_path: Path) -> None:
