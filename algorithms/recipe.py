@@ -55,6 +55,8 @@ class Training:
         region_weights: of regions in the loss, such as {cup: 3}; those that are not named have 1, as has the
             background, which cross entropies and smooth_dice of exclusive regions count, too.
         normalize: of the network's input, on its device: imagenet (mean and deviation), zscore (per image), none.
+        absent: what the network sees of modalities that an image lacks: black, 0 before it is normalised, as if the
+            image were black there; or zero, 0 after it is normalised.
         harmonise: give all images, before they are normalised, the style that the sites agree on before round 1:
             histogram matches grey values; fda replaces amplitudes of low frequencies (FDA); zscore sets mean and
             deviation. What sites tell is a mean over their images. combat takes from grey values what sets sites
@@ -94,6 +96,7 @@ class Training:
     loss_options: Mapping[str, Any] | None = None
     region_weights: Mapping[str, PositiveFloat] | None = None
     normalize: Literal["imagenet", "zscore", "none"] = "imagenet"
+    absent: Literal["black", "zero"] = "black"
     harmonise: Literal["none", "histogram", "fda", "zscore", "combat", "mixstyle"] = "none"
     harmonise_target: Literal["mean", "least_complex"] = "mean"
     harmonise_window: HalfShare = 0.05
@@ -284,7 +287,7 @@ class Recipe:
             training.build_optimizer([nn.Parameter(torch.zeros(1))])
         for round in range(1, rounds + 1) if is_path(training.schedule) else ():
             training.lr_in(round, rounds)
-        normalize = build_normalizer(training.normalize, in_channels)
+        normalize = build_normalizer(training.normalize, in_channels, absent_as_zero=training.absent == "zero")
         loss = _loss(training, activation, regions)
         return cls(training, activation, normalize, loss, private, rounds, window, in_channels, public)
 

@@ -63,10 +63,11 @@ def true_offsets(data: PhantomDataModule) -> pd.DataFrame:
     for site in data.sites:
         for case in data.site(site).cases("val"):
             place, index = (int(name.rsplit("_", 1)[1]) - 1 for name in (case.site, case.case))
-            shape, both = {"resolution": data.resolution}, (data.dials, careful)
             drawn, true = (
-                np.asarray(draw_case(data.anatomy, data.phantom_seed, place, index, dials, **shape).labels)
-                for dials in both
+                np.asarray(
+                    draw_case(data.anatomy, data.phantom_seed, place, index, dials, resolution=data.resolution).labels
+                )
+                for dials in (data.dials, careful)
             )
             for region, ids in data.regions.labels.items():
                 value = score(np.isin(true, ids), np.isin(drawn, ids), None, [OFFSET], 1.0)[OFFSET]

@@ -100,6 +100,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             refused unless it is named here; it has no score there.
         unannotated: Regions that nobody annotated at a site, {hospital_b: [lesion]}: they count neither in its loss nor
             in its scores; masks may not show them.
+        lacks: Modalities that a site does not have at all, {hospital_b: [t1c]}: they are 0 in each of its images.
+        modality_dropout: Probability with which each modality of a training image is left out, as if it lacked, but for
+            one that stays: a model of several modalities then learns to do with some. 0: none.
         vanishing: When more than 5 % of a site's cases with a region lose it on the network's grid: "refuse", or
             "allow" with a warning.
         label_values: Stored mask values to label ids: {255: 1}, {">=128": 1, "<128": 0} or {"255,0,0": 2}.
@@ -137,6 +140,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     site_keys: Mapping[str, Any] = {
         "absent": tuple[str, ...],
         "unannotated": tuple[str, ...],
+        "lacks": tuple[str, ...],
     }  # what ``per_site`` may say besides how files are read, with types
 
     def __init__(
@@ -170,6 +174,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         background_labels: Sequence[int] = [],
         absent: Mapping[str, Sequence[str]] = {},
         unannotated: Mapping[str, Sequence[str]] = {},
+        lacks: Mapping[str, Sequence[str]] = {},
+        modality_dropout: float = 0.0,
         vanishing: Vanishing = "refuse",
         label_values: Mapping[int | str, int] | None = None,
         transparency: Transparency = "auto",
@@ -234,6 +240,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         )
         self.unannotated = {str(site): tuple(names) for site, names in unannotated.items()}
         self.absent = {str(site): tuple(names) for site, names in absent.items()}
+        self.lacks = {str(site): tuple(names) for site, names in lacks.items()}
+        self.modality_dropout = modality_dropout
         self.vanishing: Vanishing = vanishing
         self.per_site = PerSite(per_site, self.reading, self.site_keys)
         self.public, self.public_images = public, public_images
@@ -254,6 +262,8 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"data.{name}={value}: at least {least}")
+        if not 0 <= self.modality_dropout < 1:
+            raise DataError(f"data.modality_dropout={self.modality_dropout}: a probability, from 0 and below 1")
         if self.channels != "auto" and self.channels < 1:
             raise DataError(f"data.channels={self.channels}: 1, 3 or another number of channels, or auto")
         self._check_volumes()
@@ -319,6 +329,23 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
     def modalities_of(self, site: str) -> tuple[str, ...]:
         """What a site calls the images that together are a case; none where a case is one file."""
         return ()
+
+    def lacking(self, site: str) -> tuple[str, ...]:
+        """The modalities that a site does not have, as ``data.modalities`` calls them, in that order.
+
+        Raises:
+            DataError: No such modality, or none is left.
+        """
+        said = {*self.lacks.get(site, ()), *self.per_site.get(site, "lacks", ())}
+        known = self.modalities_of("")
+        for name in sorted(said):
+            if len(known) < 2:
+                raise DataError(f"site {site!r} lacks {name!r}, but data.modalities names no two; leave it out")
+            if name not in known:
+                raise DataError(f"site {site!r} lacks {name!r}, which is no modality; {nearest(name, known)}")
+        if said and len(said) == len(known):
+            raise DataError(f"site {site!r} lacks all of {', '.join(known)}; leave one, or the site out")
+        return tuple(name for name in known if name in said)
 
     def survey(self, report: Report) -> list[Case]:
         """:meth:`cases` of data that may be broken: a problem is reported, and what can be read on is still listed.
@@ -423,8 +450,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         channels = self._common_channels(stores)
         left_out = (self.ignore_labels, self.expected.unannotated)
         slices = SliceSet(
-            stores, self.regions, channels, self.neighbours, augmentation, *left_out, self.dimensions, self.patches
-        )
+            stores, self.regions, channels, self.neighbours, augmentation, *left_out, self.dimensions, self.patches,
+            dropout=self.modality_dropout,
+        )  # fmt: skip
         slices.try_augmentation()
         shared = Shared(slices, Loaders(slices, self.workers), self.batch_size, self.sampling, self.at_own_size)
         rows: list[dict[str, Any]] = []
@@ -530,6 +558,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             "unlabelled": self._without_labels,
             "absent": tuple(self.absent),
             "unannotated": tuple(self.unannotated),
+            "lacks": tuple(self.lacks),
             "per_site": self.per_site.sites,
         }
         for knob, named in knobs.items():
@@ -544,6 +573,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             report(Finding("layout", what, "name it once: an unseen site never trains"))
         if not by_site.keys() - self._held_out:
             report(Finding("layout", "data.unseen holds every site out", "leave at least one to train"))
+        if self.modality_dropout and len(self.modalities_of("")) < 2:
+            what = f"data.modality_dropout={self.modality_dropout}: images have one modality each"
+            report(Finding("layout", what, "name several, data.modalities=[flair, t1], or leave it out"))
         told = [(name, getattr(self.reading, name)) for name in ("raters_train", "raters_test")]
         chosen = [f"data.{name}={how}" for name, how in told if how != MAJORITY]
         if chosen and not any(case.by_several for cases in by_site.values() for case in cases):
@@ -767,6 +799,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """Channels of a site's images, before grey is repeated where others have colour."""
         (store,) = (store for store in self._shared.slices.stores if store.cases[0].site == self.site(site).name)
         return max(int(store.blocks[entry.block].shape[-1]) for entry in store.entries)
+
+    def absent_at(self, site: str) -> tuple[str, ...]:
+        """Modalities that some case of a site lacks, as the site calls them."""
+        (store,) = (store for store in self._shared.slices.stores if store.cases[0].site == self.site(site).name)
+        names = self.modalities_of(site)
+        return tuple(names[place] for place in sorted({place for case in store.cases for place in case.absent}))
 
     def pooled(self) -> SiteData:
         """The seen sites as one, named "pooled": the data of centralised training."""

@@ -149,7 +149,13 @@ class FolderDataModule(MultiCenterDataModule):
                 self._settle(site, partial(self.per_site.add_cells, site, cells, source), report)
 
             expect = Expect(
-                self.regions.names, self.modalities, self.wanted, self._missing, self.missing_modalities, self.raters
+                self.regions.names,
+                self.modalities,
+                self.wanted,
+                self._missing,
+                self.missing_modalities,
+                self.raters,
+                self.lacking,
             )
             found = read_manifest(table, report, settle, expect)
             self._stating = {case.site for case, patient in found if patient}
@@ -200,7 +206,17 @@ class FolderDataModule(MultiCenterDataModule):
         if not any(files.values()):
             cure = "add images; every folder in data.root is a site, so move others away"
             report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
-        return by_modality(files, modalities, site.name, report, self.missing_modalities)
+        try:
+            without = self.own_names(self.lacking(site.name), site.name)
+        except DataError as error:
+            report(Finding.of_error("layout", error))
+            without = ()
+        return by_modality(files, modalities, site.name, report, self.missing_modalities, without)
+
+    def own_names(self, modalities: Collection[str], site: str) -> tuple[str, ...]:
+        """What a site calls some of the modalities."""
+        pairs = zip(self.modalities, self.modalities_of(site), strict=True)
+        return tuple(own for name, own in pairs if name in modalities)
 
     def _masks(self, site: Path, report: Report) -> dict[str, dict[str, Path]]:
         """Files of a site's masks, by region where each has a folder."""

@@ -47,6 +47,7 @@ class Expect:
         modality: What it means that the cell of one of several images is empty.
         raters: Names of the columns mask_RATER; none: one mask. An empty cell is an image that the rater did not see,
             unless missing masks are "empty".
+        without: Modalities that a site does not have at all.
     """
 
     regions: Sequence[str] = ()
@@ -55,6 +56,7 @@ class Expect:
     missing: Callable[[str], MissingMasks] = lambda _: "unlabelled"
     modality: MissingModalities = "error"
     raters: Sequence[str] = ()
+    without: Callable[[str], Sequence[str]] = lambda _: ()
 
 
 Layers = tuple[tuple[str, str], ...]  # regions and files
@@ -217,7 +219,12 @@ class _Row:
         if None in self.cells:
             fault("manifest", "more cells than the header", "quote cells that contain the separator")
         split = self._split(fault)
-        lacked = [name for name, path in every.items() if path is None]
+        without = self.expect.without(self.cell("site")) if self.expect.modalities else ()
+        if extra := [name for name, path in named if images[name] in without]:
+            cure = "empty the cell, or correct the setting"
+            fault("manifest", f"the cell {extra[0]!r} is filled, although the site lacks it (data.lacks)", cure)
+            return
+        lacked = [name for name, path in every.items() if path is None and images[name] not in without]
         refused = lacked if self.expect.modality == "error" or not named else ()
         if empty := [*([] if self.cell("site") else ["site"]), *refused]:
             cure = ", or set data.missing_modalities=zeros" * (empty[0] in images and bool(named))

@@ -229,7 +229,9 @@ def write_map(array: NDArray[Any], image: str, reading: Reading, folder: Path, n
 
 
 def missing_modalities(data: MultiCenterDataModule) -> MissingModalities:
-    """What it means that a case lacks one."""
+    """What it means that a case lacks one: a model that learnt to do without takes it."""
+    if data.modality_dropout:
+        return "zeros"
     return data.missing_modalities if isinstance(data, FolderDataModule) else "error"
 
 
@@ -245,5 +247,7 @@ def _files(path: Path, data: MultiCenterDataModule, site: str) -> Mapping[str, t
     files = files_by_folder(path, "images", names, site=site)
     if not any(files.values()):
         raise DataError(f"images: {path} holds no image")
-    found = by_modality(files, names, site, refuse, missing_modalities(data))
+    lacking = data.lacking(site)
+    without = data.own_names(lacking, site) if isinstance(data, FolderDataModule) else lacking
+    found = by_modality(files, names, site, refuse, missing_modalities(data), without)
     return {name: present(own) for name, own in found.items()}

@@ -25,7 +25,12 @@ Masks = list[tuple[str, Path]]  # region (empty where a file holds label ids), f
 
 
 def by_modality(
-    files: Files, modalities: Sequence[str], site: str, report: Report, missing: MissingModalities = "error"
+    files: Files,
+    modalities: Sequence[str],
+    site: str,
+    report: Report,
+    missing: MissingModalities = "error",
+    without: Collection[str] = (),
 ) -> dict[str, tuple[Path | None, ...]]:
     """The images of each case, in the order of its modalities.
 
@@ -33,8 +38,9 @@ def by_modality(
         files: Of the site's folder of images: NAME_MODALITY, or NAME in a sub-folder for each modality.
         modalities: Their names at this site; none: every file is a case.
         site: Its name.
-        report: Told of files without a modality and of modalities that a case lacks.
+        report: Told of files without a modality, of modalities that a case lacks, and of those that it should not have.
         missing: What it means that a case lacks one; "zeros" leaves its place empty.
+        without: Those that the site does not have at all: their places are empty.
     """
     if not modalities:
         return {stem: (path,) for stem, path in files.get("", {}).items()}
@@ -46,7 +52,10 @@ def by_modality(
         found[name].setdefault(modality, path)
     whole = {}
     for name, images in found.items():
-        if lacking := [modality for modality in modalities if modality not in images]:
+        for modality in sorted(images.keys() & {*without}):
+            what, cure = f"is there, although the site lacks {modality} (data.lacks)", "move it, or correct the setting"
+            report(Finding("foreign file", what, cure, site, name, str(images[modality])))
+        if lacking := [modality for modality in modalities if modality not in (*images, *without)]:
             first = next(iter(images.values()))
             report(lacking_modalities(lacking, missing, site, name, str(first)))
         if missing == "zeros" or not lacking:

@@ -40,6 +40,7 @@ class SliceSet(Dataset[Batch]):
         unannotated: Site to regions that do not count there.
         dimensions: 2: an image is a slice; 3: it is a volume.
         patches: How patches are cut of images; None where images have the network's size.
+        dropout: Probability with which a channel of an augmented image becomes 0.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SliceSet(Dataset[Batch]):
         unannotated: Mapping[str, Sequence[str]] = MappingProxyType({}),
         dimensions: int = 2,
         patches: Patches | None = None,
+        dropout: float = 0.0,
     ) -> None:
         self.stores = stores
         self.regions = regions
@@ -63,6 +65,7 @@ class SliceSet(Dataset[Batch]):
         self.unannotated = {site: names for site, names in unannotated.items() if names}
         self.dimensions = dimensions
         self.patches = patches
+        self.dropout = dropout
 
     def __getitem__(self, plan: Plan) -> Batch:
         """A batch: see :class:`SiteData`."""
@@ -76,7 +79,7 @@ class SliceSet(Dataset[Batch]):
             views: list[Pixels] = [image] * plan.views
             if plan.augment:
                 views, truth = self.augmentation(image, truth, pick.seed, plan.views)
-                self._blank(views, self.stores[pick.store].cases[pick.case])
+                self._blank(views, self._left_out(self.stores[pick.store].cases[pick.case].absent, pick.seed))
             images.append(_to_tensor(views))
             if truth is not None:
                 labels.append(truth)
@@ -98,13 +101,22 @@ class SliceSet(Dataset[Batch]):
                 batch["known"] = known * annotated.view(*annotated.shape[:2], *[1] * self.dimensions)
         return batch
 
-    def _blank(self, views: Sequence[Pixels], case: Case) -> None:
-        """What augmentation made of modalities that a case lacks is 0 again."""
-        for place in case.absent:
-            for view in views:
-                channels = view[..., place :: self.channels // (2 * self.neighbours + 1)]
-                if channels.any():
-                    channels[:] = 0
+    def _left_out(self, absent: Sequence[int], seed: int) -> Sequence[int]:
+        """Places of the modalities that a case lacks, and of those that are drawn to be left out; some one stays."""
+        if not self.dropout:
+            return absent
+        random = np.random.default_rng(data_seed(seed, "modalities"))
+        there = random.permutation([place for place in range(self.channels) if place not in absent])
+        dropped = there[random.random(len(there)) < self.dropout].tolist()
+        return [*absent, *(dropped if len(dropped) < len(there) else dropped[1:])]
+
+    def _blank(self, views: list[Pixels], places: Sequence[int]) -> None:
+        """Makes modalities 0 in all views, in a slice and its neighbours, whatever augmentation made of them."""
+        for number, view in enumerate(views):
+            if any(view[..., place :: self.channels].any() for place in places):
+                views[number] = view.copy()  # it may be the cache's
+                for place in places:
+                    views[number][..., place :: self.channels] = 0
 
     def _cut(self, pick: Pick, plan: Plan) -> tuple[Pixels, NDArray[np.uint8] | None]:
         """An image and its truth; where patches are cut, the patch that a pick names or, for training, draws."""

@@ -196,6 +196,7 @@ class Experiment:
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
             networks.check_sites(self.config, self.data.sites)
+            self._check_styles()
             algorithm = self.algorithm()
             for one in (algorithm, *self.others().values()):
                 self._check_step(one)
@@ -205,6 +206,22 @@ class Experiment:
                 raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_styles(self) -> None:
+        """Refuse one style for all images where some of them are not there.
+
+        Raises:
+            ConfigError: naming the site and the cure.
+        """
+        harmonise, data = self.config.training.harmonise, self.data
+        lacking = {site: data.absent_at(site) for site in (*data.sites, *data.unseen_sites)}
+        told = [f"site {site!r} lacks {', '.join(names)}" for site, names in lacking.items() if names]
+        told += [f"data.modality_dropout={data.modality_dropout} leaves modalities out"] * (data.modality_dropout > 0)
+        if harmonise != "none" and told:
+            raise ConfigError(
+                f"{told[0]}, and training.harmonise={harmonise} would give what is not there the style of what is; "
+                "take training.harmonise=none"
+            )
 
     def _check_step(self, algorithm: Algorithm) -> None:
         """Let the network see a small batch as in training: normalisation needs more than one value per channel.

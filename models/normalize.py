@@ -46,7 +46,24 @@ class ZScore(nn.Module):
         return (images - mean) / std.clamp_min(1e-3)
 
 
-def build_normalizer(name: Normalization, in_channels: int) -> nn.Module:
+class AbsentAsZero(nn.Module):
+    """Give channels that are 0 everywhere in an image, as those of modalities that it lacks are, 0 after normalisation.
+
+    Args:
+        normalize: what happens to all others.
+    """
+
+    def __init__(self, normalize: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, C, H, W) or (B, C, D, H, W) in [0, 1] to the same shape."""
+        there = images.amax(dim=list(range(2, images.ndim)), keepdim=True) > 0
+        return torch.where(there, self.normalize(images), torch.zeros_like(images))
+
+
+def build_normalizer(name: Normalization, in_channels: int, *, absent_as_zero: bool = False) -> nn.Module:
     """Build the module that normalises images.
 
     Args:
@@ -54,6 +71,7 @@ def build_normalizer(name: Normalization, in_channels: int) -> nn.Module:
             channel is taken as grey and gets the average of the three), "zscore" (per image and channel; removes a
             site's brightness and contrast) or "none".
         in_channels: channels of an image.
+        absent_as_zero: see `AbsentAsZero`.
 
     Returns:
         Module on (B, C, H, W) or (B, C, D, H, W) in [0, 1], without entries in `state_dict()`.
@@ -61,6 +79,8 @@ def build_normalizer(name: Normalization, in_channels: int) -> nn.Module:
     Raises:
         ValueError: an unknown name.
     """
+    if absent_as_zero:
+        return AbsentAsZero(build_normalizer(name, in_channels))
     if name == "imagenet":
         if in_channels == len(IMAGENET_MEAN):
             return Affine(IMAGENET_MEAN, IMAGENET_STD)

@@ -97,11 +97,13 @@ class FeTSDataModule(MultiCenterDataModule):
 
     def _case(self, folder: Path, site: str) -> Case:
         known = {stem_of(path): path for path in files(folder, VOLUMES)}
-        wanted = [f"{folder.name}_{name}" for name in (*self.modalities, MASK)]
+        without = self.lacking(site)
+        wanted = [f"{folder.name}_{name}" for name in (*(one for one in self.modalities if one not in without), MASK)]
         if lacking := [name for name in wanted if name not in known]:
             raise DataError(
                 f"site {site!r}, case {folder.name!r}: {folder} has no {lacking[0]}.nii.gz; add it"
                 + ("" if lacking[0] == wanted[-1] else ", or leave it out of data.modalities")
             )
         first, *further, mask = (str(known[name]) for name in wanted)
-        return Case(site, folder.name, folder.name, first, mask, channels=tuple(further))
+        absent = tuple(place for place, name in enumerate(self.modalities) if name in without)
+        return Case(site, folder.name, folder.name, first, mask, channels=tuple(further), absent=absent)

@@ -16,7 +16,7 @@ from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.phantom.fundus import CUP, RIM, draw_fundus
-from fedseg.datamodules.phantom.organ import GLAND, LESION, draw_organ, spacing
+from fedseg.datamodules.phantom.organ import GLAND, LESION, MODALITIES, T2, draw_organ, spacing
 from fedseg.datamodules.phantom.style import Dials, rater_style, site_style
 from fedseg.datamodules.readers import settled
 
@@ -39,6 +39,7 @@ def draw_case(
     resolution: int,
     slices: int = 1,
     rater: int | None = None,
+    modalities: Sequence[str] = (),
 ) -> Sample:
     """One synthetic case, a pure function of the arguments.
 
@@ -51,9 +52,10 @@ def draw_case(
         resolution: Pixels across.
         slices: Slices of a volume; 1 is a plain image. The fundus has no volumes.
         rater: Who of the site's several raters outlines it, from 0; None: there is one.
+        modalities: Of the organ, the images that are the channels; none: T2 alone.
 
     Returns:
-        Image (slices, resolution, resolution, 3 or 1) uint8 and label ids (slices, resolution, resolution) uint8.
+        Image (slices, resolution, resolution, channels) uint8 and label ids (slices, resolution, resolution) uint8.
     """
     style, hand = site_style(seed, site, dials), rater or 0
     if rater is not None:
@@ -61,7 +63,7 @@ def draw_case(
     if anatomy == "fundus":
         image, labels = draw_fundus(seed, site, index, style, resolution, hand)
         return Sample(image=image, labels=labels, spacing=None)
-    image, labels = draw_organ(seed, site, index, style, resolution, slices, hand)
+    image, labels = draw_organ(seed, site, index, style, resolution, slices, hand, modalities or (T2,))
     return Sample(image=image, labels=labels, spacing=spacing(resolution, slices))
 
 
@@ -83,6 +85,8 @@ class PhantomDataModule(MultiCenterDataModule):
             cup and lesion up to 40 % of the radius), ironed smooth or detailed. Nothing in the image tells.
         structure: Dial of the patients: size of the structures (radius up to a factor 1.4), prevalence of disease.
         amount: Dial of the number of cases (up to a factor 4).
+        modalities: Of the organ, the images that are the channels: t2 (default) shows the organ, and lesions dark; dwi
+            lesions bright, and the organ hardly. Sites that have one alone: data.lacks={site_02: [dwi]}.
         raters: Who outline every image of a site, rater_1 ...; of several each has a habit besides the site's: outlines
             up to 15 % (disc, organ) or 20 % (cup, lesion) of the radius larger or smaller.
         phantom_seed: Seed of the images. It is not the seed of the run: repeated runs see the same hospitals.
@@ -105,6 +109,7 @@ class PhantomDataModule(MultiCenterDataModule):
         annotation: float = 0.5,
         structure: float = 0.3,
         amount: float = 0.5,
+        modalities: Sequence[str] = [],
         raters: int = 1,
         phantom_seed: int = 0,
         regions: Mapping[str, Sequence[int]] | None = None,
@@ -126,7 +131,14 @@ class PhantomDataModule(MultiCenterDataModule):
             raise DataError(
                 f"phantom: a fundus image has no slices (slices={slices}); choose anatomy=organ for volumes"
             )
+        if odd := [name for name in modalities if anatomy != "organ" or name not in MODALITIES]:
+            raise DataError(
+                f"phantom: data.modalities has {odd[0]!r}; known: {', '.join(MODALITIES)}, of data.anatomy=organ"
+            )
+        if len({*modalities}) < len(modalities):
+            raise DataError(f"phantom: data.modalities=[{', '.join(modalities)}] names one twice; name each once")
         super().__init__(regions=regions or REGIONS[anatomy], **kwargs)
+        self.modalities = tuple(modalities)
         self.anatomy: Anatomy = anatomy
         self.dials = Dials(appearance=appearance, annotation=annotation, structure=structure, amount=amount)
         self.n_sites, self.cases_per_site = n_sites, cases_per_site
@@ -136,17 +148,18 @@ class PhantomDataModule(MultiCenterDataModule):
     def cases(self) -> list[Case]:
         """All cases of all sites; their images are drawn when read."""
         raters = tuple((rater, (("", ""),)) for rater in self.raters)
+        names = [f"site_{site + 1:02d}" for site in range(self.n_sites)]
+        absent = {name: tuple(self.modalities.index(one) for one in self.lacking(name)) for name in names}
         return [
-            Case(
-                f"site_{site + 1:02d}", f"case_{index + 1:04d}", patient=f"case_{index + 1:04d}", mask="", raters=raters
-            )
-            for site in range(self.n_sites)
-            for index in range(self.amount(site))
+            Case(site, case, case, mask="", raters=raters, absent=absent[site])
+            for number, site in enumerate(names)
+            for case in (f"case_{index + 1:04d}" for index in range(self.amount(number)))
         ]
 
     def decoding(self) -> dict[str, Any]:
         """Adds what the images depend on."""
         drawing: dict[str, Any] = {"unannotated": self.unannotated} if self.unannotated else {}
+        drawing |= {"modalities": self.modalities} if self.modalities else {}
         drawing |= {"raters": self.raters} if self.raters else {}
         drawing |= {"dials": self.dials, "phantom_seed": self.phantom_seed, "anatomy": self.anatomy}
         return super().decoding() | drawing | {"resolution": self.resolution, "slices": self.slices, "drawing": DRAWING}
@@ -165,12 +178,21 @@ class PhantomDataModule(MultiCenterDataModule):
         if self.unannotated.get(case.site):
             masks = {rater: self._outlined(case.site)[labels] for rater, labels in masks.items()}
         first = next(iter(drawn.values()))
+        image = first.image.copy()
+        image[..., list(case.absent)] = 0
+        first = replace(first, image=image)
         return settled(first, masks, self.reading_of(case.site)) if self.raters else replace(first, labels=masks[""])
+
+    def modalities_of(self, site: str) -> tuple[str, ...]:
+        """The same at every site."""
+        return self.modalities
 
     def _drawn(self, case: Case, rater: int | None) -> Sample:
         site, index = (int(name.rsplit("_", 1)[1]) - 1 for name in (case.site, case.case))
-        shape = {"resolution": self.resolution, "slices": self.slices}
-        return draw_case(self.anatomy, self.phantom_seed, site, index, self.dials, **shape, rater=rater)
+        return draw_case(
+            self.anatomy, self.phantom_seed, site, index, self.dials,
+            resolution=self.resolution, slices=self.slices, rater=rater, modalities=self.modalities,
+        )  # fmt: skip
 
     def _outlined(self, site: str) -> NDArray[np.uint8]:
         """Which label id is drawn at a site in place of each: one of the same regions, less those without annotation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedseg.datamodules.phantom.style import (
 )
 
 GLAND, LESION = 1, 2
+T2, DIFFUSION = "t2", "dwi"
 FIELD_OF_VIEW = 120.0  # mm across the image
 LENGTH = 54.0  # mm from the first to the last slice of a volume
 
@@ -39,12 +41,20 @@ class _Anatomy:
 
 
 def draw_organ(
-    seed: int, site: int, index: int, style: SiteStyle, size: int, slices: int, rater: int = 0
+    seed: int,
+    site: int,
+    index: int,
+    style: SiteStyle,
+    size: int,
+    slices: int,
+    rater: int = 0,
+    modalities: Sequence[str] = (T2,),
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One MRI-like case.
 
     Returns:
-        Image (slices, size, size, 1) uint8 and label ids (slices, size, size) uint8: 0 tissue, 1 organ, 2 lesion in it.
+        Image (slices, size, size, modalities) uint8, and label ids (slices, size, size) uint8: 0 tissue, 1 organ, 2
+        lesion in it.
     """
     body = _anatomy(generator(seed, site, index, Stream.ANATOMY), style)
     texture = generator(seed, site, index, Stream.TEXTURE)
@@ -52,15 +62,18 @@ def draw_organ(
     hand = hand_of(seed, site, index, rater)
     organ = body.organ.annotated(style.outline, style.smoothing, hand)
     lesion = body.lesion.annotated(style.inner_outline, style.smoothing, hand)
-    formation = generator(seed, site, index, Stream.FORMATION)
-    coils = int(formation.integers(2**32))  # the bias field and the scanner's settings are the same in all slices
-    images, labels = [], []
-    for number, level in enumerate(_levels(slices)):
-        scene = _scene(body, surroundings, level)
-        grain = np.random.Generator(np.random.Philox(np.random.SeedSequence(coils, spawn_key=(number,))))
-        images.append(form_image(scene, style, np.random.default_rng(coils), spread=1.0, grain=grain))
-        labels.append(_label(body, organ, lesion, level, size))
-    return np.stack(images), np.stack(labels)
+    levels = _levels(slices)
+    images = []
+    for name in modalities:
+        draw, stream = MODALITIES[name]
+        coils = int(generator(seed, site, index, stream).integers(2**32))  # field and settings are those of all slices
+        for number, level in enumerate(levels):
+            grain = np.random.Generator(np.random.Philox(np.random.SeedSequence(coils, spawn_key=(number,))))
+            scene = draw(body, surroundings, level)
+            images.append(form_image(scene, style, np.random.default_rng(coils), spread=1.0, grain=grain))
+    volumes = [np.stack(images[first : first + slices]) for first in range(0, len(images), slices)]
+    labels = np.stack([_label(body, organ, lesion, level, size) for level in levels])
+    return np.concatenate(volumes, axis=-1), labels
 
 
 def spacing(size: int, slices: int) -> tuple[float, float, float]:
@@ -181,6 +194,23 @@ def _scene(body: _Anatomy, tissue: _Surroundings, level: float) -> FloatArray:
     return np.asarray(scene, np.float32)[..., None]
 
 
+def _diffusion(body: _Anatomy, tissue: _Surroundings, level: float) -> FloatArray:
+    """Clean picture (size, size, 1) of one slice in which lesions are bright, and the organ hardly differs."""
+    x, y = grid(tissue.size)
+    scene = 0.26 + 0.04 * tissue.field(tissue.fat, level)
+    scene = _paint(scene, tissue.bladder.distance(x, y, scale=1.0 + 0.35 * level), 0.16 + 0 * scene, 0.04)
+    scene = _paint(scene, tissue.rectum.distance(x, y), 0.16 + 0 * scene, 0.04)
+    organ = _organ_section(body.organ, body, level, body.organ.radius)
+    if organ is not None:
+        nodules = tissue.field(tissue.nodules, level)
+        distance = organ.distance(x, y)
+        scene = _paint(scene, distance, 0.36 + 0.06 * nodules, 0.08)
+        lesion = _lesion_section(body.lesion, body, level)
+        if lesion is not None:
+            scene = _paint(scene, np.maximum(lesion.distance(x, y), distance), 0.72 + 0.05 * nodules, 0.05)
+    return np.asarray(scene, np.float32)[..., None]
+
+
 def _paint_organ(scene: FloatArray, body: _Anatomy, tissue: _Surroundings, level: float) -> FloatArray:
     x, y = grid(tissue.size)
     organ = _organ_section(body.organ, body, level, body.organ.radius)
@@ -205,6 +235,13 @@ def _paint(scene: FloatArray, distance: FloatArray, grey: FloatArray, width: flo
     """Cover the inside of an outline, with a soft edge."""
     inside = soft_inside(distance, width)
     return (scene * (1 - inside) + grey * inside).astype(np.float32)
+
+
+MODALITIES: Mapping[str, tuple[Callable[[_Anatomy, _Surroundings, float], FloatArray], Stream]] = {
+    T2: (_scene, Stream.FORMATION),
+    DIFFUSION: (_diffusion, Stream.DIFFUSION),
+}
+"""Picture of a slice, and the stream of its formation."""
 
 
 def _label(body: _Anatomy, organ: Outline, lesion: Outline, level: float, size: int) -> NDArray[np.uint8]:

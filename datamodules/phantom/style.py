@@ -27,6 +27,7 @@ class Stream(IntEnum):
     FORMATION = 2
     ANNOTATION = 3
     FURTHER_RATERS = 4
+    DIFFUSION = 5
 
 
 @dataclass(frozen=True)

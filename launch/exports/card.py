@@ -80,6 +80,8 @@ class Card:
             "spacing": list(reading.spacing) if reading.spacing else None,
             "modalities": list(data.modalities_of(self.site or NEW)),
             "missing_modalities": missing_modalities(data),
+            "lacks": list(data.lacking(self.site or NEW)),
+            "absent": str(config.training.absent),
             "stacked": stacks(data),
             "training_values": self.models.values,
             "colour": "luminance" if data.channels == 1 else "as stored",
@@ -243,6 +245,7 @@ def _interface(facts: dict[str, Any]) -> dict[str, str]:
     size, regions = _sides(facts), facts["regions"]
     given = [facts["prepared"]] if facts["prepared"] else []
     given += [facts["normalisation"]] if facts["normalisation"] != "none" or not given else []
+    given += ["a channel that is 0 everywhere stays 0"] if facts["absent"] == "zero" else []
     kind = "nested or overlapping regions" if facts["activation"] == "sigmoid" else "exclusive regions"
     answer = f"probabilities, by {facts['activation']},"
     if facts["patches"]:
@@ -289,6 +292,8 @@ def _steps(facts: dict[str, Any]) -> list[str]:
     if facts["modalities"]:
         colour = f"the modalities {', '.join(facts['modalities'])} are the channels, in this order"
         colour += "; one that a case lacks is 0 everywhere" * (facts["missing_modalities"] == "zeros")
+        if facts["lacks"]:
+            colour += f"; the site has no {', '.join(facts['lacks'])}, which is 0 everywhere"
     if facts["colour"] == "luminance":
         colour = "red, green and blue become luminance, 0.299 R + 0.587 G + 0.114 B (8-bit values are rounded)"
     count = facts["neighbours"]
