@@ -257,6 +257,17 @@ class ShapeModel:
         found: Numbers = self.mean + np.tensordot(amounts, self.directions, axes=1)
         return found
 
+    def check(self, regions: Regions) -> None:
+        """Before anything is made of the model.
+
+        Raises:
+            DataError: it is of other regions.
+        """
+        if self.mark != mark(regions):
+            raise DataError(
+                f"the shapes are not those of {', '.join(regions.names)}; give the data.regions by which they were told"
+            )
+
     def masks(self, count: int, regions: Regions, sides: Sequence[int], random: np.random.Generator) -> list[Labels]:
         """So many new masks of (h, w) label ids; each shows the regions that every mask showed.
 
@@ -269,10 +280,7 @@ class ShapeModel:
         Raises:
             DataError: the model is of other regions, or draws next to no mask that shows them.
         """
-        if self.mark != mark(regions):
-            raise DataError(
-                f"the shapes are not those of {', '.join(regions.names)}; give the data.regions by which they were told"
-            )
+        self.check(regions)
         always = [ids for ids, shown in zip(regions.labels.values(), self.shown, strict=True) if shown == self.cases]
         found: list[Labels] = []
         for _ in range(TRIES):

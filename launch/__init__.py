@@ -7,6 +7,7 @@ Here are what a config describes (`settings`, `experiment`), one run (`run`), an
     scores     scores and pictures of models
     sites      sites that are not in this process
     exports    what `export.py` writes
+    generative data that are made, or made anew, before a segmenter is trained
     tuning     the search behind `sweep.py tune`
 """
 

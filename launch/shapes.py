@@ -85,13 +85,22 @@ def training_masks(data: MultiCenterDataModule, site: str) -> list[Labels]:
         raise DataError("shapes are of images and slices; take data.dimensions=2")
     if data.patches is not None:
         raise DataError("shapes are of whole images on one grid; take data.fit=resize")
+    refuse_unknown(data, site)
+    held = data.site(site)
+    return [plane for case in held.cases("train") for plane in held.truth(case)]
+
+
+def refuse_unknown(data: MultiCenterDataModule, site: str) -> None:
+    """Shapes are of masks that are known as a whole.
+
+    Raises:
+        DataError: they are not.
+    """
     if site in data.unannotated or data.ignore_labels:
         raise DataError(
             f"site {site!r}: data.unannotated or data.ignore_labels leave pixels unknown, where no shape can be "
             "measured; leave the site, or the labels, out"
         )
-    held = data.site(site)
-    return [plane for case in held.cases("train") for plane in held.truth(case)]
 
 
 def _shapes(data: MultiCenterDataModule, only: str) -> Iterator[tuple[str, Shapes]]:

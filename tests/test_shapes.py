@@ -111,6 +111,7 @@ def test_masks_that_are_drawn_are_like_those_of_the_sites() -> None:
         ShapeModel.of(Shapes.of(SITES[0][:1], REGIONS))
 
 
+@pytest.mark.slow
 def test_commands_of_sites_make_the_model_of_data_in_one_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
