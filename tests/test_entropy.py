@@ -23,6 +23,7 @@ from fedseg.launch.settings import Evaluation
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 from tests.test_own_statistics import masks_of, stored
+from tests.tiers import every
 from tests.tiny_run import phantom_run
 
 settings = partial(phantom_run, 3)
@@ -86,7 +87,7 @@ def test_it_is_scored_at_sites_that_took_no_part_and_nothing_else_changes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("per", ["site", "case"])
+@pytest.mark.parametrize("per", every(["site", "case"], ["case"]))
 def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
     per: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

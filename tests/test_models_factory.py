@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg.models import create_model, create_monai_model, create_nca_model
+from tests.tiers import every
 
 SMALL: dict[str, Any] = {"decoder_channels": [32, 16, 16, 8, 8]}
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
@@ -216,7 +217,7 @@ TWINS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
-@pytest.mark.parametrize("twins", TWINS)
+@pytest.mark.parametrize("twins", every(TWINS, ["student and teacher"]))
 def test_of_two_encoders_that_fit_none_is_taken_in_silence(twins: str, nested: bool, tmp_path: Path) -> None:
     """Of smp's encoders and of timm's in turn: each meets every pair of names, and files of both kinds."""
     encoder = ["resnet18", "tu-mobilenetv3_small_100"][(list(TWINS).index(twins) + nested) % 2]

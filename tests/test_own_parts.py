@@ -25,6 +25,7 @@ from fedseg.launch.sites.site import Local
 from fedseg.models.losses import OwnLoss
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import make_sites
+from tests.tiers import every
 
 PARTS = '''
 import torch
@@ -218,7 +219,9 @@ def told_by(output: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["outside_parts:pixelwise", "outside_parts:Everywhere"])
+@pytest.mark.parametrize(
+    "loss", every([f"outside_parts:{name}" for name in ("pixelwise", "Everywhere")], ["outside_parts:Everywhere"])
+)
 def test_loss_optimiser_and_schedule_from_outside_train_as_the_suites_own(loss: str, tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
     ours = ["training.loss=bce", "training.optimizer=sgd", "training.momentum=0.5"]

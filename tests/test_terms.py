@@ -31,6 +31,7 @@ from fedseg.privacy.masked import Masked
 from fedseg.reporting.crossing import matrix
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, SMALL, across, grid_of
+from tests.tiers import firsts
 from tests.tiny_run import phantom_run
 from tests.world import simulate
 
@@ -260,7 +261,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("terms", "task"), FORBIDDEN)
+@pytest.mark.parametrize(("terms", "task"), firsts(FORBIDDEN, 2))
 def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], task: Task, tmp_path: Path) -> None:
     """It asks without having asked for leave: the site looks at the task itself."""
     grid = grid_with(tmp_path, {"site_01": terms})
@@ -291,7 +292,7 @@ LYING: list[tuple[dict[str, Any], list[str], list[str]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("terms", "promised", "asked_for"), LYING)
+@pytest.mark.parametrize(("terms", "promised", "asked_for"), firsts(LYING, 2))
 def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
     terms: dict[str, Any], promised: list[str], asked_for: list[str], tmp_path: Path
 ) -> None:

@@ -333,6 +333,7 @@ def test_predicted_masks_lie_in_the_volumes_own_geometry_and_score_as_the_run_di
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_exported_program_with_monai_s_window_answers_as_the_run(volumes: Path) -> None:
     assert export.main([str(volumes / "run"), "--out", str(volumes / "exported"), "--site", "hospital_a"]) == 0
     card = (volumes / "exported" / "global.md").read_text()

@@ -23,7 +23,6 @@ from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import summarise
 from fedseg.reporting.wandb import RunAddress
-from tests.tiers import every
 from tests.wandb_server import ENTITY, Run, WandbServer
 
 pytest.importorskip("wandb")
@@ -284,7 +283,8 @@ def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shel
         assert_arrived(fold, RunFolder(found / site))
 
 
-@pytest.mark.parametrize("how", every(["killed", "agent interrupted"], ["killed"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", ["killed", "agent interrupted"])
 def test_what_was_stopped_under_an_agent_goes_on_as_the_same_run(shell: Shell, server: WandbServer, how: str) -> None:
     settings = {**PLAIN, "algorithm": "fedavg", "seed": 5, "federation.rounds": 5000}
     agent = shell.agent(shell.sweep(settings))

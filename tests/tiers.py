@@ -13,4 +13,13 @@ STANDING = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", 
 
 def every(values: Iterable[Any], standing: Collection[Any] = STANDING) -> list[Any]:
     """All values, for `pytest.mark.parametrize`: those that stand for their kind, and the exhaustive part's."""
-    return [value if value in standing else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+    return [value if value in standing else _exhaustive(value) for value in values]
+
+
+def firsts(rows: Iterable[tuple[Any, ...]], count: int) -> list[Any]:
+    """All rows, for several parameters at once: the first that stand for all, and the exhaustive part's."""
+    return [row if place < count else _exhaustive(*row) for place, row in enumerate(rows)]
+
+
+def _exhaustive(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
