@@ -106,8 +106,10 @@ def _check(own: Mapping[str, str]) -> None:
         raise ConfigError("translator= is a site's own: give site=NAME translator=FILE output=OUT")
     if (own["given"] or own["translator"]) and not own["output"]:
         raise ConfigError("output=OUT is missing: where the site's data in the new style go")
-    if own["output"] and not (own["site"] or own["give"] or own["given"]):
-        raise ConfigError("output= alone says not what of; add give=GIVEN, or given=GIVEN, or site=NAME")
+    if own["given"] and not own["site"]:
+        raise ConfigError("given= is for a site that takes the style, which the giver does not; name it: site=NAME")
+    if own["output"] and not (own["site"] or own["give"]):
+        raise ConfigError("output= alone says not what of; add give=GIVEN, or site=NAME")
     if own["give"] and (place := Path(own["give"])).exists() and any(place.iterdir()):
         raise ConfigError(f"give={place} is not empty; name a new folder")
 

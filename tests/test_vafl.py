@@ -142,6 +142,7 @@ def test_words_that_do_not_go_together_are_refused(world: Path, capsys: pytest.C
         ([*DATA, "give=x", f"given={given}"], "name one"),
         ([*DATA, f"given={given}"], "output=OUT is missing"),
         ([*DATA, "output=x"], "output= alone"),
+        ([*DATA, f"given={given}", "output=x"], "given= is for a site"),
         ([*DATA, "site=site_9"], "there is site_01, site_02, site_03"),
         ([*DATA, "site=site_01", f"output={out}"], "holds site_01 already"),
         ([*DATA, "steps=0"], "a whole number of 1 or more"),

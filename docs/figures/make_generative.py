@@ -14,14 +14,15 @@ import numpy as np
 from matplotlib.image import imread, imsave
 from numpy.typing import NDArray
 
-COLUMNS, GAP = 12, 1
+COLUMNS, GAP = 6, 1
 PAINTED = "painted_"
 
 
 def row(paths: Iterable[Path], labels: bool = False) -> NDArray[np.float64]:
     """(h, w, 3) pictures side by side; of masks the ids as greys."""
-    found = [np.asarray(imread(path), np.float64)[..., :3] for path in list(paths)[:COLUMNS]]
+    found = [np.asarray(imread(path), np.float64) for path in list(paths)[:COLUMNS]]
     pictures = [np.repeat(p[..., None] * (100 if labels else 1), 3, axis=2) if p.ndim == 2 else p for p in found]
+    pictures = [p[..., :3] for p in pictures]
     framed = [np.pad(p, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=1) for p in pictures]
     return np.concatenate(framed, axis=1).clip(0, 1)
 
