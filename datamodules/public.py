@@ -71,9 +71,10 @@ def _drawn(data: MultiCenterDataModule, channels: int) -> Iterator[Tensor]:
             "a folder of images like the sites'"
         )
     dials, seed = (USUAL, 0) if own is None else (own.dials, own.phantom_seed)
+    modalities = () if own is None else own.modalities
     fitting, resolution = Fitting(data.size), max(SMALLEST, *data.size)
     for index in range(data.public_images):
-        sample = draw_case(anatomy, seed, BEYOND + index, 0, dials, resolution=resolution)
+        sample = draw_case(anatomy, seed, BEYOND + index, 0, dials, resolution=resolution, modalities=modalities)
         if channels == 1 and sample.image.shape[-1] == 3:
             sample = to_grey(sample)
         plane = fitting(Case("public", str(index), str(index)), sample).image[0]

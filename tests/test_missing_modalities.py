@@ -15,6 +15,7 @@ from fedseg.configs.compose import ConfigError, compose
 from fedseg.datamodules import DataError, FolderDataModule, PhantomDataModule
 from fedseg.datamodules.check.command import check
 from fedseg.datamodules.new import NewImages
+from fedseg.datamodules.public import public_images
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.models import build_normalizer
@@ -193,6 +194,13 @@ def test_what_is_not_left_out_is_as_without() -> None:
     assert there.any()
     assert not there.all()
     assert torch.equal(batches[0][there], batches[1][there])
+
+
+def test_public_images_of_the_phantom_have_its_modalities() -> None:
+    data = phantom(public="phantom", public_images=2)
+    images = public_images(data, data.in_channels)
+    assert images.shape == (2, 2, 32, 32)
+    assert not torch.equal(images[:, 0], images[:, 1])
 
 
 def test_a_site_that_lacks_one_keeps_the_other() -> None:
