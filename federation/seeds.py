@@ -1,6 +1,7 @@
 """Random numbers that nobody can foretell; all others are derived (`common.seeds`)."""
 
 import os
+import secrets
 
 import numpy as np
 import torch
@@ -20,3 +21,9 @@ def unforeseeable() -> torch.Generator:
     words = np.frombuffer(os.urandom(4 * WORDS), np.uint32).astype(np.uint64)
     state[BEFORE : BEFORE + 8 * WORDS] = torch.from_numpy(words.view(np.uint8))
     return source.set_state(state)
+
+
+def forget() -> None:
+    """Let nobody foretell what networks draw by themselves from here on (dropout, cells that fire), on any device."""
+    torch.manual_seed(secrets.randbits(63))
+    torch.set_rng_state(unforeseeable().get_state())  # the processor's, whose seed is folded

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fedseg.federation.contract import NOISE, ServerHalf, Transform
 from fedseg.federation.state import State, Update
-from fedseg.federation.transforms import SPENT
+from fedseg.federation.transforms import EPSILON, SPENT
 from fedseg.privacy.accounting import (
     Account,
     Ledger,
@@ -67,7 +67,7 @@ class PatientLevel(Transform):
         if self.account.exceeded(epsilon):
             setting = "privacy.noise" if len(self.noises) == 1 else "privacy.noises"
             told = f"{steps} steps take epsilon to {epsilon:.3g}, above privacy.max_epsilon; raise {setting}"
-            return replace(update, refusal=told), State(memory.tensors, {**memory.scalars, SPENT: 1.0})
+            return replace(update, refusal=told), State(memory.tensors, {EPSILON: 0.0, **memory.scalars, SPENT: 1.0})
         return replace(update, scalars=scalars), self.account.charged_all(memory, cost, most)
 
     def _costs(self, ledger: Ledger, update: Update, steps: int) -> tuple[Ledger, Ledger]:

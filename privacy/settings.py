@@ -52,7 +52,7 @@ class Privacy:
     patients_per_step: PositiveFloat = 4.0
     pass_steps: PositiveInt = 1
     noises: tuple[float, ...] = ()
-    epsilon_choice: FinitePositive = 0.1
+    epsilon_choice: Annotated[float, Field(gt=0, le=100)] = 0.1
     loss_bound: FinitePositive = 1.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_epsilon: PositiveFloat | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from fedseg.algorithms.functional.noise_choice import SCORED, ChosenNoise
 from fedseg.algorithms.functional.private import Batch, PrivateStep, by_patient
 from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import compose
-from fedseg.federation.contract import Guarantee, Transform
+from fedseg.federation.contract import Guarantee, TrainTask, Transform
+from fedseg.federation.flower.kept import Kept
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.sites.spending import Spent, released
+from fedseg.launch.sites.spending import Spending, Spent, released
 from fedseg.privacy.accounting import (
     Account,
     chosen_event,
@@ -129,6 +131,26 @@ def test_one_noise_and_one_step_are_todays_private_step() -> None:
     assert gaussian_event(1.3, 0.2) in after.on_client(sent, State(), 0)[1].scalars
 
 
+@pytest.mark.parametrize("secret", [True, False])
+def test_what_a_network_draws_in_a_secret_step_follows_from_no_seed(secret: bool) -> None:
+    """A turn seeds PyTorch by what the server knows; a patient more shifts what the network draws for all after it."""
+    private = choosing(randomness="secret" if secret else "seeded", pass_steps=1)
+    algorithm, batch = learner(private)
+    learning, drawn = list(algorithm.model.parameters()), []
+
+    def draws(part: Batch) -> Tensor:
+        drawn.append(float(torch.rand(())))
+        return learning[0].sum()
+
+    for _ in range(2):
+        for use in (private.objective, private.settled):
+            torch.manual_seed(7)
+            use(draws, {**batch, SCORED: batch}, learning, SGD.lr)
+    half = len(drawn) // 2
+    assert (drawn[:half] == drawn[half:]) is not secret
+    assert len(set(drawn)) == (len(drawn) if secret else half)
+
+
 # ------------------------------------------------------------------------------------------------------ the choice
 
 
@@ -215,18 +237,15 @@ def divergence(order: float, noise: float, rate: float) -> float:
 
 
 def test_the_account_of_chosen_noise_is_that_of_an_independent_integral() -> None:
-    counts, rate, choice, delta, orders = {0.8: 3, 3.0: 9}, 0.25, 0.3, 1e-4, (2.5, 6.0)
-    ledger: dict[str, float] = {chosen_event(noise, rate, 2.5): n for noise, n in counts.items()}
-    ledger[chosen_event(2.0, rate, 6.0)] = 4  # of another run
+    counts, rate, choice, delta, order = {0.8: 3, 3.0: 9}, 0.25, 0.3, 1e-4, 6.0
+    ledger: dict[str, float] = {chosen_event(noise, rate, order): n for noise, n in counts.items()}
+    ledger[chosen_event(2.0, rate, 2.5)] = 4  # of a later run
     ledger[pure_event(choice, rate)] = 12
     small = math.log(1 + rate * (math.exp(choice) - 1))
-    bounds = []
-    for order in orders:
-        spent = sum(n * divergence(order, noise, rate) for noise, n in {**counts, 2.0: 4}.items())
-        spent += 12 * min(small, order * small**2 / 2)
-        bounds.append(spent + math.log(2 / delta) / (order - 1))
+    spent = sum(n * divergence(order, noise, rate) for noise, n in {**counts, 2.0: 4}.items())
+    spent += 12 * min(small, order * small**2 / 2)
     account = Account(Guarantee("patient", delta))
-    assert account.epsilon(ledger) == pytest.approx(min(bounds), rel=1e-4)
+    assert account.epsilon(ledger) == pytest.approx(spent + math.log(1 / delta) / (order - 1), rel=1e-4)
     fixed = {
         event.replace("chosen", "gaussian").rpartition("/")[0]: n for event, n in ledger.items() if event[0] == "c"
     }
@@ -268,6 +287,45 @@ def test_the_account_holds_whoever_chooses_and_whenever_he_looks() -> None:
         over |= loss > table[counts[:, 0], counts[:, 1]]
         over_cheap |= loss > table[0, step + 1]
     assert over.mean() <= delta < over_cheap.mean()
+
+
+def test_the_account_of_all_runs_holds_although_a_later_run_fixes_its_order_by_what_the_first_released() -> None:
+    """Somebody ends a first run when its loss is high, and begins a second one of the order that suits him."""
+    delta, runs = 0.05, 20_000
+    spent = 0.01 * 1.12 ** np.arange(95)  # twice the divergence of order 1 after each step
+    noises = 1 / np.sqrt(np.diff(spent, prepend=0.0))
+    bounds, least = np.zeros(len(spent)), np.zeros(len(spent))
+    first: dict[str, float] = {}
+    for step, noise in enumerate(noises.tolist()):
+        first = joint(first, {chosen_event(noise, 1.0, 2.0): 1.0})
+        order = 1 + math.sqrt(2 * math.log(2 / delta) / spent[step])
+        bounds[step] = Spent({"first": first, "second": {chosen_event(1e6, 1.0, order): 1.0}}, delta).epsilon
+        least[step] = min(spent[step] * a / 2 + math.log(2 / delta) / (a - 1) for a in (2.0, order))
+    draws = np.random.default_rng(0).standard_normal((runs, len(spent)))
+    loss = spent / 2 + (draws / noises).cumsum(axis=1)
+    assert (loss > bounds).any(axis=1).mean() <= delta < (loss > least).any(axis=1).mean()
+
+
+def test_a_ledger_that_was_lost_has_its_runs_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for begun, (name, order) in enumerate([("b" * 32, 6.0), ("a" * 32, 2.5)]):
+        kept = State({}, {f"transform/patient/{chosen_event(2.0, 0.5, order)}": 4.0})
+        Kept(tmp_path / name / "kept").keep(TrainTask(1, 0, 4, None, 1.0), kept)
+        (config := tmp_path / name / "config.yaml").write_text("privacy: {mechanism: patient}")
+        os.utime(config, (begun, begun))
+    assert list(Spending(tmp_path).runs()) == ["b" * 32, "a" * 32]
+    account = Account(Guarantee("patient", 1e-5))
+    together = account.epsilon({chosen_event(2.0, 0.5, 6.0): 8.0})
+    assert Spending(tmp_path).elsewhere("", 1e-5).epsilon == pytest.approx(together)
+
+
+@pytest.mark.parametrize("noises", [(1.0,), NOISES])
+def test_a_first_turn_that_is_too_dear_spends_nothing_and_is_the_last(noises: tuple[float, ...]) -> None:
+    transform = PatientLevel(noises, Account(Guarantee("patient", 1e-5, 0.5)), 0.1)
+    sent = Update({}, {"rate": 0.5, "steps": 4.0, "noise/3.0": 4.0}, site="a", examples=1)
+    update, after = transform.on_client(sent, State(), 0)
+    assert "above privacy.max_epsilon" in update.refusal
+    assert after.scalars == {"epsilon": 0.0, "spent": 1.0}
+    assert transform.refusal(after).startswith("epsilon 0 of 0.5 at delta 1e-05 (patient) is spent: too little is left")
 
 
 def charged(limit: float, before: State, chosen: dict[float, int], rate: float = 0.5) -> tuple[Update, State]:
@@ -363,6 +421,7 @@ def test_a_run_that_was_killed_spends_and_learns_what_one_that_was_not_does(
         ({"noises": (1.0, 2.0), "accountant": "prv"}, "privacy.noises needs rdp, or one noise"),
         ({"epsilon_choice": 0.5}, "privacy.epsilon_choice has no effect where no noise is chosen"),
         ({"noises": (1.0,), "loss_bound": 2.0}, "privacy.loss_bound has no effect where no noise is chosen"),
+        ({"noises": (1.0, 2.0), "epsilon_choice": 1e3, "max_epsilon": 8.0}, "privacy.epsilon_choice"),
         ({"noises": (1.0, -1.0)}, "name numbers above 0, each once"),
         ({"pass_steps": 0}, "privacy.pass_steps"),
     ],

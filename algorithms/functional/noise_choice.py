@@ -13,7 +13,6 @@ from torch import Tensor
 from fedseg.algorithms.functional.private import Batch, Loss, PrivateStep, by_patient, move, returning, take
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.contract import NOISE, Site
-from fedseg.federation.seeds import unforeseeable
 
 SCORED = "scored"
 """Of a batch: the patients whose loss chooses the noise of its step, drawn independently of the step's own."""
@@ -54,7 +53,7 @@ class ChosenNoise(PrivateStep):
 
     def settled(self, score: Loss, batch: Batch, learning: Sequence[Tensor], rate: float) -> PrivateStep:
         """The step with the noise that was chosen for it."""
-        source = unforeseeable() if self.randomness == "secret" else None
+        source = self.source()
         chances = self.log_weights(score, batch[SCORED], learning, rate, source).softmax(dim=0)
         return replace(self, noise=self.noises[int(torch.multinomial(chances, 1, generator=source))])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedseg.federation.contract import Site
-from fedseg.federation.seeds import unforeseeable
+from fedseg.federation.seeds import forget, unforeseeable
 
 Batch = dict[str, Any]
 Loss = Callable[[Batch], Tensor]
@@ -54,6 +54,18 @@ class PrivateStep:
         """Of the patients that are drawn."""
         return seed if self.randomness == "seeded" else secrets.randbits(62)
 
+    def source(self) -> torch.Generator | None:
+        """Of noise; None for PyTorch's own.
+
+        A secret one makes secret, too, what the network draws from here on, which a turn seeds from what the server
+        knows. A patient more shifts the draws of all patients after it: the bound on what one patient moves is for
+        those who do not know these draws.
+        """
+        if self.randomness == "seeded":
+            return None
+        forget()
+        return unforeseeable()
+
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
         """What local steps read: whole patients, each drawn by chance."""
         return site.patient_batches(self.seed(seed), steps, self.rate(site.patients))
@@ -79,14 +91,13 @@ class PrivateStep:
             learning: the parameters.
             rate: learning rate of the steps of a pass.
         """
-        total = [torch.zeros_like(p) for p in learning]
+        source, total = self.source(), [torch.zeros_like(p) for p in learning]
         for slices in by_patient(batch):
             gradient = self.way(loss, slices, learning, rate)
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.double()) for g in gradient]))
             factor = min(1.0, self.clip / max(float(norm), 1e-12)) if torch.isfinite(norm) else 0.0
             if factor:
                 torch._foreach_add_(total, gradient, alpha=factor)
-        source = unforeseeable() if self.randomness == "secret" else None
         private = [self._noised(g, source) / self.patients for g in total]
         return torch.stack([(p * g).sum() for p, g in zip(learning, private, strict=True)]).sum()
 

@@ -87,9 +87,11 @@ class Spending:
     def _kept(self) -> Runs:
         """What the accounts tell that the site kept of each run, where this file is missing: lost, or not made yet."""
         found: Runs = {}
-        for folder in sorted(path.parent for path in self.path.parent.glob("*/kept")):
-            run = RunFolder(folder)
-            mechanism = run.settings().get("privacy.mechanism") if run.holds_run else None
+        runs = [run for path in self.path.parent.glob("*/kept") if (run := RunFolder(path.parent)).holds_run]
+        for run in sorted(
+            runs, key=lambda run: run.config_path.stat().st_mtime_ns
+        ):  # which fixed its order first counts
+            folder, mechanism = run.path, run.settings().get("privacy.mechanism")
             if mechanism in AT_SITE:
                 latest = Kept(folder / "kept").before(QueryTask("publish", sys.maxsize, 0))
                 found |= {folder.name: events} if (events := events_of(remembered(latest, mechanism))) else {}
