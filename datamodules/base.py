@@ -744,7 +744,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             (index, number, k)
             for number in numbers
             for k in range(store.entries[number].depth if self.dimensions == 2 else 1)
-            if not foreground_only or np.isin(store.truth(number)[k], ids).any()
+            if not foreground_only or any(np.isin(lesson[k], ids).any() for lesson in store.lessons(number))
         ]
         return np.array(rows, np.int64).reshape(-1, 3)
 

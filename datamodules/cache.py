@@ -102,10 +102,9 @@ class Store:
         """(D, h, w) label ids of a labelled case, by which it is scored."""
         return self._mask(number, 0)
 
-    def taught(self, number: int, seed: int) -> NDArray[np.uint8]:
-        """(D, h, w) label ids that are learnt of a labelled case; where there are several masks, the seed draws one."""
-        count = self.entries[number].taught
-        return self._mask(number, 1 + seed % count if count else 0)
+    def lessons(self, number: int) -> list[NDArray[np.uint8]]:
+        """(D, h, w) label ids that are learnt of a labelled case; of several, one is drawn each time anew."""
+        return [self._mask(number, 1 + place) for place in range(self.entries[number].taught)] or [self.truth(number)]
 
     def _mask(self, number: int, place: int) -> NDArray[np.uint8]:
         entry = self.entries[number]

@@ -130,12 +130,15 @@ class SliceSet(Dataset[Batch]):
         return self.patches.cut(image, corner), None if truth is None else self.patches.cut(truth, corner)
 
     def counts(self, pick: Pick) -> Tensor:
-        """(2, R) float64: pixels of each region, and pixels that count."""
-        labels, site = torch.tensor(self._truth(pick)), self.stores[pick.store].cases[pick.case].site
-        masks = self.regions.encode(labels, self.dimensions).double().flatten(1)
-        known = self.regions.known(labels, self.ignored, self.dimensions)
-        counting = (known.double() * self._annotated(site).double().view(-1, *[1] * self.dimensions)).flatten(1)
-        return torch.stack([(masks * counting).sum(dim=1), counting.sum(dim=1)])
+        """(2, R) float64: pixels of each region, and pixels that count; of several masks to learn, the mean."""
+        site, found = self.stores[pick.store].cases[pick.case].site, []
+        for lesson in self.stores[pick.store].lessons(pick.case):
+            labels = torch.tensor(self._part(pick, lesson))
+            masks = self.regions.encode(labels, self.dimensions).double().flatten(1)
+            known = self.regions.known(labels, self.ignored, self.dimensions)
+            counting = (known.double() * self._annotated(site).double().view(-1, *[1] * self.dimensions)).flatten(1)
+            found.append(torch.stack([(masks * counting).sum(dim=1), counting.sum(dim=1)]))
+        return torch.stack(found).mean(dim=0)
 
     @property
     def leaves_out(self) -> bool:
@@ -198,8 +201,13 @@ class SliceSet(Dataset[Batch]):
     def _truth(self, pick: Pick, *, taught: bool = False) -> NDArray[np.uint8]:
         """The mask that a pick is scored by, or, for training, that it learns."""
         store = self.stores[pick.store]
-        truth = store.taught(pick.case, data_seed(pick.seed, "rater")) if taught else store.truth(pick.case)
-        return truth if self.dimensions == 3 else cast("NDArray[np.uint8]", truth[pick.slice])
+        if not taught:
+            return self._part(pick, store.truth(pick.case))
+        lessons = store.lessons(pick.case)
+        return self._part(pick, lessons[data_seed(pick.seed, "rater") % len(lessons) if len(lessons) > 1 else 0])
+
+    def _part(self, pick: Pick, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return labels if self.dimensions == 3 else cast("NDArray[np.uint8]", labels[pick.slice])
 
 
 def _to_tensor(views: Sequence[Pixels]) -> Tensor:
@@ -445,10 +453,23 @@ class SiteData:
         Raises:
             DataError: An unknown or unlabelled case.
         """
-        store, number = self._find(case)
-        if store.entries[number].labels < 0:
-            raise DataError(f"site {self.name!r}: case {store.cases[number].case!r} has no mask")
+        store, number = self._labelled_case(case)
         return store.truth(number)
+
+    def taught(self, case: Case | str) -> NDArray[np.uint8]:
+        """(D, h, w) label ids on the network's grid that are learnt of a case.
+
+        Raises:
+            DataError: an unknown or unlabelled case, or one of several raters' masks is drawn each time anew.
+        """
+        store, number = self._labelled_case(case)
+        masks = store.lessons(number)
+        if len(masks) > 1:
+            raise DataError(
+                f"{store.cases[number]}: data.raters_train=random draws one of {len(masks)} masks each time anew, and "
+                "here one is needed; take majority, staple or a rater's name"
+            )
+        return masks[0]
 
     def image(self, case: Case | str) -> Pixels:
         """(D, h, w, C) uint8, or float32 in [0, 1], on the network's grid, without neighbouring slices."""
@@ -467,6 +488,12 @@ class SiteData:
     def known(self, case: Case, labels: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
         """Where labels (..., H, W) of a case count: (..., R, H, W); None where all do."""
         return self._shared.slices.known(case, labels)
+
+    def _labelled_case(self, case: Case | str) -> tuple[Store, int]:
+        store, number = self._find(case)
+        if store.entries[number].labels < 0:
+            raise DataError(f"site {self.name!r}: case {store.cases[number].case!r} has no mask")
+        return store, number
 
     def _find(self, case: Case | str) -> tuple[Store, int]:
         """The store of a case; a bare name is looked up at this site, so the pooled view needs the Case itself."""

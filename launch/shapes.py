@@ -79,7 +79,8 @@ def training_masks(data: MultiCenterDataModule, site: str) -> list[Labels]:
         site: of the data.
 
     Raises:
-        DataError: they are volumes, or hold pixels of which it is not known what they are.
+        DataError: they are volumes, hold pixels of which it is not known what they are, or are drawn of several
+            raters' each time anew.
     """
     if data.dimensions == 3:
         raise DataError("shapes are of images and slices; take data.dimensions=2")
@@ -87,7 +88,7 @@ def training_masks(data: MultiCenterDataModule, site: str) -> list[Labels]:
         raise DataError("shapes are of whole images on one grid; take data.fit=resize")
     refuse_unknown(data, site)
     held = data.site(site)
-    return [plane for case in held.cases("train") for plane in held.truth(case)]
+    return [plane for case in held.cases("train") for plane in held.taught(case)]
 
 
 def refuse_unknown(data: MultiCenterDataModule, site: str) -> None:

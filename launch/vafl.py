@@ -85,8 +85,11 @@ def _run(arguments: Sequence[str]) -> None:
     output = Path(own["output"]) if own["output"] else None
     for site in sites if output else ():
         refuse_written(Path(own["output"]), site)
-    givers = [] if own["given"] or own["translator"] else _least_complex(data, [own["site"]] if own["site"] else [])
+    measured = not (own["given"] or own["translator"] or own["site"] in data.unseen_sites)
+    givers = _least_complex(data, [own["site"]] if own["site"] else []) if measured else []
     if own["give"]:
+        if not givers:
+            raise DataError(f"site={own['site']} takes no part (data.unseen); another site makes the images")
         _give(data, givers[0], Path(own["give"]), numbers)
     given = Path(own["given"] or own["give"]) if not own["site"] or own["given"] else None
     for site in sites if output else ():

@@ -15,6 +15,7 @@ from fedseg.launch.check import build
 from fedseg.models.generative.networks import Critic, Generator, Translator
 from fedseg.models.generative.translation import Translation, moved, train_translator, translated
 from fedseg.models.generative.wgan import Adversarial, critic_loss, made_by, train_generator
+from tests.data_files import picture, save, square
 from tests.test_memorised import images
 
 SMALL = Adversarial(steps=30, critic_steps=2, batch=8, width=4, latent=8, lr=5e-3, memory=0.8)
@@ -135,6 +136,41 @@ def test_nothing_leaves_of_a_generator_that_remembers_its_images(
     assert not (tmp_path / "given").exists()
 
 
+@pytest.mark.slow
+def test_a_site_that_takes_no_part_and_raters_of_a_site_are_written_as_they_are(tmp_path: Path) -> None:
+    raters = ["data.raters=2", "data.raters_train=rater_2", "data.raters_test=rater_1"]
+    for site in ("site_01", "site_03"):
+        assert vafl.main([*DATA, *raters, f"site={site}", f"output={tmp_path / 'a'}"]) == 0
+    after = read(str(tmp_path / "a"), "data.regions={disc: [1, 2], cup: [2]}", "data.size=32", "data.unseen=[site_03]")
+    for split, rater in (("train", "rater_2"), ("test", "rater_1")):
+        before = read(*DATA, "data.raters=2", f"data.raters_test={rater}").site("site_01")
+        for case in before.cases(split):
+            assert (before.truth(case) == after.site("site_01").truth(case.case)).all()
+
+
+def test_a_table_of_other_data_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*DATA, "site=site_01", f"output={tmp_path}"]
+    for table, told in (
+        ("site,image,mask\nsite_01,a.png,b.png\n", "sites.csv of other data, which would be lost"),
+        ("site,image,mask,patient,split\nsite_01,a.png,b.png,a,train\n", "holds site_01 already"),
+    ):
+        (tmp_path / "sites.csv").write_text(table)
+        assert vafl.main(words) == 2
+        assert told in capsys.readouterr().err
+        assert (tmp_path / "sites.csv").read_text() == table
+        assert not (tmp_path / "site_01").exists()
+
+
+def test_modalities_that_lack_are_not_painted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        for name in ("x", "y", "z")[: 3 if number else 2]:
+            save(tmp_path / f"a/images/p{number}_{name}.png", picture(number, 32, 32, channels=1))
+        save(tmp_path / f"a/masks/p{number}.png", square(32, 32))
+    words = [str(tmp_path), "data.modalities=[x,y,z]", "data.missing_modalities=zeros", "data.size=32"]
+    assert vafl.main([*words, "site=a", f"output={tmp_path / 'new'}"]) == 2
+    assert "site 'a' lacks z, and generative networks would paint what is not there" in capsys.readouterr().err
+
+
 def test_words_that_do_not_go_together_are_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, given = str(world / "out"), str(world / "given")
     for words, told in (
@@ -150,6 +186,8 @@ def test_words_that_do_not_go_together_are_refused(world: Path, capsys: pytest.C
         ([*DATA, "site=site_01", f"translator={given}/made_0001.png", "output=y"], "holds no translator"),
         ([*DATA, "data.size=48"], "square images of [32, 64, 128] pixels"),
         ([*DATA, "data.fit=patches"], "data.fit=resize"),
+        ([*DATA, "data.unseen=[site_01,site_03]", "site=site_01", "give=x"], "takes no part (data.unseen)"),
+        ([*DATA, "data.raters=2", "data.raters_train=random", "site=site_01", "output=y"], "draws one of 2 masks"),
         ([*DATA, "data.size=64", f"given={given}", "output=y", "site=site_01"], "give all sites one data.size"),
         ([*DATA, f"given={out}", "output=y", "site=site_01"], "holds no PNG"),
     ):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError, MultiCenterDataModule
+from fedseg.datamodules.findings import few
 from fedseg.datamodules.shapes import Labels
 from fedseg.models.generative.networks import check_side
 from fedseg.reporting.folder import file_name
@@ -62,6 +63,12 @@ def prepared(data: MultiCenterDataModule) -> MultiCenterDataModule:
     data.setup()
     if data.image_channels not in COLOURS:
         raise DataError(f"images of {data.image_channels} channels cannot be written as pictures; 1 or 3 can")
+    for site in (*data.sites, *data.unseen_sites):
+        if lacking := data.absent_at(site):
+            raise DataError(
+                f"site {site!r} lacks {few([*lacking])}, and generative networks would paint what is not there; take "
+                "modalities that every image has"
+            )
     return data
 
 
@@ -72,6 +79,9 @@ def cases_of(data: MultiCenterDataModule, site: str, split: str = "") -> Iterabl
         data: set up.
         site: of the data.
         split: one; empty for all.
+
+    Raises:
+        DataError: of masks of several raters one would be drawn each time anew.
     """
     held = data.site(site)
     for row in data.splits():
@@ -79,7 +89,8 @@ def cases_of(data: MultiCenterDataModule, site: str, split: str = "") -> Iterabl
             stored = torch.from_numpy(np.moveaxis(held.image(row["case"]), -1, 1).copy())
             images = stored.float() / 255 if stored.dtype == torch.uint8 else stored
             images = images.expand(-1, data.image_channels, -1, -1)
-            labels = held.truth(row["case"]) if row["labelled"] else None
+            mask = held.taught if row["split"] == "train" else held.truth
+            labels = mask(row["case"]) if row["labelled"] else None
             yield Planes(row["case"], row["patient"], row["split"], images, labels)
 
 
@@ -112,7 +123,7 @@ def write_site(
         added: further cases of the site.
 
     Raises:
-        ConfigError: the folder holds something of the site already.
+        ConfigError: the folder holds something of the site already, or another table.
     """
     refuse_written(folder, site)
     rows = []
@@ -120,20 +131,34 @@ def write_site(
         rows += _written(folder, site, case, changed(case.images))
     for case in added:
         rows += _written(folder, site, case, case.images)
-    table = folder / TABLE
-    others = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))[1:] if table.is_file() else []
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *others, *rows])
-    write_atomic(table, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *_listed(folder), *rows])
+    write_atomic(folder / TABLE, text.getvalue())
+
+
+def _listed(folder: Path) -> list[list[str]]:
+    """Rows of the table of other sites.
+
+    Raises:
+        ConfigError: it is a table of something else.
+    """
+    table = folder / TABLE
+    if not table.exists():
+        return []
+    header, *rows = [*csv.reader(table.read_text(encoding="utf-8", errors="replace").splitlines())] or [[]]
+    if tuple(header) != COLUMNS:
+        raise ConfigError(f"output={folder} holds a {TABLE} of other data, which would be lost; name another folder")
+    return rows
 
 
 def refuse_written(folder: Path, site: str) -> None:
     """Before anything is trained.
 
     Raises:
-        ConfigError: the folder holds something of the site already.
+        ConfigError: the folder holds something of the site already, or a table of something else.
     """
-    if (folder / file_name(site)).exists():
+    listed = any(row[:1] == [site] for row in _listed(folder))
+    if listed or (folder / file_name(site)).exists():
         raise ConfigError(f"output={folder} holds {site} already; name another folder, or take that one away")
 
 
