@@ -347,6 +347,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             raise DataError(f"site {site!r} lacks all of {', '.join(known)}; leave one, or the site out")
         return tuple(name for name in known if name in said)
 
+    def lacking_here(self, site: str) -> tuple[str, ...]:
+        """:meth:`lacking`, by the names that the site has for them."""
+        lacking = self.lacking(site)
+        pairs = zip(self.modalities_of(""), self.modalities_of(site), strict=True)
+        return tuple(own for name, own in pairs if name in lacking)
+
     def survey(self, report: Report) -> list[Case]:
         """:meth:`cases` of data that may be broken: a problem is reported, and what can be read on is still listed.
 
@@ -448,6 +454,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for finding in attainable_findings(best, self.expected.annotated, grid, self.setting_that_allows):
             self.tell(finding)
         channels = self._common_channels(stores)
+        if self.modality_dropout and channels != (count := len(self.modalities_of(""))):
+            raise DataError(
+                f"data.modality_dropout leaves out one channel for each modality: {count} are named, and images have "
+                f"{channels}; save them in grey, or leave data.modality_dropout out"
+            )
         left_out = (self.ignore_labels, self.expected.unannotated)
         slices = SliceSet(
             stores, self.regions, channels, self.neighbours, augmentation, *left_out, self.dimensions, self.patches,
@@ -576,6 +587,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         if self.modality_dropout and len(self.modalities_of("")) < 2:
             what = f"data.modality_dropout={self.modality_dropout}: images have one modality each"
             report(Finding("layout", what, "name several, data.modalities=[flair, t1], or leave it out"))
+        if len(self.modalities_of("")) < 2:
+            for site in {**self.lacks, **dict.fromkeys(self.per_site.sites)}:
+                self.lacking(site)
         told = [(name, getattr(self.reading, name)) for name in ("raters_train", "raters_test")]
         chosen = [f"data.{name}={how}" for name, how in told if how != MAJORITY]
         if chosen and not any(case.by_several for cases in by_site.values() for case in cases):

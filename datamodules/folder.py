@@ -158,6 +158,11 @@ class FolderDataModule(MultiCenterDataModule):
                 self.lacking,
             )
             found = read_manifest(table, report, settle, expect)
+            for site in self.per_site.sites:
+                if self.raters_of(site) != self.raters:
+                    what = "has raters of its own (data.per_site), and the manifest has columns of data.raters"
+                    cure = "name all sites' raters in data.raters; an empty cell says who did not see an image"
+                    report(Finding("manifest", what, cure, site, file=str(table)))
             self._stating = {case.site for case, patient in found if patient}
             found = [(case, patient or case.case) for case, patient in found]
             for finding in not_listed([case for case, _ in found]):
@@ -207,16 +212,11 @@ class FolderDataModule(MultiCenterDataModule):
             cure = "add images; every folder in data.root is a site, so move others away"
             report(Finding("layout", "is missing or empty", cure, site.name, file=str(folder)))
         try:
-            without = self.own_names(self.lacking(site.name), site.name)
+            without = self.lacking_here(site.name)
         except DataError as error:
             report(Finding.of_error("layout", error))
             without = ()
         return by_modality(files, modalities, site.name, report, self.missing_modalities, without)
-
-    def own_names(self, modalities: Collection[str], site: str) -> tuple[str, ...]:
-        """What a site calls some of the modalities."""
-        pairs = zip(self.modalities, self.modalities_of(site), strict=True)
-        return tuple(own for name, own in pairs if name in modalities)
 
     def _masks(self, site: Path, report: Report) -> dict[str, dict[str, Path]]:
         """Files of a site's masks, by region where each has a folder."""

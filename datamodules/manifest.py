@@ -160,6 +160,12 @@ def _masks(names: Sequence[str], expect: Expect, fault: Callable[[str, str], Non
         if "mask" in names:
             cure = f"rename it ({', '.join(of_raters)} are needed), or leave data.raters out"
             fault("has the column 'mask', although data.raters tells several masks apart", cure)
+        if len(of_raters) < len(expect.raters):
+            fault("cannot tell raters apart whose names differ in upper and lower case only", "rename one")
+        for name in names:
+            if name.startswith("mask_") and name not in of_raters and name not in READING:
+                told = nearest(name.removeprefix("mask_"), expect.raters)
+                fault(f"has the column {name!r}, which is no rater's", f"{told}. Name them all, or remove the column")
         return of_raters
     regions = {f"mask_{region}".lower(): region for region in expect.regions}
     apart = [name for name in names if name in regions]

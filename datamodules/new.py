@@ -247,7 +247,5 @@ def _files(path: Path, data: MultiCenterDataModule, site: str) -> Mapping[str, t
     files = files_by_folder(path, "images", names, site=site)
     if not any(files.values()):
         raise DataError(f"images: {path} holds no image")
-    lacking = data.lacking(site)
-    without = data.own_names(lacking, site) if isinstance(data, FolderDataModule) else lacking
-    found = by_modality(files, names, site, refuse, missing_modalities(data), without)
+    found = by_modality(files, names, site, refuse, missing_modalities(data), data.lacking_here(site))
     return {name: present(own) for name, own in found.items()}

@@ -196,7 +196,7 @@ class Experiment:
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
                 self.pretrained.check_splits(self.data.splits())
             networks.check_sites(self.config, self.data.sites)
-            self._check_styles()
+            self.check_styles()
             algorithm = self.algorithm()
             for one in (algorithm, *self.others().values()):
                 self._check_step(one)
@@ -207,8 +207,8 @@ class Experiment:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _check_styles(self) -> None:
-        """Refuse one style for all images where some of them are not there.
+    def check_styles(self) -> None:
+        """Refuse styles of other images for images of which some modalities are not there; a site looks at its own.
 
         Raises:
             ConfigError: naming the site and the cure.
@@ -217,6 +217,12 @@ class Experiment:
         lacking = {site: data.absent_at(site) for site in (*data.sites, *data.unseen_sites)}
         told = [f"site {site!r} lacks {', '.join(names)}" for site, names in lacking.items() if names]
         told += [f"data.modality_dropout={data.modality_dropout} leaves modalities out"] * (data.modality_dropout > 0)
+        method = self.config.algorithm.name
+        if told and self.declared.styles_images:
+            raise ConfigError(
+                f"{told[0]}, and algorithm={method} would give what is not there the style of what is; take another "
+                "method"
+            )
         if harmonise != "none" and told:
             raise ConfigError(
                 f"{told[0]}, and training.harmonise={harmonise} would give what is not there the style of what is; "

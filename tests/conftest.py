@@ -44,7 +44,7 @@ def _sketch(figure: Figure, target: Any, **options: Any) -> None:
         target.write_bytes(b"drawn, and not rendered")
 
 
-Figure.savefig = _sketch  # type: ignore[method-assign]
+pytest.MonkeyPatch().setattr(Figure, "savefig", _sketch)
 
 
 @pytest.fixture

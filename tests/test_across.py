@@ -242,6 +242,13 @@ def test_a_site_refuses_seeded_noise_whatever_the_server_lets_pass(
 
 
 @pytest.mark.slow
+def test_a_site_sees_for_itself_that_a_modality_lacks(tmp_path: Path) -> None:
+    organ = ("data.anatomy=organ", "data.modalities=[t2,dwi]", "data.lacks={site_02: [dwi]}")
+    with pytest.raises(RoundError, match=r"site 'site_02' lacks dwi, and algorithm=feddg would give"):
+        across(tmp_path, *organ, "algorithm=feddg")
+
+
+@pytest.mark.slow
 def test_a_site_reads_its_scores_once_and_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, reads = LaunchedSite._read_filed, []
 

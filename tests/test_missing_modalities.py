@@ -14,9 +14,11 @@ import torch
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.datamodules import DataError, FolderDataModule, PhantomDataModule
 from fedseg.datamodules.check.command import check
+from fedseg.datamodules.check.report import tables
 from fedseg.datamodules.new import NewImages
 from fedseg.datamodules.public import public_images
 from fedseg.launch.experiment import Experiment
+from fedseg.launch.exports import bundle_steps
 from fedseg.launch.settings import SCHEMA
 from fedseg.models import build_normalizer
 from tests.data_files import folder, picture, save, save_volume, square, write_manifest
@@ -85,7 +87,12 @@ def test_a_site_says_what_it_lacks(tmp_path: Path, layout: Callable[[Path], None
             folder(tmp_path, **BOTH, lacks={"b": ["t1"]})
         return
     told = FolderDataModule(root=str(tmp_path), **BOTH)
-    assert not [finding for finding in check(told).findings if finding.severity == "error"]
+    checked = check(told)
+    assert not [finding for finding in checked.findings if finding.severity == "error"]
+    shown = {table.title: table.rows for table in tables(checked, told.regions, "", told.modalities)}
+    assert [row[:3] for row in shown["Intensities"] if row[0] == "b"][1] == ("b", "t1", "lacks")
+    assert [row[:2] for row in shown["Sites in that mixture"]] == [("a", "flair"), ("a", "t1"), ("b", "flair")]
+    assert shown["Distance between sites: brightness"][0] == ("a", "0.0", "0.0")  # of FLAIR, the same images
     own = next(path for path in (tmp_path / "a/images").rglob("*p1*") if "t1" in str(path.relative_to(tmp_path)))
     own.unlink()
     with pytest.raises(DataError, match=r"site 'a', case 'p1'.*has no t1"):  # of other sites nothing is forgiven
@@ -134,7 +141,39 @@ def test_one_image_alone_cannot_be_left_out(tmp_path: Path) -> None:
             Experiment(compose(["algorithm=fedavg", *settings], SCHEMA)).data.cases()
 
 
-def test_one_style_for_images_and_for_what_they_lack_is_refused() -> None:
+def test_a_channel_is_a_modality_where_some_are_left_out(tmp_path: Path) -> None:
+    for number in range(COUNT):
+        for name in ("flair", "t1"):
+            save(tmp_path / f"a/images/p{number}_{name}.png", picture(number))  # in colour
+        save(tmp_path / f"a/masks/p{number}.png", square())
+    with pytest.raises(DataError, match="one channel for each modality: 2 are named, and images have 6; save them in"):
+        folder(tmp_path, **BOTH, modality_dropout=0.5)
+    table = [{"site": "a", "image": f"a/images/p{k}_t1.png", "mask": f"a/masks/p{k}.png"} for k in range(COUNT)]
+    write_manifest(tmp_path / "sites.csv", table)
+    with pytest.raises(DataError, match=r"lacks 't1', but data.modalities names no two"):
+        folder(tmp_path, lacks={"a": ["t1"]})
+
+
+def test_a_bundle_takes_what_its_site_has_and_nothing_less(tmp_path: Path) -> None:
+    for name in ("flair", "t1"):
+        save(tmp_path / f"x_{name}.png", grey(1, 1))
+    (case,) = bundle_steps.cases(str(tmp_path), ["flair", "t1c", "t1"], lacks=["t1c"])
+    assert case["absent"] == [1]
+    with pytest.raises(ValueError, match=r"x_flair.png is there, although the site lacks flair"):
+        bundle_steps.cases(str(tmp_path), ["flair", "t1c", "t1"], lacks=["flair"])
+    (tmp_path / "x_flair.png").unlink()
+    with pytest.raises(ValueError, match="x has no flair; add it"):
+        bundle_steps.cases(str(tmp_path), ["flair", "t1c", "t1"], lacks=["t1c"])
+
+
+@pytest.mark.parametrize(
+    ("method", "harmonise", "message"),
+    [
+        ("fedavg", "histogram", "site 'site_02' lacks dwi.*training.harmonise=none"),
+        ("feddg", "none", "site 'site_02' lacks dwi.*algorithm=feddg would give.*take another method"),
+    ],
+)
+def test_one_style_for_images_and_for_what_they_lack_is_refused(method: str, harmonise: str, message: str) -> None:
     small = [
         "data.n_sites=2",
         "data.cases_per_site=5",
@@ -142,10 +181,10 @@ def test_one_style_for_images_and_for_what_they_lack_is_refused() -> None:
         "data.resolution=32",
         "data.modalities=[t2,dwi]",
     ]
-    settings = ["algorithm=fedavg", "data.anatomy=organ", *small, "training.harmonise=histogram"]
+    settings = [f"algorithm={method}", "data.anatomy=organ", *small, f"training.harmonise={harmonise}"]
     experiment = Experiment(compose([*settings, "data.lacks={site_02: [dwi]}"], SCHEMA))
     experiment.data.setup()
-    with pytest.raises(ConfigError, match=r"site 'site_02' lacks dwi.*training.harmonise=none"):
+    with pytest.raises(ConfigError, match=message):
         experiment.check_sites()
 
 

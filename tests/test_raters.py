@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -220,6 +221,34 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, knobs: dict[str, Any], 
     world(tmp_path)
     with pytest.raises(DataError, match=message):
         folder(tmp_path, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("column", "knobs", "message"),
+    [
+        ("mask_disc", {"raters": RATERS}, "has the column 'mask_disc', which is no rater's"),
+        ("mask_cleo", {"raters": RATERS[:2]}, "has the column 'mask_cleo', which is no rater's.*Name them all"),
+        ("mask_anna", {"raters": ["anna", "Anna"]}, "differ in upper and lower case only"),
+        ("", {"raters": RATERS, "per_site": {"a": {"raters": ["ben"]}}}, "'a'.*has raters of its own"),
+    ],
+)
+def test_a_table_s_columns_are_its_raters(tmp_path: Path, column: str, knobs: dict[str, Any], message: str) -> None:
+    world(tmp_path, by_table)
+    if column:
+        names = dict.fromkeys(["mask_anna", *(f"mask_{name}" for name in knobs["raters"][1:]), column])
+        cells = {name: "a/masks/anna/p0.png" for name in names if name.islower()}
+        write_manifest(tmp_path / "sites.csv", [{"site": "a", "image": "a/images/p0.png", **cells}])
+    with pytest.raises(DataError, match=message):
+        folder(tmp_path, **knobs)
+
+
+def test_what_training_counts_is_what_it_learns(tmp_path: Path) -> None:
+    shares = {
+        how: folder(tmp_path, **world(tmp_path), raters_train=how, raters_test="anna").site("a").covered()
+        for how in (*RATERS, "random")
+    }
+    assert (shares["anna"] < shares["cleo"]).all()
+    torch.testing.assert_close(shares["random"], sum(shares[name] for name in RATERS) / 3)
 
 
 def test_a_choice_between_raters_needs_raters(tmp_path: Path) -> None:

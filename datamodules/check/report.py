@@ -166,9 +166,12 @@ def _intensities(sites: Sequence[SiteStatistics], modalities: Sequence[str]) -> 
     for site in sites:
         for channels, histogram in sorted(site.histograms.items()):
             for channel in range(channels):
+                names = (site.site, _channel(channel, channels, modalities))
+                if not histogram[channel].any():
+                    rows.append((*names, *["lacks"] * 7))
+                    continue
                 mean, sd = moments(histogram[channel])
                 values = (mean, sd, *percentiles(histogram[channel], (1, 25, 50, 75, 99)))
-                names = (site.site, _channel(channel, channels, modalities))
                 rows.append((*names, *(f"{value:.3f}" for value in values)))
     columns = ("site", "channel", "mean", "sd", "1 %", "25 %", "50 %", "75 %", "99 %")
     return Table("Intensities", columns, rows, "Of pixels as a network gets them, 0 to 1, before any normalisation.", 2)
@@ -209,6 +212,7 @@ def shares_table(
         )
         for site, counts in sites.items()
         for channel, one in enumerate(common)
+        if counts[channel].any()
     ]
     components = (f"component {place}" for place in range(1, len(common[0].shares) + 1))
     note = (
@@ -221,7 +225,8 @@ def _mixtures(sites: Sequence[SiteStatistics], modalities: Sequence[str]) -> lis
     """Where two sites or more have the same number of channels, the most frequent one."""
     frequent = Counter(channels for site in sites for channels in site.histograms).most_common(1)
     alike = {site.site: site.histograms[n] for site in sites for n, _ in frequent if n in site.histograms}
-    return mixture_tables(alike, modalities) if len(alike) > 1 else []
+    shown = len(alike) > 1 and np.sum([*alike.values()], axis=0).any(axis=1).all()
+    return mixture_tables(alike, modalities) if shown else []
 
 
 def _distances(measured: Distances) -> Table:

@@ -70,8 +70,8 @@ class SiteStatistics:
         highest: Largest stored value.
         regions: Per region.
         agreement: Region to the mean Dice of pairs of raters, of each case with several masks.
-        histograms: Channels of an image to (channels, 256) pixels per value, 0 to 1.
-        means: Channels of an image to the mean values of each image.
+        histograms: Channels of an image to (channels, 256) pixels per value, 0 to 1; none of a modality that lacks.
+        means: Channels of an image to the mean values of each image; NaN of a modality that lacks.
     """
 
     site: str
@@ -110,7 +110,7 @@ class SiteStatistics:
             self.scaled[opened.image.dtype.name] += 1
             self.depths[len(opened.image)] += 1
             self.channels[opened.image.shape[-1]] += 1
-            self._add_values(opened.image)
+            self._add_values(opened.image, opened.case.absent)
         for region, dice in opened.agreement:
             self.agreement[region].append(dice)
         if opened.labels is not None:
@@ -141,10 +141,12 @@ class SiteStatistics:
             pixels = sum(found[label] for label in unknown)
             yield Finding("unknown label ids", f"{what} ({pixels} pixels)", cure, file=case.mask or "", **where)
 
-    def _add_values(self, image: Pixels) -> None:
+    def _add_values(self, image: Pixels, absent: Sequence[int]) -> None:
         channels, found = image.shape[-1], level_counts(image)
+        means = found @ np.linspace(0, 1, LEVELS) / found.sum(axis=1)
+        found[[*absent]], means[[*absent]] = 0, np.nan
         self.histograms[channels] = self.histograms.get(channels, np.zeros_like(found)) + found
-        self.means[channels].append(found @ np.linspace(0, 1, LEVELS) / found.sum(axis=1))
+        self.means[channels].append(means)
 
     def _add_regions(self, labels: NDArray[np.uint8], regions: Regions) -> None:
         for name, ids in regions.labels.items():
@@ -226,10 +228,12 @@ def apart(of: str, values: Mapping[str, NDArray[np.float64]], least: float) -> D
 
 
 def brightness(sites: Sequence[SiteStatistics]) -> Distances | None:
-    """Of mean values, over the sites with the most frequent number of channels."""
+    """Of mean values, over the sites with the most frequent number of channels, of those that no image lacks."""
     frequent = Counter(c for site in sites for c, means in site.means.items() for _ in means).most_common(1)
     means = {site.site: np.stack(site.means[n]) for site in sites for n, _ in frequent if site.means.get(n)}
-    return apart("brightness", means, LEAST_VALUE)
+    there = [~np.isnan(rows).any(axis=0) for rows in means.values()]
+    shared = np.logical_and.reduce(there) if there else np.zeros(0, bool)
+    return apart("brightness", {site: rows[:, shared] for site, rows in means.items()}, LEAST_VALUE)
 
 
 def sizes(sites: Sequence[SiteStatistics], region: str) -> Distances | None:

@@ -132,7 +132,7 @@ def _inference(facts: dict[str, Any], batch: int) -> dict[str, Any]:
             "_target_": "Dataset",
             "data": _step(
                 "cases", folder="@dataset_dir", modalities=facts["modalities"],
-                zeros=facts["missing_modalities"] == "zeros" or bool(facts["lacks"]),
+                zeros=facts["missing_modalities"] == "zeros", lacks=facts["lacks"],
             ),
             "transform": "@preprocessing",
         },

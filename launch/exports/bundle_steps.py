@@ -39,16 +39,17 @@ def suffix_of(path: Path) -> str:
     return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
 
 
-def cases(folder: str, modalities: Sequence[str], zeros: bool = False) -> list[Item]:
+def cases(folder: str, modalities: Sequence[str], zeros: bool = False, lacks: Sequence[str] = ()) -> list[Item]:
     """Name and files of every case of a folder.
 
     Args:
         folder: of images: NAME.nii.gz or NAME.png; with modalities NAME_MODALITY of each.
         modalities: of a case, in the order of the network's channels; none: every file is a case.
         zeros: one that a case lacks is 0 everywhere (its place is under ``absent``), instead of an error.
+        lacks: those that the site does not have at all: they are 0 everywhere.
 
     Raises:
-        ValueError: no image, a file of another type, or a case without one of its modalities.
+        ValueError: no image, a file of another type, a case without one of its modalities, or one that the site lacks.
     """
     files = [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
     if foreign := [path.name for path in files if suffix_of(path) not in (*VOLUMES, *PICTURES)]:
@@ -65,7 +66,9 @@ def cases(folder: str, modalities: Sequence[str], zeros: bool = False) -> list[I
         raise ValueError(f"{folder} holds no image; set --dataset_dir to a folder that does")
     wanted = modalities or [""]
     for name, images in found.items():
-        lacking = [modality for modality in wanted if modality not in images]
+        if extra := [modality for modality in lacks if modality in images]:
+            raise ValueError(f"{images[extra[0]]} is there, although the site lacks {extra[0]}; move it")
+        lacking = [modality for modality in wanted if modality not in images and modality not in lacks]
         if lacking and not zeros:
             raise ValueError(f"{folder}: {name} has no {', '.join(lacking)}; add it, or leave the case out")
         if lacking:

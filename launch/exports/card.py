@@ -80,7 +80,7 @@ class Card:
             "spacing": list(reading.spacing) if reading.spacing else None,
             "modalities": list(data.modalities_of(self.site or NEW)),
             "missing_modalities": missing_modalities(data),
-            "lacks": list(data.lacking(self.site or NEW)),
+            "lacks": list(data.lacking_here(self.site or NEW)),
             "absent": str(config.training.absent),
             "stacked": stacks(data),
             "training_values": self.models.values,

@@ -254,6 +254,7 @@ class LaunchedSite:
         site = self.experiment.data.site(self.local.site)
         way = _refusing(lambda: self.experiment.in_process({self.local.site: site}, self.scorer))
         method: Any = way.worker
+        _refusing(self.experiment.check_styles)
         _refusing(partial(method.check_site, site))
         return way
 
