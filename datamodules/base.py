@@ -588,8 +588,11 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             what = f"data.modality_dropout={self.modality_dropout}: images have one modality each"
             report(Finding("layout", what, "name several, data.modalities=[flair, t1], or leave it out"))
         if len(self.modalities_of("")) < 2:
-            for site in {**self.lacks, **dict.fromkeys(self.per_site.sites)}:
-                self.lacking(site)
+            try:
+                for site in {**self.lacks, **dict.fromkeys(self.per_site.sites)}:
+                    self.lacking(site)
+            except DataError as error:
+                report(Finding.of_error("layout", error))
         told = [(name, getattr(self.reading, name)) for name in ("raters_train", "raters_test")]
         chosen = [f"data.{name}={how}" for name, how in told if how != MAJORITY]
         if chosen and not any(case.by_several for cases in by_site.values() for case in cases):

@@ -152,6 +152,8 @@ def test_a_channel_is_a_modality_where_some_are_left_out(tmp_path: Path) -> None
     write_manifest(tmp_path / "sites.csv", table)
     with pytest.raises(DataError, match=r"lacks 't1', but data.modalities names no two"):
         folder(tmp_path, lacks={"a": ["t1"]})
+    found = check(FolderDataModule(root=str(tmp_path), lacks={"a": ["t1"]})).findings
+    assert ["lacks 't1'" in one.what for one in found if one.kind == "layout"] == [True]
 
 
 def test_a_bundle_takes_what_its_site_has_and_nothing_less(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ STANDING = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", 
 
 def every(values: Iterable[Any], standing: Collection[Any] = STANDING) -> list[Any]:
     """All values, for `pytest.mark.parametrize`: those that stand for their kind, and the exhaustive part's."""
+    values = list(values)
+    assert any(value in standing for value in values), "nothing would be left in the suite"
     return [value if value in standing else _exhaustive(value) for value in values]
 
 
