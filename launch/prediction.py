@@ -173,10 +173,10 @@ def _warn_of_values(images: NewImages, trained: Sequence[str]) -> None:
 
 
 def _warn_of_absent(images: NewImages) -> None:
-    """Modalities that an image lacks, which the network sees as 0."""
-    names = images.data.modalities_of(images.name)
+    """Modalities that an image lacks, which the network sees as 0; those that its site lacks are no news."""
+    names, known = images.data.modalities_of(images.name), images.data.lacking_here(images.name)
     for image in images.images:
-        if lacking := ", ".join(names[place] for place in image.case.absent):
+        if lacking := ", ".join(names[place] for place in image.case.absent if names[place] not in known):
             print(f"warning: {image.case.case} has no {lacking}; the network sees 0 in its place", file=sys.stderr)
 
 

@@ -17,6 +17,7 @@ from fedseg.datamodules.check.command import check
 from fedseg.datamodules.check.report import tables
 from fedseg.datamodules.new import NewImages
 from fedseg.datamodules.public import public_images
+from fedseg.launch import prediction
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.exports import bundle_steps
 from fedseg.launch.settings import SCHEMA
@@ -281,16 +282,22 @@ def test_what_lacks_is_zero_after_normalisation(name: Any) -> None:
     assert not ours.state_dict()
 
 
-def test_new_images_may_lack_what_their_site_lacks_or_what_a_model_learnt_to_do_without(tmp_path: Path) -> None:
+def test_new_images_may_lack_what_their_site_lacks_or_what_a_model_learnt_to_do_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     by_ending(tmp_path / "sites")
     save(tmp_path / "new/x_flair.png", grey(50, 0))
 
     def read(site: str, **knobs: Any) -> list[tuple[int, ...]]:
         data = FolderDataModule(root=str(tmp_path / "sites"), size=[20, 24], **BOTH, lacks={"b": ["t1"]}, **knobs)
-        return [image.case.absent for image in NewImages(data, tmp_path / "new", 2, site).images]
+        images = NewImages(data, tmp_path / "new", 2, site)
+        prediction._warn_of_absent(images)
+        return [image.case.absent for image in images.images]
 
     assert read("b") == [(1,)]
+    assert "warning" not in capsys.readouterr().err
     assert read("elsewhere", modality_dropout=0.2) == [(1,)]
+    assert "warning: x has no t1; the network sees 0 in its place" in capsys.readouterr().err
     for site in ("a", "elsewhere"):
         with pytest.raises(DataError, match=r"x.*has no t1 beside it; add it, leave the case out, or set data.missing"):
             read(site)
