@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.report import Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
 from fedseg.reporting.compare.sentences import answer_text
-from fedseg.reporting.compare.tables import Cell, Grid
+from fedseg.reporting.compare.tables import Cell, Grid, metric_grid
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import as_means
@@ -322,6 +323,14 @@ def test_planted_gain_and_loss_are_found_where_they_are(planted: Path) -> None:
 
 
 @pytest.mark.slow
+def test_no_end_of_a_signed_distance_is_called_better(planted: Path) -> None:
+    found = gathered(planted)
+    signed = found.cases[found.cases["metric"] == "dice"].assign(metric="offset")
+    assert "0 is best" not in metric_grid(Analysis(found, FEW)).note
+    both = replace(found, cases=pd.concat([found.cases, signed]))
+    assert metric_grid(Analysis(both, FEW)).note.endswith(" Of offset 0 is best.")
+
+
 def test_the_difference_of_a_case_is_averaged_over_its_seeds(planted: Path) -> None:
     analysis = analysed(planted)
     row = analysis.compare(Model("ditto", "personal"), Model("fedavg", "global"), "site_02")

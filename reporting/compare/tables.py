@@ -291,10 +291,9 @@ def metric_grid(analysis: Analysis) -> Grid:
     grid = _means_grid(rows, analysis, "metric", "metrics", f"All metrics{analysis.options.on_grid}", shown)
     lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
     header = ("model", *(titled(metric, analysis.gathered.unit(metric)) for metric in grid.header[1:]))
-    if not lower:
-        return replace(grid, header=header)
-    note = f"{grid.note} Shares in points of 100; lower is better for {lower}."
-    return replace(grid, header=header, note=note)
+    signed = ", ".join(metric for metric in grid.header[1:] if METRICS[metric].signed)
+    note = f"{grid.note} Shares in points of 100; lower is better for {lower}." if lower else grid.note
+    return replace(grid, header=header, note=note + f" Of {signed} 0 is best." * bool(signed))
 
 
 def region_grid(analysis: Analysis) -> Grid:
