@@ -30,7 +30,11 @@ MISTAKES = (
 
 
 def guarded(
-    command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None, *, go_on: str = ""
+    command: Callable[[Sequence[str]], int | None],
+    arguments: Sequence[str] | None = None,
+    *,
+    go_on: str = "",
+    help: str = "",
 ) -> int:
     """Run a command.
 
@@ -39,6 +43,7 @@ def guarded(
         arguments: of the command line; those of this process where they are left out.
         go_on: how to go on after an interruption; empty where the command is simply given again, or says so itself in
             the KeyboardInterrupt that it ends with.
+        help: what is printed instead where it is asked for, or no word is given; empty where the command sees to it.
 
     Returns:
         What the command returns, or 0; 2 without the installation, after a mistake in settings or data, a damaged
@@ -55,7 +60,11 @@ def guarded(
             signal.signal(asked, ending.ask)
     with steady_output(), own_files():
         try:
-            return command(sys.argv[1:] if arguments is None else arguments) or 0
+            words = sys.argv[1:] if arguments is None else arguments
+            if help and (not words or {"--help", "-h"} & set(words)):
+                print(help)
+                return 0 if words else MISTAKE
+            return command(words) or 0
         except BaseException as error:
             return _ended_by(error, go_on)
 

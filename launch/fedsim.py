@@ -15,7 +15,7 @@ from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.shapes import ShapeModel
 from fedseg.launch.command import guarded
-from fedseg.launch.generative.pictures import Planes, cases_of, prepared, refuse_written, write_site
+from fedseg.launch.generative.pictures import Planes, cases_of, prepared, refuse_written, sites_of, write_site
 from fedseg.launch.shapes import refuse_unknown
 from fedseg.launch.telling import data_of, split
 from fedseg.models.generative.painting import Painting, painted, train_painter
@@ -45,22 +45,16 @@ OWN: Mapping[str, str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return
     own, rest = split(arguments, OWN)
     share, steps, seed = _numbers(own)
     model, output = ShapeModel.load(Path(own["shapes"])), Path(own["output"])
     data = prepared(data_of(rest, HELP))
     model.check(data.regions)
-    present = (*data.sites, *data.unseen_sites)
-    if own["site"] and own["site"] not in present:
-        raise ConfigError(f"site={own['site']}: there is no such site; there is {', '.join(present)}")
-    sites = [own["site"]] if own["site"] else list(present)
+    sites = sites_of(data, own["site"])
     for site in sites:
         refuse_written(output, site)
     for site in sites:

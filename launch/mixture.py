@@ -43,13 +43,10 @@ OWN: Mapping[str, str] = {"output": "mixture.json", "components": "3", "common":
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return
     own, rest = split(arguments, OWN)
     if not own["components"].isdigit() or not int(own["components"]):
         raise ConfigError(f"components={own['components']}: a whole number of 1 or more")

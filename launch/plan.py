@@ -44,13 +44,10 @@ OWN: Mapping[str, str] = {"output": "plan.yaml", "voxels": str(64**3), "modality
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return
     own, rest = _split(arguments)
     what, seen = "histograms of {cases} volumes of {site}", "spacing and extent of each"
     words = [*rest, "data.dimensions=3"]

@@ -42,13 +42,10 @@ ROWS, COLUMNS, SIDE = 4, 8, 64
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return
     own, rest = split(arguments, OWN)
     if own["picture"] and not own["picture"].lower().endswith(".png"):
         raise ConfigError(f"picture={own['picture']}: a name that ends in .png")

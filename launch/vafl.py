@@ -22,6 +22,7 @@ from fedseg.launch.generative.pictures import (
     prepared,
     read_pictures,
     refuse_written,
+    sites_of,
     write_picture,
     write_site,
 )
@@ -67,21 +68,15 @@ FILE = "translator.safetensors"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return
     own, rest = split(arguments, OWN)
     numbers = {name: _whole(name, own[name]) for name in ("images", "steps", "translation_steps", "seed")}
     _check(own)
     data = prepared(data_of(rest, HELP))
-    present = (*data.sites, *data.unseen_sites)
-    if own["site"] and own["site"] not in present:
-        raise ConfigError(f"site={own['site']}: there is no such site; there is {', '.join(present)}")
-    sites = [own["site"]] if own["site"] else list(present)
+    sites = sites_of(data, own["site"])
     output = Path(own["output"]) if own["output"] else None
     for site in sites if output else ():
         refuse_written(Path(own["output"]), site)

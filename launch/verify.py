@@ -24,7 +24,7 @@ from fedseg.reporting.folder import KEYS, RunFolder
 
 SHARED = ("model", "buffers")
 """Groups of a message that are the same for every site that is asked at the same time."""
-MISTAKE, UNFIT = 2, 1
+UNFIT = 1
 TURN = ("what", "round", "topic", "checkpoint")
 
 
@@ -224,13 +224,10 @@ def _shown_differently(one: Log, two: Log) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=__doc__ or "")
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(__doc__)
-        return 0 if arguments else MISTAKE
     logs = [Log.of(Path(place)) for place in arguments]
     runs, sites = [log for log in logs if not log.site], [log for log in logs if log.site]
     if len(runs) > 1:

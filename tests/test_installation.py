@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,16 @@ def test_an_old_python_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_a_missing_part_of_the_suite_is_no_matter_of_the_installation() -> None:
     assert not not_installed(ModuleNotFoundError("no", name="launch.nothing"))
     assert not not_installed(ImportError("no"))
+
+
+def test_help_is_printed_where_it_is_asked_for_or_no_word_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: Sequence[str]) -> int:
+        print("done", *words)
+        return 0
+
+    for words, code in (([], MISTAKE), (["site=a", "-h"], 0), (["--help"], 0)):
+        assert guarded(command, words, help="how to") == code
+        assert capsys.readouterr().out == "how to\n"
+    assert guarded(command, ["site=a"], help="how to") == 0
+    assert guarded(command, []) == 0
+    assert capsys.readouterr().out == "done site=a\ndone\n"

@@ -72,6 +72,18 @@ def prepared(data: MultiCenterDataModule) -> MultiCenterDataModule:
     return data
 
 
+def sites_of(data: MultiCenterDataModule, only: str) -> list[str]:
+    """Names of all sites, or of only one.
+
+    Raises:
+        ConfigError: there is no such site.
+    """
+    present = [*data.sites, *data.unseen_sites]
+    if only and only not in present:
+        raise ConfigError(f"site={only}: there is no such site; there is {', '.join(present)}")
+    return [only] if only else present
+
+
 def cases_of(data: MultiCenterDataModule, site: str, split: str = "") -> Iterable[Planes]:
     """The cases of a site that a run reads, of one split or of all.
 
