@@ -702,16 +702,16 @@ class Federation:
         return update, ""
 
     def _require(self, round: int, server: State, usable: int) -> bool:
-        """Whether there are enough updates for a mean; if there never will be, because budgets are spent, False.
+        """Whether there are enough updates for a mean; if there never will be again, as budgets are spent, False.
 
         Raises:
-            RoundError: too few, for another reason.
+            RoundError: too few, for another reason, or in round 1: nothing would be learnt at all.
         """
         if usable >= (self._needed if self.schedule.order == "together" else 1):
             return True
         if self.schedule.order != "together":
             return False  # it is the next site's turn
-        if self._spent(round, server):
+        if round > 1 and self._spent(round, server):
             self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
             return False
         raise self._too_few(round, usable)
