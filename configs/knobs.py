@@ -148,9 +148,10 @@ def unknown(name: str, known: typing.Iterable[str], kind: str = "key") -> str:
     ]  # a shared section is no nearness
     whole = similar(name, elsewhere, 1, SLIP)
     hint = next(iter([*(inside[n] for n in close), *namesakes, *whole]), "")
-    return f"unknown {kind} {name!r}; " + (
-        f"did you mean {hint!r}?" if hint else f"known: {', '.join(list(inside.values()) or options)}"
-    )
+    if hint:
+        return f"unknown {kind} {name!r}; did you mean {hint!r}?"
+    place = f"known in {section}" if section and inside else "known"
+    return f"unknown {kind} {name!r}; {place}: {', '.join(inside or options)}"
 
 
 def described(documentation: str) -> dict[str, str]:

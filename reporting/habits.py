@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from fedseg.evaluation import OFFSET
-from fedseg.reporting.summary import CASES, CHECKPOINTS, WHOLE, Table, final_scores
+from fedseg.reporting.summary import BEST, CASES, WHOLE, Table, final_scores
 from fedseg.reporting.units import MIXED, in_common, signed
 
 COLUMNS = ("site", "region", "larger", "error", "cases", "unit")
-BEST = CHECKPOINTS[1]
 
 
 def habits(scores: pd.DataFrame) -> pd.DataFrame:

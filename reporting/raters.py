@@ -2,10 +2,8 @@
 
 import pandas as pd
 
-from fedseg.reporting.summary import CHECKPOINTS, HEADLINE, VIEWS, WHOLE, Table, final_scores, shown_number
+from fedseg.reporting.summary import BEST, HEADLINE, VIEWS, WHOLE, Table, final_scores, shown_number
 from fedseg.reporting.units import grid_of
-
-BEST = CHECKPOINTS[1]
 
 
 def raters_table(agreement: pd.DataFrame, scores: pd.DataFrame) -> Table | None:

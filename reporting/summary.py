@@ -20,7 +20,7 @@ ENTROPY = "entropy"
 """View of sites that never took part: that model, sure of their images by its normalisation's scales and shifts."""
 UNSEEN_ONLY = ("adapted", OWN_STATISTICS, ENTROPY)  # views of sites that never took part; shown where there are any
 ENCODER = "encoder"  # the view of a pre-training run: probes without labels, no Dice
-CHECKPOINTS = ("last", "best")
+LAST, BEST = CHECKPOINTS = ("last", "best")
 WHOLE = "mean"  # the region of a mean over regions
 CASES = "cases"
 """Metric of the rows in which a site that reports means only tells how many cases they are over; ``cases/METRIC`` where

@@ -24,7 +24,7 @@ from tests.data_files import make_sites
 from tests.tiers import every
 
 Main = Callable[[Sequence[str]], int]
-LONGEST = 1000  # characters of a message
+LONGEST = 900  # characters of a message
 pytestmark = pytest.mark.timeout(120)
 RUN = [
     *("data=folder", "data.size=[20, 24]", "data.batch_size=2", "data.augment=none", "model=tiny", "algorithm=ditto"),

@@ -211,10 +211,10 @@ def test_noise_that_does_harm_is_chosen_less_and_the_choice_reads_its_own_patien
     nobody = {SCORED: {key: value[:0] for key, value in batch.items()}}
     settled = [private.settled(score, nobody, learning, 0.3).noise for _ in range(60)]
     assert 15 < settled.count(0.8) < 45, "without a patient nothing is known"
-    (first, *_), (again, *_) = (private.batches(toy_sites()["s2"], 5, 4) for _ in range(2))  # type: ignore[arg-type]
+    site: Any = toy_sites()["s2"]
+    (first, *_), (again, *_) = (private.batches(site, 5, 4) for _ in range(2))
     assert torch.equal(first[SCORED]["image"], again[SCORED]["image"])
-    steps = private.batches(toy_sites()["s2"], 5, 40)  # type: ignore[arg-type]
-    same = [b["patient"].tolist() == b[SCORED]["patient"].tolist() for b in steps]
+    same = [b["patient"].tolist() == b[SCORED]["patient"].tolist() for b in private.batches(site, 5, 40)]
     assert len(same) == 40
     assert sum(same) < 20, "patients of the choice are drawn for themselves"
 
@@ -367,11 +367,17 @@ def test_what_a_turn_could_have_cost_decides_whether_it_leaves_and_what_was_chos
 
 # ------------------------------------------------------------------------------------------------------ runs
 
-CHAIN = {"mechanism": "patient", "noises": NOISES, "pass_steps": 2, "patients_per_step": 1.5, "max_epsilon": 90.0}
+CHAIN: dict[str, Any] = {
+    "mechanism": "patient",
+    "noises": NOISES,
+    "pass_steps": 2,
+    "patients_per_step": 1.5,
+    "max_epsilon": 90.0,
+}
 
 
 def chain() -> tuple[Transform, ...]:
-    return build_transforms(Privacy(**CHAIN), Compression(), 1.0)  # type: ignore[arg-type]
+    return build_transforms(Privacy(**CHAIN), Compression(), 1.0)
 
 
 def run(folder: Path, rounds: int = 2, **more: Any) -> Any:
