@@ -208,6 +208,7 @@ def test_volumes_are_annotated_in_three_dimensions() -> None:
         ({"annotation": -0.1}, "annotation=-0.1"),
         ({"anatomy": "fundus", "slices": 4}, "anatomy=organ"),
         ({"anatomy": "organ", "slices": 0}, "slices=0"),
+        ({"anatomy": "organ", "slices": 2}, "slices=2 .* take 1, or 3 or more"),
         ({"n_sites": 0}, "n_sites=0"),
         ({"cases_per_site": 2}, "cases_per_site=2"),
         ({"resolution": 8}, "resolution=8"),
@@ -259,3 +260,10 @@ def test_a_nested_region_cannot_lie_in_one_that_nobody_annotated() -> None:
     cured = {"rim": [RIM], "cup": [CUP]}
     left_out = {"site_01": ["rim"]}
     PhantomDataModule(regions=cured, unannotated=left_out, n_sites=2, resolution=64).read(refused.cases()[0])
+
+
+def test_each_number_of_slices_that_is_taken_shows_the_organ() -> None:
+    for slices in (1, 3, 4):
+        labels = draw("organ", 0, 0, NONE, slices=slices).labels
+        assert labels is not None
+        assert labels.any()

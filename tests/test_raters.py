@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from fedseg.datamodules import DataError, FolderDataModule, PhantomDataModule
 from fedseg.datamodules.check.command import check
 from fedseg.datamodules.check.report import tables
-from fedseg.datamodules.readers import Reading
+from fedseg.datamodules.readers import Reading, raters
 from fedseg.datamodules.readers.raters import Opinions, agreement, majority, staple
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.raters import raters_table
@@ -108,6 +108,12 @@ def test_staple_is_the_insight_toolkit_s(labels: int, seed: int) -> None:
         one.SetForegroundValue(1)
         np.testing.assert_array_equal(ours, sitk.GetArrayFromImage(one.Execute(images)) > 0.5)
         np.testing.assert_allclose(theta[:, 1, 1], one.GetSensitivity(), atol=1e-4)
+
+
+def test_a_staple_that_has_not_settled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raters, "STEPS", 3)
+    with pytest.warns(UserWarning, match="after 3 steps raters' reliability moves by .*e-0"):
+        staple(Opinions.of(noisy(0, 1)), NESTED)
 
 
 @given(arrays(np.uint8, (3, 1, 3, 4), elements=st.integers(0, 2)))

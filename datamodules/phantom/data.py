@@ -78,7 +78,7 @@ class PhantomDataModule(MultiCenterDataModule):
             lesion.
         n_sites: Number of sites, named site_01, site_02, ...
         cases_per_site: Cases per site before the amount dial.
-        slices: Slices per case; more than 1 makes volumes (organ only).
+        slices: Slices per case; 3 or more make volumes (organ only).
         resolution: Pixels across of the images drawn; the network's size is `size`.
         appearance: Dial of the device: contrast, gamma, colour, bias field, blur, noise.
         annotation: Dial of the annotators: outlines systematically too large or too small (disc and organ up to 30 %,
@@ -131,6 +131,8 @@ class PhantomDataModule(MultiCenterDataModule):
             raise DataError(
                 f"phantom: a fundus image has no slices (slices={slices}); choose anatomy=organ for volumes"
             )
+        if slices == 2:
+            raise DataError("phantom: the two slices of slices=2 lie above and below the organ; take 1, or 3 or more")
         if odd := [name for name in modalities if anatomy != "organ" or name not in MODALITIES]:
             raise DataError(
                 f"phantom: data.modalities has {odd[0]!r}; known: {', '.join(MODALITIES)}, of data.anatomy=organ"

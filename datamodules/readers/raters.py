@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -144,8 +145,10 @@ def staple(opinions: Opinions, reading: Reading) -> tuple[Labels, Probabilities]
         top = likely.max(axis=1, keepdims=True)
         truth = np.exp(likely - np.where(np.isfinite(top), top, 0))
         truth /= truth.sum(axis=1, keepdims=True)
-        if np.abs(theta - before).max() < CLOSE:
+        if (moved := np.abs(theta - before).max()) < CLOSE:
             break
+    else:
+        warnings.warn(f"STAPLE: after {STEPS} steps raters' reliability moves by {moved:.0e} in each", stacklevel=2)
     return np.where(said.any(axis=(1, 2)), there[truth.argmax(axis=1)], first), theta
 
 
