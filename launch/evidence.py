@@ -98,7 +98,8 @@ def unpack(file: Path, into: Path) -> None:
                     raise ReportingError(f"{file}: {entry.name!r} is no file of a run; take the file from whom made it")
                 content = archive.extractfile(entry)
                 assert content is not None  # it is a file
-                write_atomic(into / name, content.read())
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(content.read())
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ReportingError(f"{file} cannot be read ({error}); it is made by fedseg.launch.evidence") from error
 

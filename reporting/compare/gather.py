@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -29,6 +28,7 @@ SHARED = ("evaluation.tolerance", "evaluation.choose_by")
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
+_WRITTEN: dict[str, str] = {}  # most settings are the same in all runs
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A run's settings -> the default of every setting that it could have."""
 
@@ -347,17 +347,11 @@ def _check_unseen_once(group: Sequence[Run]) -> None:
 
 def signature(value: Any) -> str:
     """A setting as text, the same for equal settings."""
-    return _written_once(value) if isinstance(value, Hashable) else _written(value)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _written_once(value: Hashable) -> str:
-    """Most settings are the same in all runs."""
-    return _written(value)
-
-
-def _written(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=True).replace("\n...", "").strip()
+    told = repr(value)
+    if told not in _WRITTEN:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=True)
+        _WRITTEN[told] = text.replace("\n...", "").strip()
+    return _WRITTEN[told]
 
 
 def _pretraining(folder: str) -> str:
