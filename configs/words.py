@@ -7,6 +7,7 @@ false, a seed 010 becomes 8. Here a word stays as it was written until the type 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import types
 import typing
@@ -75,9 +76,7 @@ def tree(text: str, source: str = "") -> Any:
         ValueError: no YAML; or it refers to something: to this machine's environment, to Python, to another part.
     """
     try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            _check_event(event)
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = _composed(text)
         return None if node is None else _built(node, source)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
@@ -90,7 +89,7 @@ def flow(word: str) -> Any:
         ValueError: it is none, or its quotes mean one thing in YAML and another in Python.
     """
     found = tree(word)
-    node = yaml.compose(word, yaml.SafeLoader)
+    node = _composed(word)
     if node is None or node.end_mark.index != len(word.rstrip()):
         raise ValueError("a '#' begins a comment in YAML; put the entry in quotes")
     try:
@@ -356,6 +355,22 @@ def _decimal(text: str) -> str:
         pass
     plain = text.replace("_", "")
     return plain if plain != text and NUMBER.fullmatch(plain) else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads nothing that refers to something."""
+
+    def get_event(self) -> Any:
+        parser: Any = super()
+        event = parser.get_event()
+        _check_event(event)
+        return event
+
+
+@functools.lru_cache(maxsize=64)  # a command reads the suite's own files several times
+def _composed(text: str) -> yaml.Node | None:
+    node: yaml.Node | None = yaml.compose(text, _Loader)
+    return node
 
 
 def _check_event(event: Any) -> None:

@@ -23,6 +23,10 @@ from matplotlib.figure import Figure
 torch.set_num_threads(1)
 # every Trainer asks every installed package whether it brings callbacks; the answer stays the same
 registry.entry_points = functools.cache(registry.entry_points)
+# a torch built for CUDA remembers for every seed where it was set, and looks for devices before every step
+if not torch.cuda.is_available():
+    torch.cuda.manual_seed_all = lambda seed: None
+    torch.cuda.device_count = lambda: 0
 os.fsync = lambda _file: None  # what a power failure leaves is nothing that a test can see
 # started in the background, a shell lets its processes ignore interrupts (nohup: also the end of the terminal), and so
 # would those that tests interrupt
