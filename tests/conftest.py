@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,18 @@ with contextlib.suppress(ValueError):  # only the main thread may
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
-SKETCHED = {"curves", "contact_sheet"}
+SKETCHED = {"contact_sheet", "dials"}
+EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 _render = Figure.savefig
 
 
 def _sketch(figure: Figure, target: Any, **options: Any) -> None:
-    if not isinstance(target, Path) or target.stem not in SKETCHED:
-        _render(figure, target, **options)
-    else:
+    if options.get("format") == "svg":  # in a comparison's page
+        target.write(EMPTY)
+    elif isinstance(target, Path) and (target.stem in SKETCHED or target.parent.name == "plots"):
         target.write_bytes(b"drawn, and not rendered")
+    else:
+        _render(figure, target, **options)
 
 
 pytest.MonkeyPatch().setattr(Figure, "savefig", _sketch)
@@ -53,8 +57,16 @@ pytest.MonkeyPatch().setattr(Figure, "savefig", _sketch)
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves and contact sheets become pictures; for other tests they are drawn only: a third of a tiny run's time."""
+    """Plots become pictures; for other tests they are drawn only, which saves a third of a tiny run's time."""
     monkeypatch.setattr(Figure, "savefig", _render)
+
+
+@pytest.fixture(scope="module")
+def all_rendered() -> Iterator[None]:
+    """As `rendered`, for what tests of a file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _render)
+        yield
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

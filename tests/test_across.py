@@ -80,7 +80,7 @@ def texts(folder: Path) -> str:
     return "\n".join(p.read_text() for p in folder.rglob("*") if p.suffix in (".csv", ".md", ".json", ".txt", ".yaml"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same(tmp_path: Path) -> None:
     settings = ["algorithm=iopfl", "data.unseen=[site_02]"]
     run = across(tmp_path, *settings)

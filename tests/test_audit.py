@@ -52,7 +52,7 @@ def test_everything_that_left_a_site_is_in_the_manifest(tmp_path: Path) -> None:
     assert summary["bytes"].sum() == audit["bytes"].sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_publications_are_in_the_manifest(tmp_path: Path) -> None:
     finished = run(tmp_path / "run", *PLAIN, "data.n_sites=3", "data.unseen=[site_03]", "algorithm=iopfl")
     assert finished.code == 0, finished.err

@@ -132,7 +132,7 @@ def test_a_run_refuses_data_before_it_trains(bad: Bad, world: World) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bad", every(table.BAD_DATA, table.BAD_DATA[::8]), ids=ids)
+@pytest.mark.parametrize("bad", every(table.BAD_DATA, table.BAD_DATA[::16]), ids=ids)
 def test_the_check_names_the_same(bad: Bad, world: World) -> None:
     bad.spoil(world)
     before = contents(world.root)

@@ -152,7 +152,7 @@ def workflow(bundle: Path, home: Path, **overrides: Any) -> ConfigWorkflow:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", every(KINDS, ["pictures", "patches"]))
+@pytest.mark.parametrize("kind", every(KINDS, ["pictures"]))
 def test_a_bundle_writes_the_masks_that_predict_writes(kind: str, tmp_path: Path) -> None:
     bundled(tmp_path, kind)
     bundle = tmp_path / "out" / "global"

@@ -15,6 +15,7 @@ from fedseg.federation.flower.held import Held
 from fedseg.privacy.masked import GROUP
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
+from tests.tiers import every
 
 CONSENT = "model_scored_elsewhere: true\nscores_others: true\n"
 RUNS = {
@@ -28,7 +29,7 @@ RUNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", every(RUNS, ["publications", "visits"]))
 def test_the_audit_tells_every_byte_that_passed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: Counter[str] = Counter()
     came: Counter[str] = Counter()

@@ -39,7 +39,7 @@ def stop_with(path: str, settings: str = "{}") -> Experiment:
     return Experiment(phantom_run(3, Path("unused"), f"trainer.callbacks={{{path}: {settings}}}"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_callback_of_ones_own_is_made_anew_for_every_local_fit(tmp_path: Path) -> None:
     SEEN.clear()
     own = f"trainer.callbacks={{{HERE}:Watch: {{name: mine}}}}"

@@ -691,6 +691,7 @@ def _alike(trial: int) -> Analysis:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_the_command_writes_page_tables_and_plots_and_replaces_its_own(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

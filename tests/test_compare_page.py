@@ -28,7 +28,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory, all_rendered: None) -> Report:
     """A report with every section: unseen site, heterogeneity, cases, names that would break careless HTML."""
     folder = tmp_path_factory.mktemp("page")
     sites = {"site_01": 24, "<b>&'\"": 24, "site_03": 24, "outside": 12}

@@ -33,7 +33,8 @@ settings = partial(phantom_run, 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", every(["fedbn", "ditto", "finetune", "lcfed", "local"], ["ditto", "finetune"]))
+@pytest.mark.parametrize("algorithm", every(["fedbn", "ditto", "finetune", "lcfed", "local"], ["ditto"]))
+@pytest.mark.usefixtures("rendered")
 def test_a_personal_model_at_home_is_the_one_of_the_table_and_elsewhere_another(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +147,7 @@ def test_the_page_shows_it_where_runs_have_it(tmp_path: Path) -> None:
     assert across_section(Analysis(gather(runs), Options())) is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_matrix_of_a_run_across_machines_is_not_overwritten_from_here(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

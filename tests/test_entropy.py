@@ -23,7 +23,7 @@ from fedseg.launch.settings import Evaluation
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 from tests.test_own_statistics import masks_of, stored
-from tests.tiers import every
+from tests.tiers import every, firsts
 from tests.tiny_run import phantom_run
 
 settings = partial(phantom_run, 3)
@@ -62,11 +62,11 @@ def test_no_pass_changes_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settled", "views"), [
+@pytest.mark.parametrize(("settled", "views"), firsts([
     (("algorithm=ditto",), {"global", OWN_STATISTICS, ENTROPY}),
     (("algorithm=fedavg", "model.norm=group", "training.harmonise=zscore"), {"global", ENTROPY}),
     (("algorithm=fedbn",), set()),
-])  # fmt: skip
+], 1))  # fmt: skip
 def test_it_is_scored_at_sites_that_took_no_part_and_nothing_else_changes(
     settled: tuple[str, ...], views: set[str], tmp_path: Path
 ) -> None:

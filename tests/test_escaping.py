@@ -166,6 +166,7 @@ def test_what_a_site_says_is_harmless_where_it_is_shown(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_the_page_of_a_comparison_runs_nothing_and_says_what_protects_nobody(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     private = ("privacy.mechanism=patient", "model.norm=group")

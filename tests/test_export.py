@@ -63,7 +63,7 @@ def trained(folder: Path, *settings: str) -> RunFolder:
     return RunFolder(folder)
 
 
-@pytest.fixture(scope="module", params=every(METHODS, ["ditto", "iopfl"]))
+@pytest.fixture(scope="module", params=every(METHODS, ["ditto"]))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunFolder, Path]:
     home = tmp_path_factory.mktemp(request.param)
     run = trained(home / "run", f"algorithm={request.param}", *METHODS[request.param][1])

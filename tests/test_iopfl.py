@@ -415,7 +415,7 @@ def settings(folder: Path, *more: str) -> Any:
     ])  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_killed_before_its_final_scores_resumes_to_the_same_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

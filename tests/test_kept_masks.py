@@ -14,6 +14,7 @@ from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save
 from tests.test_across import SITES, across
 from tests.test_own_grid import KINDS, SMALL, blob, read
+from tests.tiers import every
 
 KEEP = "evaluation.predictions=true"
 
@@ -23,7 +24,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", every(KINDS, ["flat"]))
 def test_the_best_models_masks_are_kept_as_predict_writes_them(kind: str, tmp_path: Path) -> None:
     ending = KINDS[kind](tmp_path / "data")
     run = RunFolder(tmp_path / "run")

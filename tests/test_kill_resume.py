@@ -122,7 +122,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_again_and_again_and_resumed_ends_where_an_undisturbed_run_ends(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_killed_again_and_again_and_resumed_ends_where_an_undisturbed_run_ends(
     assert_same_run(folder, undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_more_rounds_on_resume_equal_a_longer_run_from_the_start(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     finish(folder, *SETTINGS, "federation.rounds=2")
@@ -213,7 +213,7 @@ EVERYWHERE = "ditto"  # which has all that a method can have at a site
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", every(ALGORITHMS))
+@pytest.mark.parametrize("method", every(ALGORITHMS, [EVERYWHERE, "scaffold", "lcfed", "feddg"]))
 def test_a_method_killed_on_the_way_leaves_the_tables_of_an_undisturbed_run(method: str, tmp_path: Path) -> None:
     """One method is killed at every point, each other one at one, in turn: every point meets several methods."""
     turn = list(ALGORITHMS).index(method) % len(POINTS)
@@ -234,7 +234,7 @@ def test_a_method_killed_on_the_way_leaves_the_tables_of_an_undisturbed_run(meth
     assert {path.name for path in folder.rglob("*")} == {path.name for path in whole.rglob("*")}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tables_of_a_private_and_compressed_run_are_those_of_an_undisturbed_one(tmp_path: Path) -> None:
     private = ["privacy.mechanism=site", "privacy.noise=0.5", "compression.top_k=0.5", "federation.sampling=poisson"]
     settings = ["algorithm=fedavg", *SMALL, *private, "federation.fraction=0.9", "model.norm=group"]

@@ -69,7 +69,7 @@ def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Pl
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_amnesia_a_worker_rebuilt_for_every_turn_learns_the_same(name: str, plain: Plain, tmp_path: Path) -> None:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Forgetful))
 
@@ -85,7 +85,7 @@ class ForgetfulServer:
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str, plain: Plain, tmp_path: Path) -> None:
     def forget(federation: Any) -> None:
         federation.algorithm = ForgetfulServer(name)
@@ -184,7 +184,7 @@ def test_completeness_what_is_not_personal_travels_statistics_included(name: str
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_poison_the_server_never_reads_its_modules_weights(name: str, plain: Plain, tmp_path: Path) -> None:
     def poison(federation: object) -> None:
         server = federation.algorithm  # type: ignore[attr-defined]
@@ -259,7 +259,7 @@ def half_annotated(seed: int, told: bool = True) -> dict[str, ToySite]:
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_ignorance_labels_of_ignored_pixels_change_nothing(name: str, tmp_path: Path) -> None:
     assert build(name).leaves_out_unknown
     once, again = (simulate(name, tmp_path / str(seed), 1, sites=half_annotated(seed)) for seed in (1, 2))

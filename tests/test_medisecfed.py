@@ -348,7 +348,7 @@ def test_a_site_imports_no_network_that_it_has_not_agreed_to(tmp_path: Path) -> 
         Local("site_01", tmp_path).applied(config)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_across_machines_answers_are_those_of_one_process_and_each_site_has_its_own_copy_of_the_images(
     tmp_path: Path,
 ) -> None:

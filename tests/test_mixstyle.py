@@ -16,6 +16,7 @@ from fedseg.federation.contract import EvaluateTask
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
 from tests.test_harmonised import pictures
+from tests.tiers import every
 from tests.world import Forgetful, assert_same, assert_same_outcome, build, simulate, toy_sites, training_of
 
 PARTS = ("encoder.0", "decoder")
@@ -60,7 +61,7 @@ def test_a_batch_is_mixed_as_often_as_said_and_nothing_is_drawn_for_never() -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedavg", "ditto", "apfl", "fedsam", "prrfl"])
+@pytest.mark.parametrize("name", every(["fedavg", "ditto", "apfl", "fedsam", "prrfl"], ["fedavg", "prrfl"]))
 @AFTER
 def test_it_is_felt_in_training_alone_and_told_to_nobody(name: str, after: tuple[str, ...], tmp_path: Path) -> None:
     """Methods that step in ways of their own, too; a worker rebuilt for every turn learns the same."""

@@ -129,7 +129,7 @@ def _parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["outside_parts:Plain", "outside_parts:basic_unet"])
+@pytest.mark.parametrize("network", every(["outside_parts:Plain", "outside_parts:basic_unet"], ["outside_parts:Plain"]))
 def test_a_run_of_outside_parts_trains_scores_predicts_and_exports(network: str, tmp_path: Path) -> None:
     root = make_sites(tmp_path / "data", "alpha", "beta")
     parts = ["algorithm=outside_parts:Calm", "algorithm.strength=0.2", "data=outside_parts:Mine", f"data.root={root}"]
@@ -235,7 +235,7 @@ def test_loss_optimiser_and_schedule_from_outside_train_as_the_suites_own(loss: 
     assert train.main(["output=theirs", "resume=true", "federation.rounds=3"]) == 2, "its schedule may know its end"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_optimiser_of_a_library_keeps_its_state_at_the_site(tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={make_sites(tmp_path / 'data', 'alpha', 'beta')}"]
     chosen = ["training.optimizer=torch.optim:RMSprop", "training.optimizer_options={alpha: 0.9}"]

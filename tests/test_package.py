@@ -42,7 +42,7 @@ def test_every_folder_of_code_has_its_link() -> None:
     assert {link.name for link in (ROOT / "fedseg").glob("*.py")} == commands | {"__init__.py"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_a_checkout_a_folders_own_name_is_the_same_module() -> None:
     inner = [f"{room}.{next(path.stem for path in sorted((ROOT / room).glob('[!_]*.py')))}" for room in ROOMS]
     code = """
@@ -58,7 +58,7 @@ for name in sys.argv[1:]:
     python("-c", code, *inner, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_package_of_such_a_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("mine = True\n")

@@ -110,8 +110,8 @@ def reopened(run: RunFolder) -> Reopened:
     [
         ("ditto", "site_01", "personal", ()),
         ("ditto", "site_02", "global", ("--view", "global")),
-        ("ditto", "site_03", "global", ()),
-        ("iopfl", "site_03", "adapted", ()),
+        pytest.param("ditto", "site_03", "global", (), marks=pytest.mark.exhaustive),
+        pytest.param("iopfl", "site_03", "adapted", (), marks=pytest.mark.exhaustive),
     ],
 )
 def test_masks_are_those_of_the_run(

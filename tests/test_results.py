@@ -153,7 +153,7 @@ def test_a_checkpoint_may_be_chosen(sources: Sources) -> None:
     assert "best round;" in made(sources, "scores")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_of_all_methods_is_what_its_packed_scores_say() -> None:
     assert run([str(ROOT / "docs" / "benchmark.md"), "check=true"]) == 0
 

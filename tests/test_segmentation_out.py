@@ -25,6 +25,7 @@ from fedseg.launch import check
 from fedseg.reporting.environment import SUITE, suite_version
 from tests.data_files import PATIENT, save_segmentation, save_series, save_volume
 from tests.test_dicom import PLAIN, SHAPE, heads, labels_of, oblique, read, volume
+from tests.tiers import every
 
 MAKER = Maker("suite", "1.2", "fedper, personal model")
 
@@ -39,7 +40,7 @@ def written(tmp_path: Path, series: Path, masks: np.ndarray, *names: str, **knob
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codes", ["LPS", "RAS", "PSL", "SAR", "IPR"])
+@pytest.mark.parametrize("codes", every(["LPS", "RAS", "PSL", "SAR", "IPR"], ["LPS", "SAR"]))
 @pytest.mark.parametrize("kind", ["apart", "overlapping", "one", "nothing"])
 @pytest.mark.parametrize("canonical", [True, False])
 def test_every_pixel_comes_back(tmp_path: Path, codes: str, kind: str, canonical: bool) -> None:

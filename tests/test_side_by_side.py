@@ -43,7 +43,7 @@ def run(folder: Path, *settings: str) -> RunFolder:
     [
         ("algorithm=ditto", "evaluation.predictions=true"),
         pytest.param(("algorithm=scaffold", "training.optimizer=sgd"), marks=pytest.mark.exhaustive),
-        pytest.param(("algorithm=iopfl", "federation.fraction=0.7"), marks=pytest.mark.slow),
+        pytest.param(("algorithm=iopfl", "federation.fraction=0.7"), marks=pytest.mark.exhaustive),
         pytest.param(("algorithm=fedavg", "privacy.mechanism=site"), marks=pytest.mark.exhaustive),
     ],
 )

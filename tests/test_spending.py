@@ -196,7 +196,7 @@ def test_a_site_that_is_killed_after_its_ledger_was_written_has_counted(
     assert after == {event: 2 * count for event, count in before.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_ledger_that_was_lost_is_made_again_from_what_the_site_kept(world: World) -> None:
     before = world.ledger
     (world.site / "spent.json").unlink()

@@ -261,7 +261,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Task]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("terms", "task"), firsts(FORBIDDEN, 2))
+@pytest.mark.parametrize(("terms", "task"), firsts(FORBIDDEN, 1))
 def test_a_server_that_forgets_the_terms_gets_nothing(terms: dict[str, Any], task: Task, tmp_path: Path) -> None:
     """It asks without having asked for leave: the site looks at the task itself."""
     grid = grid_with(tmp_path, {"site_01": terms})
@@ -292,7 +292,7 @@ LYING: list[tuple[dict[str, Any], list[str], list[str]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("terms", "promised", "asked_for"), firsts(LYING, 2))
+@pytest.mark.parametrize(("terms", "promised", "asked_for"), firsts(LYING, 1))
 def test_a_server_that_asks_for_something_else_than_it_promised_gets_nothing(
     terms: dict[str, Any], promised: list[str], asked_for: list[str], tmp_path: Path
 ) -> None:
@@ -362,7 +362,7 @@ def asked(grid: Any, node: int, question: Question) -> Any:
 # ---------------------------------------------------------------------------------------- every model everywhere
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_with_the_consent_of_all_the_matrix_is_the_one_of_a_run_in_one_place(tmp_path: Path) -> None:
     settings = ("algorithm=ditto", "data.unseen=[site_03]", "evaluation.cross_sites=true", "evaluation.metrics=[dice]")
     run = across(tmp_path, *settings, grid=grid_with(tmp_path, dict.fromkeys(SITES, CONSENT)))

@@ -217,7 +217,11 @@ def test_styles_are_refused_for_volumes() -> None:
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("iopfl", ("data.unseen=[site_03]", "model.norm=batch", "evaluation.entropy_passes=1")),
+        pytest.param(
+            "iopfl",
+            ("data.unseen=[site_03]", "model.norm=batch", "evaluation.entropy_passes=1"),
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param("fedsm", ("data.unseen=[site_03]", "algorithm.gamma=0"), marks=pytest.mark.exhaustive),
         ("fedavg", ("privacy.mechanism=patient", "model.norm=group")),
         ("fedrep", ("data.fit=patches", "data.dimensions=2", "data.size=16", "model=tiny", "model.encoder_depth=2",

@@ -320,7 +320,7 @@ def test_what_cannot_be_written_or_read_is_named(ditto: Finished, tmp_path: Path
     assert (code, "python evaluate.py RUN" in err) == (2, True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_made_on_a_gpu_is_scored_where_there_is_none(
     ditto: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from tests.wandb_server import ENTITY, Run, WandbServer
 pytest.importorskip("wandb")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.waits(180),
+    pytest.mark.waits(60),
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of an agent in /proc"),
 ]
 
@@ -262,6 +262,7 @@ def assert_artefact(run: Run, server: WandbServer, shell: Shell) -> None:
     assert "the largest difference is 0" in printed
 
 
+@pytest.mark.exhaustive
 def test_under_an_agent_the_folds_are_runs_beside_the_one_that_gathers_them(shell: Shell, server: WandbServer) -> None:
     settings = {**PLAIN, "data.n_sites": 3, "federation.rounds": 1, "algorithm": "fedavg"}
     path = shell.sweep({**settings, "protocol": "leave_one_site_out"})
@@ -342,6 +343,7 @@ def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, s
         assert_arrived(server.runs[RunAddress.of(RunFolder(found / site)).id], RunFolder(found / site))
 
 
+@pytest.mark.exhaustive
 def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, server: WandbServer) -> None:
     train = [sys.executable, str(ROOT / "train.py"), "output=run"]
     told = [f"{key}={value}" for key, value in {**SMALL, "algorithm": "fedavg"}.items()]
