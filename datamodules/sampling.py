@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ class Loaders:
         self.dataset = dataset
         self.workers = workers
         self._idle: list[tuple[_Turn, DataLoader[Batch]]] = []
+        # what goes with a cycle of references waits five seconds for each of its workers, which then are killed
+        weakref.finalize(self, self._idle.clear)
 
     def run(self, plans: Sequence[Plan]) -> Iterator[Batch]:
         """Fetches the batches of ``plans`` in order."""

@@ -123,7 +123,8 @@ def save_curves(figure: Figure, folder: Path) -> list[Path]:
     """Write curves.png and curves.svg into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "curves.png", folder / "curves.svg"]
+    legible(figure)
     for path in paths:
-        legible(figure).savefig(path)
+        figure.savefig(path)
         figure.set_layout_engine("none")  # the second picture keeps the first one's layout
     return paths

@@ -222,9 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     write_atomic(out / "dials.csv", table.to_csv(index=False))
-    figure = draw_gains(table)
+    figure = legible(draw_gains(table))
     for ending in ("png", "svg"):
-        legible(figure).savefig(out / f"dials.{ending}")
+        figure.savefig(out / f"dials.{ending}")
     print(summary_table(table).text(sys.stdout), end="")
     print(f"\n{out / 'dials.png'}")
     return 0

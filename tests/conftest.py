@@ -46,7 +46,7 @@ _render = Figure.savefig
 def _sketch(figure: Figure, target: Any, **options: Any) -> None:
     if options.get("format") == "svg":  # in a comparison's page
         target.write(EMPTY)
-    elif isinstance(target, Path) and (target.stem in SKETCHED or target.parent.name == "plots"):
+    elif isinstance(target, Path) and (target.stem in SKETCHED or target.parent.name in {"overlays", "plots"}):
         target.write_bytes(b"drawn, and not rendered")
     else:
         _render(figure, target, **options)

@@ -38,6 +38,7 @@ from fedseg.reporting.environment import library_versions
 from fedseg.reporting.folder import RunFolder
 from tests.data_files import picture, save, square
 from tests.flower_world import LoopbackGrid, app_of
+from tests.tiers import every
 from tests.tiny_run import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +304,7 @@ def test_data_that_changed_at_a_site_are_named_there_and_only_there(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["disk", "memory"])
+@pytest.mark.parametrize("cache", every(["disk", "memory"], ["disk"]))
 def test_a_worker_that_stays_and_its_cache_do_not_hide_that_a_file_changed(cache: str, tmp_path: Path) -> None:
     """Size and time of the file are what they were, and the server asks for what it asked for before."""
     for site in SITES[:2]:

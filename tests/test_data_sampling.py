@@ -1,5 +1,7 @@
 """Which slices make which batch, and the loader that fetches them."""
 
+import gc
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,21 @@ def test_the_number_of_workers_changes_nothing_and_they_live_on(root: Path) -> N
     together = list(both)  # two feeds at once must not share a loader
     assert equal([a for a, _ in together], list(labelled))
     assert equal([b for _, b in together], list(unlabelled))
+
+
+def test_workers_end_by_themselves_with_their_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = multiprocessing.active_children()
+    data = folder(root, size=16, workers=1)
+    assert list(data.site("alpha").train_batches(2, 2))
+    (worker,) = [one for one in multiprocessing.active_children() if one not in others]
+    killed: list[bool] = []
+    monkeypatch.setattr(worker, "terminate", lambda: killed.append(True))
+    monkeypatch.setattr(
+        torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 3
+    )  # seconds that it has; itself it waits 5
+    del data
+    gc.collect()
+    assert not killed
 
 
 def _worker_ids(data: FolderDataModule) -> list[int]:

@@ -21,6 +21,7 @@ from fedseg.reporting.compare.report import PAGE
 from fedseg.reporting.folder import FINGERPRINTS, RunFolder
 from tests.data_files import make_sites, picture, save, square
 from tests.test_train import command, mistake
+from tests.tiers import every
 from tests.tiny_run import TINY
 
 SETTINGS = [*(s for s in TINY if not s.startswith(("data.cases", "data.amount", "data.resolution"))), "data=folder"]
@@ -117,7 +118,7 @@ def test_changed_pixels_are_refused_and_nothing_is_touched(change: str, cache: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["memory", "disk"])
+@pytest.mark.parametrize("cache", every(["memory", "disk"], ["disk"]))
 def test_data_that_moved_are_accepted_by_every_command(cache: str, copied: Path) -> None:
     run, where = str(copied / "run"), f"data.root={copied / 'data'}"
     settings = [where, f"data.cache={cache}", f"data.cache_dir={copied / 'cache'}"]
@@ -147,7 +148,7 @@ def test_what_cannot_be_read_any_more_is_told_with_a_way_out(copied: Path) -> No
     assert "seed belongs to the run; only data.root" in err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_comparison_draws_cases_of_data_that_moved(made: Path, copied: Path) -> None:
     run = copied / "run"
     config = run / "config.yaml"

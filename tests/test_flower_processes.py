@@ -28,7 +28,7 @@ from scripts.loopback import Loopback
 from tests.tiny_run import TINY
 from tests.world import assert_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.waits(230), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.waits(60), pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 SITES = ("site_01", "site_02", "site_03")
@@ -169,6 +169,7 @@ def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, sm
     assert "test dice" in told
 
 
+@pytest.mark.exhaustive
 def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_happened(lab: Lab) -> None:
     settings = ["algorithm=ditto", "federation.rounds=3", "federation.min_sites=3", "federation.evaluate_every=1"]
     here = in_one_process(lab.folder / "here", *settings)
@@ -203,7 +204,6 @@ def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_hap
     assert all(min(held) > 0 for held in trained_from.loc[done + 2 :])
 
 
-@pytest.mark.exhaustive
 def test_a_method_that_shows_sites_to_each_other_runs_across_machines(lab: Lab) -> None:
     settings = ["algorithm=lcfed", "federation.rounds=2"]
     here = in_one_process(lab.folder / "lcfed-here", *settings)

@@ -209,8 +209,8 @@ def test_another_file_than_a_run_began_with_is_refused_on_resumption(weights: Pa
     run_of(folder.path, weights, "fedavg", "resume=true", "federation.rounds=3")  # the cure
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", every(["fedavg", "ditto"], ["fedavg"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("method", ["fedavg", "ditto"])
 def test_a_run_of_a_version_in_which_all_travelled_is_gone_on_with(
     method: str, weights: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -174,7 +174,7 @@ def test_runs_on_two_grids_are_not_compared_and_the_cure_works(
     assert "the largest difference is 0" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_older_run_is_read_summarised_and_gone_on_with(
     run: tuple[RunFolder, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,6 +114,7 @@ def reopened(run: RunFolder) -> Reopened:
         pytest.param("iopfl", "site_03", "adapted", (), marks=pytest.mark.exhaustive),
     ],
 )
+@pytest.mark.usefixtures("rendered")
 def test_masks_are_those_of_the_run(
     method: str, site: str, view: str, options: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

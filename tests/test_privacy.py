@@ -72,7 +72,7 @@ def run(name: str, kind: str, folder: Path, **more: Any) -> Outcome:
 
 
 @pytest.mark.slow
-@with_each
+@pytest.mark.parametrize(("name", "kind"), firsts(sorted(BOTH, key=lambda both: both[1] == "patient"), len(BOTH) - 1))
 def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole")
     assert not whole.server.non_finite()

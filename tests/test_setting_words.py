@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedseg.configs.compose import ConfigError, as_yaml, compose, load
 from fedseg.configs.sweeps import Sweep
 from fedseg.launch.settings import SCHEMA
+from tests.tiers import every
 
 AGENT = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
@@ -79,7 +80,7 @@ KEYS = ("output", "data.root", "data.mask_suffix")
 
 @pytest.mark.slow
 @routes
-@pytest.mark.parametrize("word", PLAIN)
+@pytest.mark.parametrize("word", every(PLAIN, PLAIN[::3]))
 def test_text_is_taken_as_it_stands(route: Route, word: str, tmp_path: Path) -> None:
     if route is in_a_file and word == "-":
         word = "-a"  # alone it begins a list

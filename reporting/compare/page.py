@@ -298,4 +298,4 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
     for name, figure in figures.items():
         options: dict[str, Any] = {"facecolor": "white"}
         legible(figure).savefig(folder / f"{name}.png", dpi=150, **options)
-        legible(figure).savefig(folder / f"{name}.svg", **options)
+        figure.savefig(folder / f"{name}.svg", **options)
