@@ -15,7 +15,6 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import AUDIT_SUMMARY, CONTENTS, RunFolder
 from tests.test_train import PLAIN, run
-from tests.tiers import every
 from tests.world import simulate
 
 SITES = {"site_01", "site_02"}
@@ -89,8 +88,8 @@ def test_a_truncated_folder_lists_contents_again(tmp_path: Path) -> None:
     assert (folder.path / CONTENTS).read_text().count("w1") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", every(["fedavg", "finetune"], ["fedavg"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("algorithm", ["fedavg", "finetune"])
 def test_a_run_with_private_patients_reports_its_budget_and_stops(tmp_path: Path, algorithm: str) -> None:
     private = [
         "privacy.mechanism=patient",

@@ -27,6 +27,7 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.foreign import FOREIGN
 from fedseg.launch.run import default_folder, group_name, read_settings
 from fedseg.launch.settings import SCHEMA
+from tests.tiers import every
 
 NEEDED = {"folder": ["data.root=DIR"]}
 
@@ -71,7 +72,7 @@ def test_every_choice_composes_and_survives_saving(group: str, name: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "algorithm"])
+@pytest.mark.parametrize("name", every([name for group, name in CHOICES if group == "algorithm"]))
 def test_every_algorithm_can_be_built_from_the_config(name: str) -> None:
     experiment = Experiment(made(f"algorithm={name}", "model=tiny"))
     experiment.check()

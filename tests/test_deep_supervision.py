@@ -24,6 +24,7 @@ from fedseg.launch.settings import SCHEMA
 from fedseg.models import create_monai_model, part
 from fedseg.models.volumes import auxiliary_heads
 from fedseg.reporting.folder import RunFolder
+from tests.tiers import every
 
 HEADS = 2
 REFUSED = {"fedrod", "prrfl", "apfl", "feddg", "lcfed", "fedvss"}
@@ -92,7 +93,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if method.labelled])
+@pytest.mark.parametrize("name", every([name for name, method in ALGORITHMS.items() if method.labelled]))
 def test_every_method_learns_with_all_heads_or_says_why_not(name: str, batch: Batch) -> None:
     experiment = Experiment(compose([f"algorithm={name}", *SETTINGS], SCHEMA))
     if name in REFUSED:

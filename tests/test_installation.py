@@ -1,5 +1,6 @@
 """A command without the installation, or under a Python of long ago, ends in one line."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ GIVEN = {
 def test_without_libraries_a_command_names_the_cure(script: str, tmp_path: Path) -> None:
     """As after `git clone` alone: a Python that has nothing but its own library (-S leaves out what is installed)."""
     command = [sys.executable, "-S", *script.split(), *GIVEN.get(script, ["fine"])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == MISTAKE
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -16,7 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
-from tests.tiers import STANDING, every
+from tests.tiers import STANDING, every, firsts
 from tests.world import (
     CPU,
     Forgetful,
@@ -30,6 +30,7 @@ from tests.world import (
     toy_sites,
 )
 
+ALGORITHMS_STANDING_FIRST = sorted(ALGORITHMS, key=lambda name: name not in STANDING)
 METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
 """The laws of every method are part of the suite; those of few are quick."""
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
@@ -123,7 +124,11 @@ class Silent(InProcess):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "knobs"), [*((name, {}) for name in ALGORITHMS), ("contrastive", {"weighting": "similarity"})]
+    ("name", "knobs"),
+    firsts(
+        [*((name, {}) for name in ALGORITHMS_STANDING_FIRST), ("contrastive", {"weighting": "similarity"})],
+        len(STANDING),
+    ),
 )
 def test_a_site_that_tells_no_number_is_refused_or_does_without(
     name: str, knobs: Mapping[str, Any], tmp_path: Path

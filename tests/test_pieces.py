@@ -16,6 +16,7 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
 from fedseg.reporting.folder import RunFolder
+from tests.tiers import every
 from tests.tiny_run import TINY
 from tests.world import CPU, build, evaluate, toy_sites, training_of
 
@@ -36,7 +37,7 @@ def after_a_turn(name: str, **knobs: Any) -> tuple[State, State]:
     return State(update.tensors, {k: v for k, v in update.scalars.items() if "seconds" not in k}), kept
 
 
-@pytest.mark.parametrize("name", [name for name in ADDING_UP if name != "silobn"])  # it needs batch statistics
+@pytest.mark.parametrize("name", every(name for name in ADDING_UP if name != "silobn"))  # it needs batch statistics
 def test_pieces_make_the_step_of_the_whole_batch(name: str) -> None:
     knobs = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.01}
     whole, cut = after_a_turn(name, **knobs), after_a_turn(name, **knobs, pieces=2)

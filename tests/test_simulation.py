@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -32,8 +34,9 @@ SETTINGS = [
 
 
 @pytest.mark.waits(20)
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'simulation'")
+@patch.dict(os.environ)  # where Ray tells its processes where this one finds packages, and leaves it so
 def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
     runs = {engine: RunFolder(tmp_path / engine) for engine in ("in-process", "flower-simulation")}
     for engine, run in runs.items():

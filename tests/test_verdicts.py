@@ -27,7 +27,6 @@ from fedseg.reporting.compare.verdicts import verdicts
 from fedseg.reporting.units import signed
 from tests.federations import World
 from tests.run_folders import write_run
-from tests.tiers import every
 
 FEW = Options(draws=200)
 PERSONAL, GLOBAL = "personal", "global"
@@ -259,8 +258,8 @@ def test_unseen_sites_have_counts_tests_and_cost(tmp_path: Path) -> None:
 # --- planted truths ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", every(WRONG, ["no difference"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_are_rare(name: str) -> None:
     """At most 5 % of the federations; `python -m benchmarks.verdicts` draws more of them."""
     gc.freeze()
@@ -269,7 +268,7 @@ def test_wrong_answers_are_rare(name: str) -> None:
     assert max(over, site) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_large_gain_is_found() -> None:
     over, site = power(World(patients=24), 6, trials=20)
     assert over >= 0.9
