@@ -30,7 +30,7 @@ from tests.world import (
     toy_sites,
 )
 
-ALGORITHMS_STANDING_FIRST = sorted(ALGORITHMS, key=lambda name: name not in STANDING)
+STANDING_FIRST = sorted(ALGORITHMS, key=lambda name: name not in STANDING)
 METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
 """The laws of every method are part of the suite; those of few are quick."""
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
@@ -126,7 +126,7 @@ class Silent(InProcess):
 @pytest.mark.parametrize(
     ("name", "knobs"),
     firsts(
-        [*((name, {}) for name in ALGORITHMS_STANDING_FIRST), ("contrastive", {"weighting": "similarity"})],
+        [*((name, {}) for name in STANDING_FIRST), ("contrastive", {"weighting": "similarity"})],
         len(STANDING),
     ),
 )
