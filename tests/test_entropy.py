@@ -87,7 +87,7 @@ def test_it_is_scored_at_sites_that_took_no_part_and_nothing_else_changes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("per", every(["site", "case"], ["site"]))
+@pytest.mark.parametrize("per", every(["site", "case"], ["case"]))
 def test_predictions_are_those_that_were_scored_and_are_refused_where_none_were(
     per: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

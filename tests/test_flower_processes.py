@@ -170,6 +170,7 @@ def test_lies_silence_and_a_full_disk_leave_the_round_to_the_others(lab: Lab, sm
 
 
 @pytest.mark.exhaustive
+@pytest.mark.waits(300)
 def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_happened(lab: Lab) -> None:
     settings = ["algorithm=ditto", "federation.rounds=3", "federation.min_sites=3", "federation.evaluate_every=1"]
     here = in_one_process(lab.folder / "here", *settings)

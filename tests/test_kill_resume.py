@@ -122,26 +122,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", every([1, 3], [1]))
 def test_killed_again_and_again_and_resumed_ends_where_an_undisturbed_run_ends(
-    undisturbed: Path, tmp_path: Path
+    kills: int, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    settings = [*SETTINGS, f"federation.rounds={ROUNDS}"]
+    words = [*SETTINGS, f"federation.rounds={ROUNDS}"]
     checkpoints = folder / "checkpoints"
 
-    # before anything was saved: the first scores of round 1 are being written
-    kill_when(folder, lambda: rows(folder, "metrics.csv") > 0, *settings)
+    if kills > 1:  # before anything was saved: the first scores of round 1 are being written
+        kill_when(folder, lambda: rows(folder, "metrics.csv") > 0, *words)
+        words = ["resume=true"]
     # in the middle of writing the second checkpoint or a later one: a part of a file lies there, the index is older
-    kill_when(
-        folder,
-        lambda: Checkpoint(checkpoints).round > 0 and any(checkpoints.glob(".s*.part")),
-        "resume=true",
-    )
+    kill_when(folder, lambda: Checkpoint(checkpoints).round > 0 and any(checkpoints.glob(".s*.part")), *words)
     done = Checkpoint(checkpoints).round
     assert 1 <= done < ROUNDS
-    # as soon as the next round is saved
-    kill_when(folder, lambda: Checkpoint(checkpoints).round > done, "resume=true")
+    if kills > 1:  # as soon as the next round is saved
+        kill_when(folder, lambda: Checkpoint(checkpoints).round > done, "resume=true")
 
     finish(folder, "resume=true")
     assert_same_run(folder, undisturbed)

@@ -16,7 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
-from tests.tiers import STANDING, every, firsts
+from tests.tiers import STANDING, every
 from tests.world import (
     CPU,
     Forgetful,
@@ -30,7 +30,6 @@ from tests.world import (
     toy_sites,
 )
 
-STANDING_FIRST = sorted(ALGORITHMS, key=lambda name: name not in STANDING)
 METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
 """The laws of every method are part of the suite; those of few are quick."""
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
@@ -125,10 +124,7 @@ class Silent(InProcess):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "knobs"),
-    firsts(
-        [*((name, {}) for name in STANDING_FIRST), ("contrastive", {"weighting": "similarity"})],
-        len(STANDING),
-    ),
+    every([*((name, {}) for name in ALGORITHMS), ("contrastive", {"weighting": "similarity"})], at=0),
 )
 def test_a_site_that_tells_no_number_is_refused_or_does_without(
     name: str, knobs: Mapping[str, Any], tmp_path: Path

@@ -28,7 +28,7 @@ def row(text: str, name: str) -> list[str]:
     return line.strip("| ").split(" | ")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_documents_are_what_the_methods_declare() -> None:
     assert run(["check=true"]) == 0
 

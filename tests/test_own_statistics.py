@@ -126,7 +126,7 @@ def test_its_masks_are_those_that_the_run_scored(options: list[str], ditto: Reop
             assert dice == pytest.approx(told[case, region])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statistics_only(
     ditto: Reopened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,9 +161,9 @@ def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statist
     firsts(
         [
             (predict, "batch", ["--view", OWN_STATISTICS, "--site", "site_01"], "took part: own statistics are for im"),
+            (export, "batch", ["--images", "nothing"], "nothing does not exist; give a folder of images"),
             (predict, "group", ["--view", OWN_STATISTICS], "keeps no running statistics that images could give anew"),
             (export, "group", [], "keeps no running statistics that images could give anew"),
-            (export, "batch", ["--images", "nothing"], "nothing does not exist; give a folder of images"),
         ],
         2,
     ),

@@ -29,7 +29,7 @@ from fedseg.privacy.settings import Compression, Privacy
 from fedseg.privacy.site_level import SiteLevel
 from fedseg.privacy.sparse_vector import SparseVector, laplace
 from tests.test_laws import Wire
-from tests.tiers import STANDING, firsts
+from tests.tiers import every
 from tests.world import Forgetful, Outcome, assert_same, assert_same_outcome, build, simulate
 
 PRIVATE = PrivateStep(clip=1.0, noise=1.0, patients=1.5)
@@ -72,7 +72,7 @@ def run(name: str, kind: str, folder: Path, **more: Any) -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), firsts(sorted(BOTH, key=lambda both: both[1] == "patient"), len(BOTH) - 1))
+@pytest.mark.parametrize(("name", "kind"), every(BOTH, [kind for kind in KINDS if kind != "patient"], at=1))
 def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole")
     assert not whole.server.non_finite()
@@ -586,12 +586,8 @@ def refusals() -> list[tuple[str, str, str]]:
     return [(kind, name, table.get(name, "")) for kind, table in chains.items() for name in ALGORITHMS]
 
 
-STOOD_FOR = [row for row in refusals() if row[1] not in STANDING]
-REFUSALS = [row for row in refusals() if row[1] in STANDING]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name", "reason"), firsts([*REFUSALS, *STOOD_FOR], len(REFUSALS)))
+@pytest.mark.parametrize(("kind", "name", "reason"), every(refusals(), at=1))
 def test_each_method_is_served_or_refused_with_its_reason(kind: str, name: str, reason: str, keys: KeyHolder) -> None:
     made: dict[str, Transform] = {
         "site": site_level(),

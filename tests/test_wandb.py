@@ -344,6 +344,7 @@ def test_folds_that_were_stopped_under_an_agent_go_on_as_its_run(shell: Shell, s
 
 
 @pytest.mark.exhaustive
+@pytest.mark.waits(180)
 def test_an_offline_run_and_its_continuation_are_synced_as_one(shell: Shell, server: WandbServer) -> None:
     train = [sys.executable, str(ROOT / "train.py"), "output=run"]
     told = [f"{key}={value}" for key, value in {**SMALL, "algorithm": "fedavg"}.items()]

@@ -11,11 +11,16 @@ STANDING = {"fedavg", "fedbn", "fedrep", "ditto", "scaffold", "lcfed", "feddg", 
 """Methods that between them have about all that a method can have."""
 
 
-def every(values: Iterable[Any], standing: Collection[Any] = STANDING) -> list[Any]:
-    """All values, for `pytest.mark.parametrize`: those that stand for their kind, and the exhaustive part's."""
+def every(values: Iterable[Any], standing: Collection[Any] = STANDING, at: int | None = None) -> list[Any]:
+    """All values, for `pytest.mark.parametrize`: those that stand for their kind, and the exhaustive part's.
+
+    With `at`, for several parameters at once: rows, of which that entry says it.
+    """
     values = list(values)
-    assert any(value in standing for value in values), "nothing would be left in the suite"
-    return [value if value in standing else _exhaustive(value) for value in values]
+    stand = [(value if at is None else value[at]) in standing for value in values]
+    assert any(stand), "nothing would be left in the suite"
+    rows = [(value,) if at is None else value for value in values]
+    return [value if kept else _exhaustive(*row) for value, row, kept in zip(values, rows, stand, strict=True)]
 
 
 def firsts(rows: Iterable[tuple[Any, ...]], count: int) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -148,7 +148,11 @@ def staple(opinions: Opinions, reading: Reading) -> tuple[Labels, Probabilities]
         if (moved := np.abs(theta - before).max()) < CLOSE:
             break
     else:
-        warnings.warn(f"STAPLE: after {STEPS} steps raters' reliability moves by {moved:.0e} in each", stacklevel=2)
+        print(
+            f"warning: STAPLE: after {STEPS} steps the reliability of a case's raters moves by {moved:.0e} in each; "
+            f"{MAJORITY} needs none",
+            file=sys.stderr,
+        )
     return np.where(said.any(axis=(1, 2)), there[truth.argmax(axis=1)], first), theta
 
 
