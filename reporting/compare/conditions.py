@@ -88,12 +88,12 @@ def draw_gains(conditions: Mapping[str, Analysis], label: str, theme: Theme) -> 
         1e-9, float(np.nanquantile(np.abs(wide.to_numpy()), MOST))
     )  # a few that fail leave the others no colour
     with mpl.rc_context(theme.settings()):
-        size = (4.6 * len(parts) + 0.6, 1.3 + 0.24 * len(parts[0]))
+        size = ((3.1 + 0.75 * wide.shape[1]) * len(parts) + 0.6, 1.3 + 0.24 * len(parts[0]))
         figure = Figure(figsize=size, layout="constrained")
         for axes, rows in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
             words = _words(wide.iloc[rows], sure.iloc[rows])
             shown = heatmap(axes, wide.iloc[rows], words, gain_colours(theme), TwoSlopeNorm(0, -limit, limit), size=8)
-            axes.set_xticks(range(wide.shape[1]), wide.columns)
+            axes.set_xticks(range(wide.shape[1]), wide.columns, fontsize=8)
         colour_bar(figure, axes, shown, "better →")
         figure.supxlabel(
             f"gain in {options.title} ({options.unit}) over {label}, mean over sites;{SURE} significant after Holm",
