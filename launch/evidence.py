@@ -29,7 +29,6 @@ HELP = f"""python -m fedseg.launch.evidence FILE{SUFFIX} DIR [metric=dice]
 Keeps the final scores of all runs below DIR in one file, from which documents are made
 (`python -m fedseg.launch.results`).
 """
-OWN = (SPLITS, "summary.csv")  # as they are
 OF_FINDINGS = ("kind", "site")
 DECIMALS = 6
 
@@ -60,9 +59,10 @@ def pack(runs: Path, metric: str) -> bytes:
 def _kept(folder: RunFolder, name: str, metric: str) -> Iterator[tuple[str, bytes]]:
     config = {**yaml.load(folder.read_config(), Loader=SafeLoader), "output": name}
     yield folder.config_path.name, yaml.safe_dump(_anywhere(config), sort_keys=False).encode()
-    for file in OWN:
-        if (folder.path / file).is_file():
-            yield file, (folder.path / file).read_bytes()
+    if (splits := folder.path / SPLITS).is_file():
+        yield SPLITS, splits.read_bytes()
+    if (summary := folder.summary_path).is_file():  # that it is there says that the run ended; its means follow
+        yield summary.name, b"".join(summary.read_bytes().partition(b"\n")[:2])
     if (folder.path / FINDINGS).is_file():  # that there are none of a kind says something, too
         found = pd.DataFrame(folder.findings(), columns=list(OF_FINDINGS))
         yield FINDINGS, _table(found[found["kind"] == PATIENTS_UNKNOWN])

@@ -38,7 +38,6 @@ with contextlib.suppress(ValueError):  # only the main thread may
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
-SKETCHED = {"contact_sheet", "dials"}
 EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 _render = Figure.savefig
 
@@ -46,7 +45,7 @@ _render = Figure.savefig
 def _sketch(figure: Figure, target: Any, **options: Any) -> None:
     if options.get("format") == "svg":  # in a comparison's page
         target.write(EMPTY)
-    elif isinstance(target, Path) and (target.stem in SKETCHED or target.parent.name in {"overlays", "plots"}):
+    elif isinstance(target, Path) and (target.stem == "contact_sheet" or target.parent.name in {"overlays", "plots"}):
         target.write_bytes(b"drawn, and not rendered")
     else:
         _render(figure, target, **options)

@@ -150,9 +150,8 @@ def test_workers_end_by_themselves_with_their_data(root: Path, monkeypatch: pyte
     (worker,) = [one for one in multiprocessing.active_children() if one not in others]
     killed: list[bool] = []
     monkeypatch.setattr(worker, "terminate", lambda: killed.append(True))
-    monkeypatch.setattr(
-        torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 3
-    )  # seconds that it has; itself it waits 5
+    # seconds that it is given; left to itself it looks every 5
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 3)
     del data
     gc.collect()
     assert not killed

@@ -78,7 +78,6 @@ def test_methods_have_a_line_each(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("rendered")
 def test_the_command_writes_table_and_plot(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep)]) == 0
     told = capsys.readouterr()

@@ -160,7 +160,12 @@ def test_its_program_answers_as_it_does_and_differs_from_the_global_ones_statist
     ("command", "norm", "options", "message"),
     firsts(
         [
-            (predict, "batch", ["--view", OWN_STATISTICS, "--site", "site_01"], "took part: own statistics are for im"),
+            (
+                predict,
+                "batch",
+                ["--view", OWN_STATISTICS, "--site", "site_01"],
+                "took part: own statistics are for images",
+            ),
             (export, "batch", ["--images", "nothing"], "nothing does not exist; give a folder of images"),
             (predict, "group", ["--view", OWN_STATISTICS], "keeps no running statistics that images could give anew"),
             (export, "group", [], "keeps no running statistics that images could give anew"),

@@ -63,7 +63,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "all": {"mechanism": "site", "compression": {"cast": "float16", "top_k": 0.5}},
 }
 BOTH = [(name, kind) for kind in KINDS for name in ("fedavg", "ditto") if (name, kind) != ("ditto", "patient")]
-with_each = pytest.mark.parametrize(("name", "kind"), BOTH)
 
 
 def run(name: str, kind: str, folder: Path, **more: Any) -> Outcome:
@@ -81,7 +80,7 @@ def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_pat
 
 
 @pytest.mark.slow
-@with_each
+@pytest.mark.parametrize(("name", "kind"), BOTH)
 def test_resume_holds_with_each_transform_and_does_not_reset_the_account(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole", rounds=3)
     run(name, kind, tmp_path / "parts", rounds=1)
