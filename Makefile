@@ -12,7 +12,7 @@ train:     ## the main job on synthetic sites
 	python train.py
 
 test:      ## the tests
-	python -m pytest -n 3 --dist worksteal
+	python -m pytest -n 2 --dist worksteal
 
 exhaustive: ## what CI tests beyond them: more methods, faults and processes of kinds that the tests have
 	python -m pytest -n 3 --dist worksteal -m exhaustive

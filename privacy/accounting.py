@@ -60,8 +60,10 @@ class Account:
         if _gaussian(ledger, CHOSEN):
             every = [*gaussian, *_gaussian(ledger, CHOSEN)]
             return _whatever_was_chosen(every, pure, orders_of(ledger)[0], self.guarantee.delta)
-        if not pure:
-            return _opacus(gaussian, self.guarantee.delta, self.kind) if gaussian else 0.0
+        if not gaussian and not pure:
+            return 0.0
+        if not pure and self.kind != "rdp":
+            return _opacus(gaussian, self.guarantee.delta, self.kind)
         together = _together(gaussian, pure, self.guarantee.delta)
         return together if gaussian else min(together, sum(epsilon * count for epsilon, count in pure))
 

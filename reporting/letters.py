@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 from matplotlib import font_manager
+from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -28,19 +30,25 @@ def legible(figure: Figure) -> Figure:
     Returns:
         The same figure.
     """
-    formulas: set[int] = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            _ticks(axis)
-            if isinstance(axis.get_major_formatter(), ScalarFormatter | LogFormatter):
-                formulas |= {*map(id, axis.findobj(Text))} - {id(axis.label)}
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and id(text) not in formulas:
-            text.set_parse_math(False)
-        if isinstance(text, Text) and not text.get_text().isascii():
+    for text in [*_texts(figure)]:
+        text.set_parse_math(False)
+        if not text.get_text().isascii():
             text.set_fontfamily([*text.get_fontfamily(), *families()])
             text.set_text(escaped(text.get_text()))
     return figure
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """All texts of a part of a figure but the numbers at its axes."""
+    if isinstance(artist, Text):
+        yield artist
+    elif isinstance(artist, Axis) and isinstance(artist.get_major_formatter(), ScalarFormatter | LogFormatter):
+        yield artist.label
+    else:
+        if isinstance(artist, Axis):
+            _ticks(artist)
+        for part in artist.get_children():
+            yield from _texts(part)
 
 
 def _ticks(axis: Axis) -> None:

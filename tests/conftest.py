@@ -1,13 +1,14 @@
 """Settings shared by all tests: one thread, no network, no accounts."""
 
 import contextlib
+import copy
 import functools
 import gc
 import itertools
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,23 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+import timm
 import torch
 from lightning_fabric.utilities import registry
 from matplotlib.figure import Figure
 
+from fedseg.datamodules.phantom import data as phantom
+
 torch.set_num_threads(1)
 # every Trainer asks every installed package whether it brings callbacks; the answer stays the same
 registry.entry_points = functools.cache(registry.entry_points)
-# a torch built for CUDA remembers for every seed where it was set, and looks for devices before every step
+# without its device, torch remembers for every seed where it was set, and looks for devices before every step
 if not torch.cuda.is_available():
     torch.cuda.manual_seed_all = lambda seed: None
     torch.cuda.device_count = lambda: 0
+for devices in (torch.xpu, torch.mtia):
+    if not devices.is_available():
+        devices.manual_seed_all = lambda seed: None
 os.fsync = lambda _file: None  # what a power failure leaves is nothing that a test can see
 # started in the background, a shell lets its processes ignore interrupts (nohup: also the end of the terminal), and so
 # would those that tests interrupt
@@ -36,6 +43,47 @@ with contextlib.suppress(ValueError):  # only the main thread may
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+
+def _remembered(make: Callable[..., Any], most: int, *, draws: bool = False) -> Callable[..., Any]:
+    """What is made again of the same arguments is copied.
+
+    Args:
+        make: a function of its arguments, and of torch's random numbers if it ``draws`` some, which stay the same.
+        most: so many are kept.
+    """
+    kept: dict[tuple[str, bytes], tuple[Any, torch.Tensor]] = {}
+
+    @functools.wraps(make)
+    def remembered(*args: Any, **options: Any) -> Any:
+        key = (
+            repr((args, options, torch.get_default_device())),
+            torch.get_rng_state().numpy().tobytes() if draws else b"",
+        )
+        if key not in kept:
+            if len(kept) == most:
+                del kept[next(iter(kept))]
+            kept[key] = make(*args, **options), torch.get_rng_state()
+        made, numbers = kept[key]
+        if draws:
+            torch.set_rng_state(numbers)
+        return copy.deepcopy(made)
+
+    return remembered
+
+
+# smp builds each encoder twice, and a run builds its network several times: a twelfth of all tests' time
+timm.create_model = _remembered(timm.create_model, 16, draws=True)
+DRAWN = {"draw_fundus": phantom.draw_fundus, "draw_organ": phantom.draw_organ}
+for _name, _draw in DRAWN.items():  # most tests take the same few cases
+    pytest.MonkeyPatch().setattr(phantom, _name, _remembered(_draw, 2000))
+
+
+@pytest.fixture
+def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases of the phantom are no copies of those that an earlier test took."""
+    for name, draw in DRAWN.items():
+        monkeypatch.setattr(phantom, name, draw)
 
 
 EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
@@ -96,6 +144,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays; looking through it again and again takes a tenth of the tests' time
+    gc.set_threshold(10_000, 20, 20)  # and looking for what is lost after every 700 new objects a fiftieth
 
 
 def _fair(waiting: list[pytest.Item], workers: int) -> list[list[pytest.Item]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -277,6 +278,26 @@ def test_the_same_seed_builds_the_same_network() -> None:
     torch.manual_seed(3)
     second = create_model(1, 1, **SMALL).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_network_that_tests_copy_is_what_smp_builds_and_what_is_learnt_stays_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Networks of tests are copied from the first of their kind (conftest)."""
+    networks, numbers = [], []
+    for anew in (False, False, True):
+        if anew:
+            monkeypatch.setattr(timm, "create_model", inspect.unwrap(timm.create_model))
+        torch.manual_seed(21)
+        network = create_model(3, 2, encoder="tu-resnet10t", encoder_depth=2, decoder_channels=[16, 8])
+        networks.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        numbers.append(torch.rand(3))
+        for weight in network.parameters():
+            weight.data.add_(1)
+    for state, more in zip(networks, numbers, strict=True):
+        assert state.keys() == networks[-1].keys()
+        assert all(torch.equal(tensor, networks[-1][name]) for name, tensor in state.items())
+        assert torch.equal(more, numbers[-1])
 
 
 def test_a_file_that_is_no_weights_is_named_with_the_cure(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fedseg.datamodules.phantom.organ import FIELD_OF_VIEW, LENGTH, LESION
 from fedseg.datamodules.phantom.style import Dials, site_style
 
 ANATOMIES: tuple[Anatomy, ...] = ("fundus", "organ")
+pytestmark = pytest.mark.usefixtures("drawn_anew")
 NONE = Dials(0, 0, 0, 0)
 ALL = Dials(1, 1, 1, 1)
 

@@ -800,8 +800,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             with contextlib.suppress(OSError):
                 while True:
                     connection, address = server.accept()
-                    connection.close()
-                    seen.append(address)
+                    seen.append([address])
+                    with connection, contextlib.suppress(OSError):
+                        connection.settimeout(5)
+                        seen[-1].append(connection.recv(200))  # for whom, which a failure then shows
 
         threading.Thread(target=listen, daemon=True).start()
         yield seen

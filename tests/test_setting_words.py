@@ -18,7 +18,6 @@ from fedseg.configs.sweeps import Sweep
 from fedseg.launch.settings import SCHEMA
 from tests.tiers import every
 
-AGENT = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
 COMMAND = ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
 FOLDER = ("data=folder", "data.root=x")
 
@@ -47,7 +46,8 @@ def in_a_file(key: str, word: str, folder: Path) -> DictConfig:
 def from_an_agent(key: str, word: str, folder: Path) -> DictConfig:
     """The word as the value of a sweep's parameter, as `wandb agent` passes it on."""
     command = {"args": {key: {"value": word}}}
-    return compose([*FOLDER, *AGENT.create_sweep_command_args(command)["args_no_hyphens"]], SCHEMA)
+    agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")  # seconds, and only for these tests
+    return compose([*FOLDER, *agent.create_sweep_command_args(command)["args_no_hyphens"]], SCHEMA)
 
 
 def from_a_saved_config(key: str, word: str, folder: Path) -> DictConfig:

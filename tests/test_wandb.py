@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import evaluate
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.reporter import sweep_values
@@ -258,8 +260,10 @@ def assert_artefact(run: Run, server: WandbServer, shell: Shell) -> None:
         if name != "wandb_manifest.json":
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes(content)
-    printed = shell.run(sys.executable, str(ROOT / "evaluate.py"), str(copy))
-    assert "the largest difference is 0" in printed
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert evaluate.main([str(copy)]) == 0
+    assert "the largest difference is 0" in told.getvalue()
 
 
 @pytest.mark.exhaustive
