@@ -67,6 +67,8 @@ def guarded(
             return command(words) or 0
         except BaseException as error:
             return _ended_by(error, go_on)
+        finally:
+            ending.forget()  # it was heard: whoever gave the command from Python goes on
 
 
 def _ended_by(error: BaseException, go_on: str) -> int:
