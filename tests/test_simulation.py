@@ -6,9 +6,10 @@ import contextlib
 import importlib.util
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -36,12 +37,13 @@ SETTINGS = [
 @pytest.mark.waits(20)
 @pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra 'simulation'")
-@patch.dict(os.environ)  # where Ray tells its processes where this one finds packages, and leaves it so
 def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
+    before = dict(os.environ)
     runs = {engine: RunFolder(tmp_path / engine) for engine in ("in-process", "flower-simulation")}
     for engine, run in runs.items():
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
             assert train.main([*SETTINGS, f"engine={engine}", f"output={run.path}"]) == 0, err.getvalue()
+    assert dict(os.environ) == before
     here, simulated = runs.values()
     assert (here.path / "summary.csv").read_bytes() == (simulated.path / "summary.csv").read_bytes()
     one, two = (Checkpoint(run.checkpoints).load() for run in (here, simulated))
@@ -55,6 +57,17 @@ def test_the_simulation_ends_as_the_run_in_one_process(tmp_path: Path) -> None:
     order = list(here.scores().columns)
     tables = [run.scores().sort_values(order, ignore_index=True) for run in (here, simulated)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+@pytest.mark.exhaustive
+def test_flower_does_not_call_home() -> None:
+    read = (
+        "import sys, fedseg.launch.sites.simulation; sys.stdout.write(sys.modules[sys.argv[1]].FLWR_TELEMETRY_ENABLED)"
+    )
+    unset = {name: value for name, value in os.environ.items() if name != "FLWR_TELEMETRY_ENABLED"}
+    for environment, answer in ((unset, "0"), ({**unset, "FLWR_TELEMETRY_ENABLED": "1"}, "1")):
+        line = [sys.executable, "-c", read, "flwr.supercore.telemetry"]
+        assert subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stdout == answer
 
 
 @pytest.mark.parametrize("package", ["flwr", "ray"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -76,14 +77,13 @@ def execute_in_simulation(config: DictConfig, job_type: str = "train") -> Summar
     names = tuple(sorted({case.site for case in experiment.data.cases()}))
     check_folder(config.deployment.terms, names)
     chosen = _with_output(config, names)
-    summary = _simulate(chosen, experiment, names, job_type)
+    with _environment(RAY_USAGE_STATS_ENABLED="0"):
+        summary = _simulate(chosen, experiment, names, job_type)
     _gather_splits(RunFolder(chosen.output), names)
     return summary
 
 
 def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str], job_type: str) -> Summary:
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -110,6 +110,18 @@ def _simulate(config: DictConfig, experiment: Experiment, names: Sequence[str], 
     if isinstance(found, BaseException):
         raise found
     return found
+
+
+@contextmanager
+def _environment(**usual: str) -> Iterator[None]:
+    """These variables where they are not set, and afterwards all as they were: Ray and Flower change some."""
+    before = dict(os.environ)
+    os.environ.update({**usual, **before})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def answer(names: Sequence[str], folder: str, terms: str | None, message: Message, context: Context) -> Message:
