@@ -14,6 +14,7 @@ The first word says where runs are, the second what is made of them:
     scores                  models x sites
     against=MODEL           every model against one: "against='fedavg global'"
     headline, answer        the verdicts of compare.py, in short or in full
+    tuning                  methods as they come and tuned, one row each
     across                  every site's model at every site, of runs that have it
     figure=NAME:FILE        a plot of compare.py, written to FILE beside the document
 
@@ -69,6 +70,7 @@ from fedseg.reporting.compare.sentences import (
     patients_text,
     scores_text,
 )
+from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import verdicts
 
 BLOCK = re.compile(r"<!-- from runs: (?P<spec>.*?) -->\n(?P<old>.*?)<!-- end -->", re.DOTALL)
@@ -81,6 +83,7 @@ TEXTS: dict[str, Callable[[Analysis], str]] = {
     "answer": answer_text,
     "headline": headline_text,
     "across": across_text,
+    "tuning": tuning_text,
 }
 PACKED = re.compile(rf"\S+?{re.escape(SUFFIX)}(?=/|\s|$)")
 HELP = """python -m fedseg.launch.results FILE... [at=DIR] [check=true]

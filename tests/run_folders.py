@@ -69,7 +69,7 @@ def write_run(
     splits = _splits(sites, seed if config.data.split_seed is None else config.data.split_seed, unseen, images)
     splits.to_csv(path / SPLITS, index=False)
     folder.write_findings([], FINDING_COLUMNS)
-    views = VIEWS.get(algorithm, ("global",))
+    views = VIEWS.get(config.algorithm.name, ("global",))
     parts = [
         _scores(splits, view, f"{algorithm} {view} {seed}", effects or {}, noise, metrics, rounds, finished)
         for view in views

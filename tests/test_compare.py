@@ -23,10 +23,12 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.gather import Gathered, Method, gather, signature
 from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.plots import LIGHT, draw_all
 from fedseg.reporting.compare.report import Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
 from fedseg.reporting.compare.sentences import answer_text
 from fedseg.reporting.compare.tables import Cell, Grid, metric_grid
+from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import as_means
@@ -58,6 +60,54 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / f"local-{seed}", "local", seed, effects={("personal", ""): -0.15})
         write_run(folder / f"pooled-{seed}", "pooled", seed, effects={("global", ""): 0.03})
     return folder
+
+
+# --- tuned methods ----------------------------------------------------------------------------------------------------
+
+
+def test_tuned_methods_stand_beside_what_they_are_as_they_come(tmp_path: Path) -> None:
+    gains = {"ditto": 0.05, "fedavg": -0.05, "fedprox": 0.0}
+    for name, gain in gains.items():
+        preset = tmp_path / f"{name}_tuned.yaml"
+        preset.write_text(f"name: {name}\ntraining: {{lr: 0.002, trials: 8}}\n")
+        effects = {("personal", ""): 0.02, ("global", ""): -0.1}
+        for seed in (0, 1, 2):
+            if name != "fedprox":  # which nobody trained as it comes
+                write_run(tmp_path / f"runs/{name}-{seed}", name, seed, effects=effects)
+            tuned = {key: effect + gain for key, effect in effects.items()}
+            write_run(tmp_path / f"runs/{name}_tuned-{seed}", str(preset), seed, effects=tuned)
+    found = analysed(tmp_path / "runs")
+    tuned = "{}_tuned (tuned, 8 trials)"
+    assert [row[0] for row in found.tuned] == ["ditto", "fedavg"]
+    assert found.tuned[0][1:] == (Model("ditto", "personal"), Model(tuned.format("ditto"), "personal"))
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tuning_text(found).splitlines()]
+    assert table[0] == ["test Dice", "as it comes", "tuned", "gain"]
+    for row, (name, view, gain) in zip(table[2:4], (("ditto", "personal", 5), ("fedavg", "global", -5)), strict=True):
+        means = [100 * float(np.mean([*found.means(Model(m, view)).values()])) for m in (name, tuned.format(name))]
+        assert row[0] == f"{name} {view}"
+        assert [cell.split(" ")[0] for cell in row[1:3]] == [f"{mean:.1f}" for mean in means]
+        told = float(row[3].split(" ")[0].replace("−", "-"))
+        assert told == pytest.approx(means[1] - means[0], abs=0.06)
+        assert told == pytest.approx(gain, abs=1.5)
+    axes = draw_all(found, [], LIGHT)["tuning"].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ditto personal", "fedavg global"]
+    marks = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
+    assert [mark.get_markerfacecolor() == "none" for mark in marks] == [True, False] * 2
+    assert float(marks[1].get_xdata()[0]) == pytest.approx(float(table[2][2].split(" ")[0]), abs=0.05)
+
+
+def test_without_a_pair_there_is_no_table_of_tuning(planted: Path) -> None:
+    with pytest.raises(ReportingError, match=r"tuned \(METHOD_tuned, of `sweep.py tune METHOD`\)"):
+        tuning_text(analysed(planted))
+    assert "tuning" not in draw_all(analysed(planted), [], LIGHT)
+
+
+def test_a_note_on_many_methods_counts_them(tmp_path: Path) -> None:
+    for number in range(17):
+        rate = 0.001 if number < 9 else number / 1000
+        write_run(tmp_path / str(number), "fedprox", 0, f"algorithm.mu={number}", f"training.lr={rate}")
+    (note,) = (note for note in gathered(tmp_path).notes if "training.lr" in note)
+    assert note == "Methods differ in training.lr: 0.001 (9 methods); 8 methods with a value of their own."
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------

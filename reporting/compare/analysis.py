@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,8 @@ from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
+TUNED = re.compile(r"(.+)_tuned \(tuned, \d+ trials(?:, .+)?\)")
+"""What `compare` calls a method that `sweep.py tune` tuned."""
 OVERALL = "mean over sites"
 AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE = "personal against global", "against local training", "against FedAvg"
 AGAINST_OWN_STATISTICS = "against FedAvg with the site's own normalisation statistics"
@@ -225,6 +228,22 @@ class Analysis:
     def name(self, model: Model) -> str:
         """Of the algorithm."""
         return self.gathered.methods[model.method].name
+
+    @cached_property
+    def tuned(self) -> list[tuple[str, Model, Model]]:
+        """Methods that `sweep.py tune` tuned, the best first: name, and the model that answers untuned and tuned."""
+        found = []
+        for label in self.gathered.methods:
+            told = TUNED.fullmatch(label)
+            if told and told[1] in self.gathered.methods:
+                plain, tuned = self._answering_of(told[1]), self._answering_of(label)
+                found += [(told[1], plain, tuned)] if plain and tuned else []
+        return sorted(found, key=lambda pair: self.models.index(pair[2]))
+
+    def _answering_of(self, method: str) -> Model | None:
+        """A method's personal model, or its global one where sites have none of their own."""
+        known = (self.twins.get(Model(method, view)) for view in (PERSONAL, GLOBAL))
+        return next((model for model in known if model is not None), None)
 
     def is_baseline(self, model: Model) -> bool:
         """Local and pooled training are baselines, not candidates."""

@@ -60,7 +60,7 @@ def gains_text(conditions: Mapping[str, Analysis], label: str) -> str:
     """The gains as a Markdown table: models x conditions, with intervals."""
     table = gains(conditions, label)
     options = next(iter(conditions.values())).options
-    cells = {(row["model"], row["condition"]): _cell(row, options.scale) for row in table.to_dict("records")}
+    cells = {(row["model"], row["condition"]): gain_cell(row, options.scale) for row in table.to_dict("records")}
     models = table["model"].unique()
     rows = tuple((model, *(cells.get((model, name), "–") for name in conditions)) for model in models)
     note = (
@@ -70,7 +70,8 @@ def gains_text(conditions: Mapping[str, Analysis], label: str) -> str:
     return Table((f"against {label}", *conditions), rows, note).markdown()
 
 
-def _cell(row: Mapping[Any, Any], scale: float) -> str:
+def gain_cell(row: Mapping[Any, Any], scale: float) -> str:
+    """A gain, whether it is sure, and its interval."""
     gain, low, high = (float(row[key]) * scale for key in ("gain", "low", "high"))
     between = f" ({signed(low)} to {signed(high)})" if np.isfinite(low) else ""
     return f"{signed(gain)}{SURE if row['sure'] else ''}{between}"

@@ -28,6 +28,7 @@ SHARED = ("evaluation.tolerance", "evaluation.choose_by")
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
+NAMED_METHODS = 16  # a note names no more
 _WRITTEN: dict[str, str] = {}  # most settings are the same in all runs
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A run's settings -> the default of every setting that it could have."""
@@ -406,8 +407,7 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
         for label, method in methods.items():
             where[signature(method.settings.get(key))].append(label)
         if len(where) > 1:
-            told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
-            notes.append(f"Methods differ in {key}: {told}.")
+            notes.append(f"Methods differ in {key}: {_told(where)}.")
     notes += _notes_on_data([run for group in runs.values() for run in group])
     units: dict[str, set[str]] = defaultdict(set)
     for metric, unit in (told for group in runs.values() for run in group for told in run.units.items()):
@@ -427,6 +427,16 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
     if extra := sorted(set.union(*metrics.values()) - shared):
         notes.append(f"Not all runs have {', '.join(extra)} (evaluation.metrics differs).")
     return notes
+
+
+def _told(where: Mapping[str, Sequence[str]]) -> str:
+    """Values of a setting and the methods that have them; of many methods, how many have the same."""
+    if sum(map(len, where.values())) <= NAMED_METHODS:
+        return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
+    shared = [f"{value} ({len(labels)} methods)" for value, labels in where.items() if len(labels) > 1]
+    if own := len(where) - len(shared):
+        shared.append(f"{own} methods with a value of their own" if own > 1 else "one method with a value of its own")
+    return "; ".join(shared)
 
 
 def _notes_on_data(runs: Sequence[Run]) -> list[str]:

@@ -169,6 +169,30 @@ def _called(analysis: Analysis, name: str) -> list[Model]:
     return [model for model in analysis.models if analysis.name(model) == name]
 
 
+def tuning(analysis: Analysis, theme: Theme) -> Figure | None:
+    """Mean over sites of every tuned method, as it comes and tuned."""
+    if not analysis.tuned:
+        return None
+    scale = analysis.options.scale
+    figure = Figure(figsize=(NARROW, 1.3 + 0.24 * len(analysis.tuned)), layout="constrained")
+    axes = figure.subplots()
+    for row, (_, plain, tuned) in enumerate(analysis.tuned):
+        before, after = (scale * float(np.mean([*analysis.means(model).values()])) for model in (plain, tuned))
+        colour = theme.good if tuned.view == PERSONAL else theme.shared
+        mark = "o" if tuned.view == PERSONAL else "s"
+        axes.plot([before, after], [row, row], color=colour, linewidth=1.6, alpha=0.55)
+        axes.plot(before, row, mark, color=colour, markerfacecolor="none", markersize=5.5)
+        axes.plot(after, row, mark, color=colour, markersize=5.5)
+    axes.set_yticks(range(len(analysis.tuned)), [f"{name} {tuned.view}" for name, _, tuned in analysis.tuned])
+    axes.set_ylim(len(analysis.tuned) - 0.4, -0.6)
+    axes.set_xlabel(f"test {analysis.options.title} ({analysis.options.unit}), mean over sites")
+    axes.grid(axis="x")
+    for mark, label in (("none", "as it comes"), ("full", "tuned")):
+        axes.plot([], [], "o", color=theme.neutral, fillstyle=mark, markersize=5.5, label=label)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8.5)
+    return figure
+
+
 def personal_gains(analysis: Analysis, theme: Theme) -> Figure | None:
     """Every personal model against its global one, at every site."""
     return _tests_heatmap(analysis, AGAINST_GLOBAL, theme)
@@ -413,6 +437,7 @@ def _chosen(analysis: Analysis) -> pd.DataFrame:
 
 PLOTS: dict[str, Draw] = {
     "scores": scores,
+    "tuning": tuning,
     "personal_gains": personal_gains,
     "transfer": transfer,
     "critical_difference": critical_difference,

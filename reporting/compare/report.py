@@ -65,6 +65,7 @@ PARTS = TABLES, PLOTS, CASES = "tables", "plots", "cases"
 CAPTIONS = {
     "gain": "Gain of the personal model over the global one, by site",
     "scores": "Mean and interval of every model; lines: local and pooled training",
+    "tuning": "Methods as they come and tuned by trials on validation cases",
     "personal_gains": "Gain of personal models over their global one",
     "transfer": "Gain over local training; red is negative transfer",
     "critical_difference": "Average rank over patients; a bar joins models that are not told apart",

@@ -58,7 +58,7 @@ def scores_text(analysis: Analysis) -> str:
         *(f"{site}, {tests[site]}" if site != OVERALL else site for site in sites),
     )
     rows = tuple(
-        (model.label, *(_score(cells.get((model.method, model.view, site)), analysis) for site in sites))
+        (model.label, *(score_cell(cells.get((model.method, model.view, site)), analysis) for site in sites))
         for model in analysis.models
     )
     seeds = len({run.seed for run in runs_of(analysis)})
@@ -67,7 +67,8 @@ def scores_text(analysis: Analysis) -> str:
     return Table(header, rows, note).markdown()
 
 
-def _score(row: Mapping[Any, Any] | None, analysis: Analysis) -> str:
+def score_cell(row: Mapping[Any, Any] | None, analysis: Analysis) -> str:
+    """The mean of a row of `Analysis.overview`, and its deviation between seeds where there are several."""
     if row is None or not np.isfinite(row["mean"]):
         return "–"
     scale = analysis.options.scale
