@@ -69,7 +69,8 @@ def test_tuned_methods_stand_beside_what_they_are_as_they_come(tmp_path: Path) -
     gains = {"ditto": 0.05, "fedavg": -0.05, "fedprox": 0.0}
     for name, gain in gains.items():
         preset = tmp_path / f"{name}_tuned.yaml"
-        preset.write_text(f"name: {name}\ntraining: {{lr: 0.002, trials: 8}}\n")
+        own = "lam: 0.5\n" if name == "ditto" else ""
+        preset.write_text(f"name: {name}\n{own}training: {{lr: 0.002, trials: 8}}\n")
         effects = {("personal", ""): 0.02, ("global", ""): -0.1}
         for seed in (0, 1, 2):
             if name != "fedprox":  # which nobody trained as it comes
@@ -78,10 +79,11 @@ def test_tuned_methods_stand_beside_what_they_are_as_they_come(tmp_path: Path) -
             write_run(tmp_path / f"runs/{name}_tuned-{seed}", str(preset), seed, effects=tuned)
     found = analysed(tmp_path / "runs")
     tuned = "{}_tuned (tuned, 8 trials)"
-    assert [row[0] for row in found.tuned] == ["ditto", "fedavg"]
-    assert found.tuned[0][1:] == (Model("ditto", "personal"), Model(tuned.format("ditto"), "personal"))
+    assert [pair.plain.label for pair in found.tuned] == ["ditto", "fedavg"]
+    assert found.tuned[0][2:] == (Model("ditto", "personal"), Model(tuned.format("ditto"), "personal"))
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tuning_text(found).splitlines()]
-    assert table[0] == ["test Dice", "as it comes", "tuned", "gain"]
+    assert table[0] == ["test Dice", "as it comes", "tuned", "gain", "found (as it comes)"]
+    assert [row[4] for row in table[2:4]] == ["lam 0.5 (0.1), training.lr 0.002 (0.001)", "training.lr 0.002 (0.001)"]
     for row, (name, view, gain) in zip(table[2:4], (("ditto", "personal", 5), ("fedavg", "global", -5)), strict=True):
         means = [100 * float(np.mean([*found.means(Model(m, view)).values()])) for m in (name, tuned.format(name))]
         assert row[0] == f"{name} {view}"

@@ -62,6 +62,26 @@ class Model(NamedTuple):
         return f"{self.method} {self.view}"
 
 
+class Tuned(NamedTuple):
+    """A method as it comes and tuned, and of both the model that answers."""
+
+    plain: Method
+    tuned: Method
+    before: Model
+    after: Model
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.plain.label} {self.after.view}"
+
+    def found(self) -> dict[str, tuple[Any, Any]]:
+        """Setting -> its value as the method comes, and what tuning found instead."""
+        before, after = self.plain.settings, self.tuned.settings
+        keys = sorted({*before, *after} - {"training.trials"})
+        return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
 @dataclass(frozen=True)
 class Analysis:
     """A comparison's numbers, each computed when it is first asked for.
@@ -230,15 +250,13 @@ class Analysis:
         return self.gathered.methods[model.method].name
 
     @cached_property
-    def tuned(self) -> list[tuple[str, Model, Model]]:
-        """Methods that `sweep.py tune` tuned, the best first: name, and the model that answers untuned and tuned."""
-        found = []
-        for label in self.gathered.methods:
-            told = TUNED.fullmatch(label)
-            if told and told[1] in self.gathered.methods:
-                plain, tuned = self._answering_of(told[1]), self._answering_of(label)
-                found += [(told[1], plain, tuned)] if plain and tuned else []
-        return sorted(found, key=lambda pair: self.models.index(pair[2]))
+    def tuned(self) -> list[Tuned]:
+        """Methods that `sweep.py tune` tuned and that are here as they come, too; the best first."""
+        methods = self.gathered.methods
+        told = [found for label in methods if (found := TUNED.fullmatch(label)) and found[1] in methods]
+        pairs = [(found, self._answering_of(found[1]), self._answering_of(found[0])) for found in told]
+        both = [Tuned(methods[f[1]], methods[f[0]], plain, tuned) for f, plain, tuned in pairs if plain and tuned]
+        return sorted(both, key=lambda pair: self.models.index(pair.after))
 
     def _answering_of(self, method: str) -> Model | None:
         """A method's personal model, or its global one where sites have none of their own."""

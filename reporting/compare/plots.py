@@ -176,14 +176,14 @@ def tuning(analysis: Analysis, theme: Theme) -> Figure | None:
     scale = analysis.options.scale
     figure = Figure(figsize=(NARROW, 1.3 + 0.24 * len(analysis.tuned)), layout="constrained")
     axes = figure.subplots()
-    for row, (_, plain, tuned) in enumerate(analysis.tuned):
-        before, after = (scale * float(np.mean([*analysis.means(model).values()])) for model in (plain, tuned))
-        colour = theme.good if tuned.view == PERSONAL else theme.shared
-        mark = "o" if tuned.view == PERSONAL else "s"
+    for row, pair in enumerate(analysis.tuned):
+        before, after = (scale * float(np.mean([*analysis.means(m).values()])) for m in (pair.before, pair.after))
+        colour = theme.good if pair.after.view == PERSONAL else theme.shared
+        mark = "o" if pair.after.view == PERSONAL else "s"
         axes.plot([before, after], [row, row], color=colour, linewidth=1.6, alpha=0.55)
         axes.plot(before, row, mark, color=colour, markerfacecolor="none", markersize=5.5)
         axes.plot(after, row, mark, color=colour, markersize=5.5)
-    axes.set_yticks(range(len(analysis.tuned)), [f"{name} {tuned.view}" for name, _, tuned in analysis.tuned])
+    axes.set_yticks(range(len(analysis.tuned)), [pair.label for pair in analysis.tuned])
     axes.set_ylim(len(analysis.tuned) - 0.4, -0.6)
     axes.set_xlabel(f"test {analysis.options.title} ({analysis.options.unit}), mean over sites")
     axes.grid(axis="x")

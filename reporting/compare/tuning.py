@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis
 from fedseg.reporting.compare.conditions import gain_cell
+from fedseg.reporting.compare.gather import signature
 from fedseg.reporting.compare.sentences import score_cell
 from fedseg.reporting.summary import Table
 
@@ -21,13 +24,23 @@ def tuning_text(analysis: Analysis) -> str:
     overview = analysis.overview.query("site == @OVERALL and seen and checkpoint == @options.checkpoint")
     scores = {(row["method"], row["view"]): row for row in overview.to_dict("records")}
     rows = []
-    for name, plain, tuned in analysis.tuned:
-        both = (score_cell(scores.get((model.method, model.view)), analysis) for model in (plain, tuned))
-        test = analysis.compare(tuned, plain, OVERALL)
+    for pair in analysis.tuned:
+        both = (score_cell(scores.get((model.method, model.view)), analysis) for model in (pair.before, pair.after))
+        test = analysis.compare(pair.after, pair.before, OVERALL)
         gain = gain_cell({**test, "sure": False}, options.scale) if test else "–"
-        rows.append((f"{name} {tuned.view}", *both, gain))
+        found = ", ".join(
+            f"{key.removeprefix('algorithm.')} {_short(new)} ({_short(old)})"
+            for key, (old, new) in pair.found().items()
+        )
+        rows.append((pair.label, *both, gain, found or "what it comes with"))
     note = (
         f"{options.unit.capitalize()}, {options.checkpoint} round, mean over sites ± standard deviation between seeds; "
         f"gain by tuning with its {options.confidence:.0%} interval (the outer of patients drawn again and of t)."
     )
-    return Table((f"test {options.title}", "as it comes", "tuned", "gain"), tuple(rows), note).markdown()
+    return Table(
+        (f"test {options.title}", "as it comes", "tuned", "gain", "found (as it comes)"), tuple(rows), note
+    ).markdown()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else signature(value)
