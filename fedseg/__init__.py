@@ -5,6 +5,7 @@ tools that read without running); there `import models` works as well as `import
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -18,6 +19,9 @@ _CHECKOUT = (_ROOT / "pyproject.toml").is_file()
 if _CHECKOUT:
     __path__.insert(0, str(_ROOT))
 
+
+# Flower reads it once, when the first of our parts imports it
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 NEEDED = ("numpy", "torch", "pytorch_lightning", "albumentations", "omegaconf", "pydantic", "yaml", "tqdm", "nibabel")
 

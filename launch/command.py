@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fedseg import missing
 from fedseg.common.ending import ending
@@ -54,10 +55,10 @@ def guarded(
         needed = ".".join(map(str, OLDEST))
         print(f"error: this is Python {sys.version.split()[0]}; {needed} or newer is needed", file=sys.stderr)
         return MISTAKE
+    before: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # only the main thread may
         ending.forget()
-        for asked in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(asked, ending.ask)
+        before = {asked: signal.signal(asked, ending.ask) for asked in (signal.SIGTERM, signal.SIGINT)}
     with steady_output(), own_files():
         try:
             words = sys.argv[1:] if arguments is None else arguments
@@ -67,8 +68,11 @@ def guarded(
             return command(words) or 0
         except BaseException as error:
             return _ended_by(error, go_on)
-        finally:
-            ending.forget()  # it was heard: whoever gave the command from Python goes on
+        finally:  # whoever gave the command from Python goes on, and hears of later requests itself
+            for asked, heard_by in before.items():
+                if heard_by is not None:  # it was not installed from Python
+                    signal.signal(asked, heard_by)
+            ending.forget()
 
 
 def _ended_by(error: BaseException, go_on: str) -> int:

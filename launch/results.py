@@ -14,7 +14,7 @@ The first word says where runs are, the second what is made of them:
     scores                  models x sites
     against=MODEL           every model against one: "against='fedavg global'"
     headline, answer        the verdicts of compare.py, in short or in full
-    tuning                  methods as they come and tuned, one row each
+    tuning                  methods as they come and tuned, and what was found
     across                  every site's model at every site, of runs that have it
     figure=NAME:FILE        a plot of compare.py, written to FILE beside the document
 

@@ -62,7 +62,7 @@ class Account:
             return _whatever_was_chosen(every, pure, orders_of(ledger)[0], self.guarantee.delta)
         if not gaussian and not pure:
             return 0.0
-        if not pure and self.kind != "rdp":
+        if not pure and self.kind != "rdp":  # of which `_together` has the same numbers, and keeps what a step costs
             return _opacus(gaussian, self.guarantee.delta, self.kind)
         together = _together(gaussian, pure, self.guarantee.delta)
         return together if gaussian else min(together, sum(epsilon * count for epsilon, count in pure))
@@ -171,7 +171,7 @@ def _opacus(history: list[tuple[float, float, int]], delta: float, kind: str) ->
 
 
 def _together(gaussian: list[tuple[float, float, int]], pure: list[tuple[float, float]], delta: float) -> float:
-    """Both kinds, none of them chosen by what the others released."""
+    """Either kind or both, none of them chosen by what the others released."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis import rdp
 

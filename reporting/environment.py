@@ -33,7 +33,7 @@ def describe_process() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "git": _code(),
+        "git": git_state(SOURCE),
         "packages": installed_packages(),
     }
 
@@ -96,11 +96,6 @@ def _cpu_seconds() -> float:
     """Of this process and its children that have ended (workers that load images)."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-@cache
-def _code() -> dict[str, Any] | None:
-    return git_state(SOURCE)  # a process runs what it began with
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

@@ -24,8 +24,11 @@ from lightning_fabric.utilities import registry
 from matplotlib.figure import Figure
 
 from fedseg.datamodules.phantom import data as phantom
+from fedseg.reporting import environment
 
 torch.set_num_threads(1)
+# the code that tests run stays the same, and so does what git says of it
+pytest.MonkeyPatch().setattr(environment, "git_state", functools.cache(environment.git_state))
 # every Trainer asks every installed package whether it brings callbacks; the answer stays the same
 registry.entry_points = functools.cache(registry.entry_points)
 # without its device, torch remembers for every seed where it was set, and looks for devices before every step
@@ -46,24 +49,24 @@ logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
 def _remembered(make: Callable[..., Any], most: int, *, draws: bool = False) -> Callable[..., Any]:
-    """What is made again of the same arguments is copied.
+    """What is made again of the same arguments is a copy.
 
     Args:
-        make: a function of its arguments, and of torch's random numbers if it ``draws`` some, which stay the same.
+        make: a function of its arguments and, if it ``draws`` from torch's generator, of that, which a copy leaves
+            where a call would.
         most: so many are kept.
     """
     kept: dict[tuple[str, bytes], tuple[Any, torch.Tensor]] = {}
 
     @functools.wraps(make)
     def remembered(*args: Any, **options: Any) -> Any:
-        key = (
-            repr((args, options, torch.get_default_device())),
-            torch.get_rng_state().numpy().tobytes() if draws else b"",
-        )
+        surroundings = torch.get_default_device(), torch.get_default_dtype()
+        numbers = torch.get_rng_state() if draws else torch.empty(0)
+        key = repr((args, options, surroundings)), numbers.numpy().tobytes()
         if key not in kept:
             if len(kept) == most:
                 del kept[next(iter(kept))]
-            kept[key] = make(*args, **options), torch.get_rng_state()
+            kept[key] = make(*args, **options), torch.get_rng_state() if draws else numbers
         made, numbers = kept[key]
         if draws:
             torch.set_rng_state(numbers)

@@ -102,11 +102,7 @@ def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def run_train(capsys: pytest.CaptureFixture[str], *settings: str) -> tuple[int, str]:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        code = train.main(settings)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    code = train.main(settings)
     return code, capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.gather import Gathered, Method, gather, signature
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.plots import LIGHT, draw_all
-from fedseg.reporting.compare.report import Extras, telling, write
+from fedseg.reporting.compare.report import CAPTIONS, Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
 from fedseg.reporting.compare.sentences import answer_text
 from fedseg.reporting.compare.tables import Cell, Grid, metric_grid
@@ -86,30 +86,63 @@ def test_tuned_methods_stand_beside_what_they_are_as_they_come(tmp_path: Path) -
     assert [row[4] for row in table[2:4]] == ["lam 0.5 (0.1), training.lr 0.002 (0.001)", "training.lr 0.002 (0.001)"]
     for row, (name, view, gain) in zip(table[2:4], (("ditto", "personal", 5), ("fedavg", "global", -5)), strict=True):
         means = [100 * float(np.mean([*found.means(Model(m, view)).values()])) for m in (name, tuned.format(name))]
-        assert row[0] == f"{name} {view}"
+        assert row[0] == f"{name} {view}, 8 trials"
         assert [cell.split(" ")[0] for cell in row[1:3]] == [f"{mean:.1f}" for mean in means]
         told = float(row[3].split(" ")[0].replace("−", "-"))
         assert told == pytest.approx(means[1] - means[0], abs=0.06)
         assert told == pytest.approx(gain, abs=1.5)
     axes = draw_all(found, [], LIGHT)["tuning"].axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ditto personal", "fedavg global"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row[0] for row in table[2:4]]
     marks = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
     assert [mark.get_markerfacecolor() == "none" for mark in marks] == [True, False] * 2
     assert float(marks[1].get_xdata()[0]) == pytest.approx(float(table[2][2].split(" ")[0]), abs=0.05)
 
 
-def test_without_a_pair_there_is_no_table_of_tuning(planted: Path) -> None:
-    with pytest.raises(ReportingError, match=r"tuned \(METHOD_tuned, of `sweep.py tune METHOD`\)"):
-        tuning_text(analysed(planted))
-    assert "tuning" not in draw_all(analysed(planted), [], LIGHT)
+def test_a_method_tuned_with_two_budgets_has_a_row_for_each_on_the_page_too(tmp_path: Path) -> None:
+    for trials, gain in ((8, 0.02), (16, 0.04)):
+        preset = tmp_path / f"{trials}" / "fedavg_tuned.yaml"
+        preset.parent.mkdir()
+        preset.write_text(f"name: fedavg\ntraining: {{lr: 0.002, trials: {trials}}}\n")
+        for seed in (0, 1):
+            effects = {("global", ""): gain}
+            write_run(tmp_path / f"runs/{trials}-{seed}", str(preset), seed, effects=effects)
+    for seed in (0, 1):
+        write_run(tmp_path / f"runs/fedavg-{seed}", "fedavg", seed)
+    labels = [pair.label for pair in analysed(tmp_path / "runs").tuned]
+    assert labels == ["fedavg global, 16 trials", "fedavg global, 8 trials"]
+    assert compare.main([str(tmp_path / "runs"), f"output={tmp_path / 'report'}", "draws=200"]) == 0
+    assert (tmp_path / "report/plots/tuning.png").exists()
+    assert CAPTIONS["tuning"] in (tmp_path / "report/report.html").read_text()
 
 
-def test_a_note_on_many_methods_counts_them(tmp_path: Path) -> None:
+def test_without_a_pair_on_the_same_seeds_there_is_no_table_of_tuning(planted: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "fedavg_tuned.yaml"
+    preset.write_text("name: fedavg\ntraining: {lr: 0.002, trials: 8}\n")
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"runs/fedavg-{seed}", "fedavg", seed)
+    write_run(tmp_path / "runs/tuned", str(preset), 0)
+    told = r"tuned \(METHOD_tuned, of `sweep.py tune METHOD`\), both with all seeds"
+    for folder in (planted, tmp_path / "runs"):
+        with pytest.raises(ReportingError, match=told):
+            tuning_text(analysed(folder))
+        assert "tuning" not in draw_all(analysed(folder), [], LIGHT)
+
+
+@pytest.mark.parametrize(
+    ("same", "told"),
+    [
+        (9, "0.001 (9 methods); 8 methods with a value of their own."),
+        (14, "0.001 (14 methods); 0.014 ({}); 0.015 ({}); 0.016 ({})."),  # those that are not as the others are named
+    ],
+)
+def test_a_note_on_many_methods_counts_them(same: int, told: str, tmp_path: Path) -> None:
     for number in range(17):
-        rate = 0.001 if number < 9 else number / 1000
+        rate = 0.001 if number < same else number / 1000
         write_run(tmp_path / str(number), "fedprox", 0, f"algorithm.mu={number}", f"training.lr={rate}")
-    (note,) = (note for note in gathered(tmp_path).notes if "training.lr" in note)
-    assert note == "Methods differ in training.lr: 0.001 (9 methods); 8 methods with a value of their own."
+    found = gathered(tmp_path)
+    (note,) = (note for note in found.notes if "training.lr" in note)
+    alone = [label for label in found.methods if not label.endswith("training.lr=0.001)")]
+    assert note == f"Methods differ in training.lr: {told.format(*alone)}"
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """SuperLink, SuperNodes and apps as real processes, killed for real; each fault has the outcome of docs/reliability.md.
 
-One federation of three sites serves all tests of this file, in their order, since starting one takes time.
+One federation serves all tests of this file, in their order, since starting one takes time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedseg.federation.state import State
 from fedseg.reporting.folder import RunFolder
 from scripts import deployment_on_loopback
 from scripts.loopback import Loopback
+from tests.tiers import every
 from tests.tiny_run import TINY
 from tests.world import assert_same
 
@@ -214,12 +215,16 @@ def test_the_server_and_a_site_are_killed_and_the_run_ends_as_if_nothing_had_hap
     assert all(min(held) > 0 for held in trained_from.loc[done + 2 :])
 
 
-def test_a_method_that_shows_sites_to_each_other_runs_across_machines(two_sites: Lab) -> None:
-    lab, sites = two_sites, SITES[:2]
-    settings = ["algorithm=lcfed", "federation.rounds=2", "data.n_sites=2"]
-    here = in_one_process(lab.folder / "lcfed-here", *settings)
-    run = RunFolder(lab.folder / "lcfed")
-    told = lab.run(*settings, "deployment.sites=[site_01,site_02]", f"output={run.path}")
+@pytest.mark.parametrize("count", every([2, 3], [2]))
+def test_a_method_that_shows_sites_to_each_other_runs_across_machines(
+    count: int, two_sites: Lab, request: pytest.FixtureRequest
+) -> None:
+    lab: Lab = two_sites if count == 2 else request.getfixturevalue("lab")
+    sites = SITES[:count]
+    settings = ["algorithm=lcfed", "federation.rounds=2", f"data.n_sites={count}"]
+    here = in_one_process(lab.folder / f"lcfed-here-{count}", *settings)
+    run = RunFolder(lab.folder / f"lcfed-{count}")
+    told = lab.run(*settings, f"deployment.sites=[{','.join(sites)}]", f"output={run.path}")
     assert "test dice" in told, told[-5000:]
     assert_same_run(lab, run, here, sites)
     patients = set(here.splits()["patient"])

@@ -10,12 +10,14 @@ import pytest
 
 from fedseg.datamodules.cases import Sample
 from fedseg.datamodules.errors import DataError
+from fedseg.datamodules.phantom import data
 from fedseg.datamodules.phantom.data import FEWEST_CASES, REGIONS, Anatomy, PhantomDataModule, draw_case
 from fedseg.datamodules.phantom.fundus import CUP, RIM
 from fedseg.datamodules.phantom.organ import FIELD_OF_VIEW, LENGTH, LESION
 from fedseg.datamodules.phantom.style import Dials, site_style
 
 ANATOMIES: tuple[Anatomy, ...] = ("fundus", "organ")
+REMEMBERED = {name: getattr(data, name) for name in ("draw_fundus", "draw_organ")}  # of conftest
 pytestmark = pytest.mark.usefixtures("drawn_anew")
 NONE = Dials(0, 0, 0, 0)
 ALL = Dials(1, 1, 1, 1)
@@ -52,6 +54,17 @@ def test_cases_stay_when_sites_are_added_and_amounts_change() -> None:
         if (case.site, case.case) in larger:
             assert equal(few.read(case), many.read(larger[case.site, case.case]))
     assert sum((case.site, case.case) in larger for case in few.cases()[::4]) >= 3
+
+
+def test_cases_that_other_tests_copy_are_those_that_are_drawn() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, remembering in REMEMBERED.items():
+            patch.setattr(data, name, remembering)
+        copies = [draw(anatomy, 0, 0) for anatomy in ANATOMIES]
+        for copied in copies:
+            copied.image[:] = 7
+        again = [draw(anatomy, 0, 0) for anatomy in ANATOMIES]
+    assert all(equal(copied, draw(anatomy, 0, 0)) for copied, anatomy in zip(again, ANATOMIES, strict=True))
 
 
 def test_names_sort_in_the_order_of_the_sites() -> None:

@@ -345,14 +345,12 @@ def test_an_interruption_and_a_request_to_end_say_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
     monkeypatch.setattr("fedseg.launch.run.score_checkpoints", lambda *_: os.kill(os.getpid(), sign))
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        code, _, err = command(train.main, *PLAIN, "algorithm=fedavg", f"output={tmp_path / 'run'}")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    code, _, err = command(train.main, *PLAIN, "algorithm=fedavg", f"output={tmp_path / 'run'}")
     assert code == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert f"stopped; go on with: python train.py output={tmp_path / 'run'} resume=true" in err
-    ending.heed()  # it was heard: another federation in this process is not stopped
+    ending.heed()  # it ended with the command: another federation in this process is not stopped
     assert not (tmp_path / "run" / "summary.csv").exists()
 
 

@@ -72,8 +72,8 @@ class Tuned(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people."""
-        return f"{self.plain.label} {self.after.view}"
+        """For people; a method may be tuned with several budgets."""
+        return f"{self.plain.label} {self.after.view}, {self.tuned.settings['training.trials']} trials"
 
     def found(self) -> dict[str, tuple[Any, Any]]:
         """Setting -> its value as the method comes, and what tuning found instead."""
@@ -251,12 +251,19 @@ class Analysis:
 
     @cached_property
     def tuned(self) -> list[Tuned]:
-        """Methods that `sweep.py tune` tuned and that are here as they come, too; the best first."""
+        """Methods that `sweep.py tune` tuned and that are here as they come, too; the best first.
+
+        Both have the same seeds, sites and kind of model.
+        """
         methods = self.gathered.methods
         told = [found for label in methods if (found := TUNED.fullmatch(label)) and found[1] in methods]
         pairs = [(found, self._answering_of(found[1]), self._answering_of(found[0])) for found in told]
-        both = [Tuned(methods[f[1]], methods[f[0]], plain, tuned) for f, plain, tuned in pairs if plain and tuned]
-        return sorted(both, key=lambda pair: self.models.index(pair.after))
+        alike = [
+            Tuned(methods[found[1]], methods[found[0]], plain, tuned)
+            for found, plain, tuned in pairs
+            if plain and tuned and {plain, tuned} <= self.complete and plain.view == tuned.view
+        ]
+        return sorted(alike, key=lambda pair: self.models.index(pair.after))
 
     def _answering_of(self, method: str) -> Model | None:
         """A method's personal model, or its global one where sites have none of their own."""

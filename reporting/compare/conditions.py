@@ -60,7 +60,10 @@ def gains_text(conditions: Mapping[str, Analysis], label: str) -> str:
     """The gains as a Markdown table: models x conditions, with intervals."""
     table = gains(conditions, label)
     options = next(iter(conditions.values())).options
-    cells = {(row["model"], row["condition"]): gain_cell(row, options.scale) for row in table.to_dict("records")}
+    cells = {
+        (row["model"], row["condition"]): gain_cell(row, options.scale, sure=row["sure"])
+        for row in table.to_dict("records")
+    }
     models = table["model"].unique()
     rows = tuple((model, *(cells.get((model, name), "–") for name in conditions)) for model in models)
     note = (
@@ -70,11 +73,11 @@ def gains_text(conditions: Mapping[str, Analysis], label: str) -> str:
     return Table((f"against {label}", *conditions), rows, note).markdown()
 
 
-def gain_cell(row: Mapping[Any, Any], scale: float) -> str:
-    """A gain, whether it is sure, and its interval."""
+def gain_cell(row: Mapping[Any, Any], scale: float, *, sure: bool = False) -> str:
+    """A gain, whether it is sure, and its interval where it has one."""
     gain, low, high = (float(row[key]) * scale for key in ("gain", "low", "high"))
     between = f" ({signed(low)} to {signed(high)})" if np.isfinite(low) else ""
-    return f"{signed(gain)}{SURE if row['sure'] else ''}{between}"
+    return f"{signed(gain)}{SURE if sure else ''}{between}"
 
 
 def draw_gains(conditions: Mapping[str, Analysis], label: str, theme: Theme) -> Figure:

@@ -28,7 +28,8 @@ SHARED = ("evaluation.tolerance", "evaluation.choose_by")
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
-NAMED_METHODS = 16  # a note names no more
+NAMED_METHODS = 16  # a note names all methods of so many
+NAMED_TOGETHER = 3  # else so many that have a value in common, and so many that have one of their own
 _WRITTEN: dict[str, str] = {}  # most settings are the same in all runs
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A run's settings -> the default of every setting that it could have."""
@@ -431,12 +432,15 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
 
 def _told(where: Mapping[str, Sequence[str]]) -> str:
     """Values of a setting and the methods that have them; of many methods, how many have the same."""
-    if sum(map(len, where.values())) <= NAMED_METHODS:
-        return "; ".join(f"{value} ({', '.join(labels)})" for value, labels in where.items())
-    shared = [f"{value} ({len(labels)} methods)" for value, labels in where.items() if len(labels) > 1]
-    if own := len(where) - len(shared):
-        shared.append(f"{own} methods with a value of their own" if own > 1 else "one method with a value of its own")
-    return "; ".join(shared)
+    few = sum(map(len, where.values())) <= NAMED_METHODS
+    told = {
+        value: ", ".join(labels) if few or len(labels) <= NAMED_TOGETHER else f"{len(labels)} methods"
+        for value, labels in where.items()
+    }
+    own = [value for value, labels in where.items() if len(labels) == 1]
+    hidden = own if not few and len(own) > NAMED_TOGETHER else []
+    shown = [f"{value} ({who})" for value, who in told.items() if value not in hidden]
+    return "; ".join([*shown, f"{len(hidden)} methods with a value of their own"] if hidden else shown)
 
 
 def _notes_on_data(runs: Sequence[Run]) -> list[str]:

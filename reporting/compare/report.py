@@ -215,7 +215,7 @@ def _sections(
     checkpoint = analysis.options.checkpoint
     other = "last" if checkpoint == "best" else "best"
     sections = [
-        Section("Scores", pictures=drawn("scores"), grids=[score_grid(analysis, checkpoint)], folded=[
+        Section("Scores", pictures=drawn("scores", "tuning"), grids=[score_grid(analysis, checkpoint)], folded=[
             score_grid(analysis, other), metric_grid(analysis), region_grid(analysis),
             *region_site_grids(analysis)]),
         Section("Personal against global", pictures=drawn("personal_gains"), folded=[_personal_grid(analysis)]),

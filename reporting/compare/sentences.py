@@ -61,10 +61,14 @@ def scores_text(analysis: Analysis) -> str:
         (model.label, *(score_cell(cells.get((model.method, model.view, site)), analysis) for site in sites))
         for model in analysis.models
     )
-    seeds = len({run.seed for run in runs_of(analysis)})
-    spread = "mean ± standard deviation between seeds" if seeds > 1 else "one seed"
-    note = f"{analysis.options.unit.capitalize()}, {analysis.options.checkpoint} round; {spread}."
+    note = f"{analysis.options.unit.capitalize()}, {analysis.options.checkpoint} round; {seed_words(analysis)}."
     return Table(header, rows, note).markdown()
+
+
+def seed_words(analysis: Analysis) -> str:
+    """What a cell of `score_cell` says of seeds."""
+    seeds = len({run.seed for run in runs_of(analysis)})
+    return "mean ± standard deviation between seeds" if seeds > 1 else "one seed"
 
 
 def score_cell(row: Mapping[Any, Any] | None, analysis: Analysis) -> str:
