@@ -185,7 +185,7 @@ def tuning(analysis: Analysis, theme: Theme) -> Figure | None:
         axes.plot(after, row, mark, color=colour, markersize=5.5)
     axes.set_yticks(range(len(analysis.tuned)), [pair.label for pair in analysis.tuned])
     axes.set_ylim(len(analysis.tuned) - 0.4, -0.6)
-    axes.set_xlabel(f"test {analysis.options.title} ({analysis.options.unit}), mean over sites")
+    axes.set_xlabel(f"test {analysis.options.title}, mean over sites\n({analysis.options.unit})")
     axes.grid(axis="x")
     for mark, label in (("none", "as it comes"), ("full", "tuned")):
         axes.plot([], [], "o", color=theme.neutral, fillstyle=mark, markersize=5.5, label=label)

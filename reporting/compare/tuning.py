@@ -37,7 +37,7 @@ def tuning_text(analysis: Analysis) -> str:
         )
         rows.append((pair.label, *both, gain, found or "what it comes with"))
     note = (
-        f"{options.unit.capitalize()}, {options.checkpoint} round, mean over sites, {seed_words(analysis)}; gain by "
+        f"{options.unit.capitalize()}, {options.checkpoint} round, mean over sites; {seed_words(analysis)}; gain by "
         f"tuning with its {options.confidence:.0%} interval, no narrower than its t interval."
     )
     return Table(
