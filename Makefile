@@ -15,7 +15,7 @@ test:      ## the tests
 	python -m pytest -n 2 --dist worksteal
 
 exhaustive: ## what CI tests beyond them: more methods, faults and processes of kinds that the tests have
-	python -m pytest -n 3 --dist worksteal -m exhaustive # three: more of it waits
+	python -m pytest -n 3 --dist worksteal -m exhaustive
 
 quick:     ## the tests but the slow ones
 	python -m pytest -n 2 --dist worksteal -m "not slow"

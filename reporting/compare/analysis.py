@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +32,7 @@ from fedseg.evaluation.statistics import (
     wins,
 )
 from fedseg.reporting.compare.clock import TOGETHER
-from fedseg.reporting.compare.gather import Gathered, Method
+from fedseg.reporting.compare.gather import TUNED, Gathered, Method
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import Run
 from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
@@ -41,8 +40,6 @@ from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
-TUNED = re.compile(r"(.+)_tuned \(tuned, \d+ trials(?:, .+)?\)")
-"""What `compare` calls a method that `sweep.py tune` tuned."""
 OVERALL = "mean over sites"
 AGAINST_GLOBAL, AGAINST_LOCAL, AGAINST_REFERENCE = "personal against global", "against local training", "against FedAvg"
 AGAINST_OWN_STATISTICS = "against FedAvg with the site's own normalisation statistics"

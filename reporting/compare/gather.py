@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amoun
 SHOWN_FOLDERS = 2
 NAMED_METHODS = 16  # a note names all methods of so many
 NAMED_TOGETHER = 3  # else so many that have a value in common, and so many that have one of their own
+TUNED = re.compile(r"(.+)_tuned \(tuned, \d+ trials(?:, .+)?\)")
+"""What `_labels` calls a preset that `sweep.py tune` wrote, and the method's own."""
 _WRITTEN: dict[str, str] = {}  # most settings are the same in all runs
 Defaults = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """A run's settings -> the default of every setting that it could have."""

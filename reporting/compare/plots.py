@@ -173,11 +173,11 @@ def tuning(analysis: Analysis, theme: Theme) -> Figure | None:
     """Mean over sites of every tuned method, as it comes and tuned."""
     if not analysis.tuned:
         return None
-    scale = analysis.options.scale
+    overall = _chosen(analysis).query("site == @OVERALL").set_index(["method", "view"])["mean"] * analysis.options.scale
     figure = Figure(figsize=(NARROW, 1.3 + 0.24 * len(analysis.tuned)), layout="constrained")
     axes = figure.subplots()
     for row, pair in enumerate(analysis.tuned):
-        before, after = (scale * float(np.mean([*analysis.means(m).values()])) for m in (pair.before, pair.after))
+        before, after = overall[pair.before], overall[pair.after]
         colour = theme.good if pair.after.view == PERSONAL else theme.shared
         mark = "o" if pair.after.view == PERSONAL else "s"
         axes.plot([before, after], [row, row], color=colour, linewidth=1.6, alpha=0.55)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedseg.reporting import ReportingError
-from fedseg.reporting.compare.analysis import OVERALL, Analysis
+from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.conditions import gain_cell
 from fedseg.reporting.compare.gather import signature
 from fedseg.reporting.compare.sentences import score_cell, seed_words
@@ -25,10 +25,10 @@ def tuning_text(analysis: Analysis) -> str:
         )
     options = analysis.options
     overview = analysis.overview.query("site == @OVERALL and seen and checkpoint == @options.checkpoint")
-    scores = {(row["method"], row["view"]): row for row in overview.to_dict("records")}
+    scores = {Model(row["method"], row["view"]): row for row in overview.to_dict("records")}
     rows = []
     for pair in analysis.tuned:
-        both = (score_cell(scores.get((model.method, model.view)), analysis) for model in (pair.before, pair.after))
+        both = (score_cell(scores.get(model), analysis) for model in (pair.before, pair.after))
         test = analysis.compare(pair.after, pair.before, OVERALL)
         gain = gain_cell(test, options.scale) if test else "–"
         found = ", ".join(
