@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from math import ceil
 from typing import Any
 
@@ -12,13 +11,12 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.own import LastFit
 from fedseg.federation.contract import Batch, Site
 from fedseg.federation.ranges import Fixed, PositiveShare
-from fedseg.federation.state import State
 
 
-class FedALA(FedAvg):
+class FedALA(LastFit):
     """FedALA (Zhang et al., AAAI 2023): each site learns how much of the received model it takes up, weight by weight.
 
     A site starts its local fit from v + (w - v) * m on the last tensors of the network, v its own last model, w the
@@ -33,7 +31,6 @@ class FedALA(FedAvg):
         first_passes: of a site's first merging.
     """
 
-    views = ("global", "personal")
     merged: Tensor
 
     def __init__(
@@ -48,7 +45,6 @@ class FedALA(FedAvg):
         super().__init__(*args, **kwargs)
         self.eta, self.sample, self.first_passes = eta, sample, first_passes
         self.upper = [name for name, _ in self.model.named_parameters() if name in self.parts.parameters][-tensors:]
-        self.own = deepcopy(self.model).requires_grad_(False)
         weights = [torch.ones_like(self.model.get_parameter(name), requires_grad=False) for name in self.upper]
         self.merge = nn.ParameterList([nn.Parameter(weight, requires_grad=False) for weight in weights])
         self.register_buffer("merged", torch.zeros(()))  # rounds in which this site has merged
@@ -77,15 +73,6 @@ class FedALA(FedAvg):
         if batches:
             self.merged += 1
             self._load(self.model, self._start(own, received))
-
-    def send(self, site: Site) -> State:
-        """The differences; the model itself becomes the site's own."""
-        self._load(self.own, self.model.state_dict())
-        return super().send(site)
-
-    def network(self, view: str) -> nn.Module:
-        """The received model, or the site's own."""
-        return self.own if view == "personal" else self.model
 
     def _learn_merge(self, batch: Batch, own: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> None:
         start = {name: tensor.requires_grad_() for name, tensor in self._start(own, received).items()}

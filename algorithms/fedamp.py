@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from math import exp
 from typing import Any
 
 from pydantic import NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedseg.algorithms.answers import SingleAnswers, weighted
 from fedseg.algorithms.functional.rows import row_of
+from fedseg.algorithms.own import LastFit
 from fedseg.federation.contract import Batch, Site
 from fedseg.federation.ranges import FinitePositive, Share
 from fedseg.federation.state import State, Tensors, squared_distance
 
 
-class FedAMP(SingleAnswers):
+class FedAMP(LastFit, SingleAnswers):
     """FedAMP (Huang et al., AAAI 2021): a site is pulled to a mean in which others weigh by their likeness to it.
 
     u_i = (1 - sum_j xi_ij) w_i + sum_j xi_ij w_j with xi_ij = share / (K - 1) exp(-|w_i - w_j|^2 / sigma), which is the
@@ -30,7 +30,6 @@ class FedAMP(SingleAnswers):
         lam: strength of the pull.
     """
 
-    views = ("global", "personal")
     leaves_out_unknown = True
     adds_up = True
 
@@ -45,7 +44,6 @@ class FedAMP(SingleAnswers):
         super().__init__(*args, **kwargs)
         self.share, self.sigma, self.lam = share, sigma, lam
         self._goes_on = False
-        self.own = deepcopy(self.model).requires_grad_(False)
 
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load what came; the site's own model is the one that learns."""
@@ -62,15 +60,6 @@ class FedAMP(SingleAnswers):
         """Task loss and pull."""
         pull = squared_distance(dict(self.model.named_parameters()), self.reference)
         return super().loss(batch) + self.lam / 2 * pull
-
-    def send(self, site: Site) -> State:
-        """The differences; the model itself becomes the site's own."""
-        self._load(self.own, self.model.state_dict())
-        return super().send(site)
-
-    def network(self, view: str) -> nn.Module:
-        """The received model, or the site's own."""
-        return self.own if view == "personal" else self.model
 
     def replies(self, trained: Mapping[str, Tensors], shares: Sequence[float], rounds: int) -> dict[str, Tensors]:
         """For each site, the mean by likeness."""

@@ -1,11 +1,18 @@
-"""Imports go down the stairs: what each package may know of the others."""
+"""Imports go down the stairs: what each package may know of the others; and a method's file says only what is new."""
 
 import ast
+import inspect
+from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from fedseg.algorithms import ALGORITHMS
+
 ROOT = Path(__file__).parent.parent
+WINDOW = 6
+"""Lines in a row that say the same in two files."""
 MAY_IMPORT = {
     "common": {"common"},
     "federation": {"federation"},
@@ -89,3 +96,37 @@ def test_ours_is_imported_under_one_name() -> None:
         froms = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         assert not {name for name in froms | plain if name.split(".")[0] in {*MAY_IMPORT, "launch", "console"}}, file
+
+
+def code_lines(source: str) -> list[str]:
+    """Lines that are neither blank nor comments nor a docstring, without their indentation."""
+    lines = [line.strip() for line in source.splitlines()]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            said = node.body[0]
+            lines[said.lineno - 1 : said.end_lineno] = [""] * ((said.end_lineno or said.lineno) - said.lineno + 1)
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def repeated(files: list[list[str]]) -> list[tuple[str, ...]]:
+    """Windows of lines that stand in more than one file."""
+    windows = [{tuple(lines[i : i + WINDOW]) for i in range(len(lines) - WINDOW + 1)} for lines in files]
+    return [window for window, count in Counter(window for found in windows for window in found).items() if count > 1]
+
+
+def test_methods_are_short_and_say_nothing_twice() -> None:
+    """What two methods would both write belongs into a class that both derive from, as `algorithms/own.py`."""
+    paths = sorted({inspect.getfile(method) for method in ALGORITHMS.values()})
+    files = [code_lines(Path(path).read_text(encoding="utf-8")) for path in paths]
+    assert len(files) > 40
+    assert median(map(len, files)) < 60
+    assert repeated(files) == []
+
+
+def test_a_repeated_window_is_seen() -> None:
+    alike = code_lines(
+        '"""A file."""\n\n# why\nclass A:\n    """An A."""\n\n' + "".join(f"    {c} = 1\n" for c in "abcdef")
+    )
+    assert alike == ["class A:", *(f"{c} = 1" for c in "abcdef")]
+    assert len(repeated([alike, alike[1:]])) == 1
+    assert repeated([alike, alike[2:]]) == []
