@@ -28,6 +28,10 @@ class FedCost(FedAvg):
     and left out where that is 0. All favour sites that do well; FedCE and GA favour those that do not. After the
     papers; no code was compared.
 
+    FedPIDAvg's abstract speaks of the drop of the loss alone; that a loss which rose counts as no drop is as in a third
+    party's program, and keeps weights from being negative. The paper's other part, numbers of iterations from a Poisson
+    model of the sites' sizes, is not here.
+
     Args:
         cost: dice, ratio or pid.
         power: of cost=dice; 0 weighs all sites alike.
