@@ -13,7 +13,7 @@ from fedseg.algorithms.answers import SingleAnswers, weighted
 from fedseg.algorithms.functional.rows import row_of
 from fedseg.algorithms.own import LastFit
 from fedseg.federation.contract import Batch, Site
-from fedseg.federation.ranges import FinitePositive, Share
+from fedseg.federation.ranges import FinitePositive, Fixed, Share
 from fedseg.federation.state import State, Tensors, squared_distance
 
 
@@ -26,7 +26,8 @@ class FedAMP(LastFit, SingleAnswers):
 
     Args:
         share: largest weight that all others together have at a site; 0 with lam at 0 is local training.
-        sigma: squared distance at which weights fall to 1/e; null takes the round's mean over pairs of sites.
+        sigma: squared distance at which weights fall to 1/e; null takes the round's mean over pairs of sites. Not
+            tuned: distances grow with the network, so that no range serves all.
         lam: strength of the pull.
     """
 
@@ -37,7 +38,7 @@ class FedAMP(LastFit, SingleAnswers):
         self,
         *args: Any,
         share: Share = 0.5,
-        sigma: FinitePositive | None = None,
+        sigma: Fixed[FinitePositive | None] = None,
         lam: NonNegativeFloat = 0.1,
         **kwargs: Any,
     ) -> None:

@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.federation.contract import Cohort, Site
+from fedseg.federation.ranges import Fixed
 from fedseg.federation.state import State
 
 PACE, STEPS = "pace", "effective_steps"
@@ -24,12 +25,13 @@ class FedNova(FedAvg):
     instead optimises an objective in which a site weighs by its steps, too. Equal steps make it FedAvg.
 
     Args:
-        mu: strength of a pull to the received model, as in FedProx; `trainer.gradient_clip` leaves it alone.
+        mu: strength of a pull to the received model, as in FedProx; `trainer.gradient_clip` leaves it alone. Not tuned:
+            it is FedProx's part, and goes with no momentum of the sites.
     """
 
     exact_groups = frozenset({PACE})
 
-    def __init__(self, *args: Any, mu: NonNegativeFloat = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, mu: Fixed[NonNegativeFloat] = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         training = self.recipe.training
         training.require_sgd("fednova", "what steps weigh is known for SGD alone", momentum=mu == 0)

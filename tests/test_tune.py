@@ -136,6 +136,14 @@ def test_what_only_serves_unseen_sites_is_not_searched() -> None:
     assert [a.key for a in search_space(compose(["algorithm=iopfl"], SCHEMA))] == ["training.lr", "algorithm.alpha"]
 
 
+@pytest.mark.parametrize(("name", "given", "searched"), [
+    ("fednova", "mu=0.1", []), ("fedamp", "sigma=2", ["algorithm.share", "algorithm.lam"]),
+])  # fmt: skip
+def test_what_is_marked_as_fixed_is_not_searched_from_a_preset_either(name: str, given: str, searched: Any) -> None:
+    config = compose([f"algorithm={name}", f"algorithm.{given}"], SCHEMA)
+    assert [a.key for a in search_space(config)] == ["training.lr", *searched]
+
+
 def test_what_is_given_by_hand_is_not_searched() -> None:
     config = compose(["algorithm=ditto", "algorithm.lam=1"], SCHEMA)
     assert [a.key for a in search_space(config, ["algorithm.lam", "data.size"])] == ["training.lr"]
