@@ -23,6 +23,8 @@ STYLE, TARGET = "style", "style/target"
 COMPLEXITY = "complexity"
 """The group that a site tells once where the least complex one is the target."""
 
+OF_SLICES = "training.harmonise=fda replaces amplitudes of slices, and histogram, zscore and combat know volumes"
+
 
 class Harmonised(Algorithm):
     """A method whose images all get one style, before they are normalised, in training, scoring and use alike.
@@ -101,8 +103,6 @@ class Harmonised(Algorithm):
 class InStyle(Harmonised):
     """A method whose images are harmonised as `training.harmonise` says."""
 
-    slices_only = "styles (training.harmonise) are of slices"
-
     @property
     def style(self) -> Style:
         """The one that the setting names."""
@@ -148,7 +148,6 @@ class InStyleOfOne(InStyle):
 class Combatted(Harmonised):
     """A method whose images are adjusted by ComBat; those of a site that told nothing stay as they are."""
 
-    slices_only = InStyle.slices_only
     prepares = "images of a site that took part are adjusted by what ComBat found out about it, others are not"
     prepares_by_site = True
     style = Combat()
@@ -180,6 +179,8 @@ def harmonised(method: type[Algorithm], training: Training) -> type[Algorithm]:
     if training.harmonise in others:
         return type(method.__name__, (others[training.harmonise], method), same)
     base = InStyleOfOne if training.harmonise_target == "least_complex" else InStyle
+    if training.harmonise == "fda":
+        same["slices_only"] = OF_SLICES
     return type(method.__name__, (base, method), same)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -90,10 +90,13 @@ def test_constant_images_stay_constant_and_finite(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every(name for name, method in ALGORITHMS.items() if not method.styles_images))
-def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), every([
+    *((name, "zscore") for name, method in ALGORITHMS.items() if not method.styles_images),
+    *((name, "histogram") for name in ("ditto", "scaffold", "fedsm", "perfedavg", "meanteacher")),
+], at=0))  # fmt: skip
+def test_every_method_takes_harmonised_images_as_its_own(name: str, kind: Kind, tmp_path: Path) -> None:
     """It is felt; nothing but the target is added; a worker rebuilt for every turn learns the same."""
-    training = replace(build(name).recipe.training, harmonise="zscore")
+    training = replace(build(name).recipe.training, harmonise=kind)
     outcome = simulate(name, tmp_path / "a", 1, training=training)
     assert not outcome.server.non_finite()
     assert_same_outcome(outcome, simulate(name, tmp_path / "b", 1, training=training, transport=Forgetful))
@@ -106,6 +109,20 @@ def test_every_method_takes_harmonised_images_as_its_own(name: str, tmp_path: Pa
     before = worker.normalize(there.images)
     worker.receive(State({"style/target": outcome.server["style/target"]}), State(), there)
     assert (worker.normalize(there.images) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*STYLES, "combat"])
+def test_images_change_and_masks_stay(kind: Any) -> None:
+    sites, worker = toy_sites(), build("fedavg", Training(harmonise=kind))
+    server = worker.init_server({name: worker.introduce(site) for name, site in sites.items()})
+    worker.receive(worker.broadcast(server, "s1", EvaluateTask(1, 0)), State(), sites["s1"])
+    (batch,) = sites["s1"].train_batches(0, 1)
+    images, masks = batch["image"].clone(), batch["mask"].clone()
+    inputs = worker.normalize(images)
+    assert not torch.equal(inputs, build("fedavg").normalize(images))
+    assert torch.equal(worker.loss(batch), worker.recipe.loss(worker.model(inputs), masks))
+    assert torch.equal(batch["image"], images)
+    assert torch.equal(batch["mask"], masks)
 
 
 @pytest.mark.slow

@@ -25,10 +25,12 @@ import predict
 import train
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import ConfigError, compose
+from fedseg.federation.contract import EvaluateTask
+from fedseg.federation.state import State
 from fedseg.launch.check import main as check_command
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Reopened
-from fedseg.launch.folders.saved import SavedModels
+from fedseg.launch.folders.saved import NamedSite, SavedModels
 from fedseg.launch.settings import SCHEMA
 from fedseg.models import create_model, create_monai_model, normalisation, part
 from fedseg.reporting.folder import RunFolder
@@ -207,10 +209,29 @@ def test_every_method_takes_a_step_on_volumes_or_says_why_not(name: str, batch: 
     assert worker.predict(torch.rand(1, 1, 11, 20, 9), worker.views[0]).shape == (1, 2, 11, 20, 9)
 
 
-def test_styles_are_refused_for_volumes() -> None:
+def test_styles_of_slices_are_refused_for_volumes() -> None:
     settings = [*PHANTOM, *SMALL, "training.harmonise=fda"]
-    with pytest.raises(ConfigError, match=r"styles \(training.harmonise\) are of slices"):
+    with pytest.raises(ConfigError, match=r"replaces amplitudes of slices, and histogram, zscore and combat know vol"):
         Experiment(compose(settings, SCHEMA)).check()
+
+
+@pytest.mark.parametrize("kind", ["histogram", "zscore", "combat"])
+def test_grey_values_of_volumes_are_harmonised_patch_by_patch(kind: str, batch: dict[str, Any]) -> None:
+    """The target's mean and deviation, which all of them keep, and nothing of the place of a voxel's value."""
+    experiment = Experiment(compose([*PHANTOM, *SMALL, f"training.harmonise={kind}"], SCHEMA))
+    experiment.check()
+    worker, site = experiment.algorithm(in_channels=1), NamedSite("a")
+    images = {"a": batch["image"], "b": batch["image"].flip(-1).square()}
+    told = {name: State({"style": worker.style.told([given])}) for name, given in images.items()}
+    worker.receive(worker.broadcast(worker.init_server(told), "a", EvaluateTask(1, 0)), State(), site)
+    assert worker.loss(batch).isfinite()
+    found = worker.preparation[0](batch["image"])
+    assert found.shape == batch["image"].shape
+    assert not torch.equal(found, batch["image"])
+    between = torch.stack([given.mean() for given in images.values()]).mean()
+    assert float(found.mean()) == pytest.approx(float(between), abs=0.01)
+    turned = worker.preparation[0](batch["image"].flip(2))
+    torch.testing.assert_close(turned.flip(2), found)
 
 
 @pytest.mark.slow

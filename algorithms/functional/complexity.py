@@ -15,7 +15,7 @@ def complexity(batches: Iterable[Tensor]) -> Tensors:
     """Mean entropy of the images' histograms, and the variance of the images' means.
 
     Args:
-        batches: (B, C, H, W) in [0, 1].
+        batches: (B, C, ...) in [0, 1].
 
     Returns:
         ``entropy``, in bits, the mean over channels and images; ``spread``; nothing of no images.
@@ -23,14 +23,14 @@ def complexity(batches: Iterable[Tensor]) -> Tensors:
     entropies, means = [], []
     for images in batches:
         entropies.append(histogram_entropy(images))
-        means.append(images.double().mean(dim=(1, 2, 3)))
+        means.append(images.double().mean(dim=tuple(range(1, images.ndim))))
     if not means:
         return {}
     return {"entropy": torch.cat(entropies).mean(), "spread": torch.cat(means).var(correction=0)}
 
 
 def histogram_entropy(images: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1] -> (B,) Shannon entropy of grey values in 256 bins, in bits, mean over channels."""
+    """(B, C, ...) in [0, 1] -> (B,) Shannon entropy of grey values in 256 bins, in bits, mean over channels."""
     bins = (images * BINS).long().clamp(0, BINS - 1).flatten(2)
     counts = torch.zeros(*bins.shape[:2], BINS, dtype=torch.float64, device=images.device)
     counts.scatter_add_(-1, bins, torch.ones_like(bins, dtype=torch.float64))

@@ -1,7 +1,8 @@
 """Styles of images that sites can tell in a few numbers, and modules that give images the style of a target.
 
-All work image by image and channel by channel, so that a target is all that a new image needs. Targets are means over
-images, and over sites means of those. A module has no entries in `state_dict()`: a target is no part of a model.
+All work image by image and channel by channel, so that a target is all that a new image needs; grey values of volumes,
+too, and frequencies of slices alone. Targets are means over images, and over sites means of those. A module has no
+entries in `state_dict()`: a target is no part of a model.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ class Style(Protocol):
     """One way to say how images look."""
 
     def told(self, batches: Iterable[Tensor]) -> Tensors:
-        """What a site tells of its images, (B, C, H, W) in [0, 1]; nothing if it has none."""
+        """What a site tells of its images, (B, C, ...) in [0, 1]; nothing if it has none."""
 
     def towards(self, target: Tensors) -> nn.Module:
-        """A module that gives (B, C, H, W) images the style of a target."""
+        """A module that gives (B, C, ...) images the style of a target."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Histogram:
         return _Quantiles(target["quantiles"])
 
     def quantiles(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, levels)."""
+        """(B, C, ...) -> (B, C, levels)."""
         ordered = images.flatten(2).sort(dim=-1).values
         places = torch.linspace(0, ordered.shape[-1] - 1, self.levels, dtype=torch.float64)
         return _between(ordered, places.to(ordered).expand(*ordered.shape[:2], -1))
@@ -127,7 +128,7 @@ class _Quantiles(nn.Module):
 
 
 def quantile_matched(images: Tensor, target: Tensor) -> Tensor:
-    """Images (B, C, H, W) whose quantiles are the target's (B, C, levels)."""
+    """Images (B, C, ...) whose quantiles are the target's (B, C, levels)."""
     values = images.flatten(2).contiguous()
     ordered = values.sort(dim=-1).values
     below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
@@ -143,7 +144,7 @@ class Moments:
         """Both, mean over images."""
 
         def moments(images: Tensor) -> Tensors:
-            std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True, correction=0)
+            std, mean = _moments(images)
             return {"mean": mean, "std": std}
 
         return _mean_of(batches, moments)
@@ -163,8 +164,13 @@ class _Moments(nn.Module):
         self.register_buffer("std", target["std"], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True, correction=0)
+        std, mean = _moments(images)
         return (images - mean) / std.clamp_min(FLAT) * self.std + self.mean
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of every image (B, C, ...) and channel, with axes of length one."""
+    return torch.std_mean(images, dim=tuple(range(2, images.ndim)), keepdim=True, correction=0)
 
 
 def _mean_of(batches: Iterable[Tensor], measure: Callable[[Tensor], Tensors]) -> Tensors:
