@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.common.parts import OwnPart, PartError, called, imported, is_path
-from fedseg.federation.ranges import FinitePositive, HalfShare, PositiveShare, ProperShare, Share, check_ranges
+from fedseg.federation.ranges import (
+    FinitePositive,
+    HalfShare,
+    PositiveShare,
+    ProperShare,
+    Share,
+    check_ranges,
+    check_read,
+)
 from fedseg.models.heads import Activation
 from fedseg.models.losses import Loss, LossName, OwnLoss, build_loss
 from fedseg.models.normalize import build_normalizer
@@ -137,24 +145,8 @@ class Training:
                 f"training.region_weights is of the suite's losses; training.loss={self.loss} takes weights in "
                 "training.loss_options, if it has any; leave training.region_weights out"
             )
-        self._check_effect()
-
-    def _check_effect(self) -> None:
-        """Refuse a setting that nobody reads.
-
-        Raises:
-            ValueError: naming it and what reads it.
-        """
-        defaults = {one.name: one.default for one in fields(self)}
-        for name, (owner, readers) in READ_BY.items():
-            usual, value, chosen = defaults[name], getattr(self, name), getattr(self, owner)
-            value = tuple(value) if isinstance(usual, tuple) else value
-            if value != usual and chosen not in readers and not (name == "schedule_rounds" and ends(chosen)):
-                usual = list(usual) if isinstance(usual, tuple) else usual
-                raise ValueError(
-                    f"training.{name} has no effect with training.{owner}={chosen}; "
-                    f"take training.{owner}={readers[0]}, or leave training.{name} at {usual}"
-                )
+        told = ("schedule_rounds",) if ends(self.schedule) else ()  # one's own schedule is told of rounds, too
+        check_read(self, "training", {name: by for name, by in READ_BY.items() if name not in told})
 
     def lr_in(self, round: int, rounds: int) -> float:
         """The learning rate in a round; it follows from the round alone, whoever was absent or resumed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -59,6 +59,35 @@ def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:
             except ValidationError as error:
                 told = error.errors()[0]["msg"].removeprefix("Input ")
                 raise ValueError(f"{section}.{name}={values[name]} {told}") from error
+
+
+def check_read(settings: Any, section: str, read_by: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Refuse a setting that nobody reads.
+
+    Args:
+        settings: a dataclass.
+        section: of the settings, such as federation.
+        read_by: name -> another setting, and those of its choices that read it, the one to advise first.
+
+    Raises:
+        ValueError: naming the setting and what reads it.
+    """
+    defaults = {one.name: one.default for one in fields(settings)}
+    for name, (owner, readers) in read_by.items():
+        usual, value, chosen = defaults[name], getattr(settings, name), getattr(settings, owner)
+        value = tuple(value) if isinstance(usual, tuple) else value
+        if value != usual and chosen not in readers:
+            raise ValueError(
+                f"{section}.{name} has no effect with {section}.{owner}={chosen}; take {section}.{owner}={readers[0]}, "
+                f"or leave {section}.{name} at {_word(usual)}"
+            )
+
+
+def _word(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
 
 
 @cache

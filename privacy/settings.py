@@ -8,9 +8,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from fedseg.federation.ranges import FinitePositive, PositiveShare, check_ranges
+from fedseg.federation.ranges import FinitePositive, PositiveShare, check_ranges, check_read
 
 Randomness = Literal["seeded", "secret"]
+READ_BY = {
+    "clip": ("mechanism", ("site", "patient", "sparse")),
+    "noise": ("mechanism", ("site", "patient")),
+    "epsilon_round": ("mechanism", ("sparse",)),
+    "share": ("mechanism", ("sparse",)),
+    "threshold": ("mechanism", ("sparse",)),
+    "patients_per_step": ("mechanism", ("patient",)),
+    "pass_steps": ("mechanism", ("patient",)),
+    "noises": ("mechanism", ("patient",)),
+    "epsilon_choice": ("mechanism", ("patient",)),
+    "loss_bound": ("mechanism", ("patient",)),
+    "delta": ("mechanism", ("site", "patient", "sparse")),
+    "max_epsilon": ("mechanism", ("site", "patient", "sparse")),
+    "accountant": ("mechanism", ("site", "patient")),
+    "randomness": ("mechanism", ("site", "patient", "sparse")),
+}
+"""Which mechanisms read a setting; without one nothing is promised, whatever budget is set."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,7 @@ class Privacy:
         check_ranges(Privacy, vars(self), "privacy")
         if self.mechanism == "sparse" and self.accountant == "prv":
             raise ValueError("privacy.accountant=prv composes Gaussian noise only; privacy.mechanism=sparse needs rdp")
+        check_read(self, "privacy", READ_BY)
         self._check_choice()
 
     @property
@@ -72,18 +90,12 @@ class Privacy:
         return tuple(map(float, self.noises)) or (self.noise,)
 
     def _check_choice(self) -> None:
-        """Refuse what nobody reads, and a choice that the account does not cover.
+        """Refuse a choice that the account does not cover, or that nobody makes.
 
         Raises:
             ValueError: with the cure.
         """
         usual = {one.name: one.default for one in fields(self)}
-        given = [name for name in ("pass_steps", "noises") if getattr(self, name) not in (usual[name], [])]
-        if given and self.mechanism != "patient":
-            raise ValueError(
-                f"privacy.{given[0]} has no effect with privacy.mechanism={self.mechanism}; take "
-                "privacy.mechanism=patient, or leave it out"
-            )
         if self.noises and self.noise != usual["noise"]:
             raise ValueError("privacy.noise has no effect beside privacy.noises; leave one of them out")
         if any(not 0 < noise < math.inf for noise in self.noises) or len(set(self.noises)) < len(self.noises):

@@ -131,7 +131,8 @@ def test_a_setting_that_nobody_reads_is_refused(name: str) -> None:
     owner, readers = READ_BY[name]
     knobs = {name: OTHERS.get(name, 0.25)}
     usual = getattr(Training(), name)
-    cure = f"take training.{owner}={readers[0]}, or leave training.{name} at {list(usual) if usual == () else usual}"
+    written = {None: "null", (): "[]"}.get(usual, usual)
+    cure = f"take training.{owner}={readers[0]}, or leave training.{name} at {written}"
     with pytest.raises(ValueError, match=re.escape(f"training.{name} has no effect with training.{owner}=")) as refused:
         Training(**knobs)
     assert str(refused.value).endswith(cure)

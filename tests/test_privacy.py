@@ -25,7 +25,7 @@ from fedseg.privacy.encryption import Encrypted, KeyHolder
 from fedseg.privacy.masked import Masked
 from fedseg.privacy.patient_level import PatientLevel
 from fedseg.privacy.payload import clipped, dense, flat, norm, restored, shapes, sparse
-from fedseg.privacy.settings import Compression, Privacy
+from fedseg.privacy.settings import READ_BY, Compression, Privacy
 from fedseg.privacy.site_level import SiteLevel
 from fedseg.privacy.sparse_vector import SparseVector, laplace
 from tests.test_laws import Wire
@@ -634,6 +634,26 @@ def test_senseless_settings_are_refused_by_name(knob: str, value: float) -> None
         Privacy(mechanism="sparse", accountant="prv")
     with pytest.raises(ValueError, match=r"compression\.top_k=0"):
         Compression(top_k=0.0)
+
+
+OTHERS: dict[str, Any] = {"noises": (0.5,), "pass_steps": 2, "accountant": "prv", "randomness": "secret"}
+CHOOSING = {"noises": (0.5, 1.0), "max_epsilon": 3.0}  # beside what says how noises are chosen
+
+
+@pytest.mark.parametrize("name", READ_BY)
+def test_a_setting_that_no_mechanism_reads_promises_nothing_and_is_refused(name: str) -> None:
+    _, readers = READ_BY[name]
+    knob, usual = {name: OTHERS.get(name, 0.25)}, getattr(Privacy(), name)
+    for mechanism in {"none", "site"} - set(readers):
+        told = rf"privacy\.{name} has no effect with privacy\.mechanism={mechanism}; take "
+        with pytest.raises(ValueError, match=told) as refused:
+            Privacy(mechanism=mechanism, **knob)
+        written = {None: "null", (): "[]"}.get(usual, usual)
+        assert str(refused.value).endswith(f"mechanism={readers[0]}, or leave privacy.{name} at {written}")
+        Privacy(mechanism=mechanism, **{name: usual})
+    beside = CHOOSING if name in ("epsilon_choice", "loss_bound") else {}
+    for mechanism in readers:
+        Privacy(mechanism=mechanism, **knob, **beside)
 
 
 def test_secret_numbers_do_not_follow_from_a_seed_of_32_bits() -> None:
