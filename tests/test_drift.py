@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,30 @@ def test_fednovas_rounds_of_unequal_steps_are_the_reference(archive: str, tmp_pa
         close(server["pace"]["effective_steps"][0], steps)
 
 
+def normalised_rounds(data: dict[str, Tensor], rates: Sequence[float], mu: float) -> list[Tensor]:
+    """FedNova on lines by its formula, one rate a round: w - tau_eff sum_i p_i cum_i / a_i, cum_i the way of a site."""
+    w, taus, reached = data["global_w"][0], data["taus"].tolist(), []
+    for lr in rates:
+        way = torch.zeros_like(w)
+        for a, b, p, tau in zip(data["A"], data["b"], data["ratio"], taus, strict=True):
+            local = w
+            for _ in range(tau):
+                local = local - lr * (a.T @ (a @ local - b) / len(b) + mu * (local - w))
+            way = way + p * (w - local) / sum((1 - lr * mu) ** k for k in range(tau))
+        w = w - way * sum(p * tau for p, tau in zip(data["ratio"], taus, strict=True))
+        reached.append(w)
+    return reached
+
+
+def test_fednova_with_a_pull_takes_the_rate_of_each_round(tmp_path: Path) -> None:
+    data, mu = golden("fednova_s71"), 0.6
+    sites = lines(data, data["taus"].tolist(), [round(100 * float(share)) for share in data["ratio"]])
+    training = plain(0.2, schedule="step", decay=0.5, decay_every=1)
+    rounds = federate_lines("fednova", tmp_path, sites, data["global_w"][0], training, 3, mu=mu)
+    for (server, _), w in zip(rounds, normalised_rounds(data, [0.2, 0.1, 0.05], mu), strict=True):
+        close(server["model"]["w"], w)
+
+
 def test_what_a_round_of_steps_weighs_is_the_references() -> None:
     for archive in ("fednova_s71", "fednova_s72", "fednova_s73"):
         data = golden(archive)
@@ -358,6 +382,16 @@ def test_feddyns_rounds_are_the_papers_and_end_at_the_federations_optimum(tmp_pa
     rows, targets = data["A"].flatten(0, 1), data["b"].flatten()
     optimum = torch.linalg.lstsq(rows, targets[:, None]).solution[:, 0]
     torch.testing.assert_close(expected[-1], optimum, rtol=1e-2, atol=1e-2)
+
+
+def test_feddyns_sum_takes_a_round_by_its_sites_share_of_all() -> None:
+    """The paper's -h / alpha: 2 of 4 sites are behind the mean, and one that weighs nothing is none of them."""
+    w, past, mean = (torch.tensor(values) for values in ([1.0, 2.0], [0.5, -0.5], [0.2, 0.4]))
+    server = State({"model": {"w": w}, "drift/mean": {"w": past}})
+    cohort = Cohort({"a": 3.0, "b": 1.0, "c": 0.0}, 3.0, 3, 4)
+    after = build("feddyn").advance(server, State({"model": {"w": mean}}), cohort)
+    torch.testing.assert_close(after["drift/mean"]["w"], past + 2 / 4 * mean)
+    torch.testing.assert_close(after["model"]["w"], w + mean + past + 2 / 4 * mean)
 
 
 def test_a_site_that_feddyn_meets_first_takes_fedproxs_steps() -> None:

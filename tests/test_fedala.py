@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fedseg.algorithms.fedala import FedALA
 from fedseg.algorithms.recipe import Recipe, Training
-from fedseg.federation.client import turn
+from fedseg.federation.client import Compute, turn
 from fedseg.federation.contract import Batch, TrainTask
 from fedseg.federation.state import State
 from tests.lines import golden
@@ -92,3 +92,16 @@ def test_the_personal_model_is_the_sites_own_after_its_fit() -> None:
     own = dict(worker.network("personal").named_parameters())
     for name, difference in update["model"].items():
         torch.testing.assert_close(own[name].detach(), sent["model"][name] + difference)
+
+
+def test_merging_sees_a_sample_of_the_images_in_the_trainers_precision() -> None:
+    """In its first merging as often as it is told, later once; then comes the local fit."""
+    worker, site, computed = build("fedala", sample=0.5, first_passes=3), toy_sites()["s2"], []
+    sent, kept = worker.broadcast(worker.init_server({}), "s2", TrainTask(1, 7)), State()
+    worker.model.register_forward_hook(lambda _module, _images, logits: computed.append(logits.dtype))
+    assert site.steps() == 4
+    for round, merging in ((1, 0), (2, 3 * 2), (3, 2)):
+        task = TrainTask(round, 7, steps=1)
+        _, kept = turn(worker, site, task, sent, kept, Compute("cpu", "bf16-mixed"), evaluate)
+        assert computed == [torch.bfloat16] * (merging + 1)
+        computed.clear()

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.fedsam import FedSAM
 from fedseg.algorithms.recipe import Recipe, Training
+from fedseg.federation.client import Compute
 from fedseg.federation.contract import Batch
-from tests.lines import golden
+from tests.lines import Line, drawn_lines, golden, squares
 from tests.world import CPU, assert_same, build, simulate, toy_sites
 
 
@@ -56,3 +58,26 @@ def test_a_step_takes_two_passes_and_statistics_see_the_first_alone(monkeypatch:
     assert len(passes) == 2
     expected: dict[str, Tensor] = dict(plain.model.named_buffers())
     assert all(torch.equal(buffer, expected[name]) for name, buffer in worker.model.named_buffers())
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("fedsam", {"rho": 0.5}), ("perfedavg", {"alpha": 0.3})])
+def test_clipping_acts_on_the_second_gradient_alone(name: str, knobs: dict[str, float]) -> None:
+    """The way to where it is taken is that of the first gradient as it is."""
+    sites, start = drawn_lines(1, [10])
+    rows, targets, lr, clip = sites["s0"].rows, sites["s0"].targets, 0.1, 0.05
+    first = rows.T @ (rows @ start - targets) / len(targets)
+    there = start + 0.5 * first / first.norm() if name == "fedsam" else start - 0.3 * first
+    second = rows.T @ (rows @ there - targets) / len(targets)
+    assert min(first.norm(), second.norm()) > 2 * clip
+    recipe = Recipe(Training(optimizer="sgd", lr=lr, channels_last=False), "sigmoid", nn.Identity(), squares)
+    worker = ALGORITHMS[name](Line(start), recipe, **knobs).double()
+    Compute("cpu", gradient_clip=clip).fit(worker, sites["s0"].train_batches(0, 1))
+    expected = start - lr * clip * second / second.norm()
+    torch.testing.assert_close(worker.model.get_parameter("w").detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_both_passes_compute_in_the_trainers_precision() -> None:
+    worker, computed = build("fedsam", rho=0.5), []
+    worker.model.register_forward_hook(lambda _module, _images, logits: computed.append(logits.dtype))
+    Compute("cpu", "bf16-mixed").fit(worker, toy_sites()["s1"].train_batches(3, 2))
+    assert computed == [torch.bfloat16] * 4

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from fedseg.algorithms.functional.styles import Amplitude
 from fedseg.algorithms.recipe import Training
+from fedseg.algorithms.stock import dice
 from fedseg.federation.contract import Batch, EvaluateTask
 from fedseg.federation.state import State
 from fedseg.launch.folders.saved import NamedSite
@@ -74,6 +76,17 @@ def test_the_programs_loss_is_that_of_two_settings() -> None:
     assert value.item() == pytest.approx(float(data["dice_loss"]), rel=1e-5)
     assert loss.item() == pytest.approx(float(data["joint_loss"]), rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0].double(), data["joint_grad"], rtol=1e-3, atol=1e-7)
+
+
+def test_the_programs_score_is_the_suites_dice_with_the_background_as_a_region() -> None:
+    """But for the 1e-5 that the program adds below; both classes are in every image."""
+    data = golden("harmofl_loss_s31")
+    answer, mask = (
+        one_hot(classes.long(), 2).movedim(-1, 1) for classes in (data["logits"].argmax(dim=1), data["label"][:, 0])
+    )
+    found = dice(answer.bool(), mask.double())
+    assert len(found) == mask.shape[0] * 2
+    assert found.mean().item() == pytest.approx(float(data["dice_coef_incl_bg"]), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -199,6 +199,22 @@ class Blind(ToySite):
         return () if split == "val" else super().eval_batches(split)
 
 
+def test_gas_step_falls_linearly_over_its_rounds() -> None:
+    """With a gap at one of two equal sites, which alone moves: by s / 2 before both are normalised."""
+    method, updates = build("ga", step=0.4, step_rounds=4), [update("a", gap=0.1), update("b")]
+    for past, s in ((0, 0.4), (1, 0.3), (3, 0.1), (4, 0.0), (9, 0.0)):
+        asked: list[Sequence[float]] = []
+
+        def average(weights: Sequence[float], into: list[Sequence[float]] = asked) -> tuple[State, Cohort]:
+            into.append(weights)
+            return State(), Cohort({}, 2, 2, 2)
+
+        after = method.aggregate(State(scalars={"rounds": float(past)}), updates, average)
+        moved = 0.5 + s / 2
+        assert asked[0] == pytest.approx([moved / (moved + 0.5), 0.5 / (moved + 0.5)])
+        assert after.scalars["rounds"] == past + 1
+
+
 @pytest.mark.parametrize("name", ["ga", "fedcost"])
 def test_a_site_without_validation_images_tells_no_score_and_has_its_say(name: str) -> None:
     method = build(name)
