@@ -6,12 +6,12 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.parts import zeroed
 from fedseg.federation.contract import Site
+from fedseg.federation.ranges import Share
 from fedseg.federation.state import State, Tensors
 
 
@@ -25,16 +25,15 @@ class FedSoup(FedAvg):
     not compared; it decides on test images, here these are never seen.
 
     Args:
-        first_mixing: the round from which on sites mix; before it is FedAvg. The paper waits for three quarters of the
-            rounds.
+        wait: share of the run's rounds that is over before sites mix; until then it is FedAvg. The paper's is 0.75.
     """
 
     views = ("global", "personal")
     pooled: Tensor
 
-    def __init__(self, *args: Any, first_mixing: PositiveInt = 16, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, wait: Share = 0.75, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.first_mixing = first_mixing
+        self.wait = wait
         self.own = deepcopy(self.model).requires_grad_(False)
         self.pool = zeroed(self.model)  # P
         self.register_buffer("pooled", torch.zeros(()))  # n
@@ -53,7 +52,7 @@ class FedSoup(FedAvg):
     def on_train_end(self) -> None:
         """Mix, where the network still computes."""
         super().on_train_end()
-        if self._site is not None and self.round >= self.first_mixing:
+        if self._site is not None and self.round > self.wait * self.recipe.rounds:
             self._mix(self._site)
 
     @torch.no_grad()

@@ -28,14 +28,16 @@ class GA(FedAvg):
 
     Args:
         step: s of the first round; 0 is FedAvg.
-        step_rounds: rounds over which s falls to 0.
+        step_rounds: rounds over which s falls to 0; null takes the run's.
     """
 
     last_dice: Tensor
 
-    def __init__(self, *args: Any, step: Share = 0.2, step_rounds: Fixed[PositiveInt] = 100, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, step: Share = 0.2, step_rounds: Fixed[PositiveInt | None] = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.step, self.step_rounds = step, step_rounds
+        self.step, self.step_rounds = step, step_rounds or self.recipe.rounds
         self.register_buffer("last_dice", torch.full((), -1.0))  # of the site's model; below 0 where there is none
         self._site: Site | None = None
         self._gap: float | None = None

@@ -33,7 +33,7 @@ class PRRFL(SingleAnswers):
         sublimate: alpha 2.
         window: share of the spectrum that is averaged at first.
         last_window: share at the end.
-        window_rounds: rounds over which it grows; thereafter it stays.
+        window_rounds: rounds over which it grows, thereafter it stays; null takes the run's.
     """
 
     personal = staticmethod(normalisation)
@@ -51,12 +51,13 @@ class PRRFL(SingleAnswers):
         sublimate: Share = 0.9,
         window: Fixed[Share] = 0.7,
         last_window: Fixed[Share] = 0.95,
-        window_rounds: Fixed[PositiveInt] = 50,
+        window_rounds: Fixed[PositiveInt | None] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.transfer, self.thresholds = transfer, (recover, sublimate)
-        self.window, self.last_window, self.window_rounds = window, last_window, window_rounds
+        self.window, self.last_window = window, last_window
+        self.window_rounds = window_rounds or self.recipe.rounds
         self.twin = deepcopy(self.model)
         self._stage = Stage.NEW
         self._site: Site | None = None

@@ -23,19 +23,23 @@ class QFFL(FedAvg):
 
     With F_k the loss of the received model on a site's training images, D_k its update and p_k FedAvg's weight, the
     server steps by sum p_k F_k^q D_k / sum p_k (F_k^q + q F_k^(q-1) L |D_k|^2), bounded as in the paper. L is
-    one over the local learning rate; with other optimisers than plain SGD it is a scale. Running statistics take the
-    mean by p_k F_k^q. After the paper; no code was compared.
+    one over the local learning rate of plain SGD. Running statistics take the mean by p_k F_k^q. After the paper; no
+    code was compared.
 
     Args:
         q: strength; 0 is FedAvg.
-        lipschitz: L; null takes 1 / training.lr.
+        lipschitz: L; null takes 1 / training.lr, for plain SGD. With another optimiser it is a scale, and has to be
+            said.
     """
 
     def __init__(
         self, *args: Any, q: NonNegativeFloat = 1.0, lipschitz: FinitePositive | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.q, self.lipschitz = q, lipschitz or 1 / self.recipe.training.lr
+        training = self.recipe.training
+        if q and lipschitz is None:
+            training.require_sgd("qffl", "without algorithm.lipschitz its bound is one over the rate of plain SGD")
+        self.q, self.lipschitz = q, lipschitz or 1 / training.lr
         self._site: Site | None = None
         self._before = 0.0
 

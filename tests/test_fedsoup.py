@@ -53,7 +53,7 @@ def test_rounds_are_the_programs() -> None:
             update, _ = turn(build("fedavg", SGD), site, task, message, plain, CPU, evaluate)
             w, v = server["model"], {n: server["model"][n] + t for n, t in update["model"].items()}
             rest = {n: server["buffers"][n] + t for n, t in update["buffers"].items()}
-            worker = build("fedsoup", SGD, rounds=5, first_mixing=1)
+            worker = build("fedsoup", SGD, rounds=5, wait=0.0)
             answer, kept[name] = turn(worker, site, task, message, kept[name], CPU, evaluate)
             (n, pool), counters = pools[name], kept[name]["model"]
             without = {k: (v[k] + n * pool[k]) / (n + 1) for k in v}
@@ -80,15 +80,15 @@ def test_rounds_are_the_programs() -> None:
 
 @pytest.mark.slow
 def test_without_mixing_it_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
-    fedsoup, fedavg = simulate("fedsoup", tmp_path / "a", 3, first_mixing=4), simulate("fedavg", tmp_path / "b", 3)
+    fedsoup, fedavg = simulate("fedsoup", tmp_path / "a", 3, wait=1.0), simulate("fedavg", tmp_path / "b", 3)
     assert_same(fedsoup.server, fedavg.server)
 
 
-@pytest.mark.parametrize(("first", "mixed"), [(1, {1, 2, 3, 4}), (3, {3, 4}), (5, set())])
-def test_sites_mix_from_the_given_round_on(first: int, mixed: set[int]) -> None:
+@pytest.mark.parametrize(("wait", "mixed"), [(0.0, {1, 2, 3, 4}), (0.5, {3, 4}), (0.75, {4}), (1.0, set())])
+def test_sites_mix_once_a_share_of_the_rounds_is_over(wait: float, mixed: set[int]) -> None:
     found = set()
     for round in range(1, 5):
-        worker = build("fedsoup", SGD, rounds=4, first_mixing=first)
+        worker = build("fedsoup", SGD, rounds=4, wait=wait)
         worker._mix = lambda _, round=round: found.add(round)
         message = worker.broadcast(worker.init_server({}), "s1", TrainTask(round, 7))
         turn(worker, toy_sites()["s1"], TrainTask(round, 7, steps=1), message, State(), CPU, evaluate)
@@ -118,7 +118,7 @@ def as_kind(kind: type[ToySite]) -> dict[str, ToySite]:
 
 def test_it_looks_at_validation_images_alone() -> None:
     site = as_kind(ValidationOnly)["s2"]
-    worker = build("fedsoup", SGD, first_mixing=1)
+    worker = build("fedsoup", SGD, wait=0.0)
     message = worker.broadcast(worker.init_server({}), "s2", TrainTask(1, 7))
     _, kept = turn(worker, site, TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)
     assert kept["own"]["pooled"] in (0, 1)
@@ -127,7 +127,7 @@ def test_it_looks_at_validation_images_alone() -> None:
 def test_a_site_without_validation_images_takes_part_as_with_fedavg() -> None:
     site, task = as_kind(Unvalidated)["s1"], TrainTask(1, 7, steps=3)
     message = build("fedavg", SGD).init_server({})
-    ours, kept = turn(build("fedsoup", SGD, first_mixing=1), site, task, message, State(), CPU, evaluate)
+    ours, kept = turn(build("fedsoup", SGD, wait=0.0), site, task, message, State(), CPU, evaluate)
     theirs, _ = turn(build("fedavg", SGD), site, task, message, State(), CPU, evaluate)
     assert_same(State(ours.tensors), State(theirs.tensors))
     assert not kept["own"]["pooled"]
@@ -136,14 +136,14 @@ def test_a_site_without_validation_images_takes_part_as_with_fedavg() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [InProcess, Forgetful])
 def test_a_resumed_run_mixes_as_an_undisturbed_one(way: type[InProcess], tmp_path: Path) -> None:
-    whole = simulate("fedsoup", tmp_path / "a", 4, first_mixing=1)
+    whole = simulate("fedsoup", tmp_path / "a", 4, wait=0.0)
     assert max(float(state["own"]["pooled"]) for state in whole.kept.values()) > 1
-    simulate("fedsoup", tmp_path / "b", 2, transport=way, first_mixing=1)
-    assert_same_outcome(whole, simulate("fedsoup", tmp_path / "b", 4, transport=way, first_mixing=1))
+    simulate("fedsoup", tmp_path / "b", 2, transport=way, wait=0.0)
+    assert_same_outcome(whole, simulate("fedsoup", tmp_path / "b", 4, transport=way, wait=0.0))
 
 
 def test_personal_tensors_are_not_mixed(tmp_path: Path) -> None:
-    outcome = simulate("fedsoup", tmp_path, 2, first_mixing=1, personal="normalisation")
+    outcome = simulate("fedsoup", tmp_path, 2, wait=0.0, personal="normalisation")
     worker = build("fedsoup", personal="normalisation")
     for state in outcome.kept.values():
         own = {k.removeprefix("own."): t for k, t in state["own"].items() if k.startswith("own.")}

@@ -66,7 +66,7 @@ def test_any_number_of_sites_keeps_its_phases_and_shares_amplitudes(count: int, 
 
 def test_the_window_grows_as_the_programs_and_is_the_servers_memory() -> None:
     data = golden("prrfl_det_s43")
-    worker = build("prrfl", window=float(data["l_rate"]), window_rounds=int(data["rounds_total"]))
+    worker = build("prrfl", window=float(data["l_rate"]), rounds=int(data["rounds_total"]))
     assert [worker.ratio(round) for round in data["round"].tolist()] == pytest.approx(data["pfa_rate"].tolist())
     assert worker.ratio(90) == worker.ratio(50) == 0.95
 
@@ -81,7 +81,7 @@ def test_a_round_is_the_rule_applied_to_what_sites_trained(tmp_path: Path) -> No
         trained.append(add(message["model"], update["model"]))
     for name, mean in second.server["model"].items():
         tensors = [one[name] for one in trained]
-        ratio = 0.7 + 1 / 50 * 0.25
+        ratio = 0.7 + 1 / 2 * 0.25
         expected = share_low_frequencies(tensors, [1 / 3] * 3, ratio) if mean.ndim > 1 else [sum(tensors) / 3] * 3
         for site, tensor in zip(sites, expected, strict=False):
             torch.testing.assert_close(second.server[f"reply/{site}"][name], tensor, rtol=1e-4, atol=1e-5)

@@ -18,10 +18,11 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import LOSS, Cohort, TrainTask
 from fedseg.federation.state import Mean, State, Update
 from tests.lines import LineSite, federate_lines, golden, lines
-from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites
+from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 LR, STEPS = 0.05, 4
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
+ADAM = Training(optimizer="adam", lr=1e-2)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -139,7 +140,14 @@ def test_q_ffls_rounds_are_the_papers(q: float, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_q_ffl_of_strength_zero_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
-    alike(simulate("qffl", tmp_path / "a", q=0.0).server, simulate("fedavg", tmp_path / "b").server)
+    ours = simulate("qffl", tmp_path / "a", training=ADAM, q=0.0)
+    alike(ours.server, simulate("fedavg", tmp_path / "b", training=ADAM).server)
+
+
+def test_q_ffl_refuses_a_bound_of_another_optimiser_than_plain_sgd() -> None:
+    with pytest.raises(ValueError, match=r"without algorithm\.lipschitz .* take training\.optimizer=sgd, not adam"):
+        build("qffl", ADAM)
+    assert build("qffl", ADAM, lipschitz=3.0).lipschitz == 3.0
 
 
 @pytest.mark.slow
@@ -157,7 +165,7 @@ def test_measuring_the_received_model_changes_nothing_of_it(tmp_path: Path) -> N
     """Running statistics included; the first local fit is FedAvg's."""
     kept = []
     for name in ("qffl", "fedavg"):
-        worker = build(name)
+        worker = build(name, training_of("qffl"))
         message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
         kept.append(turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)[0])
     alike(*kept)
@@ -174,6 +182,11 @@ def test_weights_move_to_the_sites_that_lose_most() -> None:
     assert adjusted(shares, {}, 0.3) == adjusted(shares, {"a": 0.0}, 0.3) == adjusted(shares, {"a": 1.0}, 0.0) == shares
     assert adjusted({"a": 0.01, "b": 0.99}, {"a": -1.0, "b": 1.0}, 1.0) == pytest.approx({"a": 0.0, "b": 1.0})
     assert sum(adjusted({"a": 0.2, "b": 0.2}, {"a": 1.0}, 0.2).values()) == pytest.approx(0.4)
+
+
+def test_gas_step_falls_over_the_runs_rounds() -> None:
+    assert build("ga", rounds=12).step_rounds == 12
+    assert build("ga", rounds=12, step_rounds=3).step_rounds == 3
 
 
 def test_a_gap_is_what_the_sites_last_model_had_over_the_received_one(tmp_path: Path) -> None:
