@@ -96,7 +96,7 @@ def test_amnesia_what_a_server_hook_learns_is_in_the_state_it_returns(name: str,
 @pytest.mark.slow
 @every_method
 def test_resume_equals_never_having_stopped(name: str, plain: Plain, tmp_path: Path) -> None:
-    simulate(name, tmp_path, rounds=1)
+    simulate(name, tmp_path, rounds=2, schedule={"rounds": 1})
     assert_same_outcome(plain(name), simulate(name, tmp_path, rounds=2))
 
 

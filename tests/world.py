@@ -262,7 +262,7 @@ def simulate(
         fresh(),
         way,
         [site for site in sites if site != POOL],
-        Schedule(rounds=rounds, **{"local_steps": 3, **(schedule or {})}),
+        Schedule(**{"rounds": rounds, "local_steps": 3, **(schedule or {})}),
         seed=7,
         checkpoint=Checkpoint(folder),
         observer=observer,
