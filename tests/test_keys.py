@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fedseg.configs.compose import ConfigError
+from fedseg.federation.checkpoint import CheckpointError
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.keys import Pins, SiteKey, signed
 from fedseg.launch import flower_server
 from fedseg.launch.sites.across import read_keys
+from fedseg.launch.sites.site import Pseudonyms
 from fedseg.reporting.folder import RunFolder
 from tests.test_across import SITES, across, grid_of
 
@@ -30,6 +37,37 @@ def test_a_signature_is_of_one_text_and_one_key(tmp_path: Path, text: str, other
     assert not signed(other, text, one.sign(text))
     assert not signed(one.public, text, other)
     assert (folder / "a" / "site.key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("made", [Pseudonyms, lambda folder: SiteKey(folder, "a")])
+def test_a_key_is_whole_or_not_there_and_nothing_else_is_taken_for_one(
+    made: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path)
+    assert not list(tmp_path.iterdir())
+    made(tmp_path)
+    (path,) = tmp_path.glob("*.key")
+    assert re.fullmatch("[0-9a-f]{64}", path.read_text())
+    for other in (b"", path.read_bytes()[:32], path.read_bytes() * 2, b"\xff" * 64):
+        path.write_bytes(other)
+        with pytest.raises(CheckpointError, match=rf"{path.name} holds no key of 64 .* delete it, which makes another"):
+            made(tmp_path)
+    path.unlink()
+    made(tmp_path)
+    assert re.fullmatch("[0-9a-f]{64}", path.read_text())
+    for told in tmp_path.glob("site.pub"):
+        assert told.read_text() == f"a: {SiteKey(tmp_path, 'a').public}\n"
+
+
+def test_pseudonyms_follow_from_no_key_that_outsiders_know(tmp_path: Path) -> None:
+    known = hmac.new(b"", b"case_01", hashlib.sha256).hexdigest()[:16]
+    assert known != Pseudonyms(tmp_path)("case_01") == Pseudonyms(tmp_path)("case_01")
 
 
 def test_a_name_belongs_to_one_key_and_a_key_to_one_name() -> None:

@@ -7,6 +7,7 @@ of its own (Ed25519), made at its first message and kept in its folder.
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,31 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedseg.common.files import write_atomic
+from fedseg.federation.checkpoint import CheckpointError
 
 PRIVATE, PUBLIC = "site.key", "site.pub"
 KEY = re.compile("[0-9a-f]{64}")
+
+
+def own_key(path: Path, lost: str) -> bytes:
+    """32 secret bytes of a site, drawn when they are first asked for; a kill leaves the whole file or none.
+
+    Args:
+        path: where they lie.
+        lost: what it means when they are others.
+
+    Raises:
+        CheckpointError: the file holds something else, which everybody may know, as nothing at all.
+    """
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(32), private=True)
+    text = path.read_bytes().decode(errors="replace").strip()
+    if not KEY.fullmatch(text):
+        raise CheckpointError(
+            f"{path} holds no key of 64 hexadecimal digits; bring it back from a copy, or delete it, which makes "
+            f"another: {lost}"
+        )
+    return bytes.fromhex(text)
 
 
 class SiteKey:
@@ -25,16 +48,18 @@ class SiteKey:
     Args:
         folder: the site's own.
         site: its name.
+
+    Raises:
+        CheckpointError: the file of the private half holds none.
     """
 
     def __init__(self, folder: Path, site: str) -> None:
-        path = folder / PRIVATE
-        if not path.exists():
-            write_atomic(path, Ed25519PrivateKey.generate().private_bytes_raw().hex(), private=True)
-        self._private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+        lost = f"the server then knows {site!r} by another key, and lets it in once its line in keys.yaml is changed"
+        self._private = Ed25519PrivateKey.from_private_bytes(own_key(folder / PRIVATE, lost))
         self.public = self._private.public_key().public_bytes_raw().hex()
-        if not (folder / PUBLIC).exists():
-            write_atomic(folder / PUBLIC, f"{site}: {self.public}\n")
+        told = folder / PUBLIC
+        if not told.exists() or self.public not in told.read_text(encoding="utf-8", errors="replace"):
+            write_atomic(told, f"{site}: {self.public}\n")
 
     def sign(self, text: str) -> str:
         """A signature of the text."""

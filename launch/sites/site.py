@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
 from fedseg.federation.contract import VISITING, EvaluateTask, Row, Task
 from fedseg.federation.flower.client import RUN, OpenSite, RefusedError
+from fedseg.federation.flower.keys import own_key
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.state import State, from_bytes
 from fedseg.federation.terms import Terms
@@ -333,15 +332,13 @@ class Pseudonyms:
 
     Args:
         folder: of the site.
+
+    Raises:
+        CheckpointError: the file of the key holds none; under a key that others know, names could be tried.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "pseudonyms.key"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        self._key = bytes.fromhex(path.read_text())
+        self._key = own_key(folder / "pseudonyms.key", "the same cases then have other pseudonyms")
 
     def __call__(self, name: str) -> str:
         """The same for the same name in every run at this site."""
