@@ -247,7 +247,8 @@ def _cost(method: Method) -> tuple[str, str, str, str, str]:
     travels = (int(row["up"]) + int(row["down"])) / (int(usual["up"]) + int(usual["down"]))
     memory = f"{int(row['memory']) / int(usual['memory']):.2f}" if row["memory"] else "not measured"
     kept = f"{int(row['kept']) / int(usual['up']):.2f}"
-    return groups, f"{float(row['step']):.1f}", f"{travels:.2f}", kept, memory
+    step = " ".join([f"{float(row['step']):.1f}", *(f"(`{word}`)" for word in row["settings"].split())])
+    return groups, step, f"{travels:.2f}", kept, memory
 
 
 def table_text() -> str:

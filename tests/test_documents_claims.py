@@ -19,6 +19,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.common.files import write_atomic
 from fedseg.common.text import LONGEST_SITE, quoted
@@ -69,6 +70,12 @@ def named_in(file: str) -> frozenset[str]:
 @cache
 def all_tests() -> frozenset[str]:
     return frozenset(name for path in (ROOT / "tests").glob("test_*.py") for name in named_in(path.name))
+
+
+def test_who_sees_what_is_told_of_each_method_once() -> None:
+    table = text_of("attacks").partition("## Who sees what")[2].partition("\n## ")[0]
+    first = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    assert sorted(name for cell in first for name in re.findall(r"`(\w+)`", cell)) == sorted(ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

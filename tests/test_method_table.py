@@ -49,6 +49,7 @@ def test_the_documents_are_what_the_methods_declare() -> None:
         ("fedprox", 8, "-"),
         ("ditto", 8, "privacy of patients"),
         ("lcfed", 8, "privacy of sites, privacy of patients, secure aggregation, volumes, pieces of a batch"),
+        ("contrastive", 9, "0.7 (`algorithm.pairing=instance`)"),
         ("fedavg", 12, "1.00"),
         ("scaffold", 13, "arrays"),
         ("fedprox", 13, "arrays"),  # by a test that is given it
