@@ -37,6 +37,7 @@ from fedseg.algorithms.local import Local
 from fedseg.algorithms.meanteacher import MeanTeacher
 from fedseg.algorithms.medisecfed import MediSecFed
 from fedseg.algorithms.mfedlo import MFedLO
+from fedseg.algorithms.moe import MixtureOfExperts
 from fedseg.algorithms.moon import Moon
 from fedseg.algorithms.perfedavg import PerFedAvg
 from fedseg.algorithms.pfedme import PFedMe
@@ -85,6 +86,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "pfedme": PFedMe,
     "perfedavg": PerFedAvg,
     "fedrod": FedRoD,
+    "moe": MixtureOfExperts,
     "fedamp": FedAMP,
     "softpull": SoftPull,
     "fedsm": FedSM,

@@ -27,7 +27,7 @@ from fedseg.reporting.folder import RunFolder
 from tests.tiers import every
 
 HEADS = 2
-REFUSED = {"fedrod", "prrfl", "apfl", "feddg", "lcfed", "fedvss"}
+REFUSED = {"fedrod", "moe", "prrfl", "apfl", "feddg", "lcfed", "fedvss"}
 SETTINGS = (
     "data=phantom", "data.anatomy=organ", "data.slices=6", "data.resolution=32", "data.n_sites=3",
     "data.cases_per_site=6", "data.amount=0", "data.fit=patches", "data.size=16", "data.batch_size=4", "model=unet3d",

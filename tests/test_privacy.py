@@ -566,6 +566,7 @@ PATIENT = SINGLY | {
     "pfedme": r"trains a second model in the same step \(twin\.",
     "fedrod": r"trains a second model in the same step \(head\.",
     "apfl": r"trains a second model in the same step \(twin\.",
+    "moe": r"trains a second model in the same step \(twin\.",
     **dict.fromkeys(("meanteacher", "mfedlo"), r"which are not drawn by patient \(learns_unlabelled\)"),
 }
 

@@ -19,7 +19,7 @@ from tests.world import simulate
 
 TWO = ("ditto", "apfl", "fedsm")
 """Whose shared model is FedAvg's."""
-COUNTED = {"ditto": 2, "apfl": 2, "prrfl": 2, "fedsm": 3}
+COUNTED = {"ditto": 2, "apfl": 2, "moe": 2, "prrfl": 2, "fedsm": 3}
 
 
 def rows(name: str, folder: Path, **knobs: Any) -> pd.DataFrame:

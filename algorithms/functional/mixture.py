@@ -1,11 +1,13 @@
-"""The weight of the mixture of a personal and a shared model (APFL: Deng, Kamani, Mahdavi, 2020)."""
+"""Mixtures of two models: their weight (APFL: Deng, Kamani, Mahdavi, 2020), and logits of mixed probabilities."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from fedseg.algorithms.functional.trajectory import check_fraction
+from fedseg.models.heads import Activation
 
 SHRINKAGE = 0.02  # the authors' program pulls alpha to zero with this factor
 
@@ -42,3 +44,33 @@ def alpha_step(
         products.append(((w_p.detach() - w_l.detach()) * gradient).sum())
     slope = float(torch.stack(products).sum()) + SHRINKAGE * alpha
     return min(max(alpha - eta * slope, 0.0), 1.0)
+
+
+def mixed_logits(one: Tensor, other: Tensor, score: Tensor, activation: Activation) -> Tensor:
+    """Logits of ``g p_one + (1 - g) p_other`` with g = sigmoid(score), p being what `models.heads` makes of logits.
+
+    log p = g log p_one + (1 - g) log p_other + log(g e^((1 - g) d) + (1 - g) e^(-g d)), d = log p_one - log p_other.
+    The first two terms mix the logits themselves, so that a gate of 1 or 0 gives those of one expert, bit for bit, and
+    its gradients; nothing is clamped.
+
+    Args:
+        one: (B, C, ...) logits.
+        other: of the same shape.
+        score: (B,) of the images; finite.
+        activation: of the regions.
+
+    Returns:
+        (B, C, ...) in single precision at least; with "softmax" up to a constant that all channels share.
+    """
+    wide = torch.promote_types(one.dtype, torch.float32)
+    one, other, score = one.to(wide), other.to(wide), score.to(wide).view(-1, *[1] * (one.ndim - 1))
+    gate, rest = score.sigmoid(), (-score).sigmoid()
+
+    def convexity(ahead: Tensor) -> Tensor:
+        return torch.logaddexp(logsigmoid(score) + rest * ahead, logsigmoid(-score) - gate * ahead)
+
+    between = gate * one + rest * other
+    if activation == "softmax":
+        return between + convexity(one.log_softmax(dim=1) - other.log_softmax(dim=1))
+    there = convexity(logsigmoid(one) - logsigmoid(other))
+    return between + there - convexity(logsigmoid(-one) - logsigmoid(-other))
