@@ -9,11 +9,13 @@ import torch
 from pydantic import NonNegativeFloat
 
 from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.fedopt import FIRST
+from fedseg.algorithms.parts import with_zeros
 from fedseg.federation.contract import Cohort, Site
-from fedseg.federation.ranges import Fixed
-from fedseg.federation.state import State
+from fedseg.federation.ranges import Fixed, ProperShare
+from fedseg.federation.state import State, Tensors, add
 
-PACE, STEPS = "pace", "effective_steps"
+PACE, STEPS, RATE = "pace", "effective_steps", "rate"
 
 
 class FedNova(FedAvg):
@@ -27,11 +29,17 @@ class FedNova(FedAvg):
     Args:
         mu: strength of a pull to the received model, as in FedProx; `trainer.gradient_clip` leaves it alone. Not tuned:
             it is FedProx's part, and goes with no momentum of the sites.
+        momentum: of the server (the program's gmf): m <- momentum m + step / lr, w <- w + lr m, where step is the above
+            and lr the round's learning rate at the sites, so that a falling rate shortens what is remembered, too.
+            `federation.server_lr` scales each step before it enters m. 0 remembers nothing; not tuned. That of the
+            sites' local steps is `training.momentum`.
     """
 
     exact_groups = frozenset({PACE})
 
-    def __init__(self, *args: Any, mu: Fixed[NonNegativeFloat] = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, mu: Fixed[NonNegativeFloat] = 0.0, momentum: Fixed[ProperShare] = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         training = self.recipe.training
         training.require_sgd("fednova", "what steps weigh is known for SGD alone", momentum=mu == 0)
@@ -39,7 +47,7 @@ class FedNova(FedAvg):
             raise ValueError(
                 "algorithm=fednova: a round's momentum starts at 0, so take training.optimizer_state=reset"
             )
-        self.mu = mu
+        self.mu, self.momentum = mu, momentum
         self._steps = 0
 
     def receive(self, message: State, kept: State, site: Site) -> None:
@@ -64,19 +72,29 @@ class FedNova(FedAvg):
         weight = effective_steps(self._steps, self.recipe.training.momentum, lr * self.mu) if self._steps else 1.0
         answer.tensors["model"] = {name: tensor / weight for name, tensor in answer.get("model").items()}
         told = float(self._steps) if self.mu else weight
-        answer.tensors[PACE] = {STEPS: torch.tensor([told], dtype=torch.float64)}
+        answer.tensors[PACE] = self._pace(told, lr)
         return answer
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """The model, before any step."""
         state = super().init_server(introductions)
-        return State({**state.tensors, PACE: {STEPS: torch.zeros(1, dtype=torch.float64)}}, state.scalars)
+        state.tensors[PACE] = self._pace(0.0, 0.0)
+        return with_zeros(state, FIRST) if self.momentum else state
 
     def advance(self, server: State, mean: State, cohort: Cohort) -> State:
-        """As many steps along the mean direction as sites took in the mean."""
+        """As many steps along the mean direction as sites took in the mean, and on with what is remembered."""
         steps = float(mean[PACE][STEPS])
-        moved = {name: tensor * steps for name, tensor in mean.get("model").items()}
-        return super().advance(server, State({**mean.tensors, "model": moved}, mean.scalars), cohort)
+        tensors = {**mean.tensors, "model": {name: tensor * steps for name, tensor in mean.get("model").items()}}
+        if self.momentum and (rate := float(mean[PACE][RATE])):  # at a rate of 0 nothing moves
+            step = {name: tensor / rate for name, tensor in tensors["model"].items()}
+            tensors[FIRST] = add(step, server[FIRST], self.momentum)
+            tensors["model"] = {name: tensor * rate for name, tensor in tensors[FIRST].items()}
+        return super().advance(server, State(tensors, mean.scalars), cohort)
+
+    def _pace(self, steps: float, rate: float) -> Tensors:
+        """The numbers that travel; the learning rate only where the server needs it."""
+        told = {STEPS: steps, RATE: rate} if self.momentum else {STEPS: steps}
+        return {name: torch.tensor([number], dtype=torch.float64) for name, number in told.items()}
 
 
 def effective_steps(steps: int, momentum: float = 0.0, pull: float = 0.0) -> float:
