@@ -21,6 +21,8 @@ from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import State, Tensors, Update, squared_distance
 
 Rule = Literal["mean", "norm_bound", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"]
+COUNTING: tuple[Rule, ...] = ("trimmed_mean", "krum", "multi_krum")
+"""Rules that are told how many sites may be hostile."""
 FAR = 3.0
 """An update is noted that lies so many times as far from the combined one as the median update does."""
 SMOOTHING, PASSES, SETTLED = 1e-6, 100, 1e-7
@@ -31,7 +33,7 @@ class Combination:
     """A rule and what it assumes.
 
     Attributes:
-        rule: see `federation.engine.Schedule`.
+        rule: see `federation.schedule.Schedule`.
         hostile: how many sites of a round may be hostile.
     """
 

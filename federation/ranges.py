@@ -61,7 +61,7 @@ def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:
                 raise ValueError(f"{section}.{name}={values[name]} {told}") from error
 
 
-def check_read(settings: Any, section: str, read_by: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+def check_read(settings: Any, section: str, read_by: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
     """Refuse a setting that nobody reads.
 
     Args:
@@ -78,8 +78,8 @@ def check_read(settings: Any, section: str, read_by: Mapping[str, tuple[str, tup
         value = tuple(value) if isinstance(usual, tuple) else value
         if value != usual and chosen not in readers:
             raise ValueError(
-                f"{section}.{name} has no effect with {section}.{owner}={chosen}; take {section}.{owner}={readers[0]}, "
-                f"or leave {section}.{name} at {_word(usual)}"
+                f"{section}.{name} has no effect with {section}.{owner}={_word(chosen)}; "
+                f"take {section}.{owner}={_word(readers[0])}, or leave {section}.{name} at {_word(usual)}"
             )
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from fedseg.federation.combine import Combination, Rule
+from fedseg.federation.combine import COUNTING, Combination, Rule
 from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.heterogeneity import Heterogeneity
-from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges, check_read
 from fedseg.federation.roster import Roster
 from fedseg.federation.selection import PowerOfChoice, Pruning, Select
 
@@ -22,6 +22,16 @@ LaterRound = Annotated[int, Field(ge=2)]
 
 ASKING = ("fraction", "sampling", "selection", "dropout", "min_sites", "time_limit", "order")
 """Settings of who takes part in a round, when, and how long at most."""
+READ_BY: Mapping[str, tuple[str, tuple[str | None, ...]]] = {
+    "local_epochs": ("local_steps", (None,)),
+    "candidates": ("selection", ("loss",)),
+    **dict.fromkeys(("fast_images", "fast_factor", "fast_every"), ("selection", ("fast",))),
+    **dict.fromkeys(
+        ("select_labels", "select_chance", "select_memory", "select_unbiased"), ("selection", ("heterogeneity",))
+    ),
+    "hostile": ("combine", COUNTING),
+}
+"""Settings that only some choices of another one read."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +130,12 @@ class Schedule:
                 f"federation.sampling={self.sampling} asks every site by chance alone, federation.selection="
                 f"{self.selection} does not; take federation.sampling=fixed"
             )
-        self._check_unused("fast", "fast_images", "fast_factor", "fast_every")
-        self._check_unused("heterogeneity", "select_labels", "select_chance", "select_memory", "select_unbiased")
+        check_read(self, "federation", READ_BY)
         self._check_fast()
         self._check_unbiased()
         self._check_time()
         self._check_work()
         self._check_roster()
-        if self.selection != "loss" and self.candidates != 1.0:
-            raise ValueError(
-                f"federation.candidates={self.candidates} is for federation.selection=loss; take "
-                "federation.candidates=1"
-            )
 
     def select(self, sites: Sequence[str]) -> Select:
         """Which of these sites a round asks, where that is not left to chance alone."""
@@ -174,19 +178,6 @@ class Schedule:
                     f"federation.{name}={found} {reason} (federation.arrives, federation.leaves); take "
                     f"federation.{cure}"
                 )
-
-    def _check_unused(self, selection: str, *names: str) -> None:
-        """Refuse settings of a selection that is not taken.
-
-        Raises:
-            ValueError: naming the setting and the cure.
-        """
-        if self.selection == selection:
-            return
-        for name in names:
-            if (value := getattr(self, name)) != (usual := getattr(Schedule, name)):
-                told = f"federation.{name}={value} is for federation.selection={selection}"
-                raise ValueError(f"{told}; take that, or federation.{name}={usual}")
 
     def _check_unbiased(self) -> None:
         """Refuse weights by chances where weights play no part.
@@ -328,14 +319,18 @@ def sums_only(transforms: Sequence[Transform]) -> str:
 def check_selection(selection: str, transforms: Sequence[Transform]) -> None:
     """Refuse to choose sites by what must not be looked at.
 
+    Args:
+        selection: of the schedule; uniform where another one is given in Python.
+        transforms: of what travels.
+
     Raises:
         ValueError: naming what hides single sites.
     """
     if why := sums_only(transforms):
-        raise ValueError(
-            f"federation.selection={selection} asks sites by what single ones told, which {why} does not allow; take "
-            "federation.selection=uniform"
-        )
+        told, cure = f"federation.selection={selection}", "take federation.selection=uniform"
+        if selection == "uniform":
+            told, cure = "a selection of your own (Federation.select)", "leave it out, so that chance alone decides"
+        raise ValueError(f"{told} asks sites by what single ones told, which {why} does not allow; {cure}")
 
 
 def check_cohort(schedule: Schedule, transforms: Sequence[Transform], sites: int) -> None:

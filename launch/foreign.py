@@ -1,9 +1,13 @@
 """Settings that other tools have, and what stands for them here."""
 
+EPOCHS = (
+    "training is counted in rounds: federation.rounds, each of federation.local_steps, or with local_steps=null of "
+    "federation.local_epochs"
+)
 FOREIGN = {
-    "max_epochs": "training is counted in rounds: federation.rounds, each of federation.local_epochs or local_steps",
-    "num_epochs": "training is counted in rounds: federation.rounds, each of federation.local_epochs or local_steps",
-    "epochs": "training is counted in rounds: federation.rounds, each of federation.local_epochs or local_steps",
+    "max_epochs": EPOCHS,
+    "num_epochs": EPOCHS,
+    "epochs": EPOCHS,
     "max_steps": "steps are counted per round: federation.rounds times federation.local_steps",
     "num_rounds": "it is federation.rounds",
     "rounds": "it is federation.rounds",

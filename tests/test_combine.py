@@ -17,6 +17,7 @@ from scipy.stats import trim_mean
 
 from fedseg.federation.combine import Combination, RobustMean, Rule, bounds, geometric_median_weights, krum
 from fedseg.federation.contract import Task, Transform
+from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transport import InProcess
 from tests.tiers import every
@@ -175,6 +176,17 @@ def test_a_rule_and_a_transform_that_shows_sums_only_exclude_each_other(tmp_path
 def test_a_rule_that_needs_more_sites_is_refused_before_anything_runs(rule: Rule, needed: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"combine={rule} with federation.hostile=1 needs {needed} sites in a round"):
         simulate("fedavg", tmp_path, sites=toy_sites(2), schedule={"combine": rule})
+
+
+@pytest.mark.parametrize("rule", ["mean", "norm_bound", "median", "geometric_median"])
+def test_how_many_are_hostile_is_refused_where_no_rule_reads_it_and_the_cures_help(rule: Rule) -> None:
+    told = (
+        f"hostile has no effect with federation.combine={rule}; take federation.combine=trimmed_mean, or leave .* at 1"
+    )
+    with pytest.raises(ValueError, match=told):
+        Schedule(hostile=2, combine=rule)
+    assert Schedule(hostile=2, combine="trimmed_mean").hostile == 2
+    assert Schedule(hostile=1, combine=rule).combine == rule
 
 
 def test_a_round_in_which_too_few_sites_are_present_is_skipped(tmp_path: Path) -> None:

@@ -123,13 +123,17 @@ def test_a_selection_that_makes_no_sense_is_refused(chosen: dict[str, float], to
     ("schedule", "told", "cure"),
     [
         ({**BY_LOSS, "sampling": "poisson"}, "does not; take federation.sampling=fixed", {"sampling": "fixed"}),
-        ({"candidates": 0.5}, "take federation.candidates=1", {"candidates": 1.0}),
+        ({"candidates": 0.5}, "or leave federation.candidates at 1.0", {"candidates": 1.0}),
         ({"selection": "loss"}, "all 3 sites", {"fraction": 0.3}),
         ({"selection": "loss"}, "or federation.selection=uniform", {"selection": "uniform"}),
         ({**BY_LOSS, "fraction": 0.6, "candidates": 0.3}, "take federation.candidates=0.6", {"candidates": 0.6}),
         ({"selection": "heterogeneity"}, "heterogeneity has no choice where a round asks all 3", {"fraction": 0.3}),
-        ({"select_labels": 0.2}, "take that, or federation.select_labels=0.5", {"select_labels": 0.5}),
-        ({"select_unbiased": True}, "or federation.select_unbiased=False", {"select_unbiased": False}),
+        ({"select_labels": 0.2}, "or leave federation.select_labels at 0.5", {"select_labels": 0.5}),
+        ({"select_unbiased": True}, "or leave federation.select_unbiased at false", {"select_unbiased": False}),
+        ({"fast_every": 3, "step_seconds": {"s0": 2.0}}, "take federation.selection=fast", {"selection": "fast"}),
+        ({"local_epochs": 5.0}, "take federation.local_steps=null", {"local_steps": None}),
+        ({"local_epochs": 5.0}, "or leave federation.local_epochs at 1.0", {"local_epochs": 1.0}),
+        ({"hostile": 2, "combine": "median"}, "or leave federation.hostile at 1", {"hostile": 1}),
         ({**BY_LABELS, "sampling": "poisson"}, "take federation.sampling=fixed", {"sampling": "fixed"}),
         (
             {**BY_LABELS, "select_unbiased": True, "combine": "median"},
@@ -157,7 +161,8 @@ def test_what_single_sites_told_is_not_read_where_they_are_hidden(tmp_path: Path
         simulate("fedavg", tmp_path, schedule=BY_LOSS, transforms=chain)
     with pytest.raises(ValueError, match=r"sparse does not allow; take federation\.combine=mean"):
         check_cohort(Schedule(combine="median"), chain, 4)  # before anything runs, as for the selection
-    with pytest.raises(ValueError, match=r"asks sites by what single ones told, which sparse"):
+    own = r"of your own \(Federation\.select\) asks sites by what single ones told, which sparse .*; leave it out"
+    with pytest.raises(ValueError, match=own):
         simulate("fedavg", tmp_path, transforms=chain, before=with_selection(lambda *_: {"s0": 1.0}))
     simulate("fedavg", tmp_path / "cure", schedule={**BY_LOSS, "selection": "uniform"}, transforms=chain)
 
