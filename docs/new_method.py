@@ -4,6 +4,7 @@
 2. Add one line to the table in ``algorithms/__init__.py``: ``"mymethod": MyMethod``.
 3. Only if it departs from its own defaults somewhere: ``configs/algorithm/mymethod_paper.yaml`` with ``name: mymethod``
    and the knobs that differ.
+4. Put its bytes and its memory, as formulas, into the tables of ``docs/methods/costs.md``.
 
 ``tests/test_laws.py`` then holds it to the laws of the suite, and ``train.py --help`` lists it with its knobs.
 """

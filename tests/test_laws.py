@@ -16,6 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
+from tests.formulas import expected, symbols
 from tests.tiers import STANDING, every
 from tests.world import (
     CPU,
@@ -39,6 +40,22 @@ standing_methods = pytest.mark.parametrize("name", every(ALGORITHMS))
 Plain = Callable[[str], Outcome]
 
 
+TOYS = {
+    **{"sites": 3, "regions": 2, "images": 6, "others": 4 + 8, "shown": 3 * 2, "newer": 2},
+    **{"public": 10 * 12 * 12, "window": 1},
+}
+"""What the formulas of bytes (`tests/formulas.py`) ask of two rounds of toy sites, of the second one."""
+
+
+def moved(outcome: Outcome, site: str) -> dict[str, int]:
+    """Bytes that a site sent in the first round, received in the second, keeps, and told before."""
+    found = {"kept": sum(outcome.kept.get(site, State()).sizes().values())}
+    for what, round, direction in (("up", 1, "up"), ("down", 2, "down"), ("told", 0, "up")):
+        traffic = [row for record in outcome.observer.records if record.round == round for row in record.traffic]
+        found[what] = sum(row["bytes"] for row in traffic if (row["site"], row["direction"]) == (site, direction))
+    return found
+
+
 class Recording(InProcess):
     """Remembers what travelled."""
 
@@ -59,8 +76,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
 
 @pytest.mark.slow
 @every_method
-def test_contract_two_rounds_run_and_every_number_is_finite(name: str, plain: Plain) -> None:
+def test_contract_two_rounds_run_every_number_is_finite_and_every_byte_foreseen(name: str, plain: Plain) -> None:
     outcome = plain(name)
+    assert moved(outcome, "s1") == expected(name, symbols(build("fedavg").model, **TOYS))
     assert not outcome.server.non_finite()
     assert not any(state.non_finite() for state in outcome.kept.values())
     losses = [row["loss"] for row in outcome.observer.rows("rounds") if row["task"] == "train"]

@@ -14,9 +14,14 @@ from fedseg.launch import methods as tables
 from fedseg.launch.methods import COSTS, Method, costs, main, methods, rewritten, run, short_text, table_text
 from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
+from tests.formulas import BYTES, expected, of_memory, rows, symbols, value
 
 ROOT = Path(__file__).parent.parent
-BY_DATA = {"braintorrent", "medisecfed", "feddg", "contrastive"}  # what these keep or send depends on images or peers
+MAIN_JOB = {
+    **{"sites": 4, "regions": 2, "images": 32, "others": 62, "shown": 8, "newer": 1},
+    **{"public": 64 * 96 * 96, "window": 9},
+}
+"""What the formulas ask of the run that was measured, of its first site."""
 
 
 def found(name: str) -> Method:
@@ -61,17 +66,26 @@ def test_a_method_is_told_as_it_is(name: str, column: int, told: str) -> None:
     assert row(table_text(), name)[column] == told
 
 
-def test_what_was_measured_is_what_the_formula_says() -> None:
-    for method in [method for method in methods() if method.name in costs()]:
-        measured = costs()[method.name]
-        if method.name not in BY_DATA | {"pooled"}:
-            assert int(measured["kept"]) == sum(method.built.keep().sizes().values()), method.name
-        shared = [group for group in measured["sends"].split() if group in ("model", "buffers")]
-        if shared == measured["sends"].split():
-            start = method.built.init_server({}).sizes()
-            assert int(measured["up"]) == sum(start[group] for group in shared), method.name
-    once = int(costs()["fedavg"]["up"])
-    assert int(costs()["scaffold"]["up"]) == 2 * once - found("scaffold").built.init_server({}).sizes()["buffers"]
+def test_bytes_that_were_measured_are_what_the_formulas_say() -> None:
+    known = symbols(found("fedavg").built.model, **MAIN_JOB)
+    assert sorted(name for name, _ in rows("methods | sends | receives | keeps | tells")) == sorted(costs())
+    for name, measured in costs().items():
+        assert {what: int(measured[what]) for what in BYTES} == expected(name, known), name
+
+
+def test_memory_that_was_measured_is_what_the_formulas_say() -> None:
+    usual = int(costs()["fedavg"]["memory"])
+    known = symbols(found("fedavg").built.model, **MAIN_JOB)
+    known["activations"] = usual - known["copy"] - known["optimizer"]
+    assert known["activations"] > 0
+    assert sorted(name for name, _ in rows("methods | more than FedAvg | how")) == sorted(costs())
+    for name, (how, *formulas) in of_memory().items():
+        more, told = int(costs()[name]["memory"]) - usual, [value(formula, known) for formula in formulas]
+        if how == "between":
+            assert told[0] < more < told[1], name
+        else:
+            within = {"exact": 0.0, "within 3 %": 0.03 * (usual + more)}[how]
+            assert told == [pytest.approx(more, rel=0, abs=within)], name
 
 
 class Calm(FedAvg):
