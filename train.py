@@ -54,11 +54,11 @@ def told(arguments: Sequence[str]) -> str:
 
 
 def settings_to_explain(names: Sequence[str]) -> "Schema":
-    """Who owns which settings, read from the sources; imported where a part of somebody's own is named."""
-    from fedseg.common.parts import is_path
+    """Who owns which settings, read from the sources; imported where a part is named that no source has."""
+    from fedseg.common.parts import JOIN, own_parts
     from fedseg.configs.sources import meaning
 
-    if any(is_path(name.rpartition("=")[2]) for name in names):
+    if any(JOIN in name or own_parts(name.rpartition("=")[2]) for name in names):
         from fedseg.launch.settings import SCHEMA
 
         return SCHEMA

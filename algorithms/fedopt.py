@@ -68,7 +68,7 @@ class AdaptiveServer(FedAvg):
         self.tau = tau
 
     @abstractmethod
-    def second(self, v: Tensor, square: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """The second moment after an update whose square this is."""
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
@@ -78,7 +78,7 @@ class AdaptiveServer(FedAvg):
     def advance(self, server: State, mean: State, cohort: Cohort) -> State:
         """Take the optimiser's step."""
         first: Tensors = {n: self.beta1 * server[FIRST][n] + (1 - self.beta1) * d for n, d in mean.get("model").items()}
-        second = {n: self.second(server[SECOND][n], d.square()) for n, d in mean.get("model").items()}
+        second = {n: self.second_moment(server[SECOND][n], d.square()) for n, d in mean.get("model").items()}
         moved = {name: self.server_step * m / (second[name].sqrt() + self.tau) for name, m in first.items()}
         tensors = {**mean.tensors, "model": moved, FIRST: first, SECOND: second} if moved else mean.tensors
         return super().advance(server, State(tensors, mean.scalars), cohort)
@@ -87,7 +87,7 @@ class AdaptiveServer(FedAvg):
 class FedAdagrad(AdaptiveServer):
     """FedAdagrad (Reddi et al., ICLR 2021): v <- v + d^2."""
 
-    def second(self, v: Tensor, square: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """The sum of all squares."""
         return v + square
 
@@ -103,7 +103,7 @@ class FedAdam(AdaptiveServer):
         super().__init__(*args, **kwargs)
         self.beta2 = beta2
 
-    def second(self, v: Tensor, square: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """A moving mean of squares."""
         return self.beta2 * v + (1 - self.beta2) * square
 
@@ -111,6 +111,6 @@ class FedAdam(AdaptiveServer):
 class FedYogi(FedAdam):
     """FedYogi (Reddi et al., ICLR 2021): v <- v - (1 - beta2) d^2 sign(v - d^2), which forgets large squares slowly."""
 
-    def second(self, v: Tensor, square: Tensor) -> Tensor:
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """A step towards the square, of a size that does not grow with the distance."""
         return v - (1 - self.beta2) * square * (v - square).sign()

@@ -16,6 +16,9 @@ PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 OwnPart = Annotated[str, Field(pattern=f"^{PATH.pattern}$")]
 """A setting's type: beside the suite's own choices it takes somebody's own."""
 
+JOIN = "+"
+"""Between two parts that make one."""
+
 
 class PartError(ValueError):
     """A part that cannot be imported, or is none of its kind; the message names the cure."""
@@ -24,6 +27,11 @@ class PartError(ValueError):
 def is_path(name: object) -> bool:
     """Whether a choice is one of somebody's own, `package.module:Name`."""
     return isinstance(name, str) and PATH.fullmatch(name) is not None
+
+
+def own_parts(choice: object) -> list[str]:
+    """The parts of somebody's own in a choice."""
+    return [name for name in str(choice).split(JOIN) if is_path(name)]
 
 
 def imported(path: str, setting: str, kind: type | None = None) -> Callable[..., Any]:

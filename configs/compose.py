@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import Event, ScalarEvent, YAMLError
 
-from fedseg.common.parts import PartError
+from fedseg.common.parts import JOIN, PartError
 from fedseg.configs.knobs import knobs, unknown, validated
 from fedseg.configs.words import MisreadError, Word, flow, meant, shown, tree, unfit
 
 FOLDER = Path(__file__).parent
 Owner = Callable[..., Any]
+FILES = (".yaml", ".yml")
 OWNER = "(owner)"
 """In a layer made from a saved config: whose settings a group holds, whatever became of the file that chose it."""
 
@@ -315,7 +316,7 @@ def _as_layer(base: Mapping[Any, Any], schema: Schema) -> dict[str, Any]:
 def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         return {}
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / "experiment" / f"{name}.yaml"
+    path = Path(name) if name.endswith(FILES) else FOLDER / "experiment" / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in (FOLDER / "experiment").glob("*.yaml")]
         if (Path(name) / "config.yaml").is_file():
@@ -340,13 +341,26 @@ def _chosen(group: str, owners: Mapping[str, Owner], layers: Sequence[Layer]) ->
         choice = named
     kept = {layer.source: layer for layer in said}
     first = kept.pop(layers[0].source, Layer(layers[0].source, {}))
-    if choice.endswith((".yaml", ".yml")):
-        path = _preset_file(group, choice, owners)
-        return Chosen(path.stem, first, list(kept.values()), Layer(choice, _read(path)), owner)
-    path = FOLDER / group / f"{choice}.yaml"
-    known = choice in choices(group, owners) and path.is_file()
-    file = Layer(f"configs/{group}/{choice}.yaml", _read(path) if known else {})
-    return Chosen(choice, first, list(kept.values()), file, owner)
+    name = Path(choice).stem if choice.endswith(FILES) else choice
+    return Chosen(name, first, list(kept.values()), file_of(group, choice, owners), owner)
+
+
+def file_of(group: str, choice: str, owners: Mapping[str, Owner]) -> Layer:
+    """What the file of a choice says; of two parts that make one, the first one's, with both as the name.
+
+    Raises:
+        ConfigError: it is given by a path that cannot be used.
+    """
+    if choice.endswith(FILES):
+        return Layer(choice, _read(_preset_file(group, choice, owners)))
+    known = choices(group, owners)
+    named, _, further = (choice, "", "") if choice in known else choice.partition(JOIN)
+    path = FOLDER / group / f"{named}.yaml"
+    said = _read(path) if named in known and path.is_file() else {}
+    if further and said:
+        said = said | {"name": f"{said.get('name', named)}{JOIN}{further}"}
+        said = said if said["name"] in owners else {}
+    return Layer(f"configs/{group}/{named}.yaml", said)
 
 
 def _preset_file(group: str, choice: str, owners: Mapping[str, Owner]) -> Path:
@@ -435,7 +449,10 @@ def _group(
     from_file = bool(chosen.owner or chosen.file.values)
     if chosen.name not in (known := choices(group, owners)) and chosen.name not in owners and not from_file:
         own_part = f" (or a part of your own: {group}=package.module:Name)"
-        return {}, {}, [unknown(chosen.name, known, group) + own_part]
+        first, *further = chosen.name.split(JOIN)
+        asked = [(first, known), *((part, list(owners)) for part in further)]
+        odd = [(part, there) for part, there in asked if part not in there and part not in owners]
+        return {}, {}, [unknown(*(odd or [(chosen.name, known)])[0], group) + own_part]
     own = {name: value for name, value in chosen.file.values.items() if name not in parts}
     only = next(iter(owners)) if len(owners) == 1 else chosen.name
     owner = str(own.pop("name", chosen.owner or (chosen.name if chosen.name in owners else only)))

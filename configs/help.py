@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedseg.common.parts import PartError, is_path
+from fedseg.common.parts import PartError
 from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, options
 from fedseg.configs.knobs import REQUIRED, Knob, knobs, unknown
 from fedseg.configs.words import tree
@@ -47,7 +47,7 @@ def explained(schema: Schema, name: str) -> str:
     """
     group, _, choice = name.rpartition("=")
     for own, owners in schema.groups.items():
-        if group in ("", own) and (choice in choices(own, owners) or is_path(choice)):
+        if group in ("", own) and (choice in choices(own, owners) or choice in owners):
             return _explained_choice(own, choice, owners)
     if group in schema.parts and choice in schema.parts[group]:
         return _explained_part(group, choice, schema.parts[group])

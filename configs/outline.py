@@ -27,7 +27,7 @@ def outline(usage: str) -> str:
     lines += [
         f"  {name:<{NAME}}{textwrap.shorten(text, WIDTH - NAME, placeholder=' ...')}" for name, text in methods.items()
     ]
-    lines += [""]
+    lines += ["", "algorithm=METHOD+STEP: a method with another one's server step, as in fedprox+fedadam", ""]
     lines += _names("presets of methods", presets("algorithm") - methods.keys())
     lines += _names("data=NAME", [*owners("data"), *sorted(presets("data") - owners("data").keys())])
     lines += _names("model=NAME", sorted(presets("model")))

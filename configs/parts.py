@@ -1,4 +1,7 @@
-"""Tables of parts that people may add to from outside: `package.module:Name` stands for what lies there."""
+"""Tables of parts that people may add to from outside: `package.module:Name` stands for what lies there.
+
+Where two parts make one, `A+B` stands for that.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from fedseg.common.parts import imported, is_path
+from fedseg.common.parts import JOIN, PartError, imported, is_path
 
 
 class OpenTable(dict[str, Callable[..., Any]]):
@@ -19,6 +22,7 @@ class OpenTable(dict[str, Callable[..., Any]]):
         kind: class that a part must derive from; None takes any function or class.
         given: how many arguments the suite gives to a class; None: its settings are its keyword-only arguments, as the
             suite's own have them. A number makes all further arguments settings, as libraries have them.
+        join: makes one part of two, for `A+B`; raises ValueError where they do not go together. None: none do.
     """
 
     def __init__(
@@ -27,18 +31,32 @@ class OpenTable(dict[str, Callable[..., Any]]):
         group: str,
         kind: type | None = None,
         given: int | None = None,
+        join: Callable[[Any, Any], Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__(known)
-        self.group, self.kind, self.given = group, kind, given
+        self.group, self.kind, self.given, self.join = group, kind, given, join
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or is_path(name)
+        return super().__contains__(name) or is_path(name) or self._joins(name)
 
     def __missing__(self, name: str) -> Callable[..., Any]:
+        if self.join is not None and self._joins(name):
+            first, _, second = name.rpartition(JOIN)
+            try:
+                return self.join(self[first], self[second])
+            except PartError:
+                raise
+            except ValueError as error:
+                raise PartError(f"{self.group}={name}: {error}") from error
         if not is_path(name):
             raise KeyError(name)
         part = imported(name, self.group, self.kind)
         return part if self.given is None or not isinstance(part, type) else _foreign(part, self.given)
+
+    def _joins(self, name: object) -> bool:
+        """Whether this stands for two parts that are there."""
+        first, joined, second = name.rpartition(JOIN) if isinstance(name, str) else ("", "", "")
+        return bool(joined) and self.join is not None and first in self and second in self
 
 
 class _Foreign:

@@ -80,7 +80,8 @@ class Schedule:
         order: together lets the sites of a round start from one model and averages their updates; cyclic lets one model
             travel from site to site, each going on where the one before it stopped (with one round: once through all
             sites, as in incremental institutional training); random draws whose turn it is, as often as sites take
-            part in a round, so that some come twice and others not (algorithm=braintorrent).
+            part in a round, so that some come twice and others not (algorithm=braintorrent). Both are refused for
+            methods that weigh the updates of a round against each other.
         server_lr: step of the server along the mean update; running statistics always take the full mean.
         combine: how updates become one: mean, by weight. Against a few hostile sites: norm_bound brings updates to the
             median norm at most; median and trimmed_mean work coordinate by coordinate; krum takes the update nearest to
@@ -447,6 +448,20 @@ def check_turns(schedule: Schedule, of_a_mean: Sequence[str]) -> None:
         )
 
 
+def check_order(schedule: Schedule, algorithm: ServerHalf) -> None:
+    """Refuse one update at a time for a method that weighs the updates of a round against each other.
+
+    Raises:
+        ValueError: naming the setting and the cure.
+    """
+    if schedule.order != "together" and algorithm.reads_updates:
+        raise ValueError(
+            f"federation.order={schedule.order} takes in one update at a time, and the method weighs those of a round "
+            "against each other (reads_updates): each would have all the weight; take federation.order=together, or "
+            "another method"
+        )
+
+
 def check_method(schedule: Schedule, algorithm: ServerHalf) -> None:
     """Refuse settings that have no effect on a method.
 
@@ -458,6 +473,7 @@ def check_method(schedule: Schedule, algorithm: ServerHalf) -> None:
     if algorithm.exchanges_answers:
         check_consensus(schedule)
     check_weights(schedule, algorithm)
+    check_order(schedule, algorithm)
     check_newcomers(schedule, algorithm)
     if schedule.work_patience is not None and not algorithm.views:
         raise ValueError(

@@ -11,6 +11,7 @@ The word is one of
     table       every method and what it declares, beside what was measured
     refusals    why a method refuses what it refuses
     presets     the files of configs/algorithm
+    together    what every method can be combined with, and why not with the rest
     short       names, papers, models, and what stays at the site
 """
 
@@ -23,14 +24,19 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 from fedseg.algorithms import ALGORITHMS, Algorithm
+from fedseg.algorithms.composed import not_a_step, obstacle
 from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.harmonised import harmonised
+from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import FOLDER, ConfigError, compose
 from fedseg.configs.help import first_line
 from fedseg.configs.words import tree
+from fedseg.federation.schedule import Schedule, check_method
 from fedseg.launch.command import guarded
 from fedseg.launch.documents import make_anew
 from fedseg.launch.experiment import Experiment
@@ -51,6 +57,9 @@ PROTECTIONS = {
     "privacy of patients": Privacy(mechanism="patient"),
     "secure aggregation": Privacy(aggregation="masked"),
 }
+HARMONISED: tuple[Literal["histogram", "combat", "mixstyle"], ...] = ("histogram", "combat", "mixstyle")
+"""Ways of harmonising that differ in what they go together with; fda and zscore do as histogram does."""
+ORDER: Literal["cyclic"] = "cyclic"
 LOCAL_STEP = (
     *("loss", "training_step", "on_after_backward", "on_before_optimizer_step", "optimizer_step"),
     *("configure_gradient_clipping", "configure_optimizers", "batches", "learns"),
@@ -150,6 +159,34 @@ class Method:
         return ""
 
     @property
+    def apart(self) -> dict[str, str]:
+        """Another part or setting -> why it does not go together with it; empty where it does."""
+        tried: dict[str, Callable[[], object]] = {
+            "algorithm.personal=normalisation": self._with_personal,
+            **{f"training.harmonise={kind}": partial(self._with_style, kind) for kind in HARMONISED},
+            f"federation.order={ORDER}": partial(check_method, Schedule(order=ORDER), self.built),
+        }
+        found = {f"algorithm=METHOD+{step.name}": obstacle(self.owner, step.owner) for step in steps()}
+        return found | {what: self._why(what, made) for what, made in tried.items()}
+
+    def _with_personal(self) -> None:
+        settings = {**self.built.hparams, "personal": "normalisation"}
+        self.owner(self.built.model, self.built.recipe, **settings)
+
+    def _with_style(self, kind: Literal["histogram", "combat", "mixstyle"]) -> None:
+        harmonised(self.owner, Training(harmonise=kind))
+
+    def _why(self, what: str, made: Callable[[], object]) -> str:
+        """Why something is refused, in words that hold for others, too, and without the cure; empty if it is not."""
+        try:
+            made()
+        except ValueError as error:
+            told = str(error).partition("; ")[0].replace(self.owner.__name__, "the method")
+            setting = what.partition("=")[0]
+            return re.sub(rf"^{re.escape(setting)}(=\w+)?(: | )", lambda begin: "" if ":" in begin[2] else "it ", told)
+        return ""
+
+    @property
     def checked(self) -> str:
         """Against what it is compared in tests."""
         if self.name in golden_checked(ROOT / "tests"):
@@ -227,6 +264,12 @@ def methods() -> tuple[Method, ...]:
 
 
 @cache
+def steps() -> tuple[Method, ...]:
+    """Those whose server step others can take."""
+    return tuple(method for method in methods() if not not_a_step(method.owner))
+
+
+@cache
 def costs() -> dict[str, dict[str, str]]:
     """What was measured, by method; written by `python -m benchmarks.steps --write`."""
     lines = COSTS.read_text(encoding="utf-8").splitlines()
@@ -285,6 +328,20 @@ def refusals_text() -> str:
     return markdown(("refused", "why", "methods"), rows)
 
 
+def together_text() -> str:
+    """What goes together with which methods, then each reason why something does not."""
+    users: dict[tuple[str, str], list[str]] = {}
+    for method in methods():
+        for what, why in method.apart.items():
+            users.setdefault((what, why), []).append(f"`{method.name}`")
+    alike: dict[tuple[str, str], list[str]] = {}
+    kinds = list(dict.fromkeys(what for what, _ in users))
+    for (what, why), names in sorted(users.items(), key=lambda item: (bool(item[0][1]), kinds.index(item[0][0]))):
+        alike.setdefault((why, ", ".join(names)), []).append(f"`{what}`")
+    rows = [(", ".join(whats), why or "goes together", names) for (why, names), whats in alike.items()]
+    return markdown(("with", "", "methods"), rows)
+
+
 def presets_text() -> str:
     """Presets and the first line of their files."""
     lines = []
@@ -305,6 +362,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "refusals": refusals_text,
     "presets": presets_text,
     "short": short_text,
+    "together": together_text,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.algorithms.recipe import ends
+from fedseg.common.parts import JOIN
 from fedseg.configs.compose import ConfigError, as_yaml, asked, compose, departing, load, parsed, traced
 from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
@@ -354,8 +355,8 @@ def group_name(config: DictConfig) -> str:
 
 
 def method_name(config: DictConfig) -> str:
-    """The method; of one from outside (`package.module:Name`) its name alone."""
-    return str(config.algorithm.preset).rpartition(":")[2]
+    """The method; of parts from outside (`package.module:Name`) their names alone."""
+    return JOIN.join(part.rpartition(":")[2] for part in str(config.algorithm.preset).split(JOIN))
 
 
 def data_name(config: DictConfig) -> str:

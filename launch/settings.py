@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from fedseg.algorithms import ALGORITHMS, Algorithm
+from fedseg.algorithms.composed import composed
 from fedseg.algorithms.recipe import Training
 from fedseg.common.parts import OwnPart
 from fedseg.configs.compose import Schema
@@ -192,7 +193,7 @@ class Wandb:
     images: bool = False
 
 
-METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm)
+METHODS = OpenTable(ALGORITHMS, "algorithm", Algorithm, join=composed)
 DATA = OpenTable(DATASETS, "data", MultiCenterDataModule)
 NETWORKS = OpenTable({"smp": create_model, "monai": create_monai_model, "nca": create_nca_model}, "model")
 """Functions (in_channels, classes, *, settings) -> network, or (in_channels, classes, dimensions, *, settings); ours

@@ -19,11 +19,10 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
-from fedseg.configs.compose import FOLDER, ConfigError, as_yaml, compose, parsed
-from fedseg.configs.words import tree
+from fedseg.configs.compose import ConfigError, as_yaml, compose, file_of, parsed
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import data_name, method_name
-from fedseg.launch.settings import SCHEMA
+from fedseg.launch.settings import METHODS, SCHEMA
 from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outcome, run_jobs, split, whole, workers
 from fedseg.launch.tuning.search import Axis, search_space
 from fedseg.launch.tuning.study import Study, Trial, best_of, counted
@@ -184,10 +183,7 @@ class Plan:
     def _found(self, best: Trial) -> dict[str, Any]:
         """The settings that make the method what it was in its best trial."""
         config = compose(self._arguments(best.values), SCHEMA)
-        path = Path(
-            self.method if self.method.endswith((".yaml", ".yml")) else FOLDER / "algorithm" / f"{self.name}.yaml"
-        )
-        base = tree(path.read_text(encoding="utf-8"), path.name) or {} if path.is_file() else {}
+        base = file_of("algorithm", self.method, METHODS).values
         keys = [f"algorithm.{key}" for key, told in base.items() if key != "name" and key not in SCHEMA.sections]
         keys = [key for key in keys if key.removeprefix("algorithm.") not in SCHEMA.groups]
         keys += [f"{part}.{key}" for part, told in base.items() if isinstance(told, Mapping) for key in told]

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import Cohort, TrainTask, Transform
 from fedseg.federation.engine import POOL, RoundError
+from fedseg.federation.schedule import Schedule, check_method
 from fedseg.federation.state import Mean, State
 from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
@@ -106,3 +108,18 @@ def test_what_protects_a_mean_is_refused(order: str, tmp_path: Path) -> None:
         simulate("fedavg", tmp_path, schedule={"order": order}, transforms=[Guarded()])
     with pytest.raises(ValueError, match=rf"order={order} combines nothing, so that federation\.combine=median"):
         simulate("fedavg", tmp_path, schedule={"order": order, "combine": "median"})
+
+
+@either_order
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("fedce", {}), ("ga", {}), ("fedcost", {}), ("fedawa", {}), ("qffl", {}), ("feddg", {"weighting": "rounded"})],
+)
+def test_methods_that_weigh_updates_against_each_other_are_refused(
+    name: str, knobs: dict[str, str], order: Literal["cyclic", "random"]
+) -> None:
+    schedule, method = Schedule(order=order), build(name, **knobs)
+    with pytest.raises(ValueError, match=rf"order={order} takes in one update at a time.*; take federation\.order=tog"):
+        check_method(schedule, method)
+    check_method(Schedule(), method)
+    check_method(schedule, build("feddg"))

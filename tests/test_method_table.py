@@ -11,7 +11,18 @@ from benchmarks.steps import Fit, write
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.launch import methods as tables
-from fedseg.launch.methods import COSTS, Method, costs, main, methods, rewritten, run, short_text, table_text
+from fedseg.launch.methods import (
+    COSTS,
+    Method,
+    costs,
+    main,
+    methods,
+    rewritten,
+    run,
+    short_text,
+    table_text,
+    together_text,
+)
 from fedseg.launch.settings import METHODS
 from fedseg.reporting import ReportingError
 from tests.formulas import BYTES, expected, of_memory, rows, symbols, value
@@ -86,6 +97,23 @@ def test_memory_that_was_measured_is_what_the_formulas_say() -> None:
         else:
             within = {"exact": 0.0, "within 3 %": 0.03 * (usual + more)}[how]
             assert told == [pytest.approx(more, rel=0, abs=within)], name
+
+
+@pytest.mark.slow
+def test_what_goes_together_is_what_is_built_and_what_is_refused() -> None:
+    rows = [line.strip("| ").split(" | ") for line in together_text().splitlines()]
+    good = {what: names for whats, why, names in rows if why == "goes together" for what in whats.split(", ")}
+    for step in ("fedavgm", "fedadagrad", "fedadam", "fedyogi"):
+        assert "`fedce`" in good[f"`algorithm=METHOD+{step}`"]
+        assert "`scaffold`" not in good[f"`algorithm=METHOD+{step}`"]
+    assert {"`fedprox`", "`feddg`"} <= set(good["`algorithm.personal=normalisation`"].split(", "))
+    for what, why, names in (
+        ("federation.order=cyclic", "(reads_updates)", "fedce, fedcost, qffl, ga, fedawa"),
+        ("training.harmonise=combat", "the method trains on the images of all sites together", "pooled"),
+        ("algorithm.personal=normalisation", "it has no meaning for the method", "local, pooled, medisecfed"),
+    ):
+        (told,) = [told for told in rows if why in told[1] and f"`{what}`" in told[0]]
+        assert told[2].replace("`", "") == names
 
 
 class Calm(FedAvg):

@@ -215,7 +215,7 @@ def test_trials_side_by_side_are_as_many(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["feddg_released", "lcfed_released", "fedprox_bn", "scaffold", "finetune"])
+@pytest.mark.parametrize("name", ["feddg_released", "fedprox_bn+fedadam", "lcfed_released", "scaffold", "finetune"])
 def test_a_preset_stays_what_it_departs_from_but_for_what_was_tuned(tmp_path: Path, name: str) -> None:
     assert run_tune([name, "budget=1", f"output={tmp_path}"], Pretended(near(3e-3))) == 0
     plain, tuned = (compose([f"algorithm={a}"], SCHEMA) for a in (name, tmp_path / f"{name}_tuned.yaml"))

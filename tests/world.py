@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fedseg import configs
 from fedseg.algorithms import ALGORITHMS
 from fedseg.algorithms.base import Algorithm
+from fedseg.algorithms.composed import composed
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Recipe, Training
@@ -160,7 +162,7 @@ def toy_sites(count: int = 3) -> dict[str, ToySite]:
 
 def training_of(name: str, **knobs: Any) -> Training:
     """How a method trains in the tests, as far as its own file of settings does not say otherwise."""
-    own = Path(configs.__file__).parent / "algorithm" / f"{name}.yaml"
+    own = Path(configs.__file__).parent / "algorithm" / f"{name.partition('+')[0]}.yaml"
     said = yaml.safe_load(own.read_text(encoding="utf-8")).get("training", {}) if own.is_file() else {}
     return Training(**{"lr": 1e-2, **said, **knobs})
 
@@ -186,7 +188,8 @@ def build(
         freeze(network.encoder)
     if adapters:
         adapt(network.encoder, adapters[0], None, adapters[1])
-    return harmonised(ALGORITHMS[name], training)(network, recipe, **knobs)
+    method = reduce(composed, (ALGORITHMS[part] for part in name.split("+")))
+    return harmonised(method, training)(network, recipe, **knobs)
 
 
 def evaluate(algorithm: Algorithm, site: ToySite, task: EvaluateTask) -> Scored:

@@ -16,7 +16,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
-from fedseg.common.parts import is_path
+from fedseg.common.parts import own_parts
 from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, load
 from fedseg.datamodules.errors import DataError
 from fedseg.evaluation import check_metrics
@@ -118,11 +118,11 @@ class Local:
         chosen |= {group: config[group].name for group in SCHEMA.groups}
         further = [("trainer.callbacks", name) for name in config.trainer.get("callbacks") or ()]
         further += [("networks", name) for name in named(config)]
-        for key, name in (*chosen.items(), *further):
-            if is_path(name) and name not in self.parts:
+        for key, part in ((key, part) for key, name in (*chosen.items(), *further) for part in own_parts(name)):
+            if part not in self.parts:
                 raise ConfigError(
-                    f"the run uses {key}={name}, which is no part of the suite; this site imports it once its "
-                    f"node-config says parts='{' '.join((*self.parts, name))}'"
+                    f"the run uses {key}={part}, which is no part of the suite; this site imports it once its "
+                    f"node-config says parts='{' '.join((*self.parts, part))}'"
                 )
         own: dict[str, Any] = {"data.cache": "disk", "data.cache_dir": str(self.state / "cache")}
         if "manifest" in config.data:
