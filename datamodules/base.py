@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,6 +245,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         self.modality_dropout = modality_dropout
         self.vanishing: Vanishing = vanishing
         self.per_site = PerSite(per_site, self.reading, self.site_keys)
+        self.per_site.check_common()
         self.public, self.public_images = public, public_images
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
@@ -275,6 +277,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         """What slices have, volumes cannot have, and what patches have, whole images cannot."""
         if not 0 <= self.foreground_patches <= 1:
             raise DataError(f"data.foreground_patches={self.foreground_patches}: a share, from 0 to 1")
+        usual = signature(MultiCenterDataModule).parameters["foreground_patches"].default
+        if not self.fitting.patches and self.foreground_patches != usual:
+            raise DataError(
+                f"data.foreground_patches={self.foreground_patches} has no effect on whole images; take "
+                f"data.fit=patches, or leave it at {usual}"
+            )
         if self.dimensions == 3:
             for name in ("neighbours", "foreground_slices_only"):
                 if getattr(self, name):

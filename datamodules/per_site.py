@@ -15,6 +15,7 @@ from fedseg.common.names import nearest
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.pairing import MissingMasks
 from fedseg.datamodules.readers import Reading
+from fedseg.datamodules.readers.settings import READ_BY
 
 FILE = "site.yaml"
 _types = typing.get_type_hints(Reading)
@@ -83,7 +84,28 @@ class PerSite:
             self._readings[site] = _departing(self.common, own)
         except DataError as error:
             raise DataError(f"{source}: {error}") from None
+        for key, intensity in READ_BY.items():
+            if key in own and (taken := self._readings[site].intensity) != intensity:
+                raise DataError(
+                    f"{source}: {key} has no effect with intensity={taken}; say intensity: {intensity} beside it, or "
+                    "leave it out"
+                )
         self._told[site] = told
+
+    def check_common(self) -> None:
+        """Refuse settings for all sites that the reading of none takes up.
+
+        Raises:
+            DataError: naming the setting and the cure.
+        """
+        usual, taken = Reading(), {one.intensity for one in (self.common, *self._readings.values())}
+        for name, intensity in READ_BY.items():
+            if getattr(self.common, name) != getattr(usual, name) and intensity not in taken:
+                raise DataError(
+                    f"data.{name} has no effect with data.intensity={self.common.intensity}; take "
+                    f"data.intensity={intensity}, or leave it out (a site with values of its own says both for itself, "
+                    f"under data.per_site or in its {FILE})"
+                )
 
     def _checked(self, key: str, value: Any, source: str) -> Any:
         try:

@@ -238,6 +238,34 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: dict[str
         FolderDataModule(root=str(tmp_path), **settings)
 
 
+WINDOW = {"intensity": "window", "window": [0, 9]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "cure"),
+    [
+        ({"foreground_patches": 0.8}, "take data.fit=patches, or leave it at 0.5", {"fit": "patches"}),
+        ({"foreground_patches": 0.8}, "on whole images; .* leave it at 0.5", {"foreground_patches": 0.5}),
+        ({"window": [0, 9]}, "data.intensity=percentile; take data.intensity=window", {"intensity": "window"}),
+        ({"window": [0, 9]}, "data.window has no effect .* leave it out", {"window": None}),
+        ({"window": [0, 9]}, "says both for itself, under data.per_site", {"window": None, "per_site": {"a": WINDOW}}),
+        (
+            {"percentiles": [1, 99], "intensity": "minmax"},
+            "data.percentiles has no effect with data.intensity=minmax; take data.intensity=percentile",
+            {"intensity": "percentile"},
+        ),
+        ({"per_site": {"a": {"window": [0, 9]}}}, "a: window has .* intensity: window", {"per_site": {"a": WINDOW}}),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused_and_the_cures_help(
+    tmp_path: Path, settings: dict[str, Any], told: str, cure: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match=told):
+        FolderDataModule(root=str(tmp_path), **settings)
+    FolderDataModule(root=str(tmp_path), **{**settings, **cure})
+    FolderDataModule(root=str(tmp_path), window=[0, 9], per_site={"a": {"intensity": "window"}})  # read at one site
+
+
 @pytest.mark.slow
 def test_a_grid_too_coarse_is_told_with_the_spacing_that_does_and_that_cure_works() -> None:
     coarse = {"dimensions": 3, "size": 16, "slices": 12, "cases_per_site": 6}

@@ -19,6 +19,8 @@ STAPLE = "staple"
 RANDOM = "random"
 OF_CASE: tuple[Intensity, ...] = ("percentile", "minmax", "zscore")
 """Those that depend on all values of a case: a slice alone would be scaled otherwise."""
+READ_BY: Mapping[str, Intensity] = {"window": "window", "percentiles": "percentile"}
+"""Settings that one kind of intensity reads."""
 
 
 @dataclass(frozen=True)
