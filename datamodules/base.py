@@ -570,8 +570,10 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             self._check_named(by_site, self.tell)
         return by_site
 
-    def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
-        knobs = {
+    @property
+    def named_sites(self) -> Mapping[str, tuple[str, ...]]:
+        """Which sites each setting names, of those that must be there."""
+        return {
             "unseen": self._held_out,
             "arrives": tuple(self._arrives),
             "unlabelled": self._without_labels,
@@ -580,7 +582,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             "lacks": tuple(self.lacks),
             "per_site": self.per_site.sites,
         }
-        for knob, named in knobs.items():
+
+    def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
+        for knob, named in self.named_sites.items():
             for site in named:
                 if site not in by_site:
                     report(Finding("layout", f"data.{knob}: no site {site!r}", nearest(site, by_site)))

@@ -28,7 +28,7 @@ from fedseg.federation.flower.worker import WorkerError, ask
 from fedseg.launch import flower_server
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
-from fedseg.launch.sites.across import check_transforms, other_versions
+from fedseg.launch.sites.across import check_sites, check_transforms, other_versions
 from fedseg.launch.sites.site import LaunchedSite, Local, Opener
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.gather import gather
@@ -227,6 +227,32 @@ def test_what_cannot_run_across_sites_says_why_at_once(settings: list[str], told
     with pytest.raises((ConfigError, RoundError), match=told.replace("[", r"\[")):
         across(tmp_path, *settings)
     assert not (tmp_path / "across" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ("unseen", "[{}]"),
+        ("arrives", "{{{}: {{2: 0.5}}}}"),
+        ("unlabelled", "[{}]"),
+        ("absent", "{{{}: [lesion]}}"),
+        ("unannotated", "{{{}: [lesion]}}"),
+        ("lacks", "{{{}: [dwi]}}"),
+        ("per_site", "{{{}: {{axis: 1}}}}"),
+    ],
+)
+def test_a_site_that_a_setting_names_must_be_connected(knob: str, said: str) -> None:
+    sites = {name: Facts(name, True, 2, 9) for name in SITES}
+    organ = [*SMALL, "algorithm=fedavg", "data.anatomy=organ", "data.modalities=[t2,dwi]"]
+    odd, experiment = (
+        Experiment(compose([*organ, f"data.{knob}={said.format(name)}"], SCHEMA), channels=2)
+        for name in ("site_09", "site_02")
+    )
+    with pytest.raises(ConfigError, match=rf"data\.{knob}: no site 'site_09' is connected; there are site_01, site_02"):
+        check_sites(odd, sites)
+    check_sites(experiment, sites)
+    assert [name for name, named in experiment.data.named_sites.items() if named] == [knob]
+    assert len(experiment.data.named_sites) == 7
 
 
 @pytest.mark.slow

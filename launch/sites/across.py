@@ -243,8 +243,8 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         ConfigError: a setting that does not fit the sites.
     """
     seen = [facts for facts in sites.values() if facts.seen]
-    for knob in ("unseen", "arrives", "unlabelled", "absent", "unannotated"):
-        for name in experiment.config.data[knob]:
+    for knob, named in experiment.data.named_sites.items():
+        for name in named:
             if name not in sites:
                 raise ConfigError(f"data.{knob}: no site {name!r} is connected; there are {', '.join(sorted(sites))}")
     if not seen:
