@@ -97,6 +97,19 @@ def _ended_by(error: BaseException, go_on: str) -> int:
         raise error
 
 
+def whole(name: str, text: str, least: int) -> int:
+    """A whole number of the command line.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
+    from fedseg.configs.compose import ConfigError  # here, for commands that end without the installation
+
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name}={text} should be a whole number, at least {least}")
+    return int(text)
+
+
 def not_installed(error: BaseException) -> str:
     """What to do about a library that this Python lacks; empty if the error is another one."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:

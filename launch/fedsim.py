@@ -14,7 +14,7 @@ from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.shapes import ShapeModel
-from fedseg.launch.command import guarded
+from fedseg.launch.command import guarded, whole
 from fedseg.launch.generative.pictures import Planes, cases_of, prepared, refuse_written, sites_of, write_site
 from fedseg.launch.shapes import refuse_unknown
 from fedseg.launch.telling import data_of, split
@@ -79,9 +79,7 @@ def _numbers(own: Mapping[str, str]) -> tuple[float, int, int]:
         share = -1.0
     if not 0 <= share < 1:
         raise ConfigError(f"share={own['share']}: a number from 0 to 1, which it is not itself")
-    if not own["steps"].isdigit() or not int(own["steps"]) or not own["seed"].isdigit():
-        raise ConfigError(f"steps={own['steps']} seed={own['seed']}: whole numbers, the first of 1 or more")
-    return share, int(own["steps"]), int(own["seed"])
+    return share, whole("steps", own["steps"], 1), whole("seed", own["seed"], 0)
 
 
 def _painted(

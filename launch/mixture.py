@@ -21,7 +21,7 @@ from fedseg.datamodules.check.statistics import level_counts
 from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.mixture import Levels, Mixture
 from fedseg.datamodules.told import FEWEST
-from fedseg.launch.command import guarded
+from fedseg.launch.command import guarded, whole
 from fedseg.launch.telling import WORDS, by_site, data_of, gathered, split
 
 HELP = """python -m fedseg.launch.mixture DIR [KEY=VALUE ...]            of all sites of DIR
@@ -48,15 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     own, rest = split(arguments, OWN)
-    if not own["components"].isdigit() or not int(own["components"]):
-        raise ConfigError(f"components={own['components']}: a whole number of 1 or more")
+    components = whole("components", own["components"], 1)
     known = _read(Path(own["common"])) if own["common"] else []
     what, seen = "how many pixels of {cases} cases of {site} have each level", "its histogram"
     sites = gathered(own, rest, Levels, lambda: dict(_levels(data_of(rest, HELP), own["site"])), what=what, seen=seen)
     if sites is None:
         return
     levels = reduce(add, sites.values())
-    common = known or Mixture.of_channels([levels.counts], int(own["components"]))
+    common = known or Mixture.of_channels([levels.counts], components)
     if len(common) != len(levels.counts):
         raise ConfigError(f"common={own['common']} is of {len(common)} channels, the images have {len(levels.counts)}")
     counts = {name: one.counts for name, one in sites.items()}

@@ -20,7 +20,7 @@ from fedseg.datamodules.cases import Case
 from fedseg.datamodules.check.reading import open_case
 from fedseg.datamodules.findings import Finding, refuse
 from fedseg.datamodules.plan import Modality, Plan, Tallies, tally
-from fedseg.launch.command import guarded
+from fedseg.launch.command import guarded, whole
 from fedseg.launch.telling import WORDS, by_site, data_of, gathered, split
 
 HELP = """python -m fedseg.launch.plan DIR [KEY=VALUE ...]            one plan for all sites of DIR
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     own, rest = _split(arguments)
+    voxels = whole("voxels", own["voxels"], 1)
     what, seen = "histograms of {cases} volumes of {site}", "spacing and extent of each"
     words = [*rest, "data.dimensions=3"]
     sites = gathered(
@@ -56,7 +57,7 @@ def _run(arguments: Sequence[str]) -> None:
     )
     if sites is None:
         return
-    plan = Plan.of(reduce(add, sites.values(), Tallies.nothing()), int(own["voxels"]), cast(Modality, own["modality"]))
+    plan = Plan.of(reduce(add, sites.values(), Tallies.nothing()), voxels, cast(Modality, own["modality"]))
     name = next((word.partition("=")[2] for word in rest if word.startswith("data=")), "folder")
     write_atomic(Path(own["output"]), yaml.safe_dump(plan.settings(name), default_flow_style=None, sort_keys=False))
     cases = ", ".join(f"{name} {one.cases}" for name, one in sites.items())
@@ -69,8 +70,6 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     own, rest = split(arguments, OWN)
     if own["modality"] not in get_args(Modality):
         raise ConfigError(f"modality={own['modality']}: {' or '.join(get_args(Modality))}")
-    if not own["voxels"].isdigit() or not int(own["voxels"]):
-        raise ConfigError(f"voxels={own['voxels']}: a whole number of 1 or more")
     return own, rest
 
 

@@ -24,6 +24,7 @@ from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.sweeps import Combination, Sweep
 from fedseg.federation.checkpoint import CheckpointError
+from fedseg.launch.command import whole
 from fedseg.launch.protocols.folds import folds_finished
 from fedseg.launch.protocols.stages import changes, is_used
 from fedseg.launch.protocols.stages import plan as plan_stages
@@ -442,17 +443,6 @@ def split(given: Sequence[str], names: Sequence[str] = OWN) -> tuple[dict[str, s
     if "resume" in pairs:
         raise ConfigError("resume is not needed: the same command goes on with what was stopped")
     return {k: v for k, v in pairs.items() if k in names}, {k: v for k, v in pairs.items() if k not in names}
-
-
-def whole(name: str, text: str, least: int) -> int:
-    """A whole number of the command line.
-
-    Raises:
-        ConfigError: it is none, or too small.
-    """
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"{name}={text} should be a whole number, at least {least}")
-    return int(text)
 
 
 def _number(value: float | None) -> str:

@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
 from fedseg.configs.compose import ConfigError, as_yaml, compose, file_of, parsed
+from fedseg.launch.command import whole
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import data_name, method_name
 from fedseg.launch.settings import METHODS, SCHEMA
-from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outcome, run_jobs, split, whole, workers
+from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outcome, run_jobs, split, workers
 from fedseg.launch.tuning.search import Axis, search_space
 from fedseg.launch.tuning.study import Study, Trial, best_of, counted
 from fedseg.reporting import ReportingError

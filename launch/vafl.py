@@ -16,7 +16,7 @@ from fedseg.common.files import write_atomic
 from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError, MultiCenterDataModule
-from fedseg.launch.command import guarded
+from fedseg.launch.command import guarded, whole
 from fedseg.launch.generative.pictures import (
     images_of,
     prepared,
@@ -60,6 +60,8 @@ OWN: Mapping[str, str] = {
     "translation_steps": str(Translation.steps),
     "seed": "0",
 }
+NUMBERS = {"images": 1, "steps": 1, "translation_steps": 1, "seed": 0}
+"""Words that are whole numbers, and the least of each."""
 T = TypeVar("T")
 CANDIDATES = 8
 """Made images for each that is to leave."""
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     own, rest = split(arguments, OWN)
-    numbers = {name: _whole(name, own[name]) for name in ("images", "steps", "translation_steps", "seed")}
+    numbers = {name: whole(name, own[name], least) for name, least in NUMBERS.items()}
     _check(own)
     data = prepared(data_of(rest, HELP))
     sites = sites_of(data, own["site"])
@@ -110,12 +112,6 @@ def _check(own: Mapping[str, str]) -> None:
         raise ConfigError("output= alone says not what of; add give=GIVEN, or site=NAME")
     if own["give"] and (place := Path(own["give"])).exists() and any(place.iterdir()):
         raise ConfigError(f"give={place} is not empty; name a new folder")
-
-
-def _whole(name: str, word: str) -> int:
-    if not word.isdigit() or (name != "seed" and not int(word)):
-        raise ConfigError(f"{name}={word}: a whole number{'' if name == 'seed' else ' of 1 or more'}")
-    return int(word)
 
 
 def _least_complex(data: MultiCenterDataModule, only: Sequence[str]) -> list[str]:

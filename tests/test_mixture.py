@@ -147,7 +147,8 @@ def test_masked_sites_get_the_mixture_of_data_in_one_place(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["components=0"], "components=0: a whole number"),
+        (["components=²"], "components=² should be a whole number, at least 1"),
+        (["components=0"], "components=0 should be a whole number"),
         (["told=[a.json]", "data=phantom"], "told= needs no data"),
         (["told=[a.json]", "output=a.json"], "which it would write over"),
         (["data=phantom", "common=a.json"], "common=a.json holds no mixture"),
