@@ -34,6 +34,7 @@ class ConDistFL(FedAvg):
     """
 
     leaves_out_unknown = True
+    teaches_unannotated = True
 
     def __init__(
         self,

@@ -194,7 +194,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         ledger.begun(checkpoint.round, "", alike=not experiment.declared.answers_singly)
         with closing(experiment.way(scorer)) as way:
             federation = experiment.federation_over(way, experiment.data.sites, checkpoint, reporter, ledger)
-            train_and_score(federation, reporter, experiment.evaluation.splits)
+            train_and_score(federation, reporter, experiment.evaluation.splits, unused(experiment))
             cross(federation, reporter, config)
             if config.evaluation.overlays and config.evaluation.test:
                 regions = experiment.data.regions.names
@@ -225,11 +225,23 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
     return found | {"values": sorted(types)}  # of decoded images: uint8, or float32 of files above 8 bit
 
 
-def train_and_score(federation: Federation, reporter: Reporter, splits: Sequence[Split]) -> None:
-    """Run all rounds, and score the last and the best models."""
+def unused(experiment: Experiment) -> list[str]:
+    """What the method adds for data that no site has, where all of them are here and prepared."""
+    data = experiment.data
+    known = not data.ignore_labels and not any(data.expected.unannotated.get(site) for site in data.sites)
+    if experiment.declared.teaches_unannotated and known:
+        method = experiment.config.algorithm.preset
+        return [f"algorithm={method}, since every site annotated every region (data.unannotated)"]
+    return []
+
+
+def train_and_score(
+    federation: Federation, reporter: Reporter, splits: Sequence[Split], unused: Sequence[str] = ()
+) -> None:
+    """Run all rounds, and score the last and the best models; what has no effect is said before."""
     method: Any = federation.algorithm
     if not federation.checkpoint.round:
-        told = without_effect(federation.schedule, federation.algorithm)
+        told = [*without_effect(federation.schedule, federation.algorithm), *unused]
         reporter.notice([{"round": 0, "site": "", "event": "no effect", "detail": detail} for detail in told])
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()

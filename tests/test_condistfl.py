@@ -15,7 +15,11 @@ from fedseg.algorithms.condistfl import ConDistFL
 from fedseg.algorithms.functional.conditional import conditional_dice_loss
 from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import execute, read_settings, unused
+from fedseg.reporting.folder import RunFolder
 from tests.lines import golden
+from tests.tiny_run import TINY
 from tests.world import CPU, ToySite, assert_same_outcome, build, simulate, toy_sites
 
 ARCHIVE = "condistfl_s304"
@@ -118,6 +122,25 @@ def test_without_weight_or_with_everything_annotated_it_is_fedavg(tmp_path: Path
     changed = run("condistfl", partly)
     with pytest.raises(AssertionError):
         assert_same_outcome(run("fedavg", partly), changed)
+
+
+@pytest.mark.slow
+def test_a_run_in_which_nothing_is_left_to_teach_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> list[str]:
+        experiment = Experiment(read_settings([*TINY, "data=phantom", "data.n_sites=2", *words]))
+        experiment.data.setup()
+        return unused(experiment)
+
+    left_out = "data.unannotated={site_01: [cup]}"
+    assert told("algorithm=fedavg") == told("algorithm=condistfl", left_out) == []
+    assert told("algorithm=condistfl", "data.per_site={site_01: {unannotated: [cup]}}") == []
+    detail = "algorithm=condistfl, since every site annotated every region (data.unannotated)"
+    assert told("algorithm=condistfl") == told("algorithm=condistfl", left_out, "data.unseen=[site_01]") == [detail]
+    words = ["data.n_sites=2", "federation.rounds=1", "evaluation.metrics=[dice]", f"output={tmp_path / 'run'}"]
+    execute(read_settings([*TINY, "data=phantom", "algorithm=condistfl", *words]))
+    events = RunFolder(tmp_path / "run").events()
+    assert events[["event", "detail"]].to_numpy().tolist() == [["no effect", detail]]
+    assert f"no effect: {detail}" in capsys.readouterr().err
 
 
 def test_the_weight_rises_linearly_over_the_rounds() -> None:
