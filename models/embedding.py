@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -17,12 +19,21 @@ class Embedding(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) normalised images -> logits, and the decoder's output (B, D, h, w)."""
-        entered: list[Tensor] = []
+        """(B, C, H, W) normalised images -> logits, and the decoder's output (B, D, h, w), of several maps the finest.
+
+        Raises:
+            ValueError: the network answers without its head.
+        """
+        entered: list[Tensor | Sequence[Tensor]] = []
         head = self.network.get_submodule("segmentation_head")
         handle = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
         try:
             logits = self.network(images)
         finally:
             handle.remove()
-        return logits, entered[0]
+        if not entered:
+            raise ValueError(
+                f"{type(self.network).__name__} answers without its segmentation_head, so that nothing is known of "
+                "what enters it; call that module in the network's forward"
+            )
+        return logits, entered[0] if isinstance(entered[0], Tensor) else entered[0][0]
