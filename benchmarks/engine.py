@@ -112,7 +112,7 @@ def leave_allocator_alone() -> None:
     """Keep glibc's own thresholds."""
     from fedseg.launch import experiment
 
-    vars(experiment)["keep_freed_memory"] = lambda: False
+    vars(experiment)["keep_freed_memory"] = lambda: None
 
 
 class Watch:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         for site in SITES:
             loopback.register(site)
             loopback.start_node(site)
-        loopback._start("run", "flwr", "run", str(app), LINK, "--stream")
+        loopback.start("run", "flwr", "run", str(app), LINK, "--stream")
         loopback.finish("run", 3600)
     moved = 2 * len(SITES) * size / 1e6
     numbers = f"{measured.seconds:9.2f}{sum(measured.cpu.values()):8.2f}{moved:10.1f}"

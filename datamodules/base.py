@@ -453,7 +453,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             return
         augmentation = load_augmentation(self.augment)
         by_site = self._listed()
-        splits = {site: self._assign(site, cases) for site, cases in by_site.items()}
+        splits = {site: self.assigned(site, cases) for site, cases in by_site.items()}
         stores = [self._store(cases) for cases in by_site.values()]
         occurring = [self._occurrence(site, store, splits[site]) for site, store in zip(by_site, stores, strict=True)]
         for finding in occurrence_findings(occurring, self.expected, self.setting_that_keeps):
@@ -567,7 +567,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         for case in cases:
             by_site.setdefault(case.site, []).append(case)
         if self._only is None:
-            self._check_named(by_site, self.tell)
+            self.check_named(by_site, self.tell)
         return by_site
 
     @property
@@ -583,7 +583,13 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             "per_site": self.per_site.sites,
         }
 
-    def _check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
+    def check_named(self, by_site: Mapping[str, Sequence[Case]], report: Report = refuse) -> None:
+        """Report settings that name what the cases of all sites do not have.
+
+        Args:
+            by_site: Cases, seen and unseen ones.
+            report: Told of each problem.
+        """
         for knob, named in self.named_sites.items():
             for site in named:
                 if site not in by_site:
@@ -611,7 +617,12 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             what = f"{chosen[0]} chooses between raters, and every case has one mask"
             report(Finding("layout", what, "name them, data.raters=[...] (docs/imperfect.md), or leave it out"))
 
-    def _assign(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
+    def assigned(self, site: str, cases: Sequence[Case]) -> dict[str, Assigned]:
+        """Case to split, of a site.
+
+        Raises:
+            DataError: The site has nothing to learn from; with the cure.
+        """
         labelled = {case.case for case in cases if case.labelled}
         if not labelled and site not in self._without_labels:
             raise DataError(

@@ -29,7 +29,6 @@ from fedseg.datamodules.readers import stem_of, suffix_of
 from fedseg.datamodules.readers.kinds import is_case_file, there
 from fedseg.datamodules.site_folders import KNOWN
 
-REQUIRED = ("site", "image", "mask")
 OPTIONAL = ("case", "patient", "group", "split")
 LARGEST_MANIFEST = 2**27  # bytes
 SEVERAL = "|"  # between files in a cell

@@ -20,7 +20,6 @@ from fedseg.datamodules.told import FEWEST, from_file, from_sum
 
 Numbers = NDArray[np.float64]
 Modality = Literal["mr", "ct"]
-AXES = ("slice", "row", "column")
 PER_OCTAVE, OCTAVES = 32, 20
 SMALLEST = 2.0**-6  # mm; bins of lengths reach to 16 m
 FINEST = 2.0**36  # parts of a millimetre in masked sums, which are of whole numbers

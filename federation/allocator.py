@@ -6,13 +6,10 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> bool:
-    """Raise both of glibc's thresholds (raising one alone makes steps slower); numbers do not change.
-
-    Returns:
-        Whether the thresholds were set; False where the C library is not glibc.
-    """
+def keep_freed_memory() -> None:
+    """Raise both of glibc's thresholds, where it is the C library (one alone makes steps slower); numbers stay."""
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    if mallopt(M_MMAP_THRESHOLD, 1 << 30):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

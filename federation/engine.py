@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -64,10 +64,6 @@ class RoundError(RuntimeError):
     """Too few sites are left to go on."""
 
 
-class Algorithm(ServerHalf, Protocol):
-    """The server half, as the engine needs it."""
-
-
 @dataclass
 class Federation:
     """One run: an algorithm's server half, a way to the sites, and a schedule.
@@ -86,7 +82,7 @@ class Federation:
         choose_by: the validation score by which models are chosen; more is better.
     """
 
-    algorithm: Algorithm
+    algorithm: ServerHalf
     transport: Transport
     sites: Sequence[str]
     schedule: Schedule
@@ -138,11 +134,6 @@ class Federation:
     def _names(self) -> list[str]:
         """Of the transforms."""
         return [transform.name for transform in self.transforms]
-
-    @property
-    def trainers(self) -> Sequence[str]:
-        """Who ever trains: every site, or the pool."""
-        return (POOL,) if self._pools else self.sites
 
     @property
     def _roster(self) -> Roster:

@@ -513,9 +513,9 @@ def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("name", "preset")}
 
 
-def quieten_libraries(loggers: Sequence[str] = ("pytorch_lightning", "lightning")) -> None:
+def quieten_libraries() -> None:
     """Lightning greets and advises at every fit; with a fit per site and round that is noise."""
-    for name in loggers:
+    for name in ("pytorch_lightning", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")

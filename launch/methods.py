@@ -38,7 +38,7 @@ from fedseg.configs.help import first_line
 from fedseg.configs.words import tree
 from fedseg.federation.schedule import Schedule, check_method
 from fedseg.launch.command import guarded
-from fedseg.launch.documents import make_anew
+from fedseg.launch.documents import Marks, make_anew
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.models.select import NAMED
@@ -49,8 +49,7 @@ from fedseg.reporting import ReportingError
 ROOT = Path(__file__).resolve().parent.parent
 COSTS = ROOT / "docs" / "methods" / "costs.csv"
 PAGES = ("docs/methods/README.md", "README.md")
-BLOCK = re.compile(r"<!-- from methods: (?P<what>.*?) -->\n.*?<!-- end -->", re.DOTALL)
-OPENING = "<!-- from methods:"
+MARKS = Marks("methods")
 USUAL_GROUPS = ("model", "buffers")
 PROTECTIONS = {
     "privacy of sites": Privacy(mechanism="site"),
@@ -378,14 +377,12 @@ def rewritten(text: str, document: Path) -> str:
     Raises:
         ReportingError: a mark that cannot be read, or none.
     """
-    marks = BLOCK.findall(text)
-    if text.count(OPENING) != len(marks):
-        raise ReportingError(f"{document}: a mark '{OPENING} ... -->' lacks its '<!-- end -->'")
+    marks = MARKS.specs(text, document)
     if not marks:
-        raise ReportingError(f"{document} has no table of methods; mark its place: {OPENING} table --> <!-- end -->")
+        raise ReportingError(f"{document} has no table of methods; mark its place: {MARKS.at('table')} <!-- end -->")
     if strange := [what for what in marks if what not in TEXTS]:
         raise ReportingError(f"{document}: {strange[0]!r} is no table of methods; there are {', '.join(TEXTS)}")
-    return BLOCK.sub(lambda mark: f"{OPENING} {mark['what']} -->\n{TEXTS[mark['what']]()}<!-- end -->", text)
+    return MARKS.rewritten(text, lambda what: TEXTS[what]())
 
 
 def run(arguments: Sequence[str]) -> int:

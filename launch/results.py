@@ -46,7 +46,7 @@ from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.words import written
 from fedseg.launch.command import guarded
 from fedseg.launch.compare import analysed, requested
-from fedseg.launch.documents import make_anew
+from fedseg.launch.documents import Marks, make_anew
 from fedseg.launch.evidence import SUFFIX, unpack
 from fedseg.launch.run import flat
 from fedseg.launch.settings import SCHEMA
@@ -73,8 +73,7 @@ from fedseg.reporting.compare.sentences import (
 from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import verdicts
 
-BLOCK = re.compile(r"<!-- from runs: (?P<spec>.*?) -->\n(?P<old>.*?)<!-- end -->", re.DOTALL)
-OPENING = "<!-- from runs:"
+MARKS = Marks("runs")
 CLAIM = re.compile(r"<!-- true of runs: (?P<place>\S+?): (?P<claim>.*?) -->", re.DOTALL)
 TEXTS: dict[str, Callable[[Analysis], str]] = {
     "facts": facts_text,
@@ -151,8 +150,7 @@ def rewritten(text: str, document: Path, sources: Sources, *, figures: bool = Tr
     Raises:
         ReportingError: a mark that cannot be read, runs that cannot, or a claim that is not true.
     """
-    if text.count(OPENING) != len(BLOCK.findall(text)):
-        raise ReportingError(f"{document}: a mark '{OPENING} ... -->' lacks its '<!-- end -->'")
+    MARKS.specs(text, document)
     with _naming(document):
         for match in CLAIM.finditer(text):
             check_claim(
@@ -160,14 +158,12 @@ def rewritten(text: str, document: Path, sources: Sources, *, figures: bool = Tr
                 " ".join(match["claim"].split()),
             )
 
-    def made(match: re.Match[str]) -> str:
-        spec = match["spec"]
+    def made(spec: str) -> str:
         with _naming(f"{document}: from runs: {spec}"):
             body = made_from(spec, document, sources, figures=figures)
-        body = body.replace(f"{sources.beginning(spec, document)}/", "")  # a document names places as its marks do
-        return f"{OPENING} {spec} -->\n{body}<!-- end -->"
+        return body.replace(f"{sources.beginning(spec, document)}/", "")  # a document names places as its marks do
 
-    return BLOCK.sub(made, text)
+    return MARKS.rewritten(text, made)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from fedseg.reporting.progress import duration
 from fedseg.reporting.summary import Table
 
 OWN = ("budget", "output", "presets", "jobs", "sweep_seed", "metric")
-PERSONAL, GLOBAL, WORST = METRICS = ("val/personal/dice", "val/global/dice", "val/worst_site/dice")
+PERSONAL, GLOBAL, WORST = ("val/personal/dice", "val/global/dice", "val/worst_site/dice")
 OF_A_TRIAL = {"evaluation.test": "false", "evaluation.overlays": "false", "evaluation.metrics": "[dice]"}
 """Settings of every trial: what is not validated on seen sites is left alone."""
 TRIALS = "trials.csv"

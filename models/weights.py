@@ -17,7 +17,7 @@ DEEPEST = 8
 
 def load_encoder(
     encoder: nn.Module, weights: str, name: str, key: str | None = None, renamed: Mapping[str, str] | None = None
-) -> int:
+) -> None:
     """Load an encoder's weights from a local file.
 
     The file must hold every tensor of the encoder (counters of batches excepted, which old files lack), under the
@@ -35,9 +35,6 @@ def load_encoder(
         key: the prefix; None where one alone fits.
         renamed: pieces of names in some files, and what the encoder calls the same.
 
-    Returns:
-        Number of tensors loaded.
-
     Raises:
         FileNotFoundError: no such file; for a word such as "imagenet" the message says how to fetch the weights once.
         ValueError: the file lacks tensors of the encoder, or some have another shape; or several encoders in it fit.
@@ -52,7 +49,6 @@ def load_encoder(
     loaded = {key: _fitted(found[sources[key]], target[key], f"{key} of {path}") for key in required}
     encoder.load_state_dict(target | loaded)
     log.info("%s: loaded %d tensors from %s, left out %d", name, len(loaded), path, len(found) - len(loaded))
-    return len(loaded)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

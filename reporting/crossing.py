@@ -34,25 +34,25 @@ def matrix(table: pd.DataFrame) -> pd.DataFrame:
     return means.reindex(index=sorted(means.index, key=lambda model: (model != SHARED, model)), columns=sites)
 
 
-def matrix_table(values: pd.DataFrame, title: str = "model, tested at") -> Table:
+def matrix_table(values: pd.DataFrame) -> Table:
     """For a terminal or a document; a site's own model at home is marked."""
     rows = tuple(
         (str(model), *(_cell(float(values.loc[model, site]), home=model == site) for site in values.columns))
         for model in values.index
     )
-    return Table((title, *map(str, values.columns)), rows, f"{NOTE} *: at home.")
+    return Table(("model, tested at", *map(str, values.columns)), rows, f"{NOTE} *: at home.")
 
 
 def _cell(value: float, *, home: bool) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}{'*' if home else ''}"
 
 
-def draw_matrix(values: pd.DataFrame, *, ink: str = "#1c2127", colours: str = "viridis") -> Figure:
+def draw_matrix(values: pd.DataFrame, *, ink: str = "#1c2127") -> Figure:
     """Heat map of `matrix`, with its colour bar; frames mark models at home."""
     count = values.shape
     figure = Figure(figsize=(2.9 + 0.85 * count[1], 1.6 + 0.42 * count[0]), layout="constrained")
     axes = figure.subplots()
-    shown = axes.imshow(values.to_numpy(), cmap=colours, vmin=0, vmax=1, aspect="auto")
+    shown = axes.imshow(values.to_numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values.to_numpy()):
         if np.isfinite(value):
             home = values.index[row] == values.columns[column]

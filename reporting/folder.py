@@ -19,7 +19,7 @@ from typing import IO, Any
 import pandas as pd
 import yaml
 
-from fedseg.common.files import PART, ends_a_line, naming, write_atomic
+from fedseg.common.files import PART, ends_a_line, naming, sweep_parts, write_atomic
 from fedseg.common.text import cell
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import Meter, describe_process, extend_environment
@@ -48,8 +48,6 @@ RATERS = "raters.csv"
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same by libyaml, where it is there: ten times as fast
 TERMS = "terms.yaml"
 KEYS = "keys.yaml"
-
-"""Names of files that are being written, with the process that writes."""
 
 DURING_TRAINING = "round"
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -238,14 +236,8 @@ class RunFolder:
         folder._made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
         folder.path.mkdir(parents=True, exist_ok=True)
         folder._lock()
-        folder._sweep()
+        sweep_parts(folder.path)
         return folder
-
-    def _sweep(self) -> None:
-        """Remove what `write_atomic` left of files whose process was killed."""
-        for path in self.path.iterdir():
-            if PART.fullmatch(path.name):
-                path.unlink(missing_ok=True)
 
     @contextmanager
     def beginning(self) -> Iterator[None]:
@@ -362,12 +354,12 @@ class RunFolder:
     def write_splits(self, rows: Sequence[Row]) -> None:
         """Save the split of every case; all rows have the columns of the first."""
         columns = tuple(rows[0]) if rows else SPLIT_COLUMNS
-        write_atomic(self.path / SPLITS, _header(columns) + _lines(rows, columns, SPLITS))
+        self._write(SPLITS, rows, columns)
 
     def write_groups(self, rows: Sequence[Row]) -> None:
         """Save which case belongs to which group of patients (groups.csv); no file where there are no groups."""
         if rows:
-            write_atomic(self.path / GROUPS, _header(GROUP_COLUMNS) + _lines(rows, GROUP_COLUMNS, GROUPS))
+            self._write(GROUPS, rows, GROUP_COLUMNS)
 
     def groups(self) -> pd.DataFrame:
         """groups.csv as a table of words; empty if there is none."""
@@ -377,7 +369,7 @@ class RunFolder:
     def write_raters(self, rows: Sequence[Row]) -> None:
         """Save how far raters agree in each case (raters.csv); no file where cases have one mask."""
         if rows:
-            write_atomic(self.path / RATERS, _header(RATER_COLUMNS) + _lines(rows, RATER_COLUMNS, RATERS))
+            self._write(RATERS, rows, RATER_COLUMNS)
 
     def raters(self) -> pd.DataFrame:
         """raters.csv as a table; empty if there is none."""
@@ -386,7 +378,7 @@ class RunFolder:
 
     def write_findings(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         """Save what was noticed in the data (findings.csv); ``columns`` are those of every row."""
-        write_atomic(self.path / FINDINGS, _header(columns) + _lines(rows, columns, FINDINGS))
+        self._write(FINDINGS, rows, columns)
 
     def findings(self) -> list[dict[str, str]]:
         """findings.csv, row by row; empty if there is none."""
@@ -398,7 +390,7 @@ class RunFolder:
 
     def write_cross_sites(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         """Save how every site's model does at every site (cross_sites.csv)."""
-        write_atomic(self.path / CROSS_SITES, _header(columns) + _lines(rows, columns, CROSS_SITES))
+        self._write(CROSS_SITES, rows, columns)
 
     def cross_sites(self) -> pd.DataFrame:
         """cross_sites.csv as a table; empty, without columns, if there is none."""
@@ -406,13 +398,12 @@ class RunFolder:
 
     def write_fingerprints(self, rows: Sequence[Row]) -> None:
         """Save what tells the files of every case from others: site, case, image, mask (fingerprints.csv)."""
-        header = _header(FINGERPRINT_COLUMNS)
-        write_atomic(self.path / FINGERPRINTS, header + _lines(rows, FINGERPRINT_COLUMNS, FINGERPRINTS))
+        self._write(FINGERPRINTS, rows, FINGERPRINT_COLUMNS)
 
     def write_tensors(self, rows: Sequence[Row]) -> None:
         """Save what becomes of every tensor of the network: averaged, kept, or never changed (tensors.csv)."""
         columns = tuple(rows[0]) if rows else ()
-        write_atomic(self.path / TENSORS, _header(columns) + _lines(rows, columns, TENSORS))
+        self._write(TENSORS, rows, columns)
 
     def write_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Save what the network takes, so that it can be built without the data (inputs.json)."""
@@ -607,6 +598,9 @@ class RunFolder:
         write_atomic(
             self.summary_path, table.to_csv(index=False, lineterminator="\n")
         )  # last: it says that all is done
+
+    def _write(self, name: str, rows: Iterable[Row], columns: Sequence[str]) -> None:
+        write_atomic(self.path / name, _header(columns) + _lines(rows, columns, name))
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         path, columns = self.path / name, COLUMNS[name]

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from fedseg.reporting.letters import legible
-from fedseg.reporting.summary import ENTROPY, HEADLINE, OWN_STATISTICS, case_scores
+from fedseg.reporting.summary import BEST, ENTROPY, HEADLINE, OWN_STATISTICS, case_scores
 
 TRUTH = "truth"
 ROLES = ("worst", "median", "best")
@@ -78,15 +78,15 @@ class Picture:
         return {**({} if self.truth is None else {TRUTH: self.truth}), **self.predictions}
 
 
-def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> dict[str, str]:
-    """The worst, median and best case of a site by mean Dice over regions, by the view that `judge_of` names.
+def pick_cases(scores: pd.DataFrame, site: str) -> dict[str, str]:
+    """The worst, median and best test case of a site by mean Dice over regions, by the view that `judge_of` names.
 
     Ties go by case id.
 
     Returns:
         Case id to role, worst first; with fewer than three cases one case has several roles ("worst, median").
     """
-    rows, view = _headline(scores, site, checkpoint, split), judge_of(scores, site, checkpoint=checkpoint, split=split)
+    rows, view = _headline(scores, site), judge_of(scores, site)
     cases = case_scores(rows[rows["view"] == view]).dropna(subset=["value"]).sort_values(["value", "case"])["case"]
     names = [str(case) for case in cases]
     if not names:
@@ -97,29 +97,30 @@ def pick_cases(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", spl
     return {case: ", ".join(of_case) for case, of_case in roles.items()}
 
 
-def judge_of(scores: pd.DataFrame, site: str, *, checkpoint: str = "best", split: str = "test") -> str:
+def judge_of(scores: pd.DataFrame, site: str) -> str:
     """Who judges a site's cases: the personal model where there is one, at an unseen site the adapted one, else global.
 
     Empty where no model was scored there.
     """
-    views = set(_headline(scores, site, checkpoint, split)["view"])
+    views = set(_headline(scores, site)["view"])
     return next((view for view in ("personal", "adapted", "global") if view in views), "")
 
 
-def _headline(scores: pd.DataFrame, site: str, checkpoint: str, split: str) -> pd.DataFrame:
+def _headline(scores: pd.DataFrame, site: str, checkpoint: str = BEST) -> pd.DataFrame:
+    """Of test cases."""
     return scores[
         (scores["site"] == site)
         & (scores["checkpoint"] == checkpoint)
-        & (scores["split"] == split)
+        & (scores["split"] == "test")
         & (scores["metric"] == HEADLINE)
     ]
 
 
 def reported_scores(
-    scores: pd.DataFrame, site: str, case: str, *, checkpoint: str = "best", split: str = "test"
+    scores: pd.DataFrame, site: str, case: str, *, checkpoint: str = BEST
 ) -> dict[str, dict[str, float]]:
-    """View to region to Dice of one case, for `Picture.scores`."""
-    rows = _headline(scores, site, checkpoint, split)
+    """View to region to Dice of one test case, for `Picture.scores`."""
+    rows = _headline(scores, site, checkpoint)
     rows = rows[rows["case"] == case]
     return {
         str(view): {str(region): float(value) for region, value in zip(group["region"], group["value"], strict=True)}

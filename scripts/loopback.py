@@ -161,7 +161,7 @@ class Loopback:
         options += ["--database", str(home / "link.db")]
         shelf = {"FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{self.shelf}"} if self.gated else {}
         command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), *tls, *options]
-        self._start("link", *command, environment=shelf)
+        self.start("link", *command, environment=shelf)
         self._wait_for(self.port)
         if self.gated and "gate" not in self.processes:
             (certificates / "refused.conf").touch()
@@ -185,7 +185,7 @@ class Loopback:
         path = folder / configuration
         path.write_text(text)
         owner = "user root; " if os.geteuid() == 0 else ""  # so that it reads folders that only we can
-        self._start(name, "nginx", "-p", str(folder), "-c", str(path), "-g", f"{owner}daemon off;")
+        self.start(name, "nginx", "-p", str(folder), "-c", str(path), "-g", f"{owner}daemon off;")
 
     def sign_app(self) -> None:
         """Pack the code and sign it, as the consortium's reviewer does."""
@@ -235,7 +235,7 @@ class Loopback:
         name = f"run-{len(list(self.folder.glob('run-*.log'))) + 1}"
         settings = self.folder / f"{name}.toml"
         settings.write_text(f"overrides = {json.dumps(shlex.join(overrides))}\n")
-        self._start(name, "flwr", "run", self.app, LINK, "--stream", "-c", str(settings))
+        self.start(name, "flwr", "run", self.app, LINK, "--stream", "-c", str(settings))
         return name
 
     def finish(self, name: str, seconds: float = 600.0) -> str:
@@ -275,7 +275,7 @@ class Loopback:
         options = ["--superlink", *self._way_to_the_server(site)]
         options += ["--auth-supernode-private-key", str(self.key(site)), "--node-config", node]
         options += ["--host", "127.0.0.1", "--port", str(free_port())]
-        self._start(site, "flower-supernode", *options, environment=environment)
+        self.start(site, "flower-supernode", *options, environment=environment)
 
     def _way_to_the_server(self, site: str) -> list[str]:
         if not self.gated:
@@ -313,7 +313,8 @@ class Loopback:
         """What a process has printed."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def start(self, name: str, program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Begin a program of the laboratory, which ends with it; its log goes by its name."""
         home = name if (self.folder / name / "key").exists() else "server"
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [program if program == "nginx" else str(BIN / program), *arguments]

@@ -41,6 +41,7 @@ MAY_IMPORT = {
 COMMANDS = {"datamodules/check/__main__.py": {"launch.check.main"}}  # a command's name, which hands over to launch
 OURS = {
     *MAY_IMPORT,
+    "api",
     "console",
     "launch",
     "train",

@@ -28,7 +28,7 @@ from pathlib import Path
 from scripts.loopback import Loopback
 
 with Loopback(Path(sys.argv[1])) as loopback:
-    loopback._start("link", "/bin/sh", "-c", "setsid sleep 600 & sleep 600")
+    loopback.start("link", "/bin/sh", "-c", "setsid sleep 600 & sleep 600")
     print("started", flush=True)
     if sys.argv[2] == "error":
         time.sleep(1)

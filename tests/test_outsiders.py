@@ -235,7 +235,7 @@ def test_a_supernode_that_is_not_let_in_says_why(world: World, outsider: str, re
     )
     options = ["--superlink", world.address(outsider), "--root-certificates", str(roots), "--port", str(free_port())]
     name = f"outsider-{key.name}"
-    world.loopback._start(name, "flower-supernode", *options, "--auth-supernode-private-key", str(key))
+    world.loopback.start(name, "flower-supernode", *options, "--auth-supernode-private-key", str(key))
     deadline = time.monotonic() + 40
     while reason not in " ".join(world.loopback.log(name).split()):
         assert time.monotonic() < deadline, world.loopback.log(name)

@@ -162,14 +162,14 @@ def gaussian(side: int, sigma: float) -> Tensor:
     return torch.exp(-offset.square() / (2 * sigma**2))
 
 
-def gaussian_histogram(side: int, deviations: float = 4.0) -> Tensor:
+def gaussian_histogram(side: int) -> Tensor:
     """Factor g (side,) of the older separable kernel g g^T, the outer root of a normal histogram, with sum 1; float64.
 
     Args:
-        side: bins, odd.
-        deviations: half range of the histogram in standard deviations, reached by the centres' outer half bins.
+        side: bins, odd; over four standard deviations on either side, reached by the centres' outer half bins.
     """
     _check_odd(side)
+    deviations = 4.0
     bin_width = (2 * deviations + 1) / side
     edges = torch.linspace(-deviations - bin_width / 2, deviations + bin_width / 2, side + 1, dtype=torch.float64)
     root: Tensor = torch.special.ndtr(edges).diff().sqrt()

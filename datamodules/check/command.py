@@ -60,7 +60,7 @@ def check(data: MultiCenterDataModule, progress: bool = False) -> Checked:
     sites = {site: SiteStatistics(site, by_site[site], Counter(split.values())) for site, split in planned.items()}
     served = {(case.site, case.patient): planned[case.site].get(case.case, "unused") for case in cases}
     if not any(finding.severity == "error" for finding in findings):
-        data._check_named(by_site, findings.append)
+        data.check_named(by_site, findings.append)
     sheet, prints = Sheet(by_site, data.regions), Fingerprints()
     known = data.known_labels
     serves = {site: data.serving(site, own, planned[site]) if planned[site] else {} for site, own in by_site.items()}
@@ -109,7 +109,7 @@ def _planned(
 ) -> Mapping[str, Assigned]:
     """Case to split, as a run would split them; empty where it could not."""
     try:
-        split = data._assign(site, cases)
+        split = data.assigned(site, cases)
     except DataError as error:
         findings.append(Finding.of_error("split impossible", error, site=site))
         return {}

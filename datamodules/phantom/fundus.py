@@ -39,7 +39,7 @@ def draw_fundus(
     scene = _papilla(texture, scene, disc, cup, temporal)
     scene = _vessels(texture, scene, cup, temporal)
     scene = _aperture(texture, scene)
-    image = form_image(scene, style, generator(seed, site, index, Stream.FORMATION), spread=1.0)
+    image = form_image(scene, style, generator(seed, site, index, Stream.FORMATION))
 
     hand = hand_of(seed, site, index, rater)
     x, y = grid(size)

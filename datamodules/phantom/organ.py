@@ -70,7 +70,7 @@ def draw_organ(
         for number, level in enumerate(levels):
             grain = np.random.Generator(np.random.Philox(np.random.SeedSequence(coils, spawn_key=(number,))))
             scene = draw(body, surroundings, level)
-            images.append(form_image(scene, style, np.random.default_rng(coils), spread=1.0, grain=grain))
+            images.append(form_image(scene, style, np.random.default_rng(coils), grain=grain))
     volumes = [np.stack(images[first : first + slices]) for first in range(0, len(images), slices)]
     labels = np.stack([_label(body, organ, lesion, level, size) for level in levels])
     return np.concatenate(volumes, axis=-1), labels

@@ -252,7 +252,6 @@ def form_image(
     scene: FloatArray,
     style: SiteStyle,
     rng: np.random.Generator,
-    spread: float,
     grain: np.random.Generator | None = None,
 ) -> NDArray[np.uint8]:
     """Turn a clean scene into the image that the site's device would store.
@@ -261,7 +260,6 @@ def form_image(
         scene: (H, W, C) float32, about 0 to 1; C is 1 or 3.
         style: Character of the site.
         rng: The case's stream for image formation.
-        spread: Strength of the variation from case to case that every site has.
         grain: Stream for the pixel noise; None takes `rng` (slices of a volume share all but the noise).
 
     Returns:
@@ -269,15 +267,15 @@ def form_image(
     """
     size, channels = scene.shape[0], scene.shape[2]
     x, y = grid(size)
-    tilt = np.asarray(style.tilt) + 0.18 * spread * rng.standard_normal(2)
+    tilt = np.asarray(style.tilt) + 0.18 * rng.standard_normal(2)
     gains = np.asarray(style.gains[:channels] if channels == 3 else (1.0,)) * np.exp(
-        0.06 * spread * rng.standard_normal(channels)
+        0.06 * rng.standard_normal(channels)
     )
-    gamma = style.gamma * exp(0.12 * spread * rng.standard_normal())
-    contrast = style.contrast * exp(0.08 * spread * rng.standard_normal())
-    brightness = style.brightness + 0.03 * spread * rng.standard_normal()
-    blur = max(0.0, style.blur * (1.0 + 0.3 * spread * rng.standard_normal())) * size
-    noise = style.noise * exp(0.25 * spread * rng.standard_normal())
+    gamma = style.gamma * exp(0.12 * rng.standard_normal())
+    contrast = style.contrast * exp(0.08 * rng.standard_normal())
+    brightness = style.brightness + 0.03 * rng.standard_normal()
+    blur = max(0.0, style.blur * (1.0 + 0.3 * rng.standard_normal())) * size
+    noise = style.noise * exp(0.25 * rng.standard_normal())
 
     field = np.exp(tilt[0] * x + tilt[1] * y - style.vignette * (x * x + y * y)).astype(np.float32)
     image = scene * field[..., None] * gains.astype(np.float32)

@@ -21,10 +21,10 @@ from fedseg.federation.state import State
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.restore import read_kept, read_server
 from fedseg.launch.networks import told
-from fedseg.launch.scores.scoring import ADAPTED, LAST, become_sure, take_statistics
+from fedseg.launch.scores.scoring import ADAPTED, become_sure, take_statistics
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
-from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
+from fedseg.reporting.summary import ENTROPY, LAST, OWN_STATISTICS
 
 NEW = "new images"
 """In place of a site's name for images from elsewhere."""

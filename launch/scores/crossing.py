@@ -17,9 +17,9 @@ from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scores.scoring import BEST, all_sites, members
+from fedseg.launch.scores.scoring import all_sites, members
 from fedseg.reporting.crossing import COLUMNS, SHARED
-from fedseg.reporting.summary import WHOLE
+from fedseg.reporting.summary import BEST, WHOLE
 
 
 def check_crossing(experiment: Experiment) -> None:

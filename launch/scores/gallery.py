@@ -9,10 +9,11 @@ import numpy as np
 
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import Chosen
-from fedseg.launch.scores.scoring import LAST, PAINTED, Painter, score_sites, show_all_best
+from fedseg.launch.scores.scoring import PAINTED, Painter, score_sites, show_all_best
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder, file_name
 from fedseg.reporting.overlays import TRUTH, Picture, draw_case, save_overlays
+from fedseg.reporting.summary import LAST
 
 CaseKey = tuple[str, str]
 """Site and case."""

@@ -24,10 +24,10 @@ from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment, Way
 from fedseg.launch.folders.kept_masks import KeptMasks
 from fedseg.launch.settings import Evaluation
+from fedseg.reporting.folder import DURING_TRAINING
 from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, pick_cases, reported_scores
-from fedseg.reporting.summary import ENCODER, ENTROPY, OWN_STATISTICS
+from fedseg.reporting.summary import BEST, ENCODER, ENTROPY, LAST, OWN_STATISTICS
 
-DURING, LAST, BEST = "round", "last", "best"
 ADAPTED = "adapted"
 PAINTED: tuple[Split, ...] = ("test",)
 """Whose cases are drawn."""
@@ -79,7 +79,7 @@ class Scorer:
             found.means |= {f"{split}/{ENCODER}/{name}": value for name, value in numbers.items()}
 
     def _score(self, answer: Predict, site: SiteData, task: EvaluateTask, view: str, split: Split) -> list[Row]:
-        during = task.checkpoint == DURING
+        during = task.checkpoint == DURING_TRAINING
         quick = during or task.topic == VISITING
         few = tuple(dict.fromkeys((*QUICK, self.settings.choose_by))) if during else QUICK
         grid: Grid = "network" if during else self.settings.grid

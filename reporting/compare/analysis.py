@@ -37,7 +37,7 @@ from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import Run
 from fedseg.reporting.summary import CHECKPOINTS, OWN_STATISTICS
 
-GLOBAL, PERSONAL, ADAPTED = "global", "personal", "adapted"
+GLOBAL, PERSONAL = "global", "personal"
 LOCAL, POOLED, REFERENCE = "local", "pooled", "fedavg"
 BASELINES = (LOCAL, POOLED)
 OVERALL = "mean over sites"
@@ -195,10 +195,9 @@ class Analysis:
             for model, sites in self.validation_scores.items()
         }
 
-    def worth(self, model: Model, site: str | None = None) -> float:
-        """Mean validation score at a site, or over all; more is better, -inf where there is none."""
-        means = self.validation.get(model, {})
-        known = [value for name, value in means.items() if np.isfinite(value) and site in (None, name)]
+    def worth(self, model: Model) -> float:
+        """Mean validation score over all sites; more is better, -inf where there is none."""
+        known = [value for value in self.validation.get(model, {}).values() if np.isfinite(value)]
         return self.options.sign * float(np.mean(known)) if known else -np.inf
 
     @cached_property
