@@ -1,8 +1,8 @@
 """Settings that other tools have, and what stands for them here."""
 
 EPOCHS = (
-    "training is counted in rounds: federation.rounds, each of federation.local_steps, or with local_steps=null of "
-    "federation.local_epochs"
+    "training is counted in rounds: federation.rounds, each of federation.local_steps, or with "
+    "federation.local_steps=null of federation.local_epochs"
 )
 FOREIGN = {
     "max_epochs": EPOCHS,
