@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,13 +169,17 @@ def test_marks_that_cannot_be_read_are_refused(text: str, told: str) -> None:
     assert told in str(error.value)
 
 
-def test_links_lead_to_pages_and_sections() -> None:
+def test_links_lead_to_sections_that_tell_idea_traffic_use_and_cost() -> None:
     for method in methods():
         page, section = method.page
-        if page:
-            text = (ROOT / "docs" / "methods" / page).read_text(encoding="utf-8")
-            headings = [tables.slug(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")]
-            assert not section or section in headings
+        assert page, f"{method.name} has no paragraph in docs/methods"
+        text = (ROOT / "docs" / "methods" / page).read_text(encoding="utf-8")
+        _, *parts = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
+        told = dict(zip(map(tables.slug, parts[::2]), parts[1::2], strict=True))
+        assert not section or section in told
+        about = " ".join((told[section] if section else text).split())
+        for what in ("[Ii]dea", "What leaves", "When it helps", "Cost|Memory and time"):
+            assert re.search(rf"(\*\*|# )(The )?({what})", about), (method.name, what)
 
 
 def test_rows_that_are_measured_again_leave_the_others(tmp_path: Path) -> None:
