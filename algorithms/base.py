@@ -51,7 +51,8 @@ class Algorithm(StockModule):
     views: tuple[View, ...] = ("global",)
     """Which models can be evaluated at a seen site."""
     unseen_views: tuple[View, ...] = ("global",)
-    """Which models serve a site that never took part; none where nothing is shared as a whole."""
+    """Which models serve a site that never took part; none where nothing is shared as a whole. Of a method that shares
+    all but running statistics it is the shared network with those of the site's own images: own-statistics."""
     per_site: frozenset[str] = frozenset()
     """Groups that the server files per site instead of averaging; peers or the server see them singly."""
     one_column_per_site: frozenset[str] = frozenset()
@@ -152,11 +153,12 @@ class Algorithm(StockModule):
             if self.splits_itself:
                 raise ValueError(f"algorithm.personal has no meaning for {type(self).__name__}; leave it null")
             self.personal = named(personal)
-        if self.personal is not nothing and self.views:
-            self.views = tuple(view for view in self.views if view != "global") or ("personal",)
-            self.unseen_views, self.adapts = (), False
-        self.save_hyperparameters(self._settings)
         self.parts = Parts(model, self.personal, trains=self.labelled)
+        if self.personal is not nothing and self.views:
+            whole = "global" in self.unseen_views and not self.parts.learnt
+            self.views = tuple(view for view in self.views if view != "global") or ("personal",)
+            self.unseen_views, self.adapts = ("own-statistics",) if whole else (), False
+        self.save_hyperparameters(self._settings)
         self._frozen_mark = mark(self.frozen) if self.parts.frozen else None
         self._copies: dict[str, str] = {}  # tensors of second models that never change: their name in the model
         self._trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
@@ -189,6 +191,16 @@ class Algorithm(StockModule):
         """The model's tensors that never change."""
         state = self.model.state_dict()
         return {name: state[name] for name in self.parts.frozen}
+
+    @property
+    def none_elsewhere(self) -> str:
+        """Why no model serves a site that never took part; empty where one does, and where nothing segments yet."""
+        if self.unseen_views or not self.views:
+            return ""
+        if not (self.parts.parameters or self.parts.buffers):
+            return "no tensor of its network is averaged"
+        names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in self.parts.learnt))
+        return f"weights in {names} stay at the sites" if names else "what is averaged is none of its models"
 
     @property
     def mixes_patients(self) -> str:

@@ -17,7 +17,7 @@ class FedBN(FedAvg):
 class SiloBN(FedAvg):
     """SiloBN (Andreux et al., DART 2020): running statistics stay at the site, affine parameters are averaged.
 
-    There is no global model: a new site would have to estimate its own statistics first.
+    There is no global model: a site that took no part estimates its own statistics first (the view own-statistics).
     """
 
     personal = staticmethod(statistics)

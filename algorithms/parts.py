@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedseg.algorithms.functional.adaptation import running_statistics
 from fedseg.federation.state import State
 from fedseg.models.freeze import frozen
 from fedseg.models.select import Selector
@@ -34,6 +35,7 @@ class Parts:
         buffers: shared running statistics.
         frozen: what never changes.
         stays: everything else.
+        learnt: what of it is no running statistic: no images of a site can give it anew.
         taken: what of it peers take all the same, in a method without a server.
         variances: running variances, which must not become negative.
 
@@ -56,6 +58,8 @@ class Parts:
         self.parameters = [name for name in travels if name in parameters]
         self.buffers = [name for name in travels if name not in parameters]
         self.stays = [name for name in state if name in stays]
+        given = running_statistics(model)
+        self.learnt = [name for name in self.stays if name in own and name not in given]
         self.taken: list[str] = []
         self.frozen = [name for name in state if name in fixed]
         norms = [name for name, module in model.named_modules() if isinstance(module, _NormBase)]

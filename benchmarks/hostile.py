@@ -185,7 +185,7 @@ def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
         found = federation.evaluate(server, experiment.schedule.rounds, honest, ("test",))
         site = sites[honest[0]]
         case = site.cases("test")[0].case
-        painter = Painter(experiment.data.regions, {site.name: [case]})
+        painter = Painter(experiment.data.regions, {site.name: [case]}, experiment.evaluation)
         painted = federation.over(way.scored_by(painter))
         painted.evaluate(server, experiment.schedule.rounds, honest[:1], ("test",))
     view = experiment.declared.own_view

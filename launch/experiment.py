@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedseg.algorithms import Algorithm
+from fedseg.algorithms.functional.adaptation import with_running_statistics
 from fedseg.algorithms.functional.noise_choice import ChosenNoise
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.harmonised import harmonised
@@ -104,6 +105,7 @@ class Experiment:
                 self._check_all_counts(told, "loss")
             check_method(self.schedule, algorithm)
             self._check_public(algorithm)
+            self._check_statistics(algorithm)
             for one in (algorithm, *(self.algorithm(in_channels=3, site=site) for site in networks.told(self.config))):
                 networks.check_method(self.config, one)
             for transform in self.transforms:
@@ -115,6 +117,19 @@ class Experiment:
                     )
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(str(error)) from error
+
+    def _check_statistics(self, algorithm: Algorithm) -> None:
+        """Refuse statistics of each case for a network that keeps none.
+
+        Raises:
+            ConfigError: with the cure.
+        """
+        per = self.evaluation.statistics_per
+        if per != Evaluation.statistics_per and algorithm.views and not with_running_statistics(algorithm.model):
+            raise ConfigError(
+                f"evaluation.statistics_per={per} says whose images running statistics of normalisation are of, and "
+                "the network keeps none; take model.norm=batch, or leave statistics_per out"
+            )
 
     def _check_public(self, algorithm: Algorithm) -> None:
         """Refuse answers about no images, and public images that nobody looks at.

@@ -124,6 +124,12 @@ def export_models(
     if images is not None:
         view = models.choose(None, OWN_STATISTICS)
         given = NewImages(models.run.experiment.data, images, models.channels, NEW)
+        if models.anew(view) and len(given.images) > 1:
+            raise ReportingError(
+                f"{images} holds {len(given.images)} cases, each of which gets a model of its own "
+                "(evaluation.statistics_per=case), and an exported one is of one; give that case alone, or take "
+                f"predict.py --view {view}"
+            )
         wanted.append((view, None, given))
     with draft(out) as folder:
         found = [_export(models, view, site, folder, checkpoint, terms, given, onnx) for view, site, given in wanted]

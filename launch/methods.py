@@ -140,6 +140,7 @@ class Method:
         """What it cannot be combined with -> why."""
         found = {what: self._against(privacy) for what, privacy in PROTECTIONS.items()}
         found["volumes"] = self.owner.slices_only
+        found["unseen sites"] = self.built.none_elsewhere
         found["ignored labels"] = (
             "" if self.built.leaves_out_unknown or not self.built.labelled else "its loss is its own"
         )

@@ -22,7 +22,6 @@ from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.datamodules.public import DRAWN
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Split
 from fedseg.federation.engine import Federation
 from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.federation.schedule import without_effect
@@ -31,8 +30,8 @@ from fedseg.launch.folders.grouping import group_rows
 from fedseg.launch.folders.kept_masks import kept_masks
 from fedseg.launch.folders.restore import check_data, check_states, open_checkpoint
 from fedseg.launch.scores.crossing import check_crossing, cross_scores
-from fedseg.launch.scores.scoring import Scorer, never_trained, paint_overlays, score_checkpoints
-from fedseg.launch.settings import SCHEMA
+from fedseg.launch.scores.scoring import Scorer, never_trained, not_served, paint_overlays, score_checkpoints
+from fedseg.launch.settings import SCHEMA, Evaluation
 from fedseg.launch.sites.terms import agreed_terms, listed
 from fedseg.reporting import crossing
 from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
@@ -194,7 +193,7 @@ def execute(config: DictConfig, job_type: str = "train") -> Summary:
         ledger.begun(checkpoint.round, "", alike=not experiment.declared.answers_singly)
         with closing(experiment.way(scorer)) as way:
             federation = experiment.federation_over(way, experiment.data.sites, checkpoint, reporter, ledger)
-            train_and_score(federation, reporter, experiment.evaluation.splits, unused(experiment))
+            train_and_score(federation, reporter, experiment.evaluation, unused(experiment))
             cross(federation, reporter, config)
             if config.evaluation.overlays and config.evaluation.test:
                 regions = experiment.data.regions.names
@@ -236,12 +235,14 @@ def unused(experiment: Experiment) -> list[str]:
 
 
 def train_and_score(
-    federation: Federation, reporter: Reporter, splits: Sequence[Split], unused: Sequence[str] = ()
+    federation: Federation, reporter: Reporter, evaluation: Evaluation, unused: Sequence[str] = ()
 ) -> None:
     """Run all rounds, and score the last and the best models; what has no effect is said before."""
     method: Any = federation.algorithm
+    splits = evaluation.splits
     if not federation.checkpoint.round:
-        told = [*without_effect(federation.schedule, federation.algorithm), *unused]
+        told = without_effect(federation.schedule, federation.algorithm)
+        told = [*told, *not_served(federation, evaluation), *unused]
         reporter.notice([{"round": 0, "site": "", "event": "no effect", "detail": detail} for detail in told])
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()

@@ -85,10 +85,12 @@ class Evaluation:
         cross_sites: also score every site's best personal model at all other sites (cross_sites.csv, a table and a heat
             map); costs sites times sites predictions; across machines only if all sites' terms agree.
         test: score test cases; false is for runs that choose settings: no test case is predicted, scored or drawn.
+        statistics_per: at sites that took no part, whose images the running statistics of the view own-statistics are
+            of: site is all images of the site, one model; case is those of each case alone, a model for each.
         entropy_passes: at sites that took no part, passes over their test images, without labels, in which scales and
             shifts of the global model's normalisation learn to be sure (TENT): the view entropy; 0 leaves it out.
         entropy_per: site is one such model for all images of the site; case is one for each case, from the global model
-            anew.
+            anew. Its running statistics are of the same images, whatever statistics_per says.
         entropy_lr: learning rate of these passes (Adam).
     """
 
@@ -103,6 +105,7 @@ class Evaluation:
     overlays: bool = True
     cross_sites: bool = False
     test: bool = True
+    statistics_per: Literal["site", "case"] = "site"
     entropy_passes: NonNegativeInt = 0
     entropy_per: Literal["site", "case"] = "site"
     entropy_lr: FinitePositive = 1e-3

@@ -100,10 +100,10 @@ def pick_cases(scores: pd.DataFrame, site: str) -> dict[str, str]:
 def judge_of(scores: pd.DataFrame, site: str) -> str:
     """Who judges a site's cases: the personal model where there is one, at an unseen site the adapted one, else global.
 
-    Empty where no model was scored there.
+    That with the site's own statistics where nothing else is. Empty where no model was scored there.
     """
     views = set(_headline(scores, site)["view"])
-    return next((view for view in ("personal", "adapted", "global") if view in views), "")
+    return next((view for view in ("personal", "adapted", "global", OWN_STATISTICS) if view in views), "")
 
 
 def _headline(scores: pd.DataFrame, site: str, checkpoint: str = BEST) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.run import execute
 from fedseg.launch.scores.rescore import difference, rescore
-from fedseg.launch.scores.scoring import Scorer, with_least_entropy
+from fedseg.launch.scores.scoring import Scorer, fitted
 from fedseg.launch.settings import Evaluation
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
@@ -154,8 +154,9 @@ def test_the_learning_rate_is_the_settings_and_none_without_passes(tmp_path: Pat
     worker = run.in_process({"site_03": site}, Scorer(run)).worker
     start = affine_weights(worker.network("global"))
     near, far = (
-        affine_weights(with_least_entropy(worker, "global", site, Evaluation(entropy_passes=1, entropy_lr=lr)))
+        affine_weights(network)
         for lr in (1e-5, 1e-2)
+        for network, _ in fitted(worker, ENTROPY, site, Evaluation(entropy_passes=1, entropy_lr=lr))
     )
     moved = [max(float((a - b).detach().abs().max()) for a, b in zip(one, start, strict=True)) for one in (near, far)]
     assert moved == pytest.approx([1e-5, 1e-2], rel=0.3)  # the first step of Adam has the size of its rate

@@ -16,6 +16,7 @@ from fedseg.federation.client import Compute, Images, turn
 from fedseg.federation.contract import EvaluateTask, QueryTask, Task, TrainTask
 from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.transport import InProcess
+from fedseg.models.select import statistics
 from tests.formulas import expected, symbols
 from tests.tiers import STANDING, every
 from tests.world import (
@@ -340,4 +341,7 @@ def test_views_are_declared_truthfully(name: str) -> None:
     assert ("global" in algorithm.views) != has_personal_part
     assert ("global" in algorithm.unseen_views) != has_personal_part
     assert ("adapted" in algorithm.unseen_views) == algorithm.adapts
-    assert set(algorithm.unseen_views) <= {"global", "adapted"}
+    all_but_statistics = algorithm.personal(algorithm.model) == statistics(algorithm.model)
+    assert ("own-statistics" in algorithm.unseen_views) == all_but_statistics
+    assert set(algorithm.unseen_views) <= {"global", "adapted", "own-statistics"}
+    assert bool(algorithm.none_elsewhere) == (not algorithm.unseen_views and algorithm.labelled)

@@ -235,7 +235,14 @@ def with_running_statistics(model: nn.Module) -> list[_NormBase]:
     return [layer for name, layer in layers if layer.running_mean is not None and not fixed & _own(name, layer)]
 
 
-def _own(name: str, layer: _NormBase) -> set[str]:
+def running_statistics(model: nn.Module) -> frozenset[str]:
+    """The tensors, by their names in the network, that `fit_statistics` fills, whatever they were."""
+    layers = {id(layer) for layer in with_running_statistics(model)}
+    found = (_own(name, layer) for name, layer in model.named_modules() if id(layer) in layers)
+    return frozenset().union(*found)
+
+
+def _own(name: str, layer: nn.Module) -> set[str]:
     """A layer's running statistics, by their names in the network."""
     return {f"{name}.{key}".lstrip(".") for key, _ in layer.named_buffers(recurse=False)}
 

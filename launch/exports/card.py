@@ -200,7 +200,8 @@ class Card:
         tables = [_score_table(rows[rows["region"] == region], region, metrics) for region in rows["region"].unique()]
         unseen = sorted(set(rows.loc[~rows["seen"], "site"]))
         note = f"\n\nTook no part in training: {', '.join(unseen)}." if unseen else ""
-        note += " Each was scored with the running statistics of its own images." if self.images else ""
+        each = "Each case" if self.models.anew(self.view) else "Each"
+        note += f" {each} was scored with the running statistics of its own images." if self.images else ""
         grid = EXPLAINED.get(in_common(rows["grid"]), "")
         return f"Means over cases; definitions in the suite's docs/metrics.md. {grid}\n\n" + "\n\n".join(tables) + note
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fedseg.algorithms import Algorithm
-from fedseg.algorithms.functional.adaptation import with_running_statistics
 from fedseg.algorithms.parts import FROZEN
 from fedseg.common.names import nearest
 from fedseg.common.seeds import derive_seed
@@ -21,7 +20,8 @@ from fedseg.federation.state import State
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.restore import read_kept, read_server
 from fedseg.launch.networks import told
-from fedseg.launch.scores.scoring import ADAPTED, become_sure, take_statistics
+from fedseg.launch.scores.scoring import ADAPTED, SHARED, fit_to, fitted_views, per_case
+from fedseg.launch.settings import Evaluation
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import ENTROPY, LAST, OWN_STATISTICS
@@ -130,26 +130,20 @@ class SavedModels:
         """
         if site is None or site in self.unseen:
             there = self.method.unseen_views
-            if "global" not in there:
-                return there
-            more = ((OWN_STATISTICS, self._has_statistics()), (ENTROPY, bool(self._passes)))
-            return (*there, *(view for view, exists in more if exists))
+            made = (fitted for view in there for fitted in fitted_views(self.method, view, self._settings))
+            return tuple(dict.fromkeys((*there, *made)))
         if site not in self.seen:
             raise ReportingError(f"{self.title}: no site {site!r}; {nearest(site, [*self.seen, *self.unseen])}")
         return tuple(view for view in self.method.views if view != "personal" or self._has_own(site))
 
     @property
-    def _passes(self) -> int:
-        """In which the run's models became sure of unseen sites' images; 0 if nobody has scored such a model."""
-        return self.run.experiment.evaluation.entropy_passes
+    def _settings(self) -> Evaluation:
+        """What the run scored: a model that is fitted to images is made as it was there."""
+        return self.run.experiment.evaluation
 
     def anew(self, view: str) -> bool:
         """Whether a view is fitted to every case by itself."""
-        return view == ENTROPY and self.run.experiment.evaluation.entropy_per == "case"
-
-    def _has_statistics(self) -> bool:
-        """Whether the network normalises by running statistics, which a place may estimate anew."""
-        return bool(with_running_statistics(self.method.network("global")))
+        return per_case(view, self._settings)
 
     def _has_own(self, site: str) -> bool:
         """Whether a site has a personal model: one that never took part in a round has none."""
@@ -164,16 +158,21 @@ class SavedModels:
         there = self.views(site)
         if not there:
             cure = f"name one of its sites: {', '.join(self.seen)}" if self.method.views else "it pre-trains an encoder"
-            raise ReportingError(f"{self.title} has no model for images of {site or 'a new site'}; {cure}")
-        own = ("personal", "global") if site in self.seen else (ADAPTED, "global") if site else ("global", ADAPTED)
+            why = f", since {self.method.none_elsewhere}" if self.method.none_elsewhere else ""
+            raise ReportingError(f"{self.title} has no model for images of {site or 'a new site'}{why}; {cure}")
+        own = ("personal", "global") if site in self.seen else (ADAPTED, *SHARED) if site else (*SHARED, ADAPTED)
         wanted = view or next(name for name in own if name in there)
         if wanted not in there:
             whose = f"site {site!r}" if site else "a site that took no part (name one of the run's with --site)"
-            told = self._no_statistics(site) if wanted == OWN_STATISTICS and "global" in there else ""
+            told = self._no_statistics(site) if wanted == OWN_STATISTICS and self._serves_elsewhere() else ""
             raise ReportingError(
                 f"{self.title}: {told or f'no {wanted} model for {whose}'}; there is: {', '.join(there)}"
             )
         return wanted
+
+    def _serves_elsewhere(self) -> bool:
+        """Whether the network is shared as a whole, or but for its statistics."""
+        return bool({*SHARED} & {*self.method.unseen_views})
 
     def _no_statistics(self, site: str | None) -> str:
         """Why statistics of images cannot take the place of the federation's, and what to do."""
@@ -220,10 +219,8 @@ class SavedModels:
         worker.to(self.run.experiment.compute.device)
         if view == ADAPTED and images is not None:
             worker.adapt(images)
-        if view == OWN_STATISTICS and images is not None:
-            take_statistics(worker, worker.network(network_view(view)).eval(), images)
-        if view == ENTROPY and images is not None:
-            become_sure(worker, worker.network(network_view(view)).eval(), images, self.run.experiment.evaluation)
+        elif view in FITTED and images is not None:
+            fit_to(worker, view, worker.network(network_view(view)).eval(), images, self._settings)
         return worker
 
     def _saved(self, view: str, site: str | None, chosen: Chosen) -> Best:

@@ -100,8 +100,9 @@ def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -
         raise ConfigError("protocol=leave_one_site_out holds every site out in turn; leave data.unseen empty")
     if not experiment.declared.unseen_views:
         raise ConfigError(
-            f"algorithm={config.algorithm.preset} has no model for a site that took no part in training; "
-            "protocol=leave_one_site_out needs a method with a global or an adapted model"
+            f"algorithm={config.algorithm.preset} has no model for a site that took no part in training, since "
+            f"{experiment.declared.none_elsewhere or 'it pre-trains an encoder'}; protocol=leave_one_site_out needs a "
+            "method that has one"
         )
     sites = sorted({case.site for case in experiment.data.present(refuse)} if list_sites is None else list_sites())
     if len(sites) < 3:

@@ -81,7 +81,7 @@ def predict_choices(
                 f"{run.folder.path}: {unknown[0]!r} is no test case of site {site!r}; "
                 f"sites: {', '.join(_names(run))}; test cases there: {', '.join(sorted(known)) or 'none'}"
             )
-    painter = Painter(data.regions, choices)
+    painter = Painter(data.regions, choices, run.experiment.evaluation)
     federation = run.federation(painter)
     if checkpoint == LAST:
         server, round = run.snapshot.server, federation.checkpoint.round

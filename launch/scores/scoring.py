@@ -29,6 +29,8 @@ from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, 
 from fedseg.reporting.summary import BEST, ENCODER, ENTROPY, LAST, OWN_STATISTICS
 
 ADAPTED = "adapted"
+SHARED = ("global", OWN_STATISTICS)
+"""Views at sites that took no part of a network that is shared as a whole, or but for its running statistics."""
 PAINTED: tuple[Split, ...] = ("test",)
 """Whose cases are drawn."""
 
@@ -50,17 +52,13 @@ class Scorer:
         """Score the task's splits; the means over the cases that count go to the server."""
         found = Scored()
         for view in views(algorithm, site, task):
-            for split in task.splits:
+            for split in task.splits if view != OWN_STATISTICS else ():
                 rows = self._score(partial(predict, algorithm, view), site, task, view, split)
                 found.rows += rows
                 found.means |= {f"{split}/{view}/{metric}": mean for metric, mean in _means(rows).items()}
-            if not site.seen and (fitted := with_own_statistics(algorithm, view, site)) is not None:
-                answer = partial(_answers, algorithm, fitted)
-                found.rows += self._score(answer, site, task, OWN_STATISTICS, "test")
-            if not site.seen and view == "global" and self.settings.entropy_passes:
-                for part in site.singly("test") if self.settings.entropy_per == "case" else [site]:
-                    sure = with_least_entropy(algorithm, view, part, self.settings)
-                    found.rows += self._score(partial(_answers, algorithm, sure), part, task, ENTROPY, "test")
+            for made in fitted_views(algorithm, view, self.settings) if not site.seen else ():
+                for network, part in fitted(algorithm, made, site, self.settings):
+                    found.rows += self._score(partial(_answers, algorithm, network), part, task, made, "test")
         if not task.views:
             self._probe(algorithm, site, task, found)
         return found
@@ -121,11 +119,13 @@ class Painter:
     Args:
         regions: what the networks outline.
         cases: site -> the cases to predict there; no other site is looked at.
+        settings: whose images a model is fitted to.
     """
 
-    def __init__(self, regions: Regions, cases: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, regions: Regions, cases: Mapping[str, Collection[str]], settings: Evaluation) -> None:
         self.regions = regions
         self.cases = cases
+        self.settings = settings
         self.masks: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __call__(self, algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Scored:
@@ -133,10 +133,15 @@ class Painter:
         if not (only := self.cases.get(site.name)):
             return Scored()
         for view in views(algorithm, site, task):
-            answer = partial(predict, algorithm, view)
-            for found in predict_cases(answer, site, "test", self.regions, only=only, grid="own"):
-                shown = most_shown(found.truth)
-                self.masks.setdefault((site.name, found.case.case), {})[view] = found.prediction[:, shown : shown + 1]
+            answering: Iterable[tuple[Predict, SiteData]] = [(partial(predict, algorithm, view), site)]
+            if view == OWN_STATISTICS:
+                models = fitted(algorithm, view, site, self.settings)
+                answering = ((partial(_answers, algorithm, network), part) for network, part in models)
+            for answer, part in answering:
+                for found in predict_cases(answer, part, "test", self.regions, only=only, grid="own"):
+                    shown = most_shown(found.truth)
+                    masks = self.masks.setdefault((site.name, found.case.case), {})
+                    masks[view] = found.prediction[:, shown : shown + 1]
         return Scored()
 
     def picture(
@@ -176,31 +181,57 @@ def _answers(algorithm: Algorithm, network: nn.Module, images: Any) -> Any:
     return algorithm.answers(network, images.to(algorithm.device))
 
 
-def with_own_statistics(algorithm: Algorithm, view: str, site: SiteData) -> nn.Module | None:
-    """The global network with running statistics of the site's own images, without labels, instead of the federation's.
+def fitted_views(algorithm: Algorithm, view: str, settings: Evaluation) -> tuple[str, ...]:
+    """The views that a site which took no part makes of another one and its own images, without labels.
 
-    The least that a site which took no part can do: what a method adapts for it must be better than this. None for
-    another view, and for networks that normalise without running statistics.
+    They are the least that it can do: what a method adapts for it must be better. One with running statistics of these
+    images instead of the federation's, if the network keeps any, and on request one that is sure of them.
     """
-    if view != "global" or not with_running_statistics(algorithm.network(view)):
-        return None
-    fitted = deepcopy(algorithm.network(view)).eval()
-    take_statistics(algorithm, fitted, Images(site, "test"))
-    return fitted
+    if view not in SHARED:
+        return ()
+    statistics = (OWN_STATISTICS,) if with_running_statistics(algorithm.network("global")) else ()
+    return (*statistics, ENTROPY) if settings.entropy_passes else statistics
 
 
-def with_least_entropy(algorithm: Algorithm, view: str, site: SiteData, settings: Evaluation) -> nn.Module:
-    """A view's network, sure of the site's own images."""
-    fitted = deepcopy(algorithm.network(view)).eval()
-    become_sure(algorithm, fitted, Images(site, "test"), settings)
-    return fitted
+def per_case(view: str, settings: Evaluation) -> bool:
+    """Whether a view is fitted to every case by itself."""
+    return {OWN_STATISTICS: settings.statistics_per, ENTROPY: settings.entropy_per}.get(view) == "case"
 
 
-def become_sure(algorithm: Algorithm, network: nn.Module, images: Iterable[Tensor], settings: Evaluation) -> None:
-    """Let a worker's network, in place, take statistics of images and minimise its entropy on them, without labels."""
+def fitted(
+    algorithm: Algorithm, view: str, site: SiteData, settings: Evaluation
+) -> Iterator[tuple[nn.Module, SiteData]]:
+    """The shared network, fitted to a site's test images: to all of them, or to those of each case anew.
+
+    Args:
+        algorithm: a worker that has received.
+        view: one of `fitted_views`.
+        site: that took no part.
+        settings: of the run.
+
+    Returns:
+        Each network, and the site with the cases that it is for.
+    """
+    for part in site.singly("test") if per_case(view, settings) else [site]:
+        network = deepcopy(algorithm.network("global")).eval()
+        fit_to(algorithm, view, network, Images(part, "test"), settings)
+        yield network, part
+
+
+def fit_to(algorithm: Algorithm, view: str, network: nn.Module, images: Iterable[Tensor], settings: Evaluation) -> None:
+    """Let a worker's network, in place, take statistics of images and, for the view entropy, become sure of them.
+
+    Args:
+        algorithm: the worker.
+        view: one of `fitted_views`.
+        network: in evaluation mode, in which it stays.
+        images: (B, C, h, w) in [0, 1], without labels, read again in every pass.
+        settings: of the run.
+    """
     take_statistics(algorithm, network, images)
-    prepared = Prepared(algorithm, images)
-    minimise_entropy(network, prepared, algorithm.recipe.activation, settings.entropy_passes, settings.entropy_lr)
+    if view == ENTROPY:
+        prepared = Prepared(algorithm, images)
+        minimise_entropy(network, prepared, algorithm.recipe.activation, settings.entropy_passes, settings.entropy_lr)
 
 
 class Prepared:
@@ -229,7 +260,8 @@ def score_checkpoints(federation: Federation, server: State, splits: Sequence[Sp
 
     The best global model is chosen by its mean validation score (`evaluation.choose_by`) over seen sites, a site's best
     personal model by the site's own; without validation cases the last one stands in. What unseen sites adapt is,
-    accordingly, the last models of all sites or the best ones: never is anything chosen by an unseen site's scores.
+    accordingly, the last models of all sites or the best ones: never is anything chosen by an unseen site's scores. A
+    network that is shared but for its statistics has no validation score at any site: there the last one is the best.
 
     Returns:
         Rows of the scores' table.
@@ -239,7 +271,7 @@ def score_checkpoints(federation: Federation, server: State, splits: Sequence[Sp
     for name in best_models(federation):
         view, _, site = name.partition("/")
         if last_serves(federation, name):
-            shown = (view, OWN_STATISTICS, ENTROPY) if view == "global" else (view,)
+            shown = (view, OWN_STATISTICS, ENTROPY) if view in SHARED else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
             rows += show_best(federation, name, splits)
@@ -262,6 +294,21 @@ def never_trained(federation: Federation, rounds: pd.DataFrame) -> list[Row]:
     return [{**common, "site": site} for site in members(federation) if site not in trained]
 
 
+def not_served(federation: Federation, settings: Evaluation) -> list[str]:
+    """What was asked for at sites that took no part, of a method that has no model for them.
+
+    It is said and not refused: comparisons ask the same of all methods.
+    """
+    algorithm: Any = federation.algorithm
+    if not (why := algorithm.none_elsewhere):
+        return []
+    asked = {"data.unseen": ", ".join(unseen_sites(federation))}
+    asked |= {f"evaluation.{name}": getattr(settings, name) for name in ("statistics_per", "entropy_passes")}
+    usual = Evaluation()
+    set_so = {key: v for key, v in asked.items() if v and v != getattr(usual, key.rpartition(".")[2], "")}
+    return [f"{key}={v} on a method without a model for sites that took no part: {why}" for key, v in set_so.items()]
+
+
 def paint_overlays(
     federation: Federation, way: Way, experiment: Experiment, scores: pd.DataFrame
 ) -> dict[str, list[Picture]]:
@@ -274,7 +321,7 @@ def paint_overlays(
         scores: of its metrics.csv.
     """
     roles = {name: pick_cases(scores, name) for name in all_sites(federation)}
-    painter = Painter(experiment.data.regions, roles)
+    painter = Painter(experiment.data.regions, roles, experiment.evaluation)
     show_all_best(federation.over(way.scored_by(painter)))
 
     def drawn(site: str, case: str, role: str) -> Picture:
@@ -290,12 +337,13 @@ def show_all_best(federation: Federation) -> None:
 
 
 def best_models(federation: Federation) -> list[str]:
-    """Names of the models of which there is a best one: ``global``, ``personal/<site>``, ``adapted``."""
+    """Names of the models of which there is a best one: ``global``, ``personal/<site>``, and at unseen sites others."""
     algorithm: Any = federation.algorithm
     names = ["global"] if "global" in algorithm.views else []
     if "personal" in algorithm.views:
         names += [f"personal/{site}" for site in members(federation)]
-    return [*names, ADAPTED] if algorithm.adapts and unseen_sites(federation) else names
+    elsewhere = [*([ADAPTED] if algorithm.adapts else []), *(v for v in algorithm.unseen_views if v == OWN_STATISTICS)]
+    return [*names, *elsewhere] if unseen_sites(federation) else names
 
 
 def last_serves(federation: Federation, name: str) -> bool:

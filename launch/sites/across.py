@@ -100,7 +100,7 @@ class Across:
             ledger.begun(checkpoint.round, run_id(folder), alike=not settings.declared.answers_singly)
             heard = Heard(reporter, transport)
             federation = experiment.federation_over(transport, seen, checkpoint, heard, ledger)
-            train_and_score(federation, reporter, experiment.evaluation.splits)
+            train_and_score(federation, reporter, experiment.evaluation)
             cross(federation, reporter, config)
             folder.append_audit(greetings(transport, checkpoint.round + 1))
             folder.append_sent(sent(transport, checkpoint.round + 1))

@@ -17,6 +17,7 @@ from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.compare.runs import ACROSS, LeftOut, Run
 from fedseg.reporting.folder import GROUPS, NETWORK_GRID, RunFolder
 from fedseg.reporting.groups import NOT_STATED
+from fedseg.reporting.summary import ENTROPY, OWN_STATISTICS
 from fedseg.reporting.units import GRIDS, MIXED, in_common
 
 # What may differ between runs of one method.
@@ -26,6 +27,11 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels", "data.public", "data.public_images")  # fmt: skip
 SHARED = ("evaluation.tolerance", "evaluation.choose_by")
+FITTED = {
+    OWN_STATISTICS: ("evaluation.statistics_per",),
+    ENTROPY: ("evaluation.entropy_passes", "evaluation.entropy_per", "evaluation.entropy_lr"),
+}
+"""Views, and the settings that say what they are: runs that scored one agree on these."""
 DIAL_KEYS = ("data.appearance", "data.annotation", "data.structure", "data.amount")
 """Of the phantom: what its hospitals differ in."""
 SHOWN_FOLDERS = 2
@@ -185,7 +191,10 @@ def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list
     Returns:
         The runs, and a note that says what was filled in.
     """
-    every = {(_owner(run, key), key) for run in runs for key in run.settings if not key.startswith(WITHIN)}
+    of_views = {key for keys in FITTED.values() for key in keys}
+    every = {
+        (_owner(run, key), key) for run in runs for key in run.settings if key in of_views or not key.startswith(WITHIN)
+    }
     filled: list[Run] = []
     told: dict[str, Any] = {}
     for run in runs:
@@ -225,6 +234,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     ordinary = [run for run in runs if not run.held_out]
     if told := _disagreement("data.unseen", [(sorted(run.settings.get("data.unseen") or ()), run) for run in ordinary]):
         problems.append(told)
+    problems += _view_problems(runs)
     if told := _grid_problem(runs):
         problems.append(told)
     if not problems:
@@ -235,6 +245,16 @@ def check_comparable(runs: Sequence[Run]) -> None:
         if any(problem.startswith(DIAL_KEYS) for problem in problems):
             cure += "; gain against each dial of the phantom: python -m fedseg.reporting.dials FOLDER"
         raise ReportingError(f"these runs cannot be compared:\n{listed}\n{cure}")
+
+
+def _view_problems(runs: Sequence[Run]) -> list[str]:
+    """A view of one name would be two kinds of models."""
+    told = []
+    for view, keys in FITTED.items():
+        scored = [run for run in runs if (run.cases["view"] == view).any()]
+        values = {key: [(run.settings[key], run) for run in scored if key in run.settings] for key in keys}
+        told += [problem for key in keys if (problem := _disagreement(key, values[key]))]
+    return told
 
 
 def _grid_problem(runs: Sequence[Run]) -> str:
