@@ -237,7 +237,7 @@ def test_those_who_stay_are_the_fastest_hold_the_share_and_their_order_plays_no_
         ({"selection": "fast"}, "goes by federation.step_seconds; take", {"step_seconds": {"s1": 4.0}}),
         ({**FAST, "fraction": 0.5}, "asks some by chance; take federation.fraction=1", {"fraction": 1.0}),
         ({**FAST, "sampling": "poisson"}, "fast does not; take federation.sampling=fixed", {"sampling": "fixed"}),
-        ({"fast_every": 3}, "selection=fast; take that, or federation.fast_every=5", {"fast_every": 5}),
+        ({"fast_every": 3}, "selection=fast, or leave federation.fast_every at 5", {"fast_every": 5}),
         ({**LIMIT, "local_steps": None}, "take federation.local_steps=10", {"local_steps": 10}),
         ({**LIMIT, "order": "cyclic"}, "nobody waits; take federation.order=together", {"order": "together"}),
         ({"work_patience": 2, "evaluate_every": 100}, "take federation.rounds=301 or more", {"rounds": 301}),

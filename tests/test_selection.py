@@ -130,7 +130,6 @@ def test_a_selection_that_makes_no_sense_is_refused(chosen: dict[str, float], to
         ({"selection": "heterogeneity"}, "heterogeneity has no choice where a round asks all 3", {"fraction": 0.3}),
         ({"select_labels": 0.2}, "or leave federation.select_labels at 0.5", {"select_labels": 0.5}),
         ({"select_unbiased": True}, "or leave federation.select_unbiased at false", {"select_unbiased": False}),
-        ({"fast_every": 3, "step_seconds": {"s0": 2.0}}, "take federation.selection=fast", {"selection": "fast"}),
         ({"local_epochs": 5.0}, "take federation.local_steps=null", {"local_steps": None}),
         ({"local_epochs": 5.0}, "or leave federation.local_epochs at 1.0", {"local_epochs": 1.0}),
         ({"hostile": 2, "combine": "median"}, "or leave federation.hostile at 1", {"hostile": 1}),
