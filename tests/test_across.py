@@ -82,12 +82,19 @@ def texts(folder: Path) -> str:
 
 
 @pytest.mark.exhaustive
-def test_an_unseen_site_adapts_what_the_others_publish_and_the_table_is_the_same(tmp_path: Path) -> None:
-    settings = ["algorithm=iopfl", "data.unseen=[site_02]"]
+@pytest.mark.parametrize(("settings", "views"), [
+    (["algorithm=iopfl"], {"global", "adapted", "own-statistics"}),
+    (["algorithm=silobn", "evaluation.statistics_per=case", "evaluation.entropy_passes=1"],
+     {"own-statistics", "entropy"}),
+])  # fmt: skip
+def test_an_unseen_site_makes_its_models_of_what_is_shared_and_the_table_is_the_same(
+    settings: list[str], views: set[str], tmp_path: Path
+) -> None:
+    settings = [*settings, "data.unseen=[site_02]"]
     run = across(tmp_path, *settings)
     assert_same_tables(run, here(tmp_path, *settings))
     rows = run.scores()
-    assert set(rows.loc[~rows["seen"], "view"]) == {"global", "adapted", "own-statistics"}
+    assert set(rows.loc[~rows["seen"], "view"]) == views
     assert set(rows["case"]) == {""}
 
 
