@@ -169,6 +169,7 @@ class Algorithm(StockModule):
         self._losses: dict[str, list[Tensor]] = {}  # of the steps of this turn, by the name they are told under
         self._noises: dict[float, int] = {}  # of the private steps of this turn
         self.received = State()
+        self.turn_site: Site | None = None  # where the turn at hand is; None in a fit without a federation
         self.round = 0  # of the training task at hand; 0 elsewhere
         self.trained_here = False  # whether the site that the worker stands for has kept anything from training
 
@@ -278,7 +279,7 @@ class Algorithm(StockModule):
         if self._pristine is None:
             self._copies = copies(self, self.model, self.parts.frozen)
             self._pristine = self.keep().clone()
-        self.received = message
+        self.received, self.turn_site = message, site
         self._reference = None
         self._losses, self._noises = {}, {}
         self._freeze_all_but(everything)

@@ -43,7 +43,6 @@ class FedCE(FedAvg):
         self.version = version
         self.last = deepcopy(self.model).requires_grad_(False)
         self.register_buffer("dice_so_far", torch.zeros(2))  # sum over rounds, and how many
-        self._site: Site | None = None
 
     def check_site(self, site: Site) -> None:
         """A site that learns needs validation images.
@@ -57,18 +56,13 @@ class FedCE(FedAvg):
                 "move some there with data.split, or take another method"
             )
 
-    def receive(self, message: State, kept: State, site: Site) -> None:
-        """Whose validation images count in this turn."""
-        super().receive(message, kept, site)
-        self._site = site
-
     def on_train_end(self) -> None:
         """Score the received model without this site, where the network still computes."""
         super().on_train_end()
-        if self._site is None:
+        if self.turn_site is None:
             return
         share = self.received.scalars.get(SHARE, 0.0)
-        found = self.dice_without(self._site, share) if self.trained_here and 0 < share < 1 else 0.0
+        found = self.dice_without(self.turn_site, share) if self.trained_here and 0 < share < 1 else 0.0
         self.dice_so_far += torch.tensor([found, 1.0], device=self.dice_so_far.device)
         self._load(self.last, self.model.state_dict())
 

@@ -48,19 +48,18 @@ class FedCost(FedAvg):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.cost, self.power, self.images = cost, power, images
-        self._site: Site | None = None
         self._dice: float | None = None
 
     def receive(self, message: State, kept: State, site: Site) -> None:
-        """Whose validation images count in this turn."""
+        """Load what came; nothing is scored yet."""
         super().receive(message, kept, site)
-        self._site, self._dice = site, None
+        self._dice = None
 
     def on_train_end(self) -> None:
         """Score the trained model, where the network still computes."""
         super().on_train_end()
-        if self.cost == "dice" and self._site is not None:
-            self._dice = self.mean_dice(self.model, self._site.eval_batches("val"))
+        if self.cost == "dice" and self.turn_site is not None:
+            self._dice = self.mean_dice(self.model, self.turn_site.eval_batches("val"))
 
     def send(self, site: Site) -> State:
         """The differences, and the score."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedseg.algorithms.fedavg import FedAvg
+from fedseg.algorithms.own import LastFit
 from fedseg.algorithms.parts import zeroed
 from fedseg.federation.contract import Site
 from fedseg.federation.ranges import Share
-from fedseg.federation.state import State, Tensors
+from fedseg.federation.state import Tensors
 
 
-class FedSoup(FedAvg):
+class FedSoup(LastFit):
     """FedSoup (Chen et al., MICCAI 2023): a site mixes its model with those global ones of the past that do it good.
 
     Each site keeps the mean P of n received models, none at first. After a local fit from w to v it compares
@@ -28,32 +27,24 @@ class FedSoup(FedAvg):
         wait: share of the run's rounds that is over before sites mix; until then it is FedAvg. The paper's is 0.75.
     """
 
-    views = ("global", "personal")
     pooled: Tensor
 
     def __init__(self, *args: Any, wait: Share = 0.75, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wait = wait
-        self.own = deepcopy(self.model).requires_grad_(False)
         self.pool = zeroed(self.model)  # P
         self.register_buffer("pooled", torch.zeros(()))  # n
-        self._site: Site | None = None
 
     @property
     def mixes_patients(self) -> str:
         """What leaves the site was chosen by patients' images without noise."""
         return super().mixes_patients or "what it sends is chosen by validation images without noise (soup)"
 
-    def receive(self, message: State, kept: State, site: Site) -> None:
-        """Load what came; whose validation images count."""
-        super().receive(message, kept, site)
-        self._site = site
-
     def on_train_end(self) -> None:
         """Mix, where the network still computes."""
         super().on_train_end()
-        if self._site is not None and self.round > self.wait * self.recipe.rounds:
-            self._mix(self._site)
+        if self.turn_site is not None and self.round > self.wait * self.recipe.rounds:
+            self._mix(self.turn_site)
 
     @torch.no_grad()
     def _mix(self, site: Site) -> None:
@@ -71,12 +62,3 @@ class FedSoup(FedAvg):
     def _dice_of(self, mixed: Tensors, site: Site) -> float | None:
         self._load(self.model, mixed)
         return self.mean_dice(self.model, site.eval_batches("val"))
-
-    def send(self, site: Site) -> State:
-        """The differences; the model itself becomes the site's own."""
-        self._load(self.own, self.model.state_dict())
-        return super().send(site)
-
-    def network(self, view: str) -> nn.Module:
-        """The received model, or the site's own."""
-        return self.own if view == "personal" else self.model

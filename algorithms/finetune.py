@@ -26,6 +26,7 @@ class FineTune(FedAvg):
     """
 
     views = ("global", "personal")
+    _tuning = False  # whether the fit at hand is the fine-tuning
 
     def __init__(self, *args: Any, finetune_steps: PositiveInt = 20, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +38,9 @@ class FineTune(FedAvg):
         received = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         kept_optimizer, self._optimizer_state = self._optimizer_state, {}
         recipe, self.recipe = self.recipe, replace(self.recipe, private=None)  # the tuned model stays at the site
+        self._tuning = True
         fit(self.finetune_steps)
+        self._tuning = False
         self.recipe = recipe
         self.tuned.load_state_dict(self.model.state_dict())
         self.model.load_state_dict(received)
@@ -56,13 +59,6 @@ class FedBABU(FineTune):
     """
 
     _body = staticmethod(complement(part("segmentation_head")))
-    _tuning = False
-
-    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
-        """Fine-tune everything."""
-        self._tuning = True
-        super().personalise(site, fit)
-        self._tuning = False
 
     def learns(self, step: int) -> Selector:
         """The body, and the head only when fine-tuning."""

@@ -39,13 +39,12 @@ class GA(FedAvg):
         super().__init__(*args, **kwargs)
         self.step, self.step_rounds = step, step_rounds or self.recipe.rounds
         self.register_buffer("last_dice", torch.full((), -1.0))  # of the site's model; below 0 where there is none
-        self._site: Site | None = None
         self._gap: float | None = None
 
     def receive(self, message: State, kept: State, site: Site) -> None:
-        """Whose validation images count in this turn."""
+        """Load what came; nothing is scored yet."""
         super().receive(message, kept, site)
-        self._site, self._gap = site, None
+        self._gap = None
 
     def on_train_start(self) -> None:
         """The gap between the site's last model and the received one."""
@@ -63,7 +62,7 @@ class GA(FedAvg):
 
     def validation_dice(self) -> float | None:
         """Of the model as it is; None without validation images."""
-        return self.mean_dice(self.model, self._site.eval_batches("val")) if self.step and self._site else None
+        return self.mean_dice(self.model, self.turn_site.eval_batches("val")) if self.step and self.turn_site else None
 
     def send(self, site: Site) -> State:
         """The differences, and the gap."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,19 +35,12 @@ class PerFedAvg(FineTune, SecondGradient):
     ) -> None:
         super().__init__(*args, finetune_steps=finetune_steps, **kwargs)
         self.alpha = alpha
-        self._tuning = False
 
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
         """Two for every local step; one where it personalises."""
         if self._tuning or not self.alpha:
             return super().batches(site, seed, steps)
         return Paired(super().batches(site, seed, 2 * steps), SECOND, steps)
-
-    def personalise(self, site: Site, fit: Callable[[int], None]) -> None:
-        """Step from the received model, and put it back."""
-        self._tuning = True
-        super().personalise(site, fit)
-        self._tuning = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's, but plain steps of size alpha where it personalises."""

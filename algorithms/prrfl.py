@@ -60,7 +60,6 @@ class PRRFL(SingleAnswers):
         self.window_rounds = window_rounds or self.recipe.rounds
         self.twin = deepcopy(self.model)
         self._stage = Stage.NEW
-        self._site: Site | None = None
         self._epoch = 0  # steps of one; 0 where a round has less than two
 
     # ---------------------------------------------------------------- client half
@@ -68,7 +67,7 @@ class PRRFL(SingleAnswers):
     def batches(self, site: Site, seed: int, steps: int) -> Iterable[Batch]:
         """Those of the local fit; how many make an epoch."""
         epoch = site.steps()
-        self._site, self._epoch = site, epoch if steps >= 2 * epoch else 0
+        self._epoch = epoch if steps >= 2 * epoch else 0
         self._stage = Stage.NEW if self._epoch else Stage.EXCHANGE
         return super().batches(site, seed, steps)
 
@@ -95,7 +94,7 @@ class PRRFL(SingleAnswers):
 
     def training_dice(self, network: nn.Module) -> float:
         """Mean Dice of a network on the site's training images."""
-        return (self.mean_dice(network, self._site.eval_batches("train")) or 0.0) if self._site else 0.0
+        return (self.mean_dice(network, self.turn_site.eval_batches("train")) or 0.0) if self.turn_site else 0.0
 
     def network(self, view: str) -> nn.Module:
         """The own model."""

@@ -40,23 +40,22 @@ class QFFL(FedAvg):
         if q and lipschitz is None:
             training.require_sgd("qffl", "without algorithm.lipschitz its bound is one over the rate of plain SGD")
         self.q, self.lipschitz = q, lipschitz or 1 / training.lr
-        self._site: Site | None = None
         self._before = 0.0
 
     def receive(self, message: State, kept: State, site: Site) -> None:
-        """Whose training images count in this turn."""
+        """Load what came; its loss is not known yet."""
         super().receive(message, kept, site)
-        self._site, self._before = site, 0.0
+        self._before = 0.0
 
     @torch.no_grad()
     def on_train_start(self) -> None:
         """The loss of the received model, which nothing of it is changed by."""
         super().on_train_start()
-        if not self.q or self._site is None:
+        if not self.q or self.turn_site is None:
             return
         self.model.eval()
         losses: list[tuple[Tensor, int]] = []
-        for batch in self._site.input_batches("train"):
+        for batch in self.turn_site.input_batches("train"):
             there = self.trainer.strategy.batch_to_device(batch)
             losses.append((self.criterion(self.model, there), len(batch["image"])))
         self.model.train()
