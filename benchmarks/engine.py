@@ -164,15 +164,11 @@ def plain_loop(experiment: Any, rounds: int, steps: int, watch: Watch) -> Iterat
 def suite_loop(experiment: Any, watch: Watch) -> list[float]:
     """The same through the engine; the mean loss of each round."""
     from fedseg.federation.checkpoint import Checkpoint
-    from fedseg.federation.contract import Scored
+    from fedseg.federation.contract import Scored, Silent
 
-    class Observer:
+    class Observer(Silent):
         def __init__(self) -> None:
             self.losses: list[float] = []
-
-        def round_started(self, *_: object) -> None: ...
-
-        def site_done(self, *_: object) -> None: ...
 
         def round_done(self, record: Any) -> None:
             if record.rounds:

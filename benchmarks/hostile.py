@@ -26,7 +26,7 @@ from fedseg.configs.compose import compose
 from fedseg.datamodules import SiteData
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.combine import COUNTING, Rule
-from fedseg.federation.contract import Batch, Row, Task
+from fedseg.federation.contract import Batch, Row, Silent, Task
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.federation.transport import InProcess
 from fedseg.launch.experiment import Experiment
@@ -133,17 +133,11 @@ class FalseBatches:
             yield {**batch, "mask": 1 - mask if self._attack == "label_flip" else torch.ones_like(mask)}
 
 
-class Listening:
+class Listening(Silent):
     """An observer that keeps the names of sites that were far off, or refused."""
 
     def __init__(self) -> None:
         self.named: set[str] = set()
-
-    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
-        """Nothing to note."""
-
-    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
-        """Nothing to note."""
 
     def round_done(self, record: Any) -> None:
         """Note the events."""

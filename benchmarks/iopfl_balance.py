@@ -29,10 +29,9 @@ from fedseg.datamodules import SiteData
 from fedseg.evaluation import evaluate
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Images
-from fedseg.federation.contract import EvaluateTask, Scored
+from fedseg.federation.contract import EvaluateTask, Scored, Silent
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.folders.reopen import Silent
 from fedseg.launch.settings import SCHEMA
 from fedseg.models.select import normalisation
 

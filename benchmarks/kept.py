@@ -17,13 +17,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import RoundRecord, Scored
+from fedseg.federation.contract import RoundRecord, Scored, Silent
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 
@@ -43,17 +43,11 @@ COMMON = [
 ]
 
 
-class Watch:
+class Watch(Silent):
     """Notes resident memory at the end of each round, in megabytes."""
 
     def __init__(self) -> None:
         self.resident: list[float] = []
-
-    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
-        """Nothing."""
-
-    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
-        """Nothing."""
 
     def round_done(self, record: RoundRecord) -> None:
         """The introduction counts as a round."""

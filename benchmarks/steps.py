@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from fedseg.algorithms import ALGORITHMS
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Batch, RoundRecord, Scored, TrainTask
+from fedseg.federation.contract import Batch, RoundRecord, Scored, Silent, TrainTask
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment, quieten_libraries
 from fedseg.launch.settings import SCHEMA
@@ -55,7 +55,7 @@ NEEDED = {
 """What a method's defaults lack on the images of the main job."""
 
 
-class Traffic:
+class Traffic(Silent):
     """An observer that adds up the bytes of one site's last round, and of what it told before the first."""
 
     def __init__(self) -> None:
@@ -63,12 +63,6 @@ class Traffic:
         self.told = 0
         self.sends: list[str] = []
         self.site = ""
-
-    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
-        """Nothing."""
-
-    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
-        """Nothing."""
 
     def round_done(self, record: RoundRecord) -> None:
         """Only the last round's traffic stays; a record after it is of a publication."""

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.engine import Watch
 from fedseg.configs.compose import compose
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Scored
+from fedseg.federation.contract import Scored, Silent
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 
@@ -92,17 +92,11 @@ def run_cell(name: str, settings: Sequence[str]) -> dict[str, Any]:
 # --- the suite --------------------------------------------------------------------------------------------------------
 
 
-class Laps:
+class Laps(Silent):
     """Tells the watch of rounds."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
-
-    def round_started(self, *_: object) -> None:
-        """Nothing to do."""
-
-    def site_done(self, *_: object) -> None:
-        """Nothing to do."""
 
     def round_done(self, record: Any) -> None:
         """One more lap, unless nothing was trained."""

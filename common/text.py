@@ -1,4 +1,7 @@
-"""Text from elsewhere, fit to be shown or to be a name: no terminal obeys it, and no spreadsheet computes it."""
+"""Text from elsewhere, fit to be shown or to be a name: no terminal obeys it, and no spreadsheet computes it.
+
+And numbers with their nouns.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,11 @@ def cell(text: str) -> str:
 def quoted(text: str, longest: int = 80) -> str:
     """Foreign text, fit for a log: escaped and cut."""
     return ascii(text if len(text) <= longest else f"{text[:longest]}...")
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: "1 site", "4 sites"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def nameless(site: str) -> str:

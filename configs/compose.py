@@ -116,7 +116,7 @@ def traced(
     command_line = parsed(arguments, schema)
     named = asked(command_line, "experiment", str | None)
     layers = [
-        Layer("configs/default.yaml", _read(FOLDER / "default.yaml"))
+        Layer("configs/default.yaml", read_mapping(FOLDER / "default.yaml"))
         if base is None
         else Layer("the saved config", _as_layer(base, schema)),
         Layer(f"experiment={named}", _experiment(named, schema)),
@@ -180,6 +180,26 @@ def load(text: str, schema: Schema | None = None, source: str = "the saved confi
     _as_meant_then(config, source)
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def read_mapping(path: Path, example: str = "key: value") -> dict[str, Any]:
+    """What a file says, as words; nothing where it is empty.
+
+    Args:
+        path: of a YAML file.
+        example: a line that it could hold.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else than keys and values.
+    """
+    cure = f"write lines such as '{example}'"
+    try:
+        found = tree(path.read_text(encoding="utf-8-sig"), path.name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {cure}") from error
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no settings ({shown(found)}); {cure}")
+    return found or {}
 
 
 def _refers(event: Event) -> bool:
@@ -322,7 +342,7 @@ def _experiment(name: Any, schema: Schema) -> dict[str, Any]:
         if (Path(name) / "config.yaml").is_file():
             raise ConfigError(f"experiment={name} is a run's folder; its settings are {name}/config.yaml")
         raise ConfigError(unknown(name, known, "experiment") + " (or give the path of a YAML file)")
-    layer = _read(path)
+    layer = read_mapping(path)
     if not _resolved(layer, schema):
         return layer
     _as_meant_then(layer, str(path))
@@ -352,11 +372,11 @@ def file_of(group: str, choice: str, owners: Mapping[str, Owner]) -> Layer:
         ConfigError: it is given by a path that cannot be used.
     """
     if choice.endswith(FILES):
-        return Layer(choice, _read(_preset_file(group, choice, owners)))
+        return Layer(choice, read_mapping(_preset_file(group, choice, owners)))
     known = choices(group, owners)
     named, _, further = (choice, "", "") if choice in known else choice.partition(JOIN)
     path = FOLDER / group / f"{named}.yaml"
-    said = _read(path) if named in known and path.is_file() else {}
+    said = read_mapping(path) if named in known and path.is_file() else {}
     if further and said:
         said = said | {"name": f"{said.get('name', named)}{JOIN}{further}"}
         said = said if said["name"] in owners else {}
@@ -498,16 +518,6 @@ def _mapping(values: Any) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"expected settings of the form key: value, got {values!r}")
     return dict(values)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = tree(path.read_text(encoding="utf-8"), path.name) or {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {shown(found)}")
-    return found
 
 
 def _plain(config: Mapping[Any, Any]) -> dict[str, Any]:

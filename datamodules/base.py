@@ -58,7 +58,34 @@ from fedseg.datamodules.transforms import load_augmentation, to_grey
 Assigned = Literal["train", "val", "test", "unused"]
 
 
-class MultiCenterDataModule(pl.LightningDataModule, ABC):
+class OrdinaryFit(pl.LightningDataModule, ABC):
+    """What an ordinary Lightning fit, without a federation, sees: the cases of a site, or of all as one."""
+
+    @abstractmethod
+    def _whole(self) -> SiteData:
+        """Whose cases these are."""
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """Batches of the training data, in a new order every epoch."""
+        return Epochs(self._whole(), torch.initial_seed(), self._epoch)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """Validation cases."""
+        return self._whole().eval_batches("val")
+
+    def test_dataloader(self) -> Iterable[Batch]:
+        """Test cases."""
+        return self._whole().eval_batches("test")
+
+    def predict_dataloader(self) -> Iterable[Batch]:
+        """Test cases."""
+        return self.test_dataloader()
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+
+class MultiCenterDataModule(OrdinaryFit):
     """Images and masks of several sites.
 
     A subclass furnishes :meth:`cases`, and :meth:`read` where its cases are not files in a common format.
@@ -904,26 +931,9 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
             raise DataError("the data is not prepared; call setup() first")
         return self._sites
 
-    # --- an ordinary Lightning fit over the pooled data ---------------------------------------------------------------
-
-    def train_dataloader(self) -> Iterable[Batch]:
-        """Batches of the pooled training data, in a new order every epoch."""
-        return Epochs(self.pooled(), torch.initial_seed(), self._epoch)
-
-    def val_dataloader(self) -> Iterable[Batch]:
-        """Validation cases of all seen sites."""
-        return self.pooled().eval_batches("val")
-
-    def test_dataloader(self) -> Iterable[Batch]:
-        """Test cases of all seen sites."""
-        return self.pooled().eval_batches("test")
-
-    def predict_dataloader(self) -> Iterable[Batch]:
-        """Test cases of all seen sites."""
-        return self.test_dataloader()
-
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer is not None else 0
+    def _whole(self) -> SiteData:
+        """All seen sites as one."""
+        return self.pooled()
 
     def of(self, site: str) -> OneSite:
         """One site, seen or not, for an ordinary Lightning fit."""
@@ -931,7 +941,7 @@ class MultiCenterDataModule(pl.LightningDataModule, ABC):
         return OneSite(self.site(site))
 
 
-class OneSite(pl.LightningDataModule):
+class OneSite(OrdinaryFit):
     """One site as an ordinary data module: `Trainer.fit`, `validate`, `test` and `predict` see its cases alone.
 
     Args:
@@ -942,24 +952,9 @@ class OneSite(pl.LightningDataModule):
         super().__init__()
         self.site = site
 
-    def train_dataloader(self) -> Iterable[Batch]:
-        """Batches of the site's training data, in a new order every epoch."""
-        return Epochs(self.site, torch.initial_seed(), self._epoch)
-
-    def val_dataloader(self) -> Iterable[Batch]:
-        """The site's validation cases."""
-        return self.site.eval_batches("val")
-
-    def test_dataloader(self) -> Iterable[Batch]:
-        """The site's test cases."""
-        return self.site.eval_batches("test")
-
-    def predict_dataloader(self) -> Iterable[Batch]:
-        """The site's test cases."""
-        return self.test_dataloader()
-
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer is not None else 0
+    def _whole(self) -> SiteData:
+        """The site."""
+        return self.site
 
 
 class Epochs:

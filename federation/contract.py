@@ -532,3 +532,16 @@ class Observer(Protocol):
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended; record 0 is the introduction, and one after the last round may be a publication."""
+
+
+class Silent:
+    """An observer that heeds nothing; one that heeds a part of what happens derives from it."""
+
+    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None:
+        """Nothing."""
+
+    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None:
+        """Nothing."""
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Nothing."""

@@ -34,8 +34,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from fedseg.common.files import write_atomic
-from fedseg.configs.compose import ConfigError
-from fedseg.configs.words import tree
+from fedseg.configs.compose import ConfigError, read_mapping
 from fedseg.console import own_files, steady_output
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.client import SiteClient
@@ -249,13 +248,7 @@ def local_of(name: str) -> Local:
     if not folder:
         raise ConfigError(f"{SITES} is not set where this client was started; it names the folder with {name}.yaml")
     path = Path(folder) / f"{file_name(name)}.yaml"
-    try:
-        told = tree(path.read_text(encoding="utf-8-sig"), path.name)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); write lines such as 'state: /srv/fl-{name}'") from error
-    if not isinstance(told, Mapping):
-        raise ConfigError(f"{path} holds no settings; write lines such as 'state: /srv/fl-{name}'")
-    return Local.read({"site": name, **told})
+    return Local.read({"site": name, **read_mapping(path, f"state: /srv/fl-{name}")})
 
 
 def write_job(folder: Path, settings: Sequence[str]) -> None:

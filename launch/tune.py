@@ -19,6 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import count
 from fedseg.configs.compose import ConfigError, as_yaml, compose, file_of, parsed
 from fedseg.launch.command import whole
 from fedseg.launch.experiment import Experiment
@@ -26,7 +27,7 @@ from fedseg.launch.run import data_name, method_name
 from fedseg.launch.settings import METHODS, SCHEMA
 from fedseg.launch.sweep import Job, Result, alone_in, hang_up_interrupts, outcome, run_jobs, split, workers
 from fedseg.launch.tuning.search import Axis, search_space
-from fedseg.launch.tuning.study import Study, Trial, best_of, counted
+from fedseg.launch.tuning.study import Study, Trial, best_of
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import flattened
 from fedseg.reporting.progress import duration
@@ -178,7 +179,7 @@ class Plan:
             *self.table(trials).text().splitlines(),
         ]
         reached = f"{best.told} in trial {best.number}, {trials[0].told} untuned"
-        first = f"# {self.method} tuned by {counted(self.budget)}: {reached}\n"
+        first = f"# {self.method} tuned by {count(self.budget, 'trial')}: {reached}\n"
         return first + self._mark + "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
     def _found(self, best: Trial) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def run_tune(given: Sequence[str], runner: Runner = run_jobs) -> int:
 def tune(plan: Plan, study: Study, runner: Runner, slots: Sequence[Mapping[str, str]], lock: int | None = None) -> bool:
     """Run the trials of one method that are left; whether there is a preset then."""
     before = f", {len(study.trials())} of them before" if study.trials() else ""
-    print(f"{plan.name}: {counted(plan.budget)}{before}; judged by {plan.metric}; folder: {plan.folder}")
+    print(f"{plan.name}: {count(plan.budget, 'trial')}{before}; judged by {plan.metric}; folder: {plan.folder}")
     for axis in plan.axes:
         print(f"  {axis.told}", flush=True)
     while begun := study.next(len(slots)):

@@ -30,6 +30,10 @@ def golden(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
 
 
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
 class Line(nn.Module):
     """A network whose weights are a line's."""
 
@@ -99,6 +103,18 @@ def along(out: Tensor, target: Tensor, _: Tensor | None = None) -> Tensor:
 def squares(out: Tensor, target: Tensor, _: Tensor | None = None) -> Tensor:
     """Half the mean squared error."""
     return 0.5 * (out - target).pow(2).mean()
+
+
+def slope(site: LineSite, w: Tensor) -> Tensor:
+    """The gradient of `squares` at a site."""
+    return site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
+
+
+def trained(site: LineSite, w: Tensor, lr: float) -> Tensor:
+    """Its model after a round of plain steps from w."""
+    for _ in range(site.rounds_steps):
+        w = w - lr * slope(site, w)
+    return w
 
 
 def lines(data: dict[str, Tensor], steps: Sequence[int], examples: Sequence[int]) -> dict[str, LineSite]:

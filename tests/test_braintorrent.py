@@ -22,7 +22,7 @@ from fedseg.launch.run import execute
 from fedseg.launch.settings import SCHEMA
 from fedseg.privacy.compression import Cast
 from fedseg.reporting.folder import RunFolder
-from tests.lines import LineSite, drawn_lines, federate_lines
+from tests.lines import LineSite, close, drawn_lines, federate_lines, trained
 from tests.test_laws import Recording
 from tests.tiny_run import phantom_run
 from tests.world import Outcome, assert_same, assert_same_outcome, build, simulate, toy_sites
@@ -32,18 +32,8 @@ STEPS, LR = 4, 0.05
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-
-
 def world(*examples: int) -> tuple[dict[str, LineSite], Tensor]:
     return drawn_lines(STEPS, examples)
-
-
-def trained(site: LineSite, w: Tensor) -> Tensor:
-    for _ in range(STEPS):
-        w = w - LR * site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
-    return w
 
 
 def by_hand(
@@ -59,7 +49,7 @@ def by_hand(
             newer = [peer for peer in sites if peer != mine and versions[peer] > merged[mine][peer]]
             images = {name: sites[name].examples for name in [mine, *newer]}
             w = sum(count * models[name] for name, count in images.items()) / sum(images.values())
-            models[mine] = trained(sites[mine], w)
+            models[mine] = trained(sites[mine], w, LR)
             merged[mine] |= {peer: versions[peer] for peer in newer}
             versions[mine] += 1
     return models, versions
@@ -138,7 +128,7 @@ def test_where_all_have_their_turn_at_once_a_merge_is_fedavgs(examples: tuple[in
     starts = [start, *(server["model"]["w"] for server, _ in theirs)]
     for before, (server, _) in zip(starts, ours, strict=False):
         for name, site in sites.items():
-            close(server[f"offer/{name}"]["w"], trained(site, before))
+            close(server[f"offer/{name}"]["w"], trained(site, before, LR))
 
 
 def test_tensors_that_are_held_back_are_not_taken(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedseg.algorithms.functional.parting import parting, parts
 from fedseg.algorithms.functional.rows import cosine
@@ -18,17 +17,13 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
-from tests.lines import LineSite, federate_lines
+from tests.lines import LineSite, close, federate_lines, trained
 from tests.test_laws import Wire
 from tests.world import CPU, Forgetful, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 LR, STEPS = 0.1, 4
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
 ALWAYS: dict[str, Any] = {"cancel": 1.0, "cosine": 1.0, "first_parting": 1}
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def two_kinds(signs: Sequence[int], examples: Sequence[int]) -> dict[str, LineSite]:
@@ -40,12 +35,6 @@ def two_kinds(signs: Sequence[int], examples: Sequence[int]) -> dict[str, LineSi
         goal = sign * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + torch.tensor([0.2, 0.1, 0.0])
         sites[f"s{index}"] = LineSite(f"s{index}", index, rows, rows @ goal, count, STEPS)
     return sites
-
-
-def trained(site: LineSite, w: Tensor) -> Tensor:
-    for _ in range(STEPS):
-        w = w - LR * site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
-    return w
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
@@ -90,7 +79,7 @@ def test_rounds_are_those_of_fedavg_in_each_group(tmp_path: Path) -> None:
     for round, (server, _) in enumerate(federate_lines("cfl", tmp_path, sites, start, SGD, 4, **knobs), 1):
         if round == 2:
             groups, models = [["s1", "s3", "s4"], ["s0", "s2"]], models * 2
-        ends = [{name: trained(sites[name], w) for name in group} for group, w in zip(groups, models, strict=True)]
+        ends = [{name: trained(sites[name], w, LR) for name in group} for group, w in zip(groups, models, strict=True)]
         models = [
             torch.stack([sites[n].examples * w for n, w in end.items()]).sum(dim=0)
             / sum(sites[n].examples for n in end)

@@ -263,7 +263,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_a_broken_experiment_file_is_named(tmp_path: Path) -> None:
     assert "mine.yaml" in refused(experiment(tmp_path, "a: [1"))
-    assert "mapping" in refused(experiment(tmp_path, "- 1\n- 2"))
+    assert "mine.yaml holds no settings (" in refused(experiment(tmp_path, "- 1\n- 2"))
     assert "unknown key 'federation.rond'" in refused(experiment(tmp_path, "federation: {rond: 3}"))
     assert "missing.yaml" in refused(f"experiment={tmp_path / 'missing.yaml'}")
 

@@ -20,7 +20,7 @@ from fedseg.federation.engine import POOL
 from fedseg.federation.state import Mean, State, Update, subtract
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
-from tests.lines import ScriptedSite, along, federate_lines, golden, lines
+from tests.lines import ScriptedSite, along, close, federate_lines, golden, lines
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 SGD = Training(optimizer="sgd", lr=0.05)
@@ -28,10 +28,6 @@ SGD = Training(optimizer="sgd", lr=0.05)
 
 def plain(lr: float, **knobs: Any) -> Training:
     return Training(optimizer="sgd", lr=lr, channels_last=False, **knobs)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------ SCAFFOLD

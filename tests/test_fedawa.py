@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedseg.algorithms.fedawa import learnt, products
 from fedseg.algorithms.recipe import Training
-from tests.lines import LineSite, drawn_lines, federate_lines
+from tests.lines import drawn_lines, federate_lines, trained
 from tests.world import assert_same, simulate
 
 LR, STEPS = 0.05, 4
@@ -32,19 +32,13 @@ def descended(logits: Tensor, updates: Tensor, model: Tensor, steps: int, rate: 
     return logits
 
 
-def trained(site: LineSite, w: Tensor) -> Tensor:
-    for _ in range(STEPS):
-        w = w - LR * site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
-    return w
-
-
 @pytest.mark.parametrize("steps", [1, 5])
 def test_rounds_are_the_papers_and_weights_go_on(steps: int, tmp_path: Path) -> None:
     examples = [10, 20, 40]
     sites, w = drawn_lines(STEPS, examples)
     logits = torch.tensor(examples, dtype=torch.float64).log()
     for server, _ in federate_lines("fedawa", tmp_path, sites, w, SGD, 3, server_steps=steps, server_rate=0.1):
-        updates = torch.stack([trained(site, w) - w for site in sites.values()])
+        updates = torch.stack([trained(site, w, LR) - w for site in sites.values()])
         logits = descended(logits, updates, w, steps, 0.1)
         w = w + logits.softmax(dim=0) @ updates
         torch.testing.assert_close(server["model"]["w"], w, rtol=1e-8, atol=1e-10)

@@ -1,7 +1,6 @@
 """Contrastive pre-training's mathematics: losses, feature bank, partitions, moments and probes."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,15 +23,10 @@ from fedseg.algorithms.functional.moments import Moments, representational_simil
 from fedseg.algorithms.functional.partitions import slice_partition, slice_position
 from fedseg.algorithms.functional.probes import alignment, cross_site_accuracy, linear_accuracy, uniformity
 from fedseg.algorithms.functional.trajectory import follow
+from tests.lines import golden
 
 pytestmark = pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
-GOLDEN = Path(__file__).parent / "golden"
 DENOMINATORS = ("all", "other_partitions", "all_once")
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / f"{name}.npz") as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:

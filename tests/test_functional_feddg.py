@@ -1,7 +1,6 @@
 """FedDG's mathematics: the authors' numbers, and what must hold whatever the numbers are."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,9 @@ from fedseg.algorithms.functional.contrast import boundary_contrast, nt_xent, po
 from fedseg.algorithms.functional.episode import episode, fast_weights
 from fedseg.algorithms.functional.fourier import low_frequency_amplitude, mix_amplitude, window_half_width
 from fedseg.models.dice import soft_dice_loss
+from tests.lines import golden
 
 METHODS = ["matmul", "fft"]
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -1,8 +1,5 @@
 """LC-Fed's mathematics: the authors' numbers, and what must hold whatever the numbers are."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,11 +19,7 @@ from fedseg.algorithms.functional.calibration import (
     standard_deviation,
 )
 from fedseg.models.dice import soft_dice_loss
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+from tests.lines import golden
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -119,7 +119,7 @@ def test_a_list_lets_nobody_else_in_and_a_broken_one_is_refused(tmp_path: Path) 
     line = str(error.value).split("add the line ")[1].split("'")[0]
     listed.write_text(listed.read_text() + line + "\n")
     across(tmp_path / "two", *QUICK, f"deployment.keys={listed}", grid=grid)
-    for text in ("site_01: short", "[a]", "a: &x b", "site_01:"):
+    for text in ("site_01: short", "[a]", "a: &x b", "site_01:", "# nobody"):
         listed.write_text(text)
         with pytest.raises(ConfigError, match=r"keys\.yaml"):
             read_keys(listed)

@@ -17,30 +17,16 @@ from fedseg.algorithms.repeated import Paired, Repeated
 from fedseg.federation.client import turn
 from fedseg.federation.contract import EvaluateTask, Scored, TrainTask
 from fedseg.federation.state import State
-from tests.lines import Line, LineSite, federate_lines, golden, lines, squares
-from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
+from tests.lines import Line, LineSite, close, federate_lines, golden, lines, slope, squares
+from tests.world import CPU, assert_same, assert_same_shared, build, evaluate, simulate, toy_sites
 
 LR, STEPS = 0.05, 6
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-
-
 def world() -> tuple[dict[str, LineSite], Tensor]:
     data = golden("scaffold_s82")
     return lines(data, [STEPS] * len(data["A"]), [10] * len(data["A"])), data["x"][0]
-
-
-def slope(site: LineSite, w: Tensor) -> Tensor:
-    return site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
-
-
-def alike(a: State, b: State) -> None:
-    """The shared tensors, bit for bit."""
-    for group in ("model", "buffers"):
-        assert_same(State({group: a.get(group)}), State({group: b.get(group)}))
 
 
 # ------------------------------------------------------------------------------------------------------ pFedMe
@@ -135,7 +121,9 @@ def test_the_personal_model_of_per_fedavg_is_plain_steps_away() -> None:
 
 @pytest.mark.slow
 def test_per_fedavg_without_a_step_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
-    alike(simulate("perfedavg", tmp_path / "a", alpha=0.0).server, simulate("fedavg", tmp_path / "b").server)
+    assert_same_shared(
+        simulate("perfedavg", tmp_path / "a", alpha=0.0).server, simulate("fedavg", tmp_path / "b").server
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ two heads
@@ -143,7 +131,7 @@ def test_per_fedavg_without_a_step_is_fedavg_bit_for_bit(tmp_path: Path) -> None
 
 def test_the_shared_model_of_two_heads_is_fedavgs_bit_for_bit(tmp_path: Path) -> None:
     outcome = simulate("fedrod", tmp_path / "a")
-    alike(outcome.server, simulate("fedavg", tmp_path / "b").server)
+    assert_same_shared(outcome.server, simulate("fedavg", tmp_path / "b").server)
     assert {row["group"] for row in outcome.observer.rows("traffic")} == {"model", "buffers"}
 
 

@@ -11,32 +11,22 @@ from torch import Tensor
 from fedseg.algorithms.recipe import Training
 from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
-from tests.lines import LineSite, drawn_lines, federate_lines
+from tests.lines import LineSite, close, drawn_lines, federate_lines, trained
 from tests.world import assert_same, build, simulate, toy_sites
 
 LR, STEPS = 0.05, 4
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-
-
 def world(*examples: int) -> tuple[dict[str, LineSite], Tensor]:
     return drawn_lines(STEPS, examples or (10, 10, 10))
-
-
-def trained(site: LineSite, w: Tensor) -> Tensor:
-    for _ in range(STEPS):
-        w = w - LR * site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
-    return w
 
 
 def test_rounds_are_the_papers(tmp_path: Path) -> None:
     sites, start = world(10, 20, 40)
     own, lam = dict.fromkeys(sites, start), 0.6
     for server, _ in federate_lines("softpull", tmp_path, sites, start, SGD, 3, lam=lam):
-        ends = {name: trained(site, own[name]) for name, site in sites.items()}
+        ends = {name: trained(site, own[name], LR) for name, site in sites.items()}
         for name in sites:
             others = [end for other, end in ends.items() if other != name]
             own[name] = lam * ends[name] + (1 - lam) / len(others) * torch.stack(others).sum(dim=0)

@@ -17,16 +17,12 @@ from fedseg.algorithms.recipe import Training
 from fedseg.federation.client import turn
 from fedseg.federation.contract import LOSS, Cohort, TrainTask
 from fedseg.federation.state import Mean, State, Update
-from tests.lines import LineSite, federate_lines, golden, lines
-from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites, training_of
+from tests.lines import LineSite, close, federate_lines, golden, lines, slope
+from tests.world import CPU, ToySite, assert_same_shared, build, evaluate, simulate, toy_sites, training_of
 
 LR, STEPS = 0.05, 4
 SGD = Training(optimizer="sgd", lr=LR, channels_last=False)
 ADAM = Training(optimizer="adam", lr=1e-2)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def world(examples: tuple[int, ...] = (10, 20, 40)) -> tuple[dict[str, LineSite], Tensor]:
@@ -43,14 +39,8 @@ def trained(site: LineSite, w: Tensor) -> tuple[Tensor, float]:
     losses = []
     for _ in range(STEPS):
         losses.append(float(loss_of(site, w)))
-        w = w - LR * site.rows.T @ (site.rows @ w - site.targets) / len(site.targets)
+        w = w - LR * slope(site, w)
     return w, sum(losses) / STEPS
-
-
-def alike(a: State, b: State) -> None:
-    """The shared tensors, bit for bit."""
-    for group in ("model", "buffers"):
-        assert_same(State({group: a.get(group)}), State({group: b.get(group)}))
 
 
 # ------------------------------------------------------------------------------------------------------ FedCost
@@ -93,7 +83,7 @@ def test_by_images_alone_it_is_fedavg(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_of_power_zero_it_is_fedavg_of_equal_sites_bit_for_bit(tmp_path: Path) -> None:
     fedavg = simulate("fedavg", tmp_path / "b", weighting="uniform").server
-    alike(simulate("fedcost", tmp_path / "a", power=0.0).server, fedavg)
+    assert_same_shared(simulate("fedcost", tmp_path / "a", power=0.0).server, fedavg)
 
 
 def update(site: str, **scalars: float) -> Update:
@@ -141,7 +131,7 @@ def test_q_ffls_rounds_are_the_papers(q: float, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_q_ffl_of_strength_zero_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
     ours = simulate("qffl", tmp_path / "a", training=ADAM, q=0.0)
-    alike(ours.server, simulate("fedavg", tmp_path / "b", training=ADAM).server)
+    assert_same_shared(ours.server, simulate("fedavg", tmp_path / "b", training=ADAM).server)
 
 
 def test_q_ffl_refuses_a_bound_of_another_optimiser_than_plain_sgd() -> None:
@@ -168,7 +158,7 @@ def test_measuring_the_received_model_changes_nothing_of_it(tmp_path: Path) -> N
         worker = build(name, training_of("qffl"))
         message = worker.broadcast(worker.init_server({}), "s1", TrainTask(1, 7))
         kept.append(turn(worker, toy_sites()["s1"], TrainTask(1, 7, steps=3), message, State(), CPU, evaluate)[0])
-    alike(*kept)
+    assert_same_shared(*kept)
 
 
 # ------------------------------------------------------------------------------------------------------ GA
@@ -253,7 +243,7 @@ def test_a_site_without_validation_images_tells_no_score_and_has_its_say(name: s
 
 @pytest.mark.slow
 def test_ga_without_a_step_is_fedavg_bit_for_bit(tmp_path: Path) -> None:
-    alike(simulate("ga", tmp_path / "a", 3, step=0.0).server, simulate("fedavg", tmp_path / "b", 3).server)
+    assert_same_shared(simulate("ga", tmp_path / "a", 3, step=0.0).server, simulate("fedavg", tmp_path / "b", 3).server)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from fedseg.algorithms.recipe import Recipe, Training
 from fedseg.common.seeds import derive_seed
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.client import Compute
-from fedseg.federation.contract import Batch, EvaluateTask, Scored, Task
+from fedseg.federation.contract import Batch, EvaluateTask, Scored, Silent, Task
 from fedseg.federation.engine import POOL, Federation
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.state import State, Update
@@ -204,14 +204,12 @@ def evaluate(algorithm: Algorithm, site: ToySite, task: EvaluateTask) -> Scored:
     return Scored(scores)
 
 
-class Quiet:
+class Quiet(Silent):
     """An observer that remembers records."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
 
-    def round_started(self, round: int, rounds: int, sites: Sequence[str]) -> None: ...
-    def site_done(self, task: str, round: int, site: str, scalars: Mapping[str, float], seconds: float) -> None: ...
     def round_done(self, record: Any) -> None:
         self.records.append(record)
 
@@ -287,6 +285,12 @@ def assert_same(a: State, b: State) -> None:
                 f"{group}/{name} differs by {(tensor - b[group][name]).abs().max()}"
             )
     assert a.scalars == b.scalars
+
+
+def assert_same_shared(a: State, b: State) -> None:
+    """The shared tensors, bit for bit."""
+    for group in ("model", "buffers"):
+        assert_same(State({group: a.get(group)}), State({group: b.get(group)}))
 
 
 def assert_same_outcome(a: Outcome, b: Outcome) -> None:

@@ -29,10 +29,9 @@ from fedseg.datamodules.phantom.data import draw_case
 from fedseg.datamodules.phantom.style import Dials
 from fedseg.datamodules.transforms import load_augmentation
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import Scored, TrainTask
+from fedseg.federation.contract import Scored, Silent, TrainTask
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.folders.reopen import Silent
 from fedseg.launch.settings import SCHEMA
 
 DIALS = Dials(appearance=0.5, annotation=0.5, structure=0.3, amount=0.5)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.common.text import count
 from fedseg.datamodules.attainable import Attainable
 from fedseg.datamodules.cases import SPLITS
 from fedseg.datamodules.check.command import Checked
@@ -252,11 +253,11 @@ def headline(sites: Sequence[SiteStatistics], findings: list[Finding]) -> str:
     of_cause = counts([cause.first for cause in causes(findings)])
     told = ", ".join(_counted(of_cause[severity], number[severity], severity) for severity in SEVERITIES)
     verdict = "not ready" if number["error"] else "ready, with warnings" if number["warning"] else "ready"
-    return f"{_plural(len(sites), 'site')}, {_plural(cases, 'case')}: {told} - {verdict}"
+    return f"{count(len(sites), 'site')}, {count(cases, 'case')}: {told} - {verdict}"
 
 
 def _counted(causes: int, places: int, severity: str) -> str:
-    return _plural(places, severity) + (f" of {_plural(causes, 'cause')}" if places > causes else "")
+    return count(places, severity) + (f" of {count(causes, 'cause')}" if places > causes else "")
 
 
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[str, str, list[str]]]:
@@ -266,7 +267,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[tuple[str, str, list[str]]]
         lines = [f"{_where(finding)}{finding.what}" for finding in of_cause[:SHOWN]]
         if len(of_cause) > SHOWN:
             by_site = Counter(finding.site for finding in of_cause if finding.site)
-            told = ", ".join(f"{site} {count}" for site, count in by_site.most_common(SHOWN))
+            told = ", ".join(f"{site} {places}" for site, places in by_site.most_common(SHOWN))
             lines.append(f"... and {len(of_cause) - SHOWN} more, all in findings.csv (by site: {told})")
         title = f"{first.kind} ({len(of_cause)})"
         yield HEADINGS[first.severity], f"{title}. Cure: {first.cure}" if first.cure else title, lines
@@ -332,7 +333,3 @@ def _channel(channel: int, channels: int, modalities: Sequence[str]) -> str:
     if channels in (1, 3):
         return {1: ("grey",), 3: ("red", "green", "blue")}[channels][channel]
     return f"channel {channel + 1}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

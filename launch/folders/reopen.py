@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from fedseg.configs.compose import ConfigError, compose, parsed
 from fedseg.datamodules import DataError
 from fedseg.federation.checkpoint import Checkpoint, Snapshot
-from fedseg.federation.contract import RoundRecord
+from fedseg.federation.contract import Silent
 from fedseg.federation.engine import Federation
 from fedseg.launch.experiment import Experiment, Scoring
 from fedseg.launch.folders.restore import check_data, check_states
@@ -21,19 +21,6 @@ from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import ELSEWHERE
 from fedseg.reporting.folder import RunFolder, flattened
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def round_started(self, round: int, rounds: int, sites: object) -> None:
-        """Nothing."""
-
-    def site_done(self, task: str, round: int, site: str, scalars: object, seconds: float) -> None:
-        """Nothing."""
-
-    def round_done(self, record: RoundRecord) -> None:
-        """Nothing."""
 
 
 def settings(folder: RunFolder, overrides: Sequence[str] = (), besides: Sequence[str] = ()) -> DictConfig:

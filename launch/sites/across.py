@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 
 from fedseg.common.files import write_atomic
 from fedseg.common.text import FORMULA, printable
-from fedseg.configs.compose import ConfigError, as_yaml, departing
-from fedseg.configs.words import tree
+from fedseg.configs.compose import ConfigError, as_yaml, departing, read_mapping
 from fedseg.federation.admission import bounds
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.contract import RoundRecord
@@ -192,13 +191,11 @@ def read_keys(path: Path) -> dict[str, str]:
     """Names and their keys.
 
     Raises:
-        ConfigError: the file cannot be read, or a line is no key.
+        ConfigError: the file cannot be read or names nobody, or a line is no key.
     """
-    try:
-        told = tree(path.read_text(encoding="utf-8-sig"), path.name)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); write lines such as 'north: KEY'") from error
-    keys = {str(site): str(key) for site, key in told.items()} if isinstance(told, Mapping) else {"": ""}
+    keys = {str(site): str(key) for site, key in read_mapping(path, "north: KEY").items()}
+    if not keys:
+        raise ConfigError(f"{path} names no site, so that none could take part; write lines such as 'north: KEY'")
     if odd := [site for site, key in keys.items() if not KEY.fullmatch(key)]:
         raise ConfigError(f"{path}: {odd[0]!r} has no key of 64 hexadecimal digits; take the line of its site.pub")
     return keys

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.algorithms import Algorithm
-from fedseg.configs.compose import ConfigError
+from fedseg.configs.compose import ConfigError, read_mapping
 from fedseg.configs.knobs import unknown, validated
-from fedseg.configs.words import tree
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
@@ -20,7 +19,6 @@ from fedseg.launch.sites.spending import AT_SITE, Spent
 from fedseg.reporting.folder import file_name
 
 NOTHING = Spent()
-CURE = "write lines such as 'least_sites: 3'"
 
 
 def read_terms(path: Path) -> Terms:
@@ -29,13 +27,7 @@ def read_terms(path: Path) -> Terms:
     Raises:
         ConfigError: the file cannot be read, or holds an unknown key or a value that cannot be used.
     """
-    try:
-        told = tree(path.read_text(encoding="utf-8-sig"), path.name)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"terms: {path} cannot be read ({error}); {CURE}") from error
-    if told is not None and not isinstance(told, Mapping):
-        raise ConfigError(f"terms: {path} holds no settings; {CURE}")
-    values, errors = validated(Terms, told or {}, "")
+    values, errors = validated(Terms, read_mapping(path, "least_sites: 3"), "")
     if errors:
         raise ConfigError(f"terms: {path}: " + "; ".join(errors))
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedseg.common.seeds import derive_seed
+from fedseg.common.text import count
 from fedseg.configs.compose import ConfigError
 from fedseg.launch.sweep import FAILED, Result
 from fedseg.launch.tuning.search import Axis
@@ -73,8 +74,8 @@ class Study:
             raise ConfigError(f"{folder} holds a search with other {', '.join(changed)}; take another output=DIR")
         if (there := len(self.trials())) > budget:
             raise ConfigError(
-                f"{folder} holds {counted(there)} already, and all methods get as many; take budget={there} or more, "
-                "or another output=DIR"
+                f"{folder} holds {count(there, 'trial')} already, and all methods get as many; take budget={there} or "
+                "more, or another output=DIR"
             )
         self._study.set_user_attr(ASKED, dict(asked))
 
@@ -141,11 +142,6 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     """The best trial; of equal ones the first, and None if all failed."""
     scored = [trial for trial in trials if trial.score is not None]
     return max(scored, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
-
-
-def counted(trials: int) -> str:
-    """So many trials, in words."""
-    return "1 trial" if trials == 1 else f"{trials} trials"
 
 
 def _optuna() -> Any:

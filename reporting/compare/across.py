@@ -5,13 +5,13 @@ from __future__ import annotations
 import matplotlib as mpl
 import pandas as pd
 
+from fedseg.common.text import count
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.page import PagePicture, Section, picture
 from fedseg.reporting.compare.plots import DARK, LIGHT, Theme
 from fedseg.reporting.compare.runs import with_patients
 from fedseg.reporting.compare.tables import Cell, Grid, number
-from fedseg.reporting.compare.verdicts import count
 from fedseg.reporting.crossing import NOTE, TITLE, draw_matrix, matrix, off_home
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedseg.common.text import count
 from fedseg.evaluation.heterogeneity import update_differences
 from fedseg.evaluation.statistics import (
     DECIMALS,
@@ -619,7 +620,7 @@ def counted(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
 
 def no_interval(end: float, patients: int) -> str:
     """What stands in an interval's place where patients are too few for one; else nothing."""
-    return "" if np.isfinite(end) else f"no interval: {patients} patient{'' if patients == 1 else 's'}"
+    return "" if np.isfinite(end) else f"no interval: {count(patients, 'patient')}"
 
 
 def _same_seeds(sites: Sites) -> Sites:

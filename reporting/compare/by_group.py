@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedseg.common.text import count
 from fedseg.evaluation.statistics import over_seeds
 from fedseg.reporting.compare.analysis import Analysis, Model, of_patients
 from fedseg.reporting.compare.gather import known_groups
 from fedseg.reporting.compare.tables import ABSENT, Cell, Grid, number
-from fedseg.reporting.compare.verdicts import count
 from fedseg.reporting.folder import file_name
 from fedseg.reporting.groups import EVERYWHERE
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from fedseg.common.text import count
 from fedseg.reporting.compare.analysis import Analysis
 from fedseg.reporting.compare.runs import Run
 from fedseg.reporting.compare.tables import Cell, Grid
-from fedseg.reporting.compare.verdicts import count
 from fedseg.reporting.summary import WHOLE
 
 SPLITS = ("train", "val", "test")

@@ -14,10 +14,11 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from fedseg.common.text import count
 from fedseg.reporting.compare.analysis import AGAINST_GLOBAL, OVERALL, PERSONAL, Analysis, Model
 from fedseg.reporting.compare.choice import Choice
 from fedseg.reporting.compare.tables import Grid
-from fedseg.reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, count, units
+from fedseg.reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, units
 from fedseg.reporting.letters import legible
 from fedseg.reporting.summary import said_of_privacy
 

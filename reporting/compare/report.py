@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import count
 from fedseg.evaluation.statistics import LEAST_PATIENTS
 from fedseg.reporting.compare.across import across_section
 from fedseg.reporting.compare.analysis import (
@@ -55,7 +56,7 @@ from fedseg.reporting.compare.tables import (
     test_grid,
     verdict_grid,
 )
-from fedseg.reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, count, probability, units, verdicts
+from fedseg.reporting.compare.verdicts import SURE_SEEDS, Verdict, amount, probability, units, verdicts
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import signed
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fedseg.common.text import count
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.design import patient_grid, runs_of, split_sentence
 from fedseg.reporting.compare.page import badge, facts, headline, notes, small_print, tally
-from fedseg.reporting.compare.verdicts import amount, count, gain_with_interval, units, verdicts
+from fedseg.reporting.compare.verdicts import amount, gain_with_interval, units, verdicts
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import signed
 

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from fedseg.common.files import write_atomic
+from fedseg.common.text import count
 from fedseg.evaluation import LOWER_IS_BETTER, METRICS
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.options import Options
-from fedseg.reporting.compare.verdicts import Verdict, count, interval, probability
+from fedseg.reporting.compare.verdicts import Verdict, interval, probability
 from fedseg.reporting.folder import file_name
 from fedseg.reporting.summary import Table
 from fedseg.reporting.units import signed, titled

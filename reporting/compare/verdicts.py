@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedseg.common.text import count
 from fedseg.evaluation.statistics import attainable, detectable, holm
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import Choice, choose
@@ -202,11 +203,6 @@ def probability(p: float) -> str:
     if p < 1e-4:
         return "p < 0.0001"
     return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.4f}"
-
-
-def count(number: int, word: str) -> str:
-    """A number and its noun: "1 site", "4 sites"."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def units(row: Mapping[Any, Any]) -> str:
