@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, binary_cross_entropy_with_logits
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.algorithms.functional.deepest import with_deepest
+from fedseg.algorithms.functional.deepest import unmoved, with_deepest
 from fedseg.federation.contract import Batch, Site, Task
 from fedseg.federation.ranges import FinitePositive
 from fedseg.federation.state import State
@@ -55,6 +55,8 @@ class FLMRCM(FedAvg):
         self.adversarial, self.features, self.discriminator_lr = adversarial, features, discriminator_lr
         if not adversarial:
             self.per_site = frozenset()
+        elif why := unmoved(self.model):
+            self.adds_nothing = f"{why}; take model.freeze_encoder=false, or algorithm=fedavg"
         axes = max(p.ndim for p in self.model.parameters()) - 2
         encoder: Any = self.model.get_submodule("encoder")
         self.discriminator = discriminator(encoder.out_channels[-1] * POOLED**axes)

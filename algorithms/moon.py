@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fedseg.algorithms.fedavg import FedAvg
-from fedseg.algorithms.functional.deepest import with_deepest
+from fedseg.algorithms.functional.deepest import unmoved, with_deepest
 from fedseg.federation.contract import Batch, Site
 from fedseg.federation.ranges import FinitePositive
 from fedseg.federation.state import State
@@ -61,6 +61,8 @@ class Moon(FedAvg):
         require_features(self.model, features)
         self.mu, self.temperature, self.features = mu, temperature, features
         self.last = deepcopy(self.model).requires_grad_(False) if negatives == "previous" else None
+        if mu and features == "bottleneck" and (why := unmoved(self.model)):
+            self.adds_nothing = f"{why}; take algorithm.features=decoder"
         self._teachers: list[nn.Module] = []  # the received model and the last one, of this turn
 
     def check_site(self, site: Site) -> None:

@@ -225,18 +225,16 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def unused(experiment: Experiment) -> list[str]:
-    """What the method adds for data that no site has, where all of them are here and prepared."""
-    data = experiment.data
-    known = not data.ignore_labels and not any(data.expected.unannotated.get(site) for site in data.sites)
-    if experiment.declared.teaches_unannotated and known:
-        method = experiment.config.algorithm.preset
-        return [f"algorithm={method}, since every site annotated every region (data.unannotated)"]
-    return []
+    """Why what the method adds has no effect: on this network, or on data that are all here and prepared."""
+    method, data = experiment.declared, experiment.data
+    whys = [method.adds_nothing] if method.adds_nothing else []
+    here = method.teaches_unannotated and not experiment.channels
+    if here and not data.ignore_labels and not any(data.expected.unannotated.get(site) for site in data.sites):
+        whys.append("every site annotated every region (data.unannotated)")
+    return [f"algorithm={experiment.config.algorithm.preset}, since {why}" for why in whys]
 
 
-def train_and_score(
-    federation: Federation, reporter: Reporter, evaluation: Evaluation, unused: Sequence[str] = ()
-) -> None:
+def train_and_score(federation: Federation, reporter: Reporter, evaluation: Evaluation, unused: Sequence[str]) -> None:
     """Run all rounds, and score the last and the best models; what has no effect is said before."""
     method: Any = federation.algorithm
     splits = evaluation.splits

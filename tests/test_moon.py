@@ -17,10 +17,13 @@ from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import read_settings, unused
 from fedseg.models.embedding import Embedding
 from fedseg.models.volumes import Heads
 from tests.lines import golden
-from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
+from tests.tiny_run import TINY
+from tests.world import CPU, assert_same, assert_same_shared, build, evaluate, simulate, toy_sites
 
 SGD = Training(optimizer="sgd", lr=0.05)
 
@@ -42,6 +45,19 @@ def test_without_contrast_it_is_fedavg_bit_for_bit(training: Training, tmp_path:
     assert_same(simulate("moon", tmp_path / "b", training=training, mu=0.0).server, fedavg.server)
     contrasted = simulate("moon", tmp_path / "c", training=training, mu=5.0)
     assert any(not torch.equal(t, fedavg.server["model"][k]) for k, t in contrasted.server["model"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moon", "flmrcm"])
+def test_on_an_encoder_that_does_not_learn_it_is_fedavg_and_a_run_says_so(name: str, tmp_path: Path) -> None:
+    fedavg, ours = (simulate(one, tmp_path / one, rounds=2, frozen=True) for one in ("fedavg", name))
+    assert_same_shared(ours.server, fedavg.server)
+    (detail,) = unused(Experiment(read_settings([*TINY, f"algorithm={name}", "model.freeze_encoder=true"])))
+    assert detail.startswith(f"algorithm={name}, since the encoder, whose deepest map it is about, does not learn")
+    weight = {"moon": {"mu": 0.0}, "flmrcm": {"adversarial": 0.0}}[name]
+    others = [build(name), build(name, frozen=True, **weight), build(name, frozen=True, adapters=(2, "both"))]
+    assert not any(method.adds_nothing for method in others)
+    assert not build("moon", frozen=True, features="decoder").adds_nothing  # its cure
 
 
 def told(network: nn.Module, images: Tensor, features: str) -> Tensor:

@@ -19,6 +19,12 @@ def with_deepest(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits, maps[0]
 
 
+def unmoved(network: nn.Module) -> str:
+    """Why no loss can change that map; empty where one can."""
+    learns = any(p.requires_grad for p in network.get_submodule("encoder").parameters())
+    return "" if learns else "the encoder, whose deepest map it is about, does not learn (model.freeze_encoder=true)"
+
+
 def deepest_of(answer: Any) -> Tensor:
     """The deepest map of what an encoder answers: maps, or of smp's vision transformers these and class tokens."""
     maps: Sequence[Tensor] = answer[0] if isinstance(answer[0], list) else answer

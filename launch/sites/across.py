@@ -30,7 +30,7 @@ from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import check_states, open_checkpoint
 from fedseg.launch.networks import check_sites as check_networks
-from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score
+from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score, unused
 from fedseg.launch.scores.crossing import check_crossing
 from fedseg.launch.sites.terms import listed
 from fedseg.reporting.environment import Meter, library_versions
@@ -99,7 +99,7 @@ class Across:
             ledger.begun(checkpoint.round, run_id(folder), alike=not settings.declared.answers_singly)
             heard = Heard(reporter, transport)
             federation = experiment.federation_over(transport, seen, checkpoint, heard, ledger)
-            train_and_score(federation, reporter, experiment.evaluation)
+            train_and_score(federation, reporter, experiment.evaluation, unused(experiment))
             cross(federation, reporter, config)
             folder.append_audit(greetings(transport, checkpoint.round + 1))
             folder.append_sent(sent(transport, checkpoint.round + 1))
