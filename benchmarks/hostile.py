@@ -25,7 +25,7 @@ from fedseg.common.seeds import derive_seed
 from fedseg.configs.compose import compose
 from fedseg.datamodules import SiteData
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.combine import COUNTING, Rule
+from fedseg.federation.combine import Rule
 from fedseg.federation.contract import Batch, Row, Silent, Task
 from fedseg.federation.state import State, Tensors, Update
 from fedseg.federation.transport import InProcess
@@ -37,7 +37,8 @@ from fedseg.reporting.overlays import Picture, draw_framed, window
 HOSTILE = 2
 COMMON = ["algorithm=fedavg", "data.n_sites=7", "data.size=48", "data.resolution=96", "data.cases_per_site=24"]
 COMMON += ["federation.rounds=12", "federation.local_steps=8", "federation.evaluate_every=12"]
-COMMON += ["federation.checkpoint_every=12", "trainer.threads=1", "evaluation.metrics=[dice]"]
+COMMON += ["federation.checkpoint_every=12", f"federation.hostile={HOSTILE}"]
+COMMON += ["trainer.threads=1", "evaluation.metrics=[dice]"]
 ON_UPDATES = ("sign_flip", "scaling", "noise", "collusion")
 ON_LABELS = ("label_flip", "constant_mask")
 ATTACKS = ("none", *ON_UPDATES, *ON_LABELS)
@@ -161,8 +162,7 @@ class Outcome(NamedTuple):
 
 def trained(attack: str, rule: Rule, more: Sequence[str]) -> Outcome:
     """Train under an attack, and look at the honest sites."""
-    told = [f"federation.combine={rule}", *([f"federation.hostile={HOSTILE}"] if rule in COUNTING else [])]
-    experiment = Experiment(compose([*COMMON, *told, *more], SCHEMA))
+    experiment = Experiment(compose([*COMMON, f"federation.combine={rule}", *more], SCHEMA))
     experiment.data.setup()
     hostile = experiment.data.sites[-HOSTILE:]
     sites: dict[str, Any] = dict(experiment.sites())

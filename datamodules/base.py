@@ -272,7 +272,6 @@ class MultiCenterDataModule(OrdinaryFit):
         self.modality_dropout = modality_dropout
         self.vanishing: Vanishing = vanishing
         self.per_site = PerSite(per_site, self.reading, self.site_keys)
-        self.per_site.check_common()
         self.public, self.public_images = public, public_images
         self._only: str | None = None
         self._held_out = tuple(sorted(set(unseen)))
@@ -638,6 +637,10 @@ class MultiCenterDataModule(OrdinaryFit):
                     self.lacking(site)
             except DataError as error:
                 report(Finding.of_error("layout", error))
+        try:
+            self.per_site.check_common(by_site)
+        except DataError as error:
+            report(Finding.of_error("layout", error))
         told = [(name, getattr(self.reading, name)) for name in ("raters_train", "raters_test")]
         chosen = [f"data.{name}={how}" for name, how in told if how != MAJORITY]
         if chosen and not any(case.by_several for cases in by_site.values() for case in cases):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -92,19 +92,22 @@ class PerSite:
                 )
         self._told[site] = told
 
-    def check_common(self) -> None:
+    def check_common(self, sites: Iterable[str]) -> None:
         """Refuse settings for all sites that the reading of none takes up.
+
+        Args:
+            sites: all of them, of whom what each says for itself is known.
 
         Raises:
             DataError: naming the setting and the cure.
         """
-        usual, taken = Reading(), {one.intensity for one in (self.common, *self._readings.values())}
+        usual, taken = Reading(), {self.common.intensity, *(self.reading(site).intensity for site in sites)}
         for name, intensity in READ_BY.items():
             if getattr(self.common, name) != getattr(usual, name) and intensity not in taken:
                 raise DataError(
                     f"data.{name} has no effect with data.intensity={self.common.intensity}; take "
                     f"data.intensity={intensity}, or leave it out (a site with values of its own says both for itself, "
-                    f"under data.per_site or in its {FILE})"
+                    f"under data.per_site, in its {FILE} or in the manifest)"
                 )
 
     def _checked(self, key: str, value: Any, source: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -36,6 +36,8 @@ class NotSearched:
     """Says beside a range that tuning leaves the setting as it is."""
 
 
+ReadBy = Mapping[str, tuple[str, tuple[Any, ...]]]
+"""Setting -> another one of its section, and those of its choices that read it, the one to advise first."""
 T = TypeVar("T")
 Fixed = Annotated[T, NotSearched()]
 """A setting that tuning leaves as it is: a matter of numerics or cost, or nothing that validation can judge."""
@@ -61,26 +63,48 @@ def check_ranges(owner: Any, values: Mapping[str, Any], section: str) -> None:
                 raise ValueError(f"{section}.{name}={values[name]} {told}") from error
 
 
-def check_read(settings: Any, section: str, read_by: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+def check_read(settings: Any, section: str, read_by: ReadBy, *, leave_first: bool = False) -> None:
     """Refuse a setting that nobody reads.
 
     Args:
         settings: a dataclass.
         section: of the settings, such as federation.
-        read_by: name -> another setting, and those of its choices that read it, the one to advise first.
+        read_by: who reads which.
+        leave_first: whether to advise first to leave the setting, since another choice would change more than itself.
 
     Raises:
         ValueError: naming the setting and what reads it.
     """
-    defaults = {one.name: one.default for one in fields(settings)}
+    for name, owner in _unread(settings, read_by):
+        cures = [
+            f"take {section}.{owner}={_word(read_by[name][1][0])}",
+            f"leave {section}.{name} at {_word(_defaults(settings)[name])}",
+        ]
+        raise ValueError(
+            f"{section}.{name} has no effect with {section}.{owner}={_word(getattr(settings, owner))}; "
+            + ", or ".join(reversed(cures) if leave_first else cures)
+        )
+
+
+def without_reader(settings: Any, section: str, read_by: ReadBy) -> list[str]:
+    """What `check_read` would refuse, to be said: comparisons set the same for all choices of the other setting."""
+    return [
+        f"{section}.{name}={_word(getattr(settings, name))} with {section}.{owner}={_word(getattr(settings, owner))}"
+        for name, owner in _unread(settings, read_by)
+    ]
+
+
+def _unread(settings: Any, read_by: ReadBy) -> Iterator[tuple[str, str]]:
+    """Settings that were set and are not read, each with the one whose choice does not read it."""
     for name, (owner, readers) in read_by.items():
-        usual, value, chosen = defaults[name], getattr(settings, name), getattr(settings, owner)
+        usual, value = _defaults(settings)[name], getattr(settings, name)
         value = tuple(value) if isinstance(usual, tuple) else value
-        if value != usual and chosen not in readers:
-            raise ValueError(
-                f"{section}.{name} has no effect with {section}.{owner}={_word(chosen)}; "
-                f"take {section}.{owner}={_word(readers[0])}, or leave {section}.{name} at {_word(usual)}"
-            )
+        if value != usual and getattr(settings, owner) not in readers:
+            yield name, owner
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    return {one.name: one.default for one in fields(settings)}
 
 
 def _word(value: Any) -> str:

@@ -13,7 +13,16 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from fedseg.federation.combine import COUNTING, Combination, Rule
 from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.heterogeneity import Heterogeneity
-from fedseg.federation.ranges import FinitePositive, PositiveShare, ProperShare, Share, check_ranges, check_read
+from fedseg.federation.ranges import (
+    FinitePositive,
+    PositiveShare,
+    ProperShare,
+    ReadBy,
+    Share,
+    check_ranges,
+    check_read,
+    without_reader,
+)
 from fedseg.federation.roster import Roster
 from fedseg.federation.selection import PowerOfChoice, Pruning, Select
 
@@ -22,16 +31,17 @@ LaterRound = Annotated[int, Field(ge=2)]
 
 ASKING = ("fraction", "sampling", "selection", "dropout", "min_sites", "time_limit", "order")
 """Settings of who takes part in a round, when, and how long at most."""
-READ_BY: Mapping[str, tuple[str, tuple[str | None, ...]]] = {
+READ_BY: ReadBy = {
     "local_epochs": ("local_steps", (None,)),
     "candidates": ("selection", ("loss",)),
     **dict.fromkeys(("fast_images", "fast_factor", "fast_every"), ("selection", ("fast",))),
     **dict.fromkeys(
         ("select_labels", "select_chance", "select_memory", "select_unbiased"), ("selection", ("heterogeneity",))
     ),
-    "hostile": ("combine", COUNTING),
 }
-"""Settings that only some choices of another one read."""
+"""Settings that only some choices of another one read, and that are refused beside the others."""
+OF_RULES: ReadBy = {"hostile": ("combine", COUNTING)}
+"""Those that are said and not refused: rules are compared with each other and with the mean."""
 
 
 @dataclass(frozen=True)
@@ -527,18 +537,18 @@ def check_newcomers(schedule: Schedule, algorithm: ServerHalf) -> None:
 
 
 def without_effect(schedule: Schedule, algorithm: ServerHalf) -> list[str]:
-    """Settings that somebody chose and a method does not read: it is run beside others that do.
+    """Settings that somebody chose and a method, or a rule of combination, does not read: it runs beside those that do.
 
     Pooled training asks nobody, and training alone averages nothing; both are yardsticks of comparisons that set the
-    same for all methods, so that this is said and not refused.
+    same for all methods, as the mean is one of rules, so that this is said and not refused.
     """
     names: tuple[str, ...]
     if algorithm.trains_on == "pool":
-        names, on = (*ASKING, "combine"), "training in one place"
+        names, on = (*ASKING, "combine", "hostile"), "training in one place"
     elif not (algorithm.shares or algorithm.answers_singly or algorithm.exchanges_answers):
-        names, on = ("combine", "server_lr"), "a method that averages nothing"
+        names, on = ("combine", "hostile", "server_lr"), "a method that averages nothing"
     else:
-        return []
+        return without_reader(schedule, "federation", OF_RULES)
     usual = Schedule()
     values = {name: getattr(schedule, name) for name in names if getattr(schedule, name) != getattr(usual, name)}
     return [f"federation.{name}={value} on {on}" for name, value in values.items()]

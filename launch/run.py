@@ -225,13 +225,14 @@ def inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def unused(experiment: Experiment) -> list[str]:
-    """Why what the method adds has no effect: on this network, or on data that are all here and prepared."""
+    """What has no effect: strengths of privacy that nothing reads, and, with the reason, what the method adds."""
     method, data = experiment.declared, experiment.data
     whys = [method.adds_nothing] if method.adds_nothing else []
-    here = method.teaches_unannotated and not experiment.channels
+    here = method.teaches_unannotated and not experiment.channels  # data that are all here and prepared
     if here and not data.ignore_labels and not any(data.expected.unannotated.get(site) for site in data.sites):
         whys.append("every site annotated every region (data.unannotated)")
-    return [f"algorithm={experiment.config.algorithm.preset}, since {why}" for why in whys]
+    added = [f"algorithm={experiment.config.algorithm.preset}, since {why}" for why in whys]
+    return [*experiment.privacy.without_effect(), *added]
 
 
 def train_and_score(federation: Federation, reporter: Reporter, evaluation: Evaluation, unused: Sequence[str]) -> None:

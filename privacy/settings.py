@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from fedseg.federation.ranges import FinitePositive, PositiveShare, check_ranges, check_read
+from fedseg.federation.ranges import FinitePositive, PositiveShare, ReadBy, check_ranges, check_read, without_reader
 
 Randomness = Literal["seeded", "secret"]
-READ_BY = {
+READ_BY: ReadBy = {
     "clip": ("mechanism", ("site", "patient", "sparse")),
     "noise": ("mechanism", ("site", "patient")),
     "epsilon_round": ("mechanism", ("sparse",)),
@@ -27,7 +27,9 @@ READ_BY = {
     "accountant": ("mechanism", ("site", "patient")),
     "randomness": ("mechanism", ("site", "patient", "sparse")),
 }
-"""Which mechanisms read a setting; without one nothing is promised, whatever budget is set."""
+"""Which mechanisms read a setting."""
+PROMISES = ("delta", "max_epsilon", "randomness")
+"""Settings that promise something, and are refused where nothing keeps it; others that are not read are said."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,13 @@ class Privacy:
         check_ranges(Privacy, vars(self), "privacy")
         if self.mechanism == "sparse" and self.accountant == "prv":
             raise ValueError("privacy.accountant=prv composes Gaussian noise only; privacy.mechanism=sparse needs rdp")
-        check_read(self, "privacy", READ_BY)
+        check_read(self, "privacy", {name: READ_BY[name] for name in PROMISES}, leave_first=True)
         self._check_choice()
+
+    def without_effect(self) -> list[str]:
+        """Strengths that the mechanism does not read: mechanisms are compared with each other and with none."""
+        strengths = {name: by for name, by in READ_BY.items() if name not in PROMISES}
+        return without_reader(self, "privacy", strengths)
 
     @property
     def candidates(self) -> tuple[float, ...]:
@@ -96,10 +103,12 @@ class Privacy:
             ValueError: with the cure.
         """
         usual = {one.name: one.default for one in fields(self)}
-        if self.noises and self.noise != usual["noise"]:
-            raise ValueError("privacy.noise has no effect beside privacy.noises; leave one of them out")
         if any(not 0 < noise < math.inf for noise in self.noises) or len(set(self.noises)) < len(self.noises):
             raise ValueError(f"privacy.noises={list(self.noises)}: name numbers above 0, each once")
+        if self.mechanism not in READ_BY["noises"][1]:
+            return
+        if self.noises and self.noise != usual["noise"]:
+            raise ValueError("privacy.noise has no effect beside privacy.noises; leave one of them out")
         if len(self.candidates) > 1 and self.accountant == "prv":
             raise ValueError(
                 "privacy.accountant=prv composes noise that was fixed before; privacy.noises needs rdp, or one noise"

@@ -101,9 +101,12 @@ def test_an_unseen_site_makes_its_models_of_what_is_shared_and_the_table_is_the_
 @pytest.mark.slow
 def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: Path) -> None:
     """Own folders with names, and pseudonyms at the server that only the site can resolve."""
-    settings = ["algorithm=fedbn", "data.labelled_patients=3", "deployment.case_scores=pseudonyms"]
+    settings = ["algorithm=fedbn", "data.labelled_patients=3", "deployment.case_scores=pseudonyms", "privacy.noise=4"]
     run, reference = across(tmp_path, *settings), here(tmp_path, *settings)
     assert_same_tables(run, reference)
+    for told in (run.events(), reference.events()):
+        said = told.query("event == 'no effect'")["detail"].to_list()
+        assert said == ["privacy.noise=4.0 with privacy.mechanism=none"]
     name = (run.path / "run-id.txt").read_text().strip()
     own = [RunFolder(tmp_path / "sites" / site / name) for site in SITES]
     pd.testing.assert_frame_equal(pd.concat([o.splits() for o in own], ignore_index=True), reference.splits())

@@ -135,8 +135,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["privacy.mechanism=site", "privacy.max_epsilon=0.01"], r"one round costs epsilon"),
     (["privacy.mechanism=site", "federation.sampling=poisson", "federation.min_sites=2"], r"min_sites=1"),
     (["privacy.noise=0"], r"privacy\.noise=0"),
-    (["privacy.noise=4", "privacy.max_epsilon=3"], r"take privacy\.mechanism=site, or leave privacy\.noise at 1\.0"),
-    (["privacy.max_epsilon=3"], r"privacy\.max_epsilon has no effect with privacy\.mechanism=none"),
+    (["privacy.noise=4", "privacy.max_epsilon=3"], r"privacy\.max_epsilon has no effect with privacy\.mechanism=none"),
+    (["privacy.aggregation=masked", "privacy.randomness=secret"], r"=none; leave privacy\.randomness at seeded, or"),
     (["compression.top_k=2"], r"compression\.top_k=2"),
 ]
 

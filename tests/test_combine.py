@@ -17,7 +17,7 @@ from scipy.stats import trim_mean
 
 from fedseg.federation.combine import Combination, RobustMean, Rule, bounds, geometric_median_weights, krum
 from fedseg.federation.contract import Task, Transform
-from fedseg.federation.schedule import Schedule
+from fedseg.federation.schedule import Schedule, without_effect
 from fedseg.federation.state import Mean, State, Update
 from fedseg.federation.transport import InProcess
 from tests.tiers import every
@@ -179,14 +179,14 @@ def test_a_rule_that_needs_more_sites_is_refused_before_anything_runs(rule: Rule
 
 
 @pytest.mark.parametrize("rule", ["mean", "norm_bound", "median", "geometric_median"])
-def test_how_many_are_hostile_is_refused_where_no_rule_reads_it_and_the_cures_help(rule: Rule) -> None:
-    told = (
-        f"hostile has no effect with federation.combine={rule}; take federation.combine=trimmed_mean, or leave .* at 1"
-    )
-    with pytest.raises(ValueError, match=told):
-        Schedule(hostile=2, combine=rule)
-    assert Schedule(hostile=2, combine="trimmed_mean").hostile == 2
-    assert Schedule(hostile=1, combine=rule).combine == rule
+def test_how_many_are_hostile_is_said_where_no_rule_reads_it_and_by_yardsticks_once(rule: Rule) -> None:
+    method, said = build("fedavg"), f"federation.hostile=2 with federation.combine={rule}"
+    assert without_effect(Schedule(hostile=2, combine=rule), method) == [said]
+    for schedule in (Schedule(hostile=2, combine="trimmed_mean"), Schedule(hostile=1, combine=rule)):
+        assert without_effect(schedule, method) == []
+    for name in ("local", "pooled"):
+        (told,) = (t for t in without_effect(Schedule(hostile=2, combine=rule), build(name)) if "hostile" in t)
+        assert told.startswith("federation.hostile=2 on ")
 
 
 def test_a_round_in_which_too_few_sites_are_present_is_skipped(tmp_path: Path) -> None:

@@ -261,9 +261,8 @@ def test_settings_that_nothing_reads_are_refused_and_the_cures_help(
     tmp_path: Path, settings: dict[str, Any], told: str, cure: dict[str, Any]
 ) -> None:
     with pytest.raises(DataError, match=told):
-        FolderDataModule(root=str(tmp_path), **settings)
-    FolderDataModule(root=str(tmp_path), **{**settings, **cure})
-    FolderDataModule(root=str(tmp_path), window=[0, 9], per_site={"a": {"intensity": "window"}})  # read at one site
+        FolderDataModule(root=str(tmp_path), **settings).check_named({"a": []})
+    FolderDataModule(root=str(tmp_path), **{**settings, **cure}).check_named({"a": []})
 
 
 @pytest.mark.slow

@@ -419,8 +419,6 @@ def test_a_run_that_was_killed_spends_and_learns_what_one_that_was_not_does(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"pass_steps": 2}, "privacy.pass_steps has no effect with privacy.mechanism=none"),
-        ({"noises": (1.0, 2.0), "mechanism": "site"}, "privacy.noises has no effect with privacy.mechanism=site"),
         ({"noises": (1.0, 1.0)}, "name numbers above 0, each once"),
         ({"noises": (1.0, 2.0), "noise": 3.0}, "privacy.noise has no effect beside privacy.noises"),
         ({"noises": (1.0, 2.0)}, "an account of chosen noise is made for a limit; say privacy.max_epsilon"),
@@ -433,9 +431,8 @@ def test_a_run_that_was_killed_spends_and_learns_what_one_that_was_not_does(
     ],
 )
 def test_settings_that_promise_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
-    mechanism = "none" if set(settings) == {"pass_steps"} else "patient"
     with pytest.raises(ValueError, match=told):
-        Privacy(**{"mechanism": mechanism, **settings})
+        Privacy(mechanism="patient", **settings)
 
 
 def test_passes_and_choices_need_sgd_and_what_mixes_patients_is_refused_as_ever() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -642,19 +643,23 @@ CHOOSING = {"noises": (0.5, 1.0), "max_epsilon": 3.0}  # beside what says how no
 
 
 @pytest.mark.parametrize("name", READ_BY)
-def test_a_setting_that_no_mechanism_reads_promises_nothing_and_is_refused(name: str) -> None:
+def test_a_promise_that_nothing_keeps_is_refused_and_a_strength_that_nothing_reads_is_said(name: str) -> None:
     _, readers = READ_BY[name]
-    knob, usual = {name: OTHERS.get(name, 0.25)}, getattr(Privacy(), name)
+    value, usual = OTHERS.get(name, 0.25), getattr(Privacy(), name)
     for mechanism in {"none", "site"} - set(readers):
-        told = rf"privacy\.{name} has no effect with privacy\.mechanism={mechanism}; take "
-        with pytest.raises(ValueError, match=told) as refused:
-            Privacy(mechanism=mechanism, **knob)
-        written = {None: "null", (): "[]"}.get(usual, usual)
-        assert str(refused.value).endswith(f"mechanism={readers[0]}, or leave privacy.{name} at {written}")
-        Privacy(mechanism=mechanism, **{name: usual})
+        if name in ("max_epsilon", "delta", "randomness"):
+            cures = f"leave privacy.{name} at {'null' if usual is None else usual}, or take privacy.mechanism=site"
+            told = f"privacy.{name} has no effect with privacy.mechanism={mechanism}; {cures}"
+            with pytest.raises(ValueError, match=rf"^{re.escape(told)}$"):
+                Privacy(mechanism=mechanism, **{name: value})
+        else:
+            written = "[0.5]" if name == "noises" else value
+            said = f"privacy.{name}={written} with privacy.mechanism={mechanism}"
+            assert Privacy(mechanism=mechanism, **{name: value}).without_effect() == [said]
+        assert Privacy(mechanism=mechanism, **{name: usual}).without_effect() == []
     beside = CHOOSING if name in ("epsilon_choice", "loss_bound") else {}
     for mechanism in readers:
-        Privacy(mechanism=mechanism, **knob, **beside)
+        assert Privacy(mechanism=mechanism, **{name: value}, **beside).without_effect() == []
 
 
 def test_secret_numbers_do_not_follow_from_a_seed_of_32_bits() -> None:

@@ -132,7 +132,6 @@ def test_a_selection_that_makes_no_sense_is_refused(chosen: dict[str, float], to
         ({"select_unbiased": True}, "or leave federation.select_unbiased at false", {"select_unbiased": False}),
         ({"local_epochs": 5.0}, "take federation.local_steps=null", {"local_steps": None}),
         ({"local_epochs": 5.0}, "or leave federation.local_epochs at 1.0", {"local_epochs": 1.0}),
-        ({"hostile": 2, "combine": "median"}, "or leave federation.hostile at 1", {"hostile": 1}),
         ({**BY_LABELS, "sampling": "poisson"}, "take federation.sampling=fixed", {"sampling": "fixed"}),
         (
             {**BY_LABELS, "select_unbiased": True, "combine": "median"},

@@ -127,6 +127,29 @@ def test_intensities_are_those_of_the_site_for_new_images_too(tmp_path: Path) ->
         assert (most - 0.01) < float(batch.max()) <= most
 
 
+def test_a_setting_for_all_is_read_where_a_site_says_so_itself_and_nobody_is_asked_who_is_alone(tmp_path: Path) -> None:
+    make_sites(tmp_path, "a", "b")
+    data = FolderDataModule(root=str(tmp_path), **KNOBS, window=[0, 200])
+    with pytest.raises(DataError, match=r"data\.window has no effect with data\.intensity=percentile"):
+        data.setup()
+    told = [str(finding) for finding in check(data).findings if finding.severity == "error"]
+    assert len(told) == 1
+    assert "data.window has no effect" in told[0]
+    alone = FolderDataModule(root=str(tmp_path), **KNOBS, window=[0, 200])
+    alone.restrict("a")
+    alone.setup()
+    write(tmp_path, "b", "intensity: window\n")
+    folder(tmp_path, window=[0, 200])
+    write(tmp_path, "b", "")
+    rows = [
+        {"site": s, "image": f"{s}/images/{p.name}", "mask": f"{s}/masks/{p.name}", "intensity": "window" * (s == "b")}
+        for s in "ab"
+        for p in sorted((tmp_path / s / "images").iterdir())
+    ]
+    write_manifest(tmp_path / "sites.csv", rows)
+    folder(tmp_path, window=[0, 200])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -449,11 +449,14 @@ def test_a_run_in_its_own_process_logs_offline_without_network(tmp_path: Path) -
 @pytest.mark.slow
 def test_what_a_yardstick_does_not_read_is_said_once(tmp_path: Path) -> None:
     words = ["federation.combine=median", "federation.server_lr=0.5"]
-    pooled = run(tmp_path / "pooled", *PLAIN, "algorithm=pooled", *words, "federation.fraction=0.5")
+    unread = ["federation.hostile=2", "privacy.noise=4"]
+    pooled = run(tmp_path / "pooled", *PLAIN, "algorithm=pooled", *words, *unread, "federation.fraction=0.5")
     local = run(tmp_path / "local", *PLAIN, "algorithm=local", *words)
     assert (pooled.code, local.code) == (0, 0)
-    for name in ("fraction=0.5", "combine=median"):
+    for name in ("fraction=0.5", "combine=median", "hostile=2"):
         assert f"no effect: federation.{name} on training in one place" in pooled.err
+    assert "no effect: privacy.noise=4.0 with privacy.mechanism=none" in pooled.err
+    assert len(pooled.folder.events()) == 4
     events = local.folder.events()
     assert events["event"].to_list() == ["no effect", "no effect"]
     assert set(events["detail"].str.split().str[0]) == {"federation.combine=median", "federation.server_lr=0.5"}
