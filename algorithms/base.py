@@ -114,6 +114,9 @@ class Algorithm(StockModule):
     one_answer: str = ""
     """Why it cannot train networks with auxiliary heads (model.deep_supervision); empty where it reads what a network
     answers through `task_loss` alone."""
+    over_rounds: str = ""
+    """What goes over the run's rounds, so that a run of more rounds is another one from its beginning; empty if
+    nothing does. Learning rates say so themselves."""
     adapts: bool = False
     """Whether sites `publish` a model after training, and a site that never took part can `adapt` these to itself. True
     for a class that writes `adapt`."""

@@ -46,6 +46,8 @@ class ConDistFL(FedAvg):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.weight, self.first_weight, self.temperature = weight, first_weight, temperature
+        if weight and first_weight < 1:
+            self.over_rounds = "algorithm.weight rises over them"
         self._teacher: list[nn.Module] = []  # of this turn
 
     def receive(self, message: State, kept: State, site: Site) -> None:

@@ -32,6 +32,8 @@ class FedSoup(LastFit):
     def __init__(self, *args: Any, wait: Share = 0.75, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wait = wait
+        if 0 < wait < 1:
+            self.over_rounds = f"algorithm.wait={wait} is a share of them"
         self.pool = zeroed(self.model)  # P
         self.register_buffer("pooled", torch.zeros(()))  # n
 

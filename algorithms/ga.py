@@ -38,6 +38,8 @@ class GA(FedAvg):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.step, self.step_rounds = step, step_rounds or self.recipe.rounds
+        if step and step_rounds is None:
+            self.over_rounds = "algorithm.step falls over them, as no algorithm.step_rounds was said when it began"
         self.register_buffer("last_dice", torch.full((), -1.0))  # of the site's model; below 0 where there is none
         self._gap: float | None = None
 

@@ -58,6 +58,8 @@ class PRRFL(SingleAnswers):
         self.transfer, self.thresholds = transfer, (recover, sublimate)
         self.window, self.last_window = window, last_window
         self.window_rounds = window_rounds or self.recipe.rounds
+        if window_rounds is None and window != last_window:
+            self.over_rounds = "algorithm.window grows over them, as no algorithm.window_rounds was said when it began"
         self.twin = deepcopy(self.model)
         self._stage = Stage.NEW
         self._epoch = 0  # steps of one; 0 where a round has less than two

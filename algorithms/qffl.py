@@ -38,7 +38,9 @@ class QFFL(FedAvg):
         super().__init__(*args, **kwargs)
         training = self.recipe.training
         if q and lipschitz is None:
-            training.require_sgd("qffl", "without algorithm.lipschitz its bound is one over the rate of plain SGD")
+            told = f", or algorithm.lipschitz={1 / training.lr} (in an older run's config.yaml that is what null was)"
+            why = "without algorithm.lipschitz its bound is one over the rate of plain SGD"
+            training.require_sgd("qffl", why, instead=told)
         self.q, self.lipschitz = q, lipschitz or 1 / training.lr
         self._before = 0.0
 

@@ -185,21 +185,24 @@ class Training:
             )
         return float(factor)
 
-    def require_sgd(self, method: str, why: str, *, momentum: bool = False) -> None:
+    def require_sgd(self, method: str, why: str, *, momentum: bool = False, instead: str = "") -> None:
         """Refuse other optimisers.
 
         Args:
             method: that needs SGD.
             why: it does.
             momentum: whether SGD may have momentum.
+            instead: what else can be done, after a comma.
 
         Raises:
             ValueError: another optimiser, or momentum where there must be none.
         """
         if self.optimizer != "sgd":
-            raise ValueError(f"algorithm={method}: {why}, so take training.optimizer=sgd, not {self.optimizer}")
+            raise ValueError(
+                f"algorithm={method}: {why}, so take training.optimizer=sgd, not {self.optimizer}{instead}"
+            )
         if self.momentum and not momentum:
-            raise ValueError(f"algorithm={method}: {why}, so take training.momentum=0, not {self.momentum}")
+            raise ValueError(f"algorithm={method}: {why}, so take training.momentum=0, not {self.momentum}{instead}")
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter], lr: float | None = None) -> torch.optim.Optimizer:
         """The optimiser over these parameters, the suite's in PyTorch's fused form; `lr` instead of the setting."""

@@ -547,6 +547,8 @@ def without_effect(schedule: Schedule, algorithm: ServerHalf) -> list[str]:
         names, on = (*ASKING, "combine", "hostile"), "training in one place"
     elif not (algorithm.shares or algorithm.answers_singly or algorithm.exchanges_answers):
         names, on = ("combine", "hostile", "server_lr"), "a method that averages nothing"
+        if schedule.order == "cyclic":  # random asks some sites twice
+            names = (*names, "order")
     else:
         return without_reader(schedule, "federation", OF_RULES)
     usual = Schedule()

@@ -36,7 +36,7 @@ from fedseg.algorithms.recipe import Training
 from fedseg.configs.compose import FOLDER, ConfigError, compose
 from fedseg.configs.help import first_line
 from fedseg.configs.words import tree
-from fedseg.federation.schedule import Schedule, check_method
+from fedseg.federation.schedule import Schedule, check_method, without_effect
 from fedseg.launch.command import guarded
 from fedseg.launch.documents import Marks, make_anew
 from fedseg.launch.experiment import Experiment
@@ -164,10 +164,16 @@ class Method:
         tried: dict[str, Callable[[], object]] = {
             "algorithm.personal=normalisation": self._with_personal,
             **{f"training.harmonise={kind}": partial(self._with_style, kind) for kind in HARMONISED},
-            f"federation.order={ORDER}": partial(check_method, Schedule(order=ORDER), self.built),
+            f"federation.order={ORDER}": self._in_turns,
         }
         found = {f"algorithm=METHOD+{step.name}": obstacle(self.owner, step.owner) for step in steps()}
         return found | {what: self._why(what, made) for what, made in tried.items()}
+
+    def _in_turns(self) -> None:
+        schedule = Schedule(order=ORDER)
+        check_method(schedule, self.built)
+        if told := without_effect(schedule, self.built):
+            raise ValueError(told[0].replace(" on ", " has no effect on ", 1))
 
     def _with_personal(self) -> None:
         settings = {**self.built.hparams, "personal": "normalisation"}

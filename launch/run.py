@@ -104,14 +104,38 @@ def traced_settings(arguments: Sequence[str]) -> tuple[DictConfig, dict[str, str
     complete = compose([], SCHEMA, base=saved)  # a setting that is younger than the run had its default
     if changed := differences(complete, config):
         raise ConfigError(f"resume=true goes on with the run as it was started ({changed}); start another run for that")
-    training, rounds = complete.training, (complete.federation.rounds, config.federation.rounds)
-    if ends(training.schedule) and training.schedule_rounds is None and rounds[0] != rounds[1]:
-        raise ConfigError(
-            f"federation.rounds={rounds[1]}: training.schedule={training.schedule} of this run falls over its "
-            f"{rounds[0]} rounds, so that with more of them earlier rounds would have had other learning rates; keep "
-            f"the {rounds[0]}, or start another run, whose training.schedule_rounds lets it go on later"
-        )
+    if why := stretched(saved, config):
+        raise ConfigError(why)
     return config, sources
+
+
+def stretched(saved: DictConfig, config: DictConfig) -> str:
+    """Why more or fewer rounds make a config another run than the saved one, with the cure; empty if they do not.
+
+    Raises:
+        ConfigError: the method cannot be built.
+    """
+    before, now = saved.federation.rounds, config.federation.rounds
+    if before == now:
+        return ""
+    complete = compose([], SCHEMA, base=saved)
+    training = complete.training
+    if ends(training.schedule) and training.schedule_rounds is None:
+        return (
+            f"federation.rounds={now}: training.schedule={training.schedule} of this run falls over its {before} "
+            f"rounds, so that with more of them earlier rounds would have had other learning rates; keep the {before}, "
+            "or start another run, whose training.schedule_rounds lets it go on later"
+        )
+    try:
+        why = Experiment(complete).declared.over_rounds
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    if not why:
+        return ""
+    return (
+        f"federation.rounds={now}: this run was begun with {before}, and {why}: earlier rounds would have been others; "
+        f"keep the {before}, or start another run"
+    )
 
 
 def saved_config(folder: RunFolder) -> DictConfig:

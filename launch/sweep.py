@@ -28,7 +28,7 @@ from fedseg.launch.command import whole
 from fedseg.launch.protocols.folds import folds_finished
 from fedseg.launch.protocols.stages import changes, is_used
 from fedseg.launch.protocols.stages import plan as plan_stages
-from fedseg.launch.run import differences, finished, saved_config
+from fedseg.launch.run import differences, finished, saved_config, stretched
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines
@@ -93,7 +93,8 @@ class Job:
         folder = RunFolder(self.folder)
         if not folder.holds_run:
             return "", False
-        changed = differences(saved_config(folder), self.config)
+        saved = saved_config(folder)
+        changed = differences(saved, self.config) or stretched(saved, self.config)
         if self.config.protocol == "leave_one_site_out":
             return changed, folds_finished(self.config, self.folder)
         return changed, finished(folder, self.config.federation.rounds)

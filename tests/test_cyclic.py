@@ -15,7 +15,7 @@ from fedseg.common.seeds import derive_seed
 from fedseg.federation.client import turn
 from fedseg.federation.contract import Cohort, TrainTask, Transform
 from fedseg.federation.engine import POOL, RoundError
-from fedseg.federation.schedule import Schedule, check_method
+from fedseg.federation.schedule import Schedule, check_method, without_effect
 from fedseg.federation.state import Mean, State
 from tests.world import CPU, ToySite, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
@@ -64,6 +64,15 @@ def test_with_one_site_all_orders_are_the_same(order: str, tmp_path: Path) -> No
     assert_same_outcome(
         simulate("ditto", tmp_path / "a", **one), simulate("ditto", tmp_path / "b", schedule={"order": order}, **one)
     )
+
+
+def test_turns_mean_nothing_to_a_method_that_averages_nothing(tmp_path: Path) -> None:
+    together, cyclic = (
+        simulate("local", tmp_path / order, 1, schedule={"order": order}) for order in ("together", "cyclic")
+    )
+    assert_same_outcome(together, cyclic)
+    assert without_effect(Schedule(order="cyclic"), build("local"))
+    assert not without_effect(Schedule(order="random"), build("local"))
 
 
 @pytest.mark.slow

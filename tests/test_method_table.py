@@ -115,6 +115,8 @@ def test_what_goes_together_is_what_is_built_and_what_is_refused() -> None:
     assert {"`fedprox`", "`feddg`"} <= set(good["`algorithm.personal=normalisation`"].split(", "))
     for what, why, names in (
         ("federation.order=cyclic", "(reads_updates)", "fedce, fedcost, qffl, ga, fedawa"),
+        ("federation.order=cyclic", "no effect on training in one place", "pooled"),
+        ("federation.order=cyclic", "no effect on a method that averages nothing", "local"),
         ("training.harmonise=combat", "the method trains on the images of all sites together", "pooled"),
         ("algorithm.personal=normalisation", "it has no meaning for the method", "local, pooled, medisecfed"),
     ):

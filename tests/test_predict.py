@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import SimpleITK
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -544,11 +545,16 @@ def test_values_of_another_kind_than_in_training_are_told(
         ("inputs.json", "{}", "inputs.json does not say how many channels the network takes; train.py output="),
         ("inputs.json", "[3]", "inputs.json does not say how many channels the network takes; train.py output="),
         ("splits.csv", None, "splits.csv is missing or empty; restore it from a copy of the run"),
+        (
+            "config.yaml",
+            {"privacy": {"max_epsilon": 3}},
+            "config.yaml: settings of this run can no longer be used: priv",
+        ),
     ],
 )
 def test_damaged_runs_are_told(
     name: str,
-    content: str | None,
+    content: str | dict[str, Any] | None,
     message: str,
     ditto: RunFolder,
     tmp_path: Path,
@@ -556,6 +562,8 @@ def test_damaged_runs_are_told(
 ) -> None:
     shutil.copytree(ditto.path, tmp_path / "run")
     file = tmp_path / "run" / name
+    if isinstance(content, dict):  # settings beside those of the run
+        content = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.load(file), content))
     file.unlink() if content is None else file.write_text(content)
     save(tmp_path / "new" / "a.png", square())
     assert call(tmp_path / "run", "--images", tmp_path / "new", "--out", tmp_path / "out") == 2

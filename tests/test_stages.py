@@ -1,4 +1,4 @@
-"""Stages that are repeated with other settings: noticed before anything runs."""
+"""Stages and runs that are repeated with other settings: noticed before anything runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.launch.protocols.stages import _alone, execute_stages, plan
+from fedseg.launch.run import read_settings
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sweep import Job
 from fedseg.reporting.folder import RunFolder
+from tests.world import build
 
 STAGES = 'stages=["algorithm=contrastive federation.rounds=2", "algorithm=local data.labelled_patients=2"]'
 
@@ -89,3 +91,32 @@ def test_a_first_stage_that_no_other_started_from_may_have_more_rounds(tmp_path:
     given = arguments(tmp_path, stages=STAGES.replace("rounds=2", "rounds=9"))
     execute_stages(given, compose(given, SCHEMA), executed)
     assert executed == [("1", 9, True), ("2", 20, False)]
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [
+        ("fedsoup", {"wait": 0.0}),
+        ("ga", {"step_rounds": 3}),
+        ("ga", {"step": 0.0}),
+        ("prrfl", {"window_rounds": 3}),
+        ("condistfl", {"weight": 0.0}),
+        ("ga+fedavgm", {"step_rounds": 3}),
+    ],
+)
+def test_methods_say_what_goes_over_the_rounds(name: str, free: dict[str, Any]) -> None:
+    assert build(name, rounds=4).over_rounds
+    assert not build(name, rounds=4, **free).over_rounds
+
+
+def test_a_run_that_goes_over_its_rounds_is_not_given_more_of_them(tmp_path: Path) -> None:
+    began = ["model=tiny", "data.n_sites=2", "algorithm=ga", "federation.rounds=2", f"output={tmp_path}"]
+    RunFolder(tmp_path).write_config(OmegaConf.to_yaml(compose(began, SCHEMA)))
+    told = "federation.rounds=3: this run was begun with 2, and algorithm.step falls over them"
+    with pytest.raises(ConfigError, match=rf"^{told}, as no algorithm.step_rounds .* keep the 2, or start another run"):
+        read_settings([f"output={tmp_path}", "resume=true", "federation.rounds=3"])
+    more = [*began, "federation.rounds=3"]
+    with pytest.raises(ConfigError, match=rf"other settings \({told}"):
+        Job("a", {}, tuple(more), compose(more, SCHEMA), tmp_path).finished()
+    RunFolder(tmp_path).write_config(OmegaConf.to_yaml(compose([*began, "algorithm.step_rounds=5"], SCHEMA)))
+    assert read_settings([f"output={tmp_path}", "resume=true", "federation.rounds=3"]).federation.rounds == 3

@@ -98,7 +98,8 @@ class SavedModels:
             does not say.
 
     Raises:
-        ReportingError: the folder does not say what the network takes, or which sites there were.
+        ReportingError: the folder does not say what the network takes, or which sites there were, or a setting of the
+            run can no longer be used.
     """
 
     def __init__(self, run: Reopened) -> None:
@@ -235,8 +236,17 @@ class SavedModels:
         return read_kept(method, self.run.checkpoint, file) if file else State()
 
     def _made(self, site: str | None = None) -> Algorithm:
-        """The method over the run's network, or over the one of a site."""
-        return self.run.experiment.algorithm(self.channels, trained=True, site=site)
+        """The method over the run's network, or over the one of a site.
+
+        Raises:
+            ReportingError: a setting of the run can no longer be used.
+        """
+        try:
+            return self.run.experiment.algorithm(self.channels, trained=True, site=site)
+        except (ValueError, FileNotFoundError) as error:
+            raise ReportingError(
+                f"{self.run.folder.config_path}: settings of this run can no longer be used: {error}"
+            ) from error
 
     def _published(self, worker: Algorithm, chosen: Chosen) -> State:
         """What all sites give to one that never took part."""

@@ -12,7 +12,17 @@ from omegaconf import DictConfig
 
 from fedseg.configs.compose import ConfigError, compose, departing
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.run import MAY_CHANGE, Execute, beside, default_folder, differences, execute, finished, saved_config
+from fedseg.launch.run import (
+    MAY_CHANGE,
+    Execute,
+    beside,
+    default_folder,
+    differences,
+    execute,
+    finished,
+    saved_config,
+    stretched,
+)
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.summary import Summary
@@ -121,7 +131,8 @@ def changes(stage: Stage, used: bool) -> str:
     """
     if not stage.folder.holds_run:
         return ""
-    return differences(saved_config(stage.folder), _alone(stage), FREE_ONCE_USED if used else FREE)
+    saved, now = saved_config(stage.folder), _alone(stage)
+    return differences(saved, now, FREE_ONCE_USED if used else FREE) or stretched(saved, now)
 
 
 def is_used(stages: Sequence[Stage], stage: Stage) -> bool:
