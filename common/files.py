@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 
 PART = re.compile(r"\.[^/\\]+\.(part|\d+\.tmp)")
@@ -11,6 +12,7 @@ PART = re.compile(r"\.[^/\\]+\.(part|\d+\.tmp)")
 
 
 WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -29,10 +31,7 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(temporary, WRITTEN, 0o600 if private else 0o666), "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, WRITTEN, 0o600 if private else 0o666, content)
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
@@ -41,6 +40,46 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_once(path: Path, content: str | bytes) -> None:
+    """Make a file that nobody but its owner may read, if it is not there: of several processes at once, one makes it.
+
+    It is whole or not there, whatever happens; only where the file system has no hard links can a kill leave part of
+    it, which is replaced as little as a whole one.
+
+    Args:
+        path: the file; its folder is made if need be.
+        content: all of it.
+
+    Raises:
+        OSError: as of `write_atomic`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        _write(temporary, NEW, 0o600, content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here
+            _write(path, NEW, 0o600, content)
+        sync_directory(path.parent)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise naming(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, flags: int, mode: int, content: str | bytes) -> None:
+    """Write a file through to the disk."""
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def ends_a_line(path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import errno
 import os
 import re
 import shutil
@@ -65,9 +64,28 @@ def test_a_key_is_whole_or_not_there_and_nothing_else_is_taken_for_one(
         assert told.read_text() == f"a: {SiteKey(tmp_path, 'a').public}\n"
 
 
-def test_pseudonyms_follow_from_no_key_that_outsiders_know(tmp_path: Path) -> None:
-    known = hmac.new(b"", b"case_01", hashlib.sha256).hexdigest()[:16]
-    assert known != Pseudonyms(tmp_path)("case_01") == Pseudonyms(tmp_path)("case_01")
+@pytest.mark.parametrize("links", [True, False])
+def test_two_first_starts_of_a_site_at_once_have_one_key(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other: list[str] = []
+    original = os.fsync
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    def meanwhile(file: int) -> None:
+        """Between what one start writes and its name, another one comes and goes."""
+        monkeypatch.setattr(os, "fsync", original)
+        other.append(Pseudonyms(tmp_path)("case_01"))
+        original(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    assert [Pseudonyms(tmp_path)("case_01")] == other == [Pseudonyms(tmp_path)("case_01")]
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_name_belongs_to_one_key_and_a_key_to_one_name() -> None:

@@ -26,6 +26,7 @@ from fedseg.launch.exports.card import Card
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.saved import SavedModels
 from fedseg.launch.run import execute
+from fedseg.launch.scores import scoring
 from fedseg.launch.scores.gallery import predict_choices
 from fedseg.launch.scores.rescore import difference, rescore, without_older_definition
 from fedseg.launch.scores.scoring import Scorer, fitted, not_served
@@ -252,7 +253,9 @@ def test_statistics_of_a_case_are_those_of_its_slices_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_is_shared_but_for_statistics_serves_sites_that_took_no_part(silo: Reopened, tmp_path: Path) -> None:
+def test_what_is_shared_but_for_statistics_serves_sites_that_took_no_part(
+    silo: Reopened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scores, predictions and pictures are of one model: the shared weights with statistics of the case."""
     rows = silo.folder.scores()
     outside = rows[~rows["seen"]]
@@ -272,7 +275,11 @@ def test_what_is_shared_but_for_statistics_serves_sites_that_took_no_part(silo: 
         truth = silo.experiment.data.regions.encode(torch.tensor(site.truth(case))).numpy().astype(bool)[0]
         for region, mask, true in zip(("disc", "cup"), masks_of(tmp_path / "out", case), truth, strict=True):
             assert 2 * (mask & true).sum() / (mask.sum() + true.sum()) == pytest.approx(told[case, region])
+    made: list[str] = []
+    original = scoring.fit_to
+    monkeypatch.setattr(scoring, "fit_to", lambda *given: (made.append(given[1]), original(*given)))
     drawn = predict_choices(silo, {"site_03": cases[:1]})["site_03", cases[0]]
+    assert made == [OWN_STATISTICS]  # for the one case that is drawn
     assert np.array_equal(drawn.masks[OWN_STATISTICS][:, 0], masks_of(tmp_path / "out", cases[0]))
     image = torch.tensor(site.image(cases[0]) / 255, dtype=torch.float32).permute(0, 3, 1, 2)
     worker = SavedModels(silo).load(OWN_STATISTICS, None, images=[image])

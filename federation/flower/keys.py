@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedseg.common.files import write_atomic
+from fedseg.common.files import write_atomic, write_once
 from fedseg.federation.checkpoint import CheckpointError
 
 PRIVATE, PUBLIC = "site.key", "site.pub"
@@ -22,7 +22,7 @@ KEY = re.compile("[0-9a-f]{64}")
 
 
 def own_key(path: Path, lost: str) -> bytes:
-    """32 secret bytes of a site, drawn when they are first asked for; a kill leaves the whole file or none.
+    """32 secret bytes of a site, drawn when they are first asked for; of two starts at once both have the same.
 
     Args:
         path: where they lie.
@@ -32,7 +32,7 @@ def own_key(path: Path, lost: str) -> bytes:
         CheckpointError: the file holds something else, which everybody may know, as nothing at all.
     """
     if not path.exists():
-        write_atomic(path, secrets.token_hex(32), private=True)
+        write_once(path, secrets.token_hex(32))
     text = path.read_bytes().decode(errors="replace").strip()
     if not KEY.fullmatch(text):
         raise CheckpointError(

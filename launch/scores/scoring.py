@@ -29,7 +29,7 @@ from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, 
 from fedseg.reporting.summary import BEST, ENCODER, ENTROPY, LAST, OWN_STATISTICS
 
 ADAPTED = "adapted"
-SHARED = ("global", OWN_STATISTICS)
+ELSEWHERE = ("global", OWN_STATISTICS)
 """Views at sites that took no part of a network that is shared as a whole, or but for its running statistics."""
 PAINTED: tuple[Split, ...] = ("test",)
 """Whose cases are drawn."""
@@ -135,7 +135,7 @@ class Painter:
         for view in views(algorithm, site, task):
             answering: Iterable[tuple[Predict, SiteData]] = [(partial(predict, algorithm, view), site)]
             if view == OWN_STATISTICS:
-                models = fitted(algorithm, view, site, self.settings)
+                models = fitted(algorithm, view, site, self.settings, only)
                 answering = ((partial(_answers, algorithm, network), part) for network, part in models)
             for answer, part in answering:
                 for found in predict_cases(answer, part, "test", self.regions, only=only, grid="own"):
@@ -187,7 +187,7 @@ def fitted_views(algorithm: Algorithm, view: str, settings: Evaluation) -> tuple
     They are the least that it can do: what a method adapts for it must be better. One with running statistics of these
     images instead of the federation's, if the network keeps any, and on request one that is sure of them.
     """
-    if view not in SHARED:
+    if view not in ELSEWHERE:
         return ()
     statistics = (OWN_STATISTICS,) if with_running_statistics(algorithm.network("global")) else ()
     return (*statistics, ENTROPY) if settings.entropy_passes else statistics
@@ -199,7 +199,7 @@ def per_case(view: str, settings: Evaluation) -> bool:
 
 
 def fitted(
-    algorithm: Algorithm, view: str, site: SiteData, settings: Evaluation
+    algorithm: Algorithm, view: str, site: SiteData, settings: Evaluation, only: Collection[str] | None = None
 ) -> Iterator[tuple[nn.Module, SiteData]]:
     """The shared network, fitted to a site's test images: to all of them, or to those of each case anew.
 
@@ -208,11 +208,14 @@ def fitted(
         view: one of `fitted_views`.
         site: that took no part.
         settings: of the run.
+        only: names of the cases that are looked at, if not all are; others need no network of their own.
 
     Returns:
         Each network, and the site with the cases that it is for.
     """
     for part in site.singly("test") if per_case(view, settings) else [site]:
+        if only is not None and not any(case.case in only for case in part.cases("test")):
+            continue
         network = deepcopy(algorithm.network("global")).eval()
         fit_to(algorithm, view, network, Images(part, "test"), settings)
         yield network, part
@@ -271,7 +274,7 @@ def score_checkpoints(federation: Federation, server: State, splits: Sequence[Sp
     for name in best_models(federation):
         view, _, site = name.partition("/")
         if last_serves(federation, name):
-            shown = (view, OWN_STATISTICS, ENTROPY) if view in SHARED else (view,)
+            shown = (view, OWN_STATISTICS, ENTROPY) if view in ELSEWHERE else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
             rows += show_best(federation, name, splits)

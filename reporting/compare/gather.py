@@ -27,7 +27,7 @@ WITHIN = (*CIRCUMSTANCE, *ENGINE, "seed", "protocol", "stages", "evaluation.", "
 TRAINING_DATA = ("data.batch_size", "data.sampling", "data.augment", "data.labelled_patients", "data.unlabelled",
     "data.neighbours", "data.channels", "data.public", "data.public_images")  # fmt: skip
 SHARED = ("evaluation.tolerance", "evaluation.choose_by")
-FITTED = {
+MADE_BY = {
     OWN_STATISTICS: ("evaluation.statistics_per",),
     ENTROPY: ("evaluation.entropy_passes", "evaluation.entropy_per", "evaluation.entropy_lr"),
 }
@@ -191,7 +191,7 @@ def with_younger_settings(runs: Sequence[Run], defaults: Defaults) -> tuple[list
     Returns:
         The runs, and a note that says what was filled in.
     """
-    of_views = {key for keys in FITTED.values() for key in keys}
+    of_views = {key for keys in MADE_BY.values() for key in keys}
     every = {
         (_owner(run, key), key) for run in runs for key in run.settings if key in of_views or not key.startswith(WITHIN)
     }
@@ -250,7 +250,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
 def _view_problems(runs: Sequence[Run]) -> list[str]:
     """A view of one name would be two kinds of models."""
     told = []
-    for view, keys in FITTED.items():
+    for view, keys in MADE_BY.items():
         scored = [run for run in runs if (run.cases["view"] == view).any()]
         values = {key: [(run.settings[key], run) for run in scored if key in run.settings] for key in keys}
         told += [problem for key in keys if (problem := _disagreement(key, values[key]))]
