@@ -20,7 +20,7 @@ from fedseg.federation.state import State
 from fedseg.launch.folders.reopen import Reopened
 from fedseg.launch.folders.restore import read_kept, read_server
 from fedseg.launch.networks import told
-from fedseg.launch.scores.scoring import ADAPTED, ELSEWHERE, fit_to, fitted_views, per_case
+from fedseg.launch.scores.scoring import ADAPTED, SERVED_ELSEWHERE, fit_to, fitted_views, per_case
 from fedseg.launch.settings import Evaluation
 from fedseg.reporting import ReportingError
 from fedseg.reporting.folder import RunFolder
@@ -161,7 +161,8 @@ class SavedModels:
             cure = f"name one of its sites: {', '.join(self.seen)}" if self.method.views else "it pre-trains an encoder"
             why = f", since {self.method.none_elsewhere}" if self.method.none_elsewhere else ""
             raise ReportingError(f"{self.title} has no model for images of {site or 'a new site'}{why}; {cure}")
-        own = ("personal", "global") if site in self.seen else (ADAPTED, *ELSEWHERE) if site else (*ELSEWHERE, ADAPTED)
+        away = (ADAPTED, *SERVED_ELSEWHERE) if site else (*SERVED_ELSEWHERE, ADAPTED)
+        own = ("personal", "global") if site in self.seen else away
         wanted = view or next(name for name in own if name in there)
         if wanted not in there:
             whose = f"site {site!r}" if site else "a site that took no part (name one of the run's with --site)"
@@ -173,7 +174,7 @@ class SavedModels:
 
     def _serves_elsewhere(self) -> bool:
         """Whether the network is shared as a whole, or but for its statistics."""
-        return bool({*ELSEWHERE} & {*self.method.unseen_views})
+        return bool({*SERVED_ELSEWHERE} & {*self.method.unseen_views})
 
     def _no_statistics(self, site: str | None) -> str:
         """Why statistics of images cannot take the place of the federation's, and what to do."""

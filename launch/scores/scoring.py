@@ -29,7 +29,7 @@ from fedseg.reporting.overlays import Picture, aspect_of, judge_of, most_shown, 
 from fedseg.reporting.summary import BEST, ENCODER, ENTROPY, LAST, OWN_STATISTICS
 
 ADAPTED = "adapted"
-ELSEWHERE = ("global", OWN_STATISTICS)
+SERVED_ELSEWHERE = ("global", OWN_STATISTICS)
 """Views at sites that took no part of a network that is shared as a whole, or but for its running statistics."""
 PAINTED: tuple[Split, ...] = ("test",)
 """Whose cases are drawn."""
@@ -187,7 +187,7 @@ def fitted_views(algorithm: Algorithm, view: str, settings: Evaluation) -> tuple
     They are the least that it can do: what a method adapts for it must be better. One with running statistics of these
     images instead of the federation's, if the network keeps any, and on request one that is sure of them.
     """
-    if view not in ELSEWHERE:
+    if view not in SERVED_ELSEWHERE:
         return ()
     statistics = (OWN_STATISTICS,) if with_running_statistics(algorithm.network("global")) else ()
     return (*statistics, ENTROPY) if settings.entropy_passes else statistics
@@ -274,7 +274,7 @@ def score_checkpoints(federation: Federation, server: State, splits: Sequence[Sp
     for name in best_models(federation):
         view, _, site = name.partition("/")
         if last_serves(federation, name):
-            shown = (view, OWN_STATISTICS, ENTROPY) if view in ELSEWHERE else (view,)
+            shown = (view, OWN_STATISTICS, ENTROPY) if view in SERVED_ELSEWHERE else (view,)
             rows += [{**row, "checkpoint": BEST} for row in last if row["view"] in shown and site in ("", row["site"])]
         else:
             rows += show_best(federation, name, splits)

@@ -14,7 +14,7 @@ from fedseg.configs.knobs import unknown, validated
 from fedseg.federation.schedule import Schedule
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
-from fedseg.launch.scores.scoring import ELSEWHERE
+from fedseg.launch.scores.scoring import SERVED_ELSEWHERE
 from fedseg.launch.sites.spending import AT_SITE, Spent
 from fedseg.reporting.folder import file_name
 
@@ -147,7 +147,8 @@ def _use(experiment: Experiment, terms: Terms, algorithm: Algorithm, seen: bool)
     config = experiment.config
     if terms.methods and not {config.algorithm.name, config.algorithm.preset} & set(terms.methods):
         yield f"methods {', '.join(terms.methods)}", f"take algorithm={terms.methods[0]}"
-    made = algorithm.views if seen else ["global" if view in ELSEWHERE else view for view in algorithm.unseen_views]
+    away = ["global" if view in SERVED_ELSEWHERE else view for view in algorithm.unseen_views]
+    made = algorithm.views if seen else away
     if terms.views and (odd := sorted(set(made) - set(terms.views))):
         yield f"views {', '.join(terms.views)}", f"take a method that makes no {odd[0]} models"
     if seen and algorithm.adapts and config.data.unseen and not terms.publishes_model:
