@@ -99,7 +99,8 @@ class Algorithm(StockModule):
     teaches_unannotated: bool = False
     """Whether all that it adds is for regions that a site did not annotate: a run without any says so."""
     adds_nothing: str = ""
-    """Why what it adds has no effect on this network, and the cure; empty where it has one. A run says so."""
+    """Why what it adds has no effect on this network, or in so few rounds, and the cure; empty where it has one. A run
+    says so."""
     adds_up: bool = True
     """Whether a step's loss is a mean over images, beside terms without any, so that a batch may be computed in pieces.
     It is False for a class that writes its own loss or step and does not say so: it refuses `training.pieces`."""

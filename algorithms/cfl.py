@@ -48,6 +48,9 @@ class CFL(OwnAnswers):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.cancel, self.cosine, self.first_parting = cancel, cosine, first_parting
+        if cancel and first_parting > (rounds := self.recipe.rounds):
+            why = f"groups part in round {first_parting} at the earliest, and there are {rounds}"
+            self.adds_nothing = f"{why}; take a smaller algorithm.first_parting"
 
     def init_server(self, introductions: Mapping[str, State]) -> State:
         """All sites in one group."""

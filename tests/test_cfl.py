@@ -17,8 +17,11 @@ from fedseg.federation.client import turn
 from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.state import State
 from fedseg.federation.transport import InProcess
+from fedseg.launch.experiment import Experiment
+from fedseg.launch.run import read_settings, unused
 from tests.lines import LineSite, close, federate_lines, trained
 from tests.test_laws import Wire
+from tests.tiny_run import TINY
 from tests.world import CPU, Forgetful, assert_same, assert_same_outcome, build, evaluate, simulate, toy_sites
 
 LR, STEPS = 0.1, 4
@@ -91,6 +94,15 @@ def test_rounds_are_those_of_fedavg_in_each_group(tmp_path: Path) -> None:
         shares = [sum(sites[name].examples for name in group) / 80 for group in groups]
         close(server["model"]["w"], torch.stack([s * w for s, w in zip(shares, models, strict=True)]).sum(dim=0))
         assert ("group/1" in server.tensors) == (round >= 2)
+
+
+def test_a_run_that_ends_before_groups_may_part_says_so() -> None:
+    words = [*TINY, "algorithm=cfl", "federation.rounds=3"]
+    (detail,) = unused(Experiment(read_settings([*words, "algorithm.first_parting=4"])))
+    assert detail.startswith(
+        "algorithm=cfl, since groups part in round 4 at the earliest, and there are 3; take a smaller"
+    )
+    assert unused(Experiment(read_settings([*words, "algorithm.first_parting=3"]))) == []
 
 
 @pytest.mark.parametrize("knobs", [{"cancel": 0.0, "first_parting": 1}, {**ALWAYS, "first_parting": 9}])
