@@ -127,6 +127,7 @@ def federate(
     The server has `transforms`, every site some of its own from `site_transforms`: nothing is shared in memory.
     """
     sites = {site: data for site, data in (sites or toy_sites()).items() if site != POOL}
+    knobs["rounds"] = rounds  # as the run's settings tell every site
     nodes = {site: 100 + number for number, site in enumerate(sites)}
     clients = {s: toy_client(name, data, folder / s, site_transforms(), **knobs) for s, data in sites.items()}
     grid: Any = LoopbackGrid({nodes[site]: app_of(client.answer) for site, client in clients.items()})
