@@ -19,8 +19,8 @@ from fedseg.federation.contract import EvaluateTask, TrainTask
 from fedseg.federation.engine import POOL
 from fedseg.federation.state import State
 from fedseg.models.losses import build_loss
-from tests.lines import drawn_lines, federate_lines
-from tests.test_softpull import SGD, close, trained
+from tests.lines import close, drawn_lines, federate_lines, trained
+from tests.test_softpull import LR, SGD
 from tests.world import CPU, Outcome, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
 SITES = ("s0", "s1", "s2")
@@ -66,8 +66,10 @@ def test_rounds_are_the_papers(tmp_path: Path) -> None:
     sites, start = drawn_lines(4, (10, 20, 40))
     own, lam, shared = dict.fromkeys(sites, start), 0.6, start
     for server, _ in federate_lines("fedsm", tmp_path, sites, start, SGD, 3, lam=lam, selector=False):
-        ends = {name: trained(site, own[name]) for name, site in sites.items()}
-        shared = sum((site.examples / 70 * trained(site, shared) for site in sites.values()), torch.zeros_like(start))
+        ends = {name: trained(site, own[name], LR) for name, site in sites.items()}
+        shared = sum(
+            (site.examples / 70 * trained(site, shared, LR) for site in sites.values()), torch.zeros_like(start)
+        )
         close(server["model"]["w"], shared)
         for name in sites:
             others = [end for other, end in ends.items() if other != name]
