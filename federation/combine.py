@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedseg.federation.contract import Row
+from fedseg.federation.contract import Row, event
 from fedseg.federation.sketch import SketchedMean
 from fedseg.federation.state import State, Tensors, Update, squared_distance
 
@@ -97,13 +97,9 @@ class RobustMean(SketchedMean):
         squares = (sum(float(squared_distance(u[g], combined[g])) for g in groups) for u in self._all)
         away = [math.sqrt(square) for square in squares]
         usual = float(torch.tensor(away).median()) if away else 0.0
+        detail = "its update lies {:.1f} times as far from the combined one as the median's"
         return [
-            {
-                "round": round,
-                "site": update.site,
-                "event": "far",
-                "detail": f"its update lies {distance / usual:.1f} times as far from the combined one as the median's",
-            }
+            event(round, update.site, "far", detail.format(distance / usual))
             for (update, _), distance in zip(self._updates, away, strict=True)
             if usual and distance > FAR * usual
         ]

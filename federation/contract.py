@@ -32,6 +32,11 @@ class MessageError(ValueError):
     """A site cannot use what came; the reason may be told elsewhere: it names nothing of the site's data."""
 
 
+def event(round: int, site: str, what: str, detail: str) -> Row:
+    """A row of events.csv; without a site it is about all of them."""
+    return {"round": round, "site": site, "event": what, "detail": detail}
+
+
 @dataclass(frozen=True)
 class TrainTask:
     """Train at a site, and send what travels.

@@ -37,6 +37,7 @@ from fedseg.federation.contract import (
     TrainTask,
     Transform,
     Transport,
+    event,
 )
 from fedseg.federation.heterogeneity import corrections
 from fedseg.federation.ledger import Ledger
@@ -258,7 +259,7 @@ class Federation:
         scores: dict[str, Update] = {}
         for update in self.ask(dict.fromkeys(sites, task), messages):
             if refusal := update.refusal or Admission(State()).refusal(update):
-                self._record.events.append(_event(round, update.site, "refused", refusal))
+                self._record.events.append(event(round, update.site, "refused", refusal))
                 continue
             if "fit_seconds" in update.scalars:
                 row: Row = {"round": round, "site": update.site, "task": "personalise", "examples": update.examples}
@@ -280,7 +281,7 @@ class Federation:
         published = State()
         for update in answers:
             if refusal := update.refusal or unbounded(update, ONCE):
-                self._record.events.append(_event(round, update.site, "refused", refusal))
+                self._record.events.append(event(round, update.site, "refused", refusal))
             else:
                 published.tensors |= {f"{group}/{update.site}": ts for group, ts in update.tensors.items()}
         if not published.tensors:
@@ -348,9 +349,9 @@ class Federation:
         arriving, leaving = self._roster.arriving(round), self._roster.leaving(round)
         if not (arriving or leaving):
             return server
-        self._record.events.extend(_event(round, site, "arrived", "it takes part from now on") for site in arriving)
+        self._record.events.extend(event(round, site, "arrived", "it takes part from now on") for site in arriving)
         told = "it takes part no more, and nothing is held in its name"
-        self._record.events.extend(_event(round, site, "left", told) for site in leaving)
+        self._record.events.extend(event(round, site, "left", told) for site in leaving)
         arrived = self._introduced(arriving, round - 1) if arriving else {}
         if silent := [site for site in arriving if site not in arrived]:
             raise RoundError(
@@ -373,7 +374,7 @@ class Federation:
         present = list(work)
         asked = len(present) + len(absent)
         there = self._asked_of(round)
-        self._record.events.extend(_event(round, site, "absent", "simulated absence") for site in absent)
+        self._record.events.extend(event(round, site, "absent", "simulated absence") for site in absent)
         present = self._solvent(round, server, present)
         self.observer.round_started(round, self.schedule.rounds, present)
         if not present and self.schedule.sampling == "poisson" and self.transforms:
@@ -382,7 +383,7 @@ class Federation:
             server = self._advance(round, server, _no_change(server), nobody)
         elif len(present) < self._needed:
             detail = f"{len(present)} of {len(there)} sites present, {self._needed} needed"
-            self._record.events.append(_event(round, "", "skipped", detail))
+            self._record.events.append(event(round, "", "skipped", detail))
         else:
             server = self._turns(round, server, {site: work[site] for site in present}, asked)
             self._check_travelled(round)
@@ -392,7 +393,7 @@ class Federation:
         if not last and self._spent(round, server):
             last = True
             detail = "the privacy budget does not suffice for another round; this is the last one"
-            self._record.events.append(_event(round, "", "stopped", detail))
+            self._record.events.append(event(round, "", "stopped", detail))
         scores: dict[str, float] = {}
         if last or round % self.schedule.evaluate_every == 0:
             found = self.evaluate(server, round, self.members(round), ("val",), personalise=True)
@@ -405,7 +406,7 @@ class Federation:
                 server = validated(server, these, self.schedule.work_patience)
                 if not scores and round == self.schedule.evaluate_every:
                     detail = "no validation score tells federation.work_patience when to halve local work"
-                    self._record.events.append(_event(round, "", "no effect", detail))
+                    self._record.events.append(event(round, "", "no effect", detail))
         self.observer.round_done(replace(self._record, seconds=time.perf_counter() - start))
         due = last or round % self.schedule.checkpoint_every == 0
         branch = not last and bool(self._roster.arriving(round + 1))
@@ -495,7 +496,7 @@ class Federation:
                 raise RoundError(f"round {round}: {error}") from error
         if not (mean.total or any(update.examples for update in waiting)):
             detail = "none of the sites present has labelled training images"
-            self._record.events.append(_event(round, "", "skipped", detail))
+            self._record.events.append(event(round, "", "skipped", detail))
             return server
         cohort = Cohort(weights, self._expected(round), asked, len(self._asked_of(round)))
         if not waiting:
@@ -551,7 +552,7 @@ class Federation:
                 except (KeyError, ValueError) as error:
                     refusal = f"its answer to {topic} cannot be used: {error}"
             if refusal:
-                self._record.events.append(_event(round, update.site, "refused", refusal))
+                self._record.events.append(event(round, update.site, "refused", refusal))
                 continue
             self._record.traffic.extend(_traffic(round, update.site, "up", update))
         return said
@@ -623,7 +624,7 @@ class Federation:
     def _solvent(self, round: int, server: State, sites: Sequence[str]) -> list[str]:
         """Those sites that can afford another round."""
         spent = [s for s in sites if any(server.scalars.get(f"{PREFIX}{name}/{SPENT}/{s}") for name in self._names)]
-        self._record.events.extend(_event(round, site, "spent", "its privacy budget is spent") for site in spent)
+        self._record.events.extend(event(round, site, "spent", "its privacy budget is spent") for site in spent)
         return [site for site in sites if site not in spent]
 
     def _spent(self, round: int, server: State) -> bool:
@@ -672,7 +673,7 @@ class Federation:
             except ValueError as error:
                 refusal = str(error)
         if refusal:
-            self._record.events.append(_event(round, arrived.site, "refused", refusal))
+            self._record.events.append(event(round, arrived.site, "refused", refusal))
             return False
         row: Row = {"round": round, "site": update.site, "task": "train", "examples": update.examples}
         told = {**update.scalars, "steps": update.scalars["steps"] * self.algorithm.models_per_step}
@@ -703,7 +704,7 @@ class Federation:
         if self.schedule.order != "together":
             return False  # it is the next site's turn
         if round > 1 and self._spent(round, server):
-            self._record.events.append(_event(round, "", "skipped", "too few sites have a privacy budget left"))
+            self._record.events.append(event(round, "", "skipped", "too few sites have a privacy budget left"))
             return False
         raise self._too_few(round, usable)
 
@@ -740,10 +741,6 @@ def selection_scores(found: Mapping[str, Mapping[str, float]], sites: Sequence[s
         if f"val/personal/{metric}" in values:
             scores[f"personal/{site}"] = values[f"val/personal/{metric}"]
     return scores
-
-
-def _event(round: int, site: str, event: str, detail: str) -> Row:
-    return {"round": round, "site": site, "event": event, "detail": detail}
 
 
 def _no_change(server: State) -> State:

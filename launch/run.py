@@ -22,6 +22,7 @@ from fedseg.datamodules import MultiCenterDataModule
 from fedseg.datamodules.findings import COLUMNS, Finding, as_rows, causes
 from fedseg.datamodules.public import DRAWN
 from fedseg.federation.checkpoint import Checkpoint
+from fedseg.federation.contract import event
 from fedseg.federation.engine import Federation
 from fedseg.federation.ledger import LEDGER, Ledger
 from fedseg.federation.schedule import without_effect
@@ -266,7 +267,7 @@ def train_and_score(federation: Federation, reporter: Reporter, evaluation: Eval
     if not federation.checkpoint.round:
         told = without_effect(federation.schedule, federation.algorithm)
         told = [*told, *not_served(federation, evaluation), *unused]
-        reporter.notice([{"round": 0, "site": "", "event": "no effect", "detail": detail} for detail in told])
+        reporter.notice([event(0, "", "no effect", detail) for detail in told])
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
     reporter.training_done(federation.checkpoint.round)

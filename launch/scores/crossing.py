@@ -12,7 +12,7 @@ import pandas as pd
 from fedseg.configs.compose import ConfigError
 from fedseg.evaluation import QUICK
 from fedseg.federation.admission import unbounded
-from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Row
+from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Row, event
 from fedseg.federation.engine import ONCE, Federation
 from fedseg.federation.state import State, Update
 from fedseg.federation.transforms import VISITOR
@@ -53,10 +53,11 @@ def cross_scores(federation: Federation, scores: pd.DataFrame) -> tuple[list[Row
     Returns:
         Rows of cross_sites.csv, and events of sites that gave no model or no scores.
     """
-    rows, events = _known(scores), []
+    rows, events, round = _known(scores), [], federation.checkpoint.round + 1
     for source in members(federation):
         answers = _visits(federation, source)
-        events += [_event(federation, update) for update in answers if update.refusal]
+        refused = [update for update in answers if update.refusal]
+        events += [event(round, update.site, "refused", f"cross_sites: {update.refusal}") for update in refused]
         found = _means_once(pd.DataFrame([r for u in answers for r in u.rows], columns=list(scores.columns)))
         rows += _rows(found[found["metric"].isin(QUICK)].assign(model=source))
     return rows, events
@@ -98,12 +99,3 @@ def _visits(federation: Federation, source: str) -> list[Update]:
     others = [site for site in all_sites(federation) if site != source]
     messages = dict.fromkeys(others, State(groups, message.scalars))
     return [given, *federation.ask(dict.fromkeys(others, show), messages)]
-
-
-def _event(federation: Federation, update: Update) -> Row:
-    return {
-        "round": federation.checkpoint.round + 1,
-        "site": update.site,
-        "event": "refused",
-        "detail": f"cross_sites: {update.refusal}",
-    }

@@ -18,7 +18,7 @@ from fedseg.algorithms.functional.adaptation import fit_statistics, minimise_ent
 from fedseg.datamodules import Regions, SiteData
 from fedseg.evaluation import QUICK, CaseMasks, DivergedError, Grid, Predict, evaluate, predict_cases
 from fedseg.federation.client import Images
-from fedseg.federation.contract import VISITING, EvaluateTask, Row, Scored, Split
+from fedseg.federation.contract import VISITING, EvaluateTask, Row, Scored, Split, event
 from fedseg.federation.engine import Federation, RoundError
 from fedseg.federation.state import State, Update
 from fedseg.launch.experiment import Experiment, Way
@@ -293,8 +293,8 @@ def never_trained(federation: Federation, rounds: pd.DataFrame) -> list[Row]:
         return []
     trained = set(rounds.loc[rounds["task"] == "train", "site"])
     detail = "it took part in no round, so it has no personal model: none is scored, and means are over other sites"
-    common = {"round": federation.checkpoint.round, "event": "never trained", "detail": detail}
-    return [{**common, "site": site} for site in members(federation) if site not in trained]
+    sites = [site for site in members(federation) if site not in trained]
+    return [event(federation.checkpoint.round, site, "never trained", detail) for site in sites]
 
 
 def not_served(federation: Federation, settings: Evaluation) -> list[str]:

@@ -19,7 +19,7 @@ from fedseg.common.text import FORMULA, printable
 from fedseg.configs.compose import ConfigError, as_yaml, departing, read_mapping
 from fedseg.federation.admission import bounds
 from fedseg.federation.checkpoint import Checkpoint
-from fedseg.federation.contract import RoundRecord
+from fedseg.federation.contract import RoundRecord, event
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
@@ -210,7 +210,7 @@ def at_first_sight(pins: Pins, round: int) -> list[dict[str, Any]]:
     """Events for names whose key this run took at first sight, and nobody listed."""
     seen, pins.seen = pins.seen, []
     detail = "its name belongs to the key {} from now on; compare it with the site's site.pub"
-    return [{"round": round, "site": s, "event": "first sight", "detail": detail.format(pins.keys[s])} for s in seen]
+    return [event(round, site, "first sight", detail.format(pins.keys[site])) for site in seen]
 
 
 def agreed(sites: Mapping[str, Facts], settings: Experiment) -> int:
@@ -320,7 +320,7 @@ def other_versions(sites: Mapping[str, Facts], round: int) -> list[dict[str, Any
             if facts.versions.get(name) != own
         ]
         if other:
-            events.append({"round": round, "site": facts.site, "event": "versions", "detail": ", ".join(other)})
+            events.append(event(round, facts.site, "versions", ", ".join(other)))
     return events
 
 
