@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fedseg.common.text import quoted
-from fedseg.federation.state import State, Tensors, Update
+from fedseg.federation.state import State, Tensors, Update, told_non_finite
 
 PLAIN = frozenset(
     {
@@ -157,10 +157,8 @@ def bounds(name: str) -> tuple[float, float]:
 def unbounded(answer: Update, limits: Limits | None = None) -> str:
     """Why an answer without a counterpart at the server is too much or no plain finite numbers; empty if it is fine."""
     own = Admission(State(), answer.tensors, limits)
-    if reason := next((reason for group in answer.tensors if (reason := own._name(group))), "") or own.refusal(answer):
-        return reason
-    broken = answer.non_finite()
-    return f"{len(broken)} tensors are not finite, the first is {quoted(broken[0])}" if broken else ""
+    unnamed = next((reason for group in answer.tensors if (reason := own._name(group))), "")
+    return unnamed or own.refusal(answer) or told_non_finite(answer)
 
 
 def _differs(group: str, tensors: Tensors, expected: Mapping[str, torch.Tensor]) -> str:

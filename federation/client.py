@@ -33,7 +33,7 @@ from fedseg.federation.contract import (
 )
 from fedseg.federation.heterogeneity import LABELS, histograms
 from fedseg.federation.ranges import check_ranges
-from fedseg.federation.state import State, Update
+from fedseg.federation.state import State, Update, told_non_finite
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,7 @@ def turn(
     update.scalars["seconds"] = time.perf_counter() - start
     fitted = isinstance(task, EvaluateTask) and task.personalise and worker.personalises
     now_kept = worker.keep() if fitted or isinstance(task, TrainTask) else kept
-    broken = update.non_finite() + now_kept.non_finite()
-    if broken:
-        refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
+    if refusal := told_non_finite(update, now_kept):
         scalars = {"seconds": update.scalars["seconds"]}
         return Update(site=site.name, examples=examples, refusal=refusal, scalars=scalars), kept
     return update, now_kept

@@ -53,7 +53,7 @@ from fedseg.federation.schedule import (
 )
 from fedseg.federation.selection import History, Past, Remembering, Select, checked, history_of, remembering
 from fedseg.federation.sketch import SketchedMean
-from fedseg.federation.state import Mean, State, Update
+from fedseg.federation.state import Mean, State, Update, told_non_finite
 from fedseg.federation.transforms import EPSILON, PREFIX, SPENT, forgotten, joined, remembered, with_memories
 
 POOL = "pooled"
@@ -663,9 +663,7 @@ class Federation:
         if not refusal:
             update, refusal = self._decoded(arrived)
         if not refusal:
-            refusal = admission.refusal(update)
-        if not refusal and (broken := update.non_finite()):
-            refusal = f"{len(broken)} tensors are not finite, the first is {broken[0]}"
+            refusal = admission.refusal(update) or told_non_finite(update)
         seconds = update.scalars.pop("seconds", 0.0)
         if not refusal:
             try:

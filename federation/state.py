@@ -18,6 +18,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fedseg.common.text import quoted
+
 Tensors = dict[str, Tensor]
 LARGEST_HEADER, HIGHEST_RANK = 2**24, 16
 """Bytes that the names and shapes of a serialised state may take, and the dimensions of a tensor."""
@@ -59,6 +61,12 @@ class State:
             for name, tensor in named.items()
             if tensor.is_floating_point() and not _finite(tensor)
         ]
+
+
+def told_non_finite(*states: State) -> str:
+    """Says how many tensors hold a NaN or an infinity, and quotes the first, whose name may be a site's; or nothing."""
+    broken = [name for state in states for name in state.non_finite()]
+    return f"{len(broken)} tensors are not finite, the first is {quoted(broken[0])}" if broken else ""
 
 
 @dataclass(kw_only=True)

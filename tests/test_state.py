@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedseg.algorithms.parts import Parts
-from fedseg.federation.state import Mean, State, Update, add, from_bytes, squared_distance, subtract, to_bytes
+from fedseg.federation.state import (
+    Mean,
+    State,
+    Update,
+    add,
+    from_bytes,
+    squared_distance,
+    subtract,
+    to_bytes,
+    told_non_finite,
+)
 from fedseg.models.select import nothing
 from tests.world import assert_same
 
@@ -76,6 +86,9 @@ def test_non_finite_names_every_broken_tensor_and_only_those() -> None:
     broken = State({"g": {"a": torch.tensor([1.0, math.nan]), "b": torch.tensor([math.inf]), "c": torch.ones(2)}})
     broken.tensors["h"] = {"n": torch.tensor([3])}
     assert broken.non_finite() == ["g/a", "g/b"]
+    odd = State({"g\x1b": {"b": torch.tensor([math.inf])}})
+    assert told_non_finite(odd, broken) == r"3 tensors are not finite, the first is 'g\x1b/b'"
+    assert told_non_finite(State({"g": {"c": torch.ones(2)}}), State()) == ""
 
 
 # ------------------------------------------------------------------------------------------------------ weighted mean
