@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from fedseg.common.cores import usable_cores
 from fedseg.common.files import write_atomic
+from fedseg.common.processes import lives
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.sweeps import Combination, Sweep
 from fedseg.federation.checkpoint import CheckpointError
@@ -474,23 +475,15 @@ def alone_in(output: Path) -> Iterator[int | None]:
 
 def _holder(output: Path) -> str:
     """Who holds a folder: the lock lists the sweep and then its runs, as processes."""
-    sweep, *runs = (output / ".lock").read_text(encoding="utf-8").split() or [""]
-    if _lives(sweep):
-        return f"another sweep (process {sweep}) still works in {output}"
-    if living := [run for run in runs if _lives(run)]:
-        them = " ".join(living)
+    told = (output / ".lock").read_text(encoding="utf-8").split()
+    listed = [int(process) for process in told if process.isdecimal()]
+    living = [process for process in listed if lives(process)]
+    if living and living[0] == listed[0]:
+        return f"another sweep (process {living[0]}) still works in {output}"
+    if living:
+        them = " ".join(map(str, living))
         return f"runs of a sweep that was killed still work in {output}; wait for them, or end them: kill {them}"
     return f"another sweep, or a run that it started, still works in {output}; it is on another machine"
-
-
-def _lives(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except PermissionError:
-        return True  # somebody else's
-    except (ProcessLookupError, ValueError):
-        return False
-    return True
 
 
 @contextmanager

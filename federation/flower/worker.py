@@ -25,6 +25,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
 from fedseg.common.files import write_atomic
+from fedseg.common.processes import lives
 from fedseg.federation.flower.envelope import MOST_DATA, MOST_TEXT, Envelope
 
 START_WITHIN, IDLE, WATCH = 300.0, 3600.0, 1.0
@@ -131,20 +132,10 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         """Look again and again."""
-        while _alive(self.parent) and (self.busy or time.monotonic() - self.last < IDLE):
+        while lives(self.parent) and (self.busy or time.monotonic() - self.last < IDLE):
             time.sleep(WATCH)
         shutil.rmtree(self.home, ignore_errors=True)
         os._exit(0)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager
