@@ -32,7 +32,7 @@ from fedseg.launch.protocols.stages import plan as plan_stages
 from fedseg.launch.run import differences, finished, saved_config, stretched
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import METRICS, RunFolder, complete_lines
+from fedseg.reporting.folder import COST, METRICS, RunFolder, complete_lines
 from fedseg.reporting.progress import duration
 from fedseg.reporting.reporter import sweep_values
 from fedseg.reporting.summary import Table, summarise
@@ -129,7 +129,7 @@ class Job:
     def seconds(self) -> float:
         """How long the processes worked that brought it, or its folds or stages, to their end; 0 if nobody knows."""
         try:
-            costs = [RunFolder(path.parent).costs() for path in sorted(self.folder.rglob("cost.json"))]
+            costs = [RunFolder(path.parent).costs() for path in sorted(self.folder.rglob(COST))]
             return sum(float(cost["wall_seconds"]) for processes in costs for cost in processes)
         except (ValueError, TypeError, KeyError):
             return 0.0  # it is damaged; no result depends on it

@@ -41,6 +41,8 @@ FINGERPRINTS = "fingerprints.csv"
 TENSORS = "tensors.csv"
 INPUTS = "inputs.json"
 RUN_ID = "run-id.txt"
+CONFIG = "config.yaml"
+COST = "cost.json"
 FINDINGS = "findings.csv"
 GROUPS, GROUP_SCORES = "groups.csv", "group_scores.csv"
 CROSS_SITES = "cross_sites.csv"
@@ -195,9 +197,9 @@ class RunFolder:
             path: The run's folder (`output=`).
         """
         self.path = Path(path)
-        self.config_path = self.path / "config.yaml"
+        self.config_path = self.path / CONFIG
         self.environment_path = self.path / "environment.json"
-        self.cost_path = self.path / "cost.json"
+        self.cost_path = self.path / COST
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.overlays = self.path / "overlays"
@@ -281,6 +283,10 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether a run was started in this folder."""
         return self.config_path.is_file()
+
+    def folds(self) -> list["RunFolder"]:
+        """Runs in folders of this one, by name: the folds of leave-one-site-out, once they began."""
+        return [RunFolder(path.parent) for path in sorted(self.path.glob(f"*/{CONFIG}"))]
 
     def _foreign_files(self) -> list[str]:
         """What stands in the folder, but for what a process leaves that was killed before its first write was done."""

@@ -76,10 +76,8 @@ class Reopened:
         if (checkpoint := Checkpoint(folder.checkpoints)).round:
             return cls(folder, experiment, checkpoint)
         if experiment.config.protocol == "leave_one_site_out":
-            folds = sorted(path.parent.name for path in folder.path.glob("*/config.yaml"))
-            raise ReportingError(
-                f"{folder.path} holds folds, each with models of its own: {', '.join(folds) or 'none yet'}"
-            )
+            folds = ", ".join(fold.path.name for fold in folder.folds()) or "none yet"
+            raise ReportingError(f"{folder.path} holds folds, each with models of its own: {folds}")
         raise ReportingError(f"{folder.path} holds no checkpoint yet; its run was stopped before the first one")
 
     @cached_property

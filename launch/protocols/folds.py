@@ -86,11 +86,7 @@ def folds_finished(config: DictConfig, output: Path) -> bool:
     """
     parent = RunFolder(output)
     done = parent.summary_path.is_file() and saved_config(parent).federation.rounds >= config.federation.rounds
-    return done and all(finished(RunFolder(path.parent), config.federation.rounds) for path in _fold_configs(output))
-
-
-def _fold_configs(output: Path) -> list[Path]:
-    return sorted(output.glob("*/config.yaml"))
+    return done and all(finished(fold, config.federation.rounds) for fold in parent.folds())
 
 
 def _sites(config: DictConfig, list_sites: Callable[[], Sequence[str]] | None) -> list[str]:

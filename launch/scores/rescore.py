@@ -69,9 +69,7 @@ def rescore_across(folder: RunFolder, overrides: Sequence[str] = ()) -> bool:
 
 def folds_of(folder: RunFolder) -> list[RunFolder]:
     """The runs that the folder of leave-one-site-out gathers; none of another run."""
-    if saved_config(folder).protocol != FOLDS:
-        return []
-    return [RunFolder(path.parent) for path in sorted(folder.path.glob("*/config.yaml"))]
+    return folder.folds() if saved_config(folder).protocol == FOLDS else []
 
 
 def other_grid(scores: pd.DataFrame, before: pd.DataFrame) -> str:

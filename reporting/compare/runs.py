@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fedseg.reporting import ReportingError
-from fedseg.reporting.folder import DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
+from fedseg.reporting.folder import CONFIG, DURING_TRAINING, FINDINGS, METRICS, SPLITS, RunFolder, file_name, patient_of
 from fedseg.reporting.summary import CHECKPOINTS, ENCODER, case_scores
 from fedseg.reporting.units import in_common, stated
 
@@ -139,7 +139,7 @@ def _runs_below(folder: Path) -> list[Path]:
     runs = []
     for name, below, files in os.walk(folder):
         below.sort()
-        if "config.yaml" in files:
+        if CONFIG in files:
             runs.append(Path(name))
             below.clear()
     return runs
