@@ -24,7 +24,8 @@ from fedseg.reporting.folder import FINDINGS, METRICS, SPLITS, RunFolder, SafeLo
 from fedseg.reporting.summary import CHECKPOINTS
 
 SUFFIX = ".tar.xz"
-HELP = f"""python -m fedseg.launch.evidence FILE{SUFFIX} DIR [metric=dice]
+USAGE = f"python -m fedseg.launch.evidence FILE{SUFFIX} DIR [metric=dice]"
+HELP = f"""{USAGE}
 
 Keeps the final scores of all runs below DIR in one file, from which documents are made
 (`python -m fedseg.launch.results`).
@@ -106,14 +107,11 @@ def unpack(file: Path, into: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return guarded(run, arguments)
+    return guarded(run, arguments, help=HELP)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Pack runs."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
     metric = next((word.partition("=")[2] for word in arguments if word.startswith("metric=")), "dice")
     match [word for word in arguments if not word.startswith("metric=")]:
         case [file, runs] if file.endswith(SUFFIX):
@@ -121,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
             write_atomic(Path(file), content)
             print(f"{file}: {len(find_runs([runs]))} runs, {len(content)} bytes")
             return 0
-    raise ConfigError(f"write: python -m fedseg.launch.evidence FILE{SUFFIX} DIR")
+    raise ConfigError(f"write: {USAGE}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from fedseg.configs.compose import ConfigError, as_yaml, compose, departing, par
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.ledger import LEDGER, SAVED, digests, read
 from fedseg.federation.state import State
-from fedseg.launch.command import guarded
+from fedseg.launch.command import MISTAKE, guarded
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import anchored, execute, flat, saved_config
 from fedseg.launch.settings import SCHEMA
@@ -40,7 +40,7 @@ from fedseg.reporting import ReportingError
 from fedseg.reporting.circumstance import ELSEWHERE
 from fedseg.reporting.folder import ROUNDS, RunFolder, file_name, flattened
 
-MISTAKE, UNFIT = 2, 1
+UNFIT = 1
 LEFT_OUT = "data.left_out"
 SECTIONS = ("data.", "federation.", "deployment.")
 """Settings in which sites are named, as entries of lists or keys of mappings."""
@@ -258,16 +258,13 @@ def prove(new: RunFolder, config: DictConfig) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return guarded(_run, arguments)
+    return guarded(_run, arguments, help=__doc__ or "")
 
 
 def _run(arguments: Sequence[str]) -> int:
     places, told = [one for one in arguments if "=" not in one], [one for one in arguments if "=" in one]
     own = {key: value for key, _, value in (one.partition("=") for one in told) if key in ("output", "proof", "never")}
     overrides = [one for one in told if one.partition("=")[0] not in own]
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__)
-        return 0
     if len(places) != 2 or ("output" in own) == ("never" in own) or own.get("proof", "false") not in ("true", "false"):
         print(__doc__, file=sys.stderr)
         return MISTAKE

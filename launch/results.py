@@ -85,7 +85,8 @@ TEXTS: dict[str, Callable[[Analysis], str]] = {
     "tuning": tuning_text,
 }
 PACKED = re.compile(rf"\S+?{re.escape(SUFFIX)}(?=/|\s|$)")
-HELP = """python -m fedseg.launch.results FILE... [at=DIR] [check=true]
+USAGE = "python -m fedseg.launch.results FILE... [at=DIR] [check=true]"
+HELP = f"""{USAGE}
 
 Rewrites, in Markdown files, what is marked as made from runs, and checks claims against them.
 
@@ -251,16 +252,15 @@ def _shown(figure: Figure | None, caption: str, file: str, document: Path) -> st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return guarded(run, arguments)
+    return guarded(run, arguments, help=HELP)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Rewrite or check documents."""
     told = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("at=", "check=")))
     documents = [Path(argument) for argument in arguments if not argument.startswith(("at=", "check="))]
-    if not documents or {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
+    if not documents:
+        raise ConfigError(f"no document is named; write: {USAGE}")
     if told.get("check", "false") not in ("true", "false"):
         raise ConfigError(f"check={told['check']}: write check=true or check=false")
     check, sources = told.get("check") == "true", Sources(Path(told.get("at", ".")))

@@ -233,7 +233,7 @@ def test_what_no_comparison_would_take_is_not_packed(tmp_path: Path, capsys: pyt
     assert "fedavg-0: not finished; go on with: python train.py output=" in capsys.readouterr().err
     assert not (tmp_path / "scores.tar.xz").exists()
     assert evidence.main(["scores.zip", str(tmp_path / "runs")]) == 2
-    assert "write: python -m fedseg.launch.evidence FILE.tar.xz DIR" in capsys.readouterr().err
+    assert "write: python -m fedseg.launch.evidence FILE.tar.xz DIR [metric=dice]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../run/config.yaml", "/run/config.yaml", "link"])
