@@ -13,13 +13,13 @@ from tempfile import TemporaryFile, mkdtemp
 
 from fedseg.configs.compose import ConfigError, compose
 from fedseg.configs.knobs import knobs
-from fedseg.console import own_files, steady_output
 from fedseg.datamodules import DataError, MultiCenterDataModule
 from fedseg.datamodules.check.command import Checked, check
 from fedseg.datamodules.check.report import as_markdown, as_text, headline, tables, write_findings
 from fedseg.datamodules.check.sheet import draw_sheet, save_sheet
 from fedseg.datamodules.readers.kinds import there
 from fedseg.datamodules.transforms import load_augmentation
+from fedseg.launch.command import MISTAKE, guarded
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.settings import SCHEMA
 from fedseg.reporting.letters import legible
@@ -35,7 +35,7 @@ left out, as in regions='{disc: [1, 2], cup: [2]}'. Leaves report.md, findings.c
 
 Exit code: 0 ready (warnings may remain), 1 errors found, 2 wrong usage or a report that cannot be written."""
 
-READY, FAULTY, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+READY, FAULTY = 0, 1
 OUTPUT = "data-check"
 
 
@@ -45,8 +45,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    with steady_output(), own_files():
-        return _run(sys.argv[1:] if arguments is None else arguments)
+    return guarded(_run, arguments)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -60,11 +59,7 @@ def _run(arguments: Sequence[str]) -> int:
     except (UsageError, ConfigError, DataError) as error:
         print(f"error: {error}\n\n{USAGE}", file=sys.stderr)
         return MISTAKE
-    try:
-        checked = check(data, progress=sys.stderr.isatty())
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return INTERRUPTED
+    checked = check(data, progress=sys.stderr.isatty())
     try:
         write(checked, data, title, output)
     except OSError as error:

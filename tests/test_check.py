@@ -1,6 +1,8 @@
 """The check of a user's own data: every kind of defect is found and named, and nothing else is."""
 
 import csv
+import os
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -18,7 +20,8 @@ from fedseg.datamodules.check.sheet import Sheet
 from fedseg.datamodules.check.statistics import SiteStatistics, brightness, moments, percentiles
 from fedseg.datamodules.duplicates import digest
 from fedseg.datamodules.findings import KINDS, Finding
-from fedseg.launch.check import FAULTY, MISTAKE, READY, main
+from fedseg.launch.check import FAULTY, READY, main
+from fedseg.launch.command import INTERRUPTED, MISTAKE
 from tests.data_files import make_site, make_sites, picture, save, save_volume, square, write_manifest
 
 Damage = Callable[[Path], None]
@@ -617,6 +620,14 @@ def test_named_layout_on_the_command_line(tmp_path: Path, capsys: pytest.Capture
 def test_wrong_usage(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == MISTAKE
     assert told in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_first_case_is_read_is_heard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedseg.launch.check.build", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["data"]) == INTERRUPTED
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
