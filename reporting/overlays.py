@@ -130,17 +130,24 @@ def reported_scores(
 
 def best_slice(picture: Picture) -> int:
     """The slice with the largest true area; if the truth is empty, the largest predicted area; else the middle."""
-    areas = np.zeros(len(picture.image), np.int64)
-    if picture.truth is not None:
-        areas = picture.truth.any(axis=0).sum(axis=(1, 2))
-    if not areas.any():
-        areas = areas + sum(mask.any(axis=0).sum(axis=(1, 2)) for mask in picture.masks.values())
-    return int(areas.argmax()) if areas.any() else len(areas) // 2
+    if picture.truth is not None and picture.truth.any():
+        return most_shown(picture.truth)
+    return _largest(sum((_areas(mask) for mask in picture.masks.values()), np.zeros(len(picture.image), np.int64)))
 
 
 def most_shown(truth: NDArray[np.bool_]) -> int:
     """The slice of (R, D, H, W) masks with the largest true area; the middle one where the truth is empty."""
-    areas = truth.any(axis=0).sum(axis=(1, 2))
+    return _largest(_areas(truth))
+
+
+def _areas(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Pixels of every slice of (R, D, H, W) masks that some region covers."""
+    covered: NDArray[np.int64] = masks.any(axis=0).sum(axis=(1, 2))
+    return covered
+
+
+def _largest(areas: NDArray[np.int64]) -> int:
+    """The first of the largest; the middle one where all are empty."""
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
