@@ -11,6 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fedseg.configs.compose import ConfigError
+from fedseg.configs.help import first_line
 from fedseg.datamodules.new import missing_modalities, stacks
 from fedseg.evaluation import METRICS
 from fedseg.launch.folders.saved import NEW, Chosen, SavedModels
@@ -114,7 +115,7 @@ class Card:
             _listed(
                 {
                     "outlines": ", ".join(facts["regions"]),
-                    "method": f"`{facts['method']}`: {_first_line(self.models.method)}",
+                    "method": f"`{facts['method']}`: {first_line(type(self.models.method))}",
                     "saved": f"after round {facts['round']} ({self.checkpoint}), seed {facts['seed']}",
                     "network": _network(facts["network"]),
                     "encoder began with": facts["encoder"],
@@ -371,7 +372,3 @@ def _listed(facts: dict[str, str]) -> str:
 
 def _numbered(steps: Sequence[str]) -> str:
     return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
-
-
-def _first_line(method: object) -> str:
-    return (type(method).__doc__ or "").strip().partition("\n")[0]
