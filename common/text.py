@@ -5,6 +5,8 @@ And numbers with their nouns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 FORMULA = ("=", "+", "-", "@")
 """What makes a spreadsheet compute a cell."""
 LONGEST_SITE = 100
@@ -24,6 +26,11 @@ def cell(text: str) -> str:
     """The text as a cell of a table: printable, and behind an apostrophe where a spreadsheet would compute it."""
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
+
+
+def piped(cells: Sequence[str]) -> str:
+    """A line of a Markdown table, in which no cell ends early."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def quoted(text: str, longest: int = 80) -> str:

@@ -33,6 +33,7 @@ from fedseg.algorithms.composed import not_a_step, obstacle
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.harmonised import harmonised
 from fedseg.algorithms.recipe import Training
+from fedseg.common.text import piped
 from fedseg.configs.compose import FOLDER, ConfigError, compose
 from fedseg.configs.help import first_line
 from fedseg.configs.words import tree
@@ -374,8 +375,7 @@ TEXTS: dict[str, Callable[[], str]] = {
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    cells = [header, ["---"] * len(header), *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    return "".join(f"{piped(cells)}\n" for cells in (header, ["---"] * len(header), *rows))
 
 
 def rewritten(text: str, document: Path) -> str:

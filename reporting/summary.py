@@ -8,7 +8,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
-from fedseg.common.text import printable
+from fedseg.common.text import piped, printable
 from fedseg.evaluation import INVENTED, LOWER_IS_BETTER, METRICS
 from fedseg.reporting.units import MIXED, grid_of, in_common, stated, titled
 
@@ -456,4 +456,4 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(printable(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+    return piped([printable(cell).replace("<", "&lt;") for cell in cells])

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.common.text import count
+from fedseg.common.text import count, piped
 from fedseg.datamodules.attainable import Attainable
 from fedseg.datamodules.cases import SPLITS
 from fedseg.datamodules.check.command import Checked
@@ -67,10 +67,7 @@ class Table:
     def markdown(self) -> str:
         """A pipe table."""
         rule = ["---"] * self.names + ["---:"] * (len(self.columns) - self.names)
-        lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-            for line in (self.columns, rule, *self.rows)
-        ]
+        lines = [piped(line) for line in (self.columns, rule, *self.rows)]
         return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
 
