@@ -39,6 +39,7 @@ from fedseg.reporting.circumstance import CIRCUMSTANCE, ENGINE
 from fedseg.reporting.environment import Meter
 from fedseg.reporting.folder import FINDINGS, RunFolder, flattened
 from fedseg.reporting.loggers import RoundLoggers
+from fedseg.reporting.places import place_name
 from fedseg.reporting.reporter import Reporter
 from fedseg.reporting.summary import Summary
 from fedseg.reporting.wandb import RUN_ID, RunAddress, WandbRun, swept_by_agent
@@ -52,8 +53,6 @@ class Execute(Protocol):
 
 
 PROJECT = "federated-segmentation"
-USUAL_TABLE = "sites"  # a manifest of this name says nothing of its data
-COMMON_NAMES = ("data", "dataset", "images", "train", "table", "manifest")  # names of folders that say as little
 LONGEST_NAME = 60
 PER_SITE = "data.per_site"
 MAY_CHANGE = ("federation.rounds", "data.manifest", "data.left_out", *CIRCUMSTANCE)  # data are known by their content
@@ -400,12 +399,8 @@ def data_name(config: DictConfig) -> str:
     """The data set; of one's own images also their folder or table, so that two of them have two names."""
     if config.data.preset != "folder":
         return str(config.data.preset).rpartition(":")[2]
-    manifest = Path(config.data.manifest or USUAL_TABLE)
-    place = Path(config.data.root).expanduser().absolute()
-    own = [place.name] if manifest.stem == USUAL_TABLE else [manifest.stem]
-    if own[0].lower() in COMMON_NAMES:
-        own = [place.parent.name if own == [place.name] else place.name, *own]
-    safe = re.sub(r"[^\w.+-]+", "_", "_".join(own)).strip("_.")
+    place = place_name(Path(config.data.root).expanduser().absolute(), config.data.manifest)
+    safe = re.sub(r"[^\w.+-]+", "_", place).strip("_.")
     return f"folder-{safe[:LONGEST_NAME]}" if safe else "folder"
 
 

@@ -20,7 +20,7 @@ from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import choose
 from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
-from fedseg.reporting.compare.page import small_print
+from fedseg.reporting.compare.page import data_name, small_print
 from fedseg.reporting.compare.report import Extras, write
 from fedseg.reporting.compare.runs import find_runs, read_run
 from fedseg.reporting.compare.verdicts import verdicts
@@ -280,3 +280,19 @@ def test_a_large_gain_is_found() -> None:
 )
 def test_a_difference_that_rounds_to_nothing_has_one_sign(value: float, told: str) -> None:
     assert signed(value) == told
+
+
+@pytest.mark.parametrize(
+    ("root", "manifest", "told"),
+    [
+        ("/x/polyp", None, "polyp"),
+        ("/x/polyp/images", None, "polyp/images"),
+        ("images", None, "images"),  # as packed scores name it
+        ("/x/polyp", "/x/polyp/table.csv", "polyp/table"),
+        ("/", None, "folder"),
+        (None, None, "folder"),
+    ],
+)
+def test_data_are_called_on_the_page_as_in_a_runs_name(root: str | None, manifest: str | None, told: str) -> None:
+    settings = {"data.name": "folder", "data.preset": "folder", "data.root": root, "data.manifest": manifest}
+    assert data_name(settings) == told

@@ -20,6 +20,7 @@ from fedseg.reporting.compare.choice import Choice
 from fedseg.reporting.compare.tables import Grid
 from fedseg.reporting.compare.verdicts import SURE_SEEDS, Answer, Verdict, amount, units
 from fedseg.reporting.letters import legible
+from fedseg.reporting.places import place_name
 from fedseg.reporting.summary import said_of_privacy
 
 MOST = 4  # examples in a sentence
@@ -217,9 +218,10 @@ def counted_once(analysis: Analysis) -> dict[str, int]:
 
 
 def data_name(settings: Mapping[str, Any]) -> str:
-    """The folder of the data where there is one, else the data set's name."""
+    """What the place of the data is called where there is one, else the data set's name."""
     root = settings.get("data.root")
-    return Path(str(root)).name if root else str(settings.get("data.preset", settings["data.name"]))
+    place = place_name(str(root), settings.get("data.manifest")) if root else ""
+    return place or str(settings.get("data.preset", settings["data.name"]))
 
 
 def notes(analysis: Analysis) -> list[str]:
