@@ -78,6 +78,24 @@ def test_who_answers_as_is_taught_has_nothing_to_learn(temperature: float) -> No
         assert float(gradient.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 0.8, 1.0])
+def test_a_low_temperature_teaches_what_is_certain_too(temperature: float) -> None:
+    """What is nearly 1 rounds to 1 in float32 when it is made surer; elsewhere it is the formula in float64."""
+    certain = torch.tensor([0.0, 1.0]).repeat(8).view(1, 1, 4, 4)
+    logits = drawn(1, 1, 4, 4).requires_grad_()
+    loss = divergence(logits, certain, "sigmoid", temperature)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert float(loss.detach()) > 0
+    assert torch.isfinite(gradient).all()
+    same = certain.clamp(1e-6, 1 - 1e-6).logit()
+    assert abs(float(divergence(same, certain, "sigmoid", temperature))) < 1e-6
+    told = drawn(2, 2, 4, 4).flip(0).sigmoid()
+    wide = [z.double() / temperature for z in (drawn(2, 2, 4, 4), told.double().logit())]
+    expected = temperature**2 * kl_divergence(Bernoulli(logits=wide[1]), Bernoulli(logits=wide[0])).mean()
+    found = divergence(drawn(2, 2, 4, 4), told, "sigmoid", temperature)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_high_temperature_compares_logits() -> None:
     """T^2 KL of two coins that are nearly fair is an eighth of the squared difference of their logits."""
     logits, other = drawn(2, 2, 4, 4), drawn(2, 2, 4, 4).flip(0)

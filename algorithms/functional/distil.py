@@ -29,8 +29,9 @@ def divergence(logits: Tensor, taught: Tensor, activation: Activation, temperatu
     """
     taught, logits = taught.float(), logits.float() / temperature
     if activation == "sigmoid":
-        softened = (taught.clamp(LEAST, 1 - LEAST).logit() / temperature).sigmoid()
-        entropy = binary_cross_entropy_with_logits(softened.logit(), softened)
+        told = taught.clamp(LEAST, 1 - LEAST).logit() / temperature  # kept, as its sigmoid may round to 1
+        softened = told.sigmoid()
+        entropy = binary_cross_entropy_with_logits(told, softened)
         return temperature**2 * (binary_cross_entropy_with_logits(logits, softened) - entropy)
     whole = torch.cat([1 - taught.sum(dim=1, keepdim=True), taught], dim=1).clamp(min=LEAST)
     told = (whole.log() / temperature).log_softmax(dim=1)
