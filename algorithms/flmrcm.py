@@ -28,8 +28,10 @@ class FLMRCM(FedAvg):
 
     A discriminator tells the deepest maps of the encoder, pooled to two cells along every axis, from those of the other
     sites; task loss + adversarial times the loss of a discriminator that is fooled. It learns in the same step, stays
-    at the site and sees the others' features of the round before: their last training images', never the images. The
-    authors' program, for reconstruction, gives every site the raw images of one target site, averages uniformly
+    at the site and sees the others' features of the round before: their last training images', never the images. Who
+    did not train in that round is not among them, so that all features are of encoders of about one age; where one
+    model travels (federation.order) whoever trained earlier in the same round is. The authors' program, for
+    reconstruction, gives every site the raw images of one target site, averages uniformly
     (algorithm.weighting=uniform) and takes RMSprop and adversarial=1.
 
     Args:
@@ -68,7 +70,7 @@ class FLMRCM(FedAvg):
     def receive(self, message: State, kept: State, site: Site) -> None:
         """Load what came, the others' features among it."""
         super().receive(message, kept, site)
-        found = [ts[FEATURES] for group, ts in message.tensors.items() if group.startswith(f"{FEATURES}/")]
+        found = [t for group, ts in message.tensors.items() if group.startswith(f"{FEATURES}/") for t in ts.values()]
         self._seen, self._others = [], torch.cat(found) if found else torch.zeros(0)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -98,20 +100,23 @@ class FLMRCM(FedAvg):
         return optimizer
 
     def send(self, site: Site) -> State:
-        """The differences, and the features of the last images."""
+        """The differences, and the features of the last images under the round's number."""
         answer = super().send(site)
         if self._seen:
-            answer.tensors[FEATURES] = {FEATURES: torch.cat(self._seen)[-self.features :]}
+            answer.tensors[FEATURES] = {str(self.round): torch.cat(self._seen)[-self.features :]}
         return answer
 
     # ---------------------------------------------------------------- server half
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
-        """The model, and for training the features of the other sites."""
+        """The model, and for training the features of the other sites, unless they are of an earlier round."""
         message = super().broadcast(server, site, task)
         if task.kind == "train":
-            shown = {group: ts for group, ts in server.tensors.items() if group.startswith(f"{FEATURES}/")}
-            message.tensors |= {group: ts for group, ts in shown.items() if group != f"{FEATURES}/{site}"}
+            recent = {str(task.round - 1), str(task.round), FEATURES}  # the last: as earlier versions filed them
+            for group, ts in server.tensors.items():
+                shown = {name: t for name, t in ts.items() if name in recent}
+                if shown and group.startswith(f"{FEATURES}/") and group != f"{FEATURES}/{site}":
+                    message.tensors[group] = shown
         return message
 
 

@@ -48,11 +48,30 @@ def test_sites_see_the_features_of_the_others_of_the_round_before_and_never_thei
     outcome = simulate("flmrcm", tmp_path, rounds=2, features=5)
     server, method = outcome.server, outcome.federation.algorithm
     assert {group for group in server.tensors if group.startswith(FEATURES)} == {f"{FEATURES}/s{i}" for i in range(3)}
-    assert server[f"{FEATURES}/s1"][FEATURES].shape == (5, 4 * 2 * 2)
+    assert server[f"{FEATURES}/s1"]["2"].shape == (5, 4 * 2 * 2)
     train = method.broadcast(server, "s1", TrainTask(3, 7))
     assert {group for group in train.tensors if group.startswith(FEATURES)} == {f"{FEATURES}/s0", f"{FEATURES}/s2"}
     assert not any(g.startswith(FEATURES) for g in method.broadcast(server, "s1", EvaluateTask(3, 7)).tensors)
     assert all(f"{FEATURES}/{FEATURES}" not in state.tensors for state in outcome.kept.values())
+
+
+def test_who_was_absent_is_not_seen_in_the_next_round(tmp_path: Path) -> None:
+    outcome = simulate("flmrcm", tmp_path, rounds=2, features=5, schedule={"fraction": 0.67})
+    trained = [
+        {row["site"] for row in outcome.observer.rows("rounds") if row["task"] == "train" and row["round"] == round}
+        for round in (1, 2)
+    ]
+    (absent,) = trained[0] - trained[1]
+
+    def seen(site: str, round: int) -> set[str]:
+        message = outcome.federation.algorithm.broadcast(outcome.server, site, TrainTask(round, 7))
+        return {group.removeprefix(f"{FEATURES}/") for group in message.tensors if group.startswith(FEATURES)}
+
+    assert f"{FEATURES}/{absent}" in outcome.server.tensors
+    for site in ("s0", "s1", "s2"):
+        assert seen(site, 3) == trained[1] - {site}
+        assert seen(site, 4) == set()
+        assert seen(site, 2) == {"s0", "s1", "s2"} - {site}  # within a round, as where one model travels
 
 
 def test_a_second_rounds_steps_are_those_of_the_formula() -> None:
@@ -85,7 +104,7 @@ def test_a_second_rounds_steps_are_those_of_the_formula() -> None:
         torch.testing.assert_close(server["model"][name] + update["model"][name], parameter.detach())
     for name, parameter in judge.named_parameters():
         torch.testing.assert_close(kept["own"][f"discriminator.{name}"], parameter.detach())
-    assert update[FEATURES][FEATURES].shape == (steps * site.batch_size, 16)
+    assert update[FEATURES]["2"].shape == (steps * site.batch_size, 16)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
