@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -204,23 +204,38 @@ class Experiment:
         """
         try:
             self.sites()
-            channels = {site: self.data.channels_of(site) for site in self.data.sites}
-            fewest = self.declared.fewest_sites
-            check_roster(self.schedule, self.transforms, channels, self.config.data.channels, fewest)
-            check_times(self.schedule, [*self.data.sites, *self.data.unseen_sites])
+            data = self.data
+            channels = {site: data.channels_of(site) for site in data.sites}
+            examples = [data.site(site).examples for site in data.sites]
+            self.check_told(channels, examples, [*data.sites, *data.unseen_sites])
             if self.pretrained is not None and self.pretrained.dataset == self.config.data.name:
-                self.pretrained.check_splits(self.data.splits())
-            networks.check_sites(self.config, self.data.sites)
+                self.pretrained.check_splits(data.splits())
             self.check_styles()
             algorithm = self.algorithm()
             for one in (algorithm, *self.others().values()):
                 self._check_step(one)
-            for site in self.data.sites:
-                algorithm.check_site(self.data.site(site))
-            if algorithm.labelled and not any(self.data.site(site).examples for site in self.data.sites):
-                raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
+            for site in data.sites:
+                algorithm.check_site(data.site(site))
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def check_told(self, channels: Mapping[str, int], examples: Sequence[int], sites: Iterable[str]) -> None:
+        """Check what sites tell of themselves, wherever they are.
+
+        Args:
+            channels: of the images of every site that trains.
+            examples: labelled training images of each of these.
+            sites: all of them, and those that take no part.
+
+        Raises:
+            ValueError: a setting that does not fit them.
+        """
+        fewest = self.declared.fewest_sites
+        check_roster(self.schedule, self.transforms, channels, self.config.data.channels, fewest)
+        check_times(self.schedule, sites)
+        networks.check_sites(self.config, channels)
+        if self.declared.labelled and not any(examples):
+            raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
 
     def check_styles(self) -> None:
         """Refuse styles of other images for images of which some modalities are not there; a site looks at its own.

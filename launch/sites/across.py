@@ -25,11 +25,9 @@ from fedseg.federation.flower.keys import KEY, Pins
 from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.transport import FlowerTransport, NotConnectedError
 from fedseg.federation.ledger import LEDGER, Ledger
-from fedseg.federation.schedule import check_roster, check_times
 from fedseg.federation.state import State
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.folders.restore import check_states, open_checkpoint
-from fedseg.launch.networks import check_sites as check_networks
 from fedseg.launch.run import anchored, cross, default_folder, finish, inputs, open_reporter, train_and_score, unused
 from fedseg.launch.scores.crossing import check_crossing
 from fedseg.launch.sites.terms import listed
@@ -248,15 +246,10 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError("data.unseen holds every site out; leave at least one to train")
     try:
         channels = {facts.site: facts.channels for facts in seen}
-        fewest = experiment.declared.fewest_sites
-        check_roster(experiment.schedule, experiment.transforms, channels, experiment.config.data.channels, fewest)
-        check_times(experiment.schedule, sites)
-        check_networks(experiment.config, [facts.site for facts in seen])
-        algorithm = experiment.algorithm()
+        experiment.check_told(channels, [facts.examples for facts in seen], sites)
+        experiment.algorithm()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if algorithm.labelled and not any(facts.examples for facts in seen):
-        raise ConfigError("no site has labelled training images (data.unlabelled): there is nothing to learn")
 
 
 def check_carried(experiment: Experiment) -> None:
