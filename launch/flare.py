@@ -44,7 +44,7 @@ from fedseg.launch import flower_server
 from fedseg.launch.command import guarded
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import read_settings
-from fedseg.launch.sites.across import check_carried, check_transforms
+from fedseg.launch.sites.across import check_settings
 from fedseg.launch.sites.site import Local, Opener
 from fedseg.reporting.folder import file_name
 
@@ -263,9 +263,7 @@ def write_job(folder: Path, settings: Sequence[str]) -> None:
     """
     config = read_settings([*settings, "engine=flower"])
     experiment = Experiment(config)
-    experiment.check()
-    check_carried(experiment)
-    check_transforms(experiment, config.engine)
+    check_settings(experiment)
     if not config.output or not Path(config.output).is_absolute():
         raise ConfigError(
             "output: NVFlare runs a job in a folder of its own; name the run's with output=/ABSOLUTE/PATH"

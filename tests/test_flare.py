@@ -201,6 +201,7 @@ def test_without_the_variable_the_error_names_it(monkeypatch: pytest.MonkeyPatch
         (["output=runs/x"], "name the run's with output=/ABSOLUTE/PATH"),
         ([], "name the run's with output=/ABSOLUTE/PATH"),
         (["algorithm=braintorrent", "output=/x"], "has no server"),
+        (["algorithm=pooled", "output=/x"], "needs all data in one place"),
         (["federation.round=2", "output=/x"], "federation.rounds"),
     ],
 )

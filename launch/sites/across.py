@@ -64,12 +64,7 @@ class Across:
         """
         meter = Meter()
         settings = Experiment(config)
-        settings.check()
-        check_crossing(settings)
-        if settings.declared.trains_on == "pool":
-            raise ConfigError(f"algorithm={config.algorithm.preset} needs all data in one place; sites keep theirs")
-        check_carried(settings)
-        check_transforms(settings, config.engine)
+        check_settings(settings)
         folder = RunFolder.create(config.output or default_folder(config), resume=config.resume)
         with folder.beginning():
             checkpoint, ledger = open_checkpoint(folder, config), Ledger(folder.path / LEDGER)
@@ -252,15 +247,30 @@ def check_sites(experiment: Experiment, sites: Mapping[str, Facts]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check_carried(experiment: Experiment) -> None:
-    """Refuse what Flower's messages have no place for: models from peer to peer, and a second turn in a round.
+def check_settings(experiment: Experiment) -> None:
+    """Check what needs no site, and refuse what cannot be where sites are not in this process.
 
     Raises:
         ConfigError: with the cure.
     """
+    experiment.check()
+    check_crossing(experiment)
+    check_carried(experiment)
+    check_transforms(experiment, experiment.config.engine)
+
+
+def check_carried(experiment: Experiment) -> None:
+    """Refuse pooled data, and what Flower's messages have no place for: models among peers, a second turn in a round.
+
+    Raises:
+        ConfigError: with the cure.
+    """
+    preset = experiment.config.algorithm.preset
+    if experiment.declared.trains_on == "pool":
+        raise ConfigError(f"algorithm={preset} needs all data in one place; sites keep theirs")
     if experiment.declared.among_peers:
         raise ConfigError(
-            f"algorithm={experiment.config.algorithm.preset} has no server, and sites reach each other through "
+            f"algorithm={preset} has no server, and sites reach each other through "
             "Flower's server only, which would see and keep every site's model; take engine=in-process, or "
             "algorithm=softpull"
         )

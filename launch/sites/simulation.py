@@ -22,7 +22,7 @@ from fedseg.configs.compose import ConfigError, departing
 from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import default_folder
-from fedseg.launch.sites.across import Across, check_carried, check_transforms, run_id
+from fedseg.launch.sites.across import Across, check_settings, run_id
 from fedseg.launch.sites.site import Local, Opener
 from fedseg.launch.sites.terms import check_folder, terms_of
 from fedseg.reporting.folder import RunFolder, file_name
@@ -71,9 +71,7 @@ def execute_in_simulation(config: DictConfig, job_type: str = "train") -> Summar
             cure = 'pip install -e ".[simulation]", or take engine=in-process'
             raise ConfigError(f"engine=flower-simulation needs the package {package!r}: {cure}")
     experiment = Experiment(config)
-    experiment.check()
-    check_carried(experiment)
-    check_transforms(experiment, "flower-simulation")
+    check_settings(experiment)
     names = tuple(sorted({case.site for case in experiment.data.cases()}))
     check_folder(config.deployment.terms, names)
     chosen = _with_output(config, names)
