@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fedseg.datamodules.cases import Case
 from fedseg.datamodules.errors import DataError
 from fedseg.datamodules.readers import stem_of, suffix_of
 
@@ -74,6 +75,26 @@ def paired(images: Mapping[str, Path], masks: Mapping[str, Path], site: str) -> 
         path = images.get(name) or masks[name]
         raise DataError(f"site {site!r}, case {name!r}: {have} {path} has no {lack}; add the {lack} or remove the file")
     return [(name, image, masks[name]) for name, image in images.items()]
+
+
+def found_in_sites(root: Path, expected: str, *readers: Callable[[Path], list[Case]]) -> list[Case]:
+    """The cases of a root whose folders are sites, each in one of several layouts.
+
+    Args:
+        root: The folder of the sites.
+        expected: The layouts, for the error.
+        readers: What finds a site's cases, one for each layout.
+
+    Raises:
+        DataError: The root holds no site, or one in none of the layouts.
+    """
+    sites = folders(root)
+    found = [case for site in sites for read in readers for case in read(site)]
+    empty = {site.name for site in sites} - {case.site for case in found}
+    if empty or not found:
+        culprit = f" (nothing of the kind in {', '.join(sorted(empty))})" if empty else ""
+        raise unexpected(root, f"{expected}{culprit}")
+    return found
 
 
 def unexpected(root: Path, expected: str, odd: str = "") -> DataError:

@@ -11,7 +11,7 @@ import numpy as np
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Sample, Split
 from fedseg.datamodules.errors import DataError
-from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, found_in_sites, paired
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")
 
@@ -54,17 +54,11 @@ class FundusDataModule(MultiCenterDataModule):
 
     def cases(self) -> list[Case]:
         """Every case of every site; no image is opened."""
-        sites = folders(self.root)
-        found = [case for site in sites for case in (*_pictures(site), *_arrays(site))]
-        empty = {site.name for site in sites} - {case.site for case in found}
-        if empty or not found:
-            culprit = f" (nothing of the kind in {', '.join(sorted(empty))})" if empty else ""
-            raise unexpected(
-                self.root,
-                "<site>/{train,test}/ROIs/{image,mask}/*.png, as in DoFE's Fundus/Domain1, or <site>/data_npy/*.npy, "
-                f"as FedDG makes them{culprit}",
-            )
-        return found
+        expected = (
+            "<site>/{train,test}/ROIs/{image,mask}/*.png, as in DoFE's Fundus/Domain1, or <site>/data_npy/*.npy, as "
+            "FedDG makes them"
+        )
+        return found_in_sites(self.root, expected, _pictures, _arrays)
 
     def read(self, case: Case) -> Sample:
         """Decodes a picture with its mask, or an array that holds both."""

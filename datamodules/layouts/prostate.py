@@ -8,7 +8,7 @@ from typing import Any
 
 from fedseg.datamodules.base import MultiCenterDataModule
 from fedseg.datamodules.cases import Case, Split, stack_slices
-from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, folders, paired, unexpected
+from fedseg.datamodules.layouts.common import PICTURES, by_stem, files, found_in_sites, paired
 from fedseg.datamodules.readers import VOLUMES, stem_of
 
 OFFICIAL: tuple[Split, ...] = ("train", "test")
@@ -56,17 +56,11 @@ class ProstateDataModule(MultiCenterDataModule):
 
     def cases(self) -> list[Case]:
         """Every case of every site; no image is opened."""
-        sites = folders(self.root)
-        found = [case for site in sites for case in (*_volumes(site), *_stacks(site))]
-        empty = {site.name for site in sites} - {case.site for case in found}
-        if empty or not found:
-            culprit = f" (nothing of the kind in {', '.join(sorted(empty))})" if empty else ""
-            raise unexpected(
-                self.root,
-                "<site>/CaseXX.nii.gz with <site>/CaseXX_segmentation.nii.gz, or "
-                f"<site>/{{train,test}}/{{image,mask}}/CASE_SLICE.png{culprit}",
-            )
-        return found
+        expected = (
+            "<site>/CaseXX.nii.gz with <site>/CaseXX_segmentation.nii.gz, or "
+            "<site>/{train,test}/{image,mask}/CASE_SLICE.png"
+        )
+        return found_in_sites(self.root, expected, _volumes, _stacks)
 
 
 def _volumes(site: Path) -> list[Case]:
