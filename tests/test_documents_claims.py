@@ -78,6 +78,33 @@ def test_who_sees_what_is_told_of_each_method_once() -> None:
     assert sorted(name for cell in first for name in re.findall(r"`(\w+)`", cell)) == sorted(ALGORITHMS)
 
 
+def rows_of(name: str, section: str) -> dict[str, list[str]]:
+    """Method -> its row in the section's table, without the first cell."""
+    lines = [line for line in text_of(name).partition(f"## {section}")[2].partition("\n## ")[0].splitlines() if line]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return {method: cells for first, *cells in split for method in re.findall(r"`(\w+)`", first)}
+
+
+def test_what_hides_an_update_is_what_the_table_of_settings_allows() -> None:
+    """Each method's last cell in docs/attacks.md against docs/privacy.md, whose table the code writes."""
+    served = rows_of("privacy", "Which method goes with what")
+    words = {"secure aggregation": 3, "noise of sites": 0, "noise of patients": 1}  # column of the setting
+    for method, cells in rows_of("attacks", "Who sees what").items():
+        allowed = {word for word, column in words.items() if served[method][column] == "yes"}
+        told = cells[-1].replace("noise of sites and of patients", "noise of sites; noise of patients")
+        hides = {word for word in words if word in told and "secure aggregation and noise are refused" not in told}
+        assert hides == allowed, method
+
+
+def test_what_examples_in_python_import_exists() -> None:
+    examples = [page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
+    code = [ast.parse(block) for text in examples for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    imports = {ast.unparse(node) for tree in code for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert len(imports) > 5
+    for line in imports:
+        exec(line, {})
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_paragraph_says_what_shows_it(name: str) -> None:
     """One that leads to a table or a list is shown with it."""
