@@ -102,7 +102,7 @@ class Loopback:
         folder.mkdir(exist_ok=True)
         (folder / "server.ext").write_text("subjectAltName=DNS:fl.example.org,DNS:localhost,IP:127.0.0.1\n")
         (folder / "site.ext").write_text("extendedKeyUsage=clientAuth\n")
-        authority = ["-x509", "-newkey", *CURVE, "/CN=consortium", "-days", "365"]
+        authority = ["-x509", "-newkey", *CURVE, "/CN=consortium", "-days", "3650"]
         _openssl(folder, "req", *authority, "-keyout", "ca.key", "-out", "ca.crt")
         new = ["-newkey", *CURVE, "/CN=fl.example.org", "-keyout", "server.key"]
         _openssl(folder, "req", *new, "-out", "server.csr")

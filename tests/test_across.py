@@ -430,7 +430,9 @@ def test_a_site_with_other_libraries_than_the_server_is_named() -> None:
 
 
 def test_the_guide_uses_the_options_that_its_script_uses() -> None:
-    options = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "deployment.md").read_text()))
+    guide = [ROOT / "docs" / "deployment.md", *(ROOT / "docs" / "deployment").glob("*.service")]
+    options = {option for page in guide for option in re.findall(r"--[a-z][a-z-]+", page.read_text())}
+    options -= {"--user", "--now"}  # of systemd
     played = (ROOT / "scripts" / "loopback.py").read_text()
     assert {option for option in options if option not in played} == set()
 

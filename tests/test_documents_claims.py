@@ -9,6 +9,7 @@ import ast
 import inspect
 import math
 import re
+import shlex
 import stat
 from functools import cache
 from itertools import pairwise
@@ -36,7 +37,9 @@ from fedseg.federation.state import HIGHEST_RANK, LARGEST_HEADER, State, Update
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.run import finish
 from fedseg.launch.settings import SCHEMA
+from fedseg.launch.sites.across import check_carried, check_transforms
 from fedseg.launch.sites.site import Pseudonyms
+from fedseg.launch.sites.terms import check_terms, read_terms
 from fedseg.privacy.accounting import gaussian_event
 from fedseg.privacy.encryption import DEGREE
 from fedseg.privacy.masked import Masked, threshold
@@ -103,6 +106,20 @@ def test_what_examples_in_python_import_exists() -> None:
     assert len(imports) > 5
     for line in imports:
         exec(line, {})
+
+
+@pytest.mark.slow
+def test_the_guides_private_run_is_one_that_runs_across_machines_and_meets_its_terms(tmp_path: Path) -> None:
+    part = text_of("deployment").partition("### A private run, whole")[2]
+    own, settings = (re.findall(rf"```{kind}\n(.*?)```", part, re.DOTALL)[0] for kind in ("yaml", "toml"))
+    (tmp_path / "terms.yaml").write_text(own)
+    terms = read_terms(tmp_path / "terms.yaml")
+    assert (terms.masked, terms.max_epsilon) == (True, 8)
+    run = Experiment(compose([*shlex.split(settings.split('"""')[1]), "engine=flower"], SCHEMA), channels=3)
+    run.check()
+    check_carried(run)
+    check_transforms(run, "flower")
+    check_terms(run, "north", terms)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
