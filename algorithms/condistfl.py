@@ -62,8 +62,8 @@ class ConDistFL(FedAvg):
             self._teacher = [deepcopy(self.model).eval().requires_grad_(False)]
 
     def weight_in(self, round: int) -> float:
-        """Of the distillation in a round."""
-        done = (round - 1) / max(1, self.recipe.rounds - 1)
+        """Of the distillation in a round; outside of rounds (0) it is whole."""
+        done = (round - 1) / max(1, self.recipe.rounds - 1) if round else 1.0
         return self.weight * (self.first_weight + (1 - self.first_weight) * done)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -147,6 +147,7 @@ def test_the_weight_rises_linearly_over_the_rounds() -> None:
     method = build("condistfl", rounds=5, weight=2.0, first_weight=0.1)
     assert isinstance(method, ConDistFL)
     assert [method.weight_in(round) for round in range(1, 6)] == pytest.approx([0.2, 0.65, 1.1, 1.55, 2.0])
+    assert method.weight_in(0) == 2.0  # in a stock Trainer
     alone = build("condistfl", rounds=1)
     assert isinstance(alone, ConDistFL)
     assert alone.weight_in(1) == 0.01
