@@ -24,16 +24,20 @@ class PRRFL(SingleAnswers):
     The server answers every site with a deputy of its own: weights of layers take the mean amplitude of all deputies at
     low frequencies and keep their own beyond, and their phases; all other tensors are averaged; normalisation stays.
     Whoever is ahead in Dice on the training images teaches: at first the own model alone (recover), then both
-    (exchange), then the deputy alone (sublimate); with less than two epochs in a round always both. The paper's models
-    classify and are scored by F1; its program averages uniformly (algorithm.weighting=uniform) over just four sites.
+    (exchange), then the deputy alone (sublimate). Each site goes through these stages by itself, and anew in every
+    round; with less than two epochs in a round it is always both. The paper's models classify and are scored by F1;
+    its program averages uniformly (algorithm.weighting=uniform) over just four sites.
 
     Args:
         transfer: weight of the divergence from the teacher; 0 makes the own model a local one.
-        recover: alpha 1 of the paper, a share of the own model's score.
-        sublimate: alpha 2.
+        recover: alpha 1 of the paper, a share of the own model's score: a deputy below it is taught alone.
+        sublimate: alpha 2, not below the first: a deputy below it does not teach alone.
         window: share of the spectrum that is averaged at first.
         last_window: share at the end.
         window_rounds: rounds over which it grows, thereafter it stays; null takes the run's.
+
+    Raises:
+        ValueError: recover is above sublimate.
     """
 
     personal = staticmethod(normalisation)
@@ -47,14 +51,19 @@ class PRRFL(SingleAnswers):
         self,
         *args: Any,
         transfer: NonNegativeFloat = 1.0,
-        recover: Share = 0.7,
-        sublimate: Share = 0.9,
+        recover: Fixed[Share] = 0.7,
+        sublimate: Fixed[Share] = 0.9,
         window: Fixed[Share] = 0.7,
         last_window: Fixed[Share] = 0.95,
         window_rounds: Fixed[PositiveInt | None] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if recover > sublimate:
+            raise ValueError(
+                f"algorithm.recover={recover} is above algorithm.sublimate={sublimate}: the stage in which both teach "
+                f"has no place; take algorithm.recover={sublimate} or less, or algorithm.sublimate={recover} or more"
+            )
         self.transfer, self.thresholds = transfer, (recover, sublimate)
         self.window, self.last_window = window, last_window
         self.window_rounds = window_rounds or self.recipe.rounds

@@ -13,6 +13,7 @@ from fedseg.algorithms.functional.deputy import Stage, divergence, next_stage, s
 from fedseg.federation.client import turn
 from fedseg.federation.contract import TrainTask
 from fedseg.federation.state import State, add
+from fedseg.launch.tuning.search import axis, own_settings
 from tests.lines import golden
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites
 
@@ -139,6 +140,15 @@ def test_only_those_who_are_taught_feel_the_other(stage: Stage) -> None:
         ]
     felt = [not torch.equal(a, b) for a, b in zip(gradients[0.0], gradients[1.0], strict=True)]
     assert felt == [stage != Stage.SUBLIMATE, stage != Stage.RECOVER]
+
+
+def test_thresholds_that_leave_the_stages_no_order_are_refused_and_never_drawn() -> None:
+    build("prrfl", recover=0.9, sublimate=0.9)
+    with pytest.raises(ValueError, match=r"recover=0\.95 is above .*sublimate=0\.9: .*take algorithm\.recover=0\.9 or"):
+        build("prrfl", recover=0.95)
+    searched = {key: axis(key, knob, knob.default) for key, knob in own_settings("prrfl").items()}
+    assert searched["transfer"] is not None
+    assert searched["recover"] is searched["sublimate"] is None
 
 
 def test_measuring_changes_neither_model() -> None:
