@@ -31,6 +31,7 @@ from fedseg.reporting.folder import RunFolder
 from fedseg.reporting.letters import legible
 from fedseg.reporting.wandb import WandbRun
 from tests.data_files import folder, make_sites
+from tests.tiers import every
 from tests.tiny_run import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -248,7 +249,7 @@ def test_a_batch_that_normalisation_cannot_take_is_refused_with_a_cure(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["log_round", "summarise", "log_cases", "finish"])
+@pytest.mark.parametrize("moment", every(["log_round", "summarise", "log_cases", "finish"], ["log_round", "finish"]))
 def test_a_run_goes_on_without_a_dead_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:

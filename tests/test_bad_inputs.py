@@ -123,7 +123,7 @@ def test_words_that_are_no_settings(word: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bad", table.BAD_DATA, ids=ids)
+@pytest.mark.parametrize("bad", every(table.BAD_DATA, table.BAD_DATA[::2]), ids=ids)
 def test_a_run_refuses_data_before_it_trains(bad: Bad, world: World) -> None:
     bad.spoil(world)
     words = [*RUN, f"data.root={world.root}", f"output={world.new / 'run'}", *bad.words(world)]

@@ -211,7 +211,7 @@ EVERYWHERE = "ditto"  # which has all that a method can have at a site
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", every(ALGORITHMS, [EVERYWHERE, "scaffold", "lcfed", "feddg"]))
+@pytest.mark.parametrize("method", every(ALGORITHMS, [EVERYWHERE, "lcfed"]))
 def test_a_method_killed_on_the_way_leaves_the_tables_of_an_undisturbed_run(method: str, tmp_path: Path) -> None:
     """One method is killed at every point, each other one at one, in turn: every point meets several methods."""
     turn = list(ALGORITHMS).index(method) % len(POINTS)

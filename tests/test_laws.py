@@ -33,7 +33,7 @@ from tests.world import (
 )
 
 METHODS = [name if name in STANDING else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
-"""The laws of every method are part of the suite; those of few are quick."""
+"""Most laws of every method are part of the suite; those of few are quick."""
 TO_ADAPT: Mapping[str, Mapping[str, Any]] = {"fedsm": {"gamma": 0.0}}
 """Settings with which two short rounds are enough for an adapted model to be another than the global one."""
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -157,7 +157,7 @@ def test_a_site_that_tells_no_number_is_refused_or_does_without(
 
 
 @pytest.mark.slow
-@every_method
+@standing_methods
 def test_wire_through_bytes_equals_in_process(name: str, plain: Plain, tmp_path: Path) -> None:
     assert_same_outcome(plain(name), simulate(name, tmp_path, transport=Wire))
 

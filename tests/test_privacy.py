@@ -72,7 +72,7 @@ def run(name: str, kind: str, folder: Path, **more: Any) -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), every(BOTH, [kind for kind in KINDS if kind != "patient"], at=1))
+@pytest.mark.parametrize(("name", "kind"), every(BOTH, ["site", "sparse", "all"], at=1))
 def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole")
     assert not whole.server.non_finite()
@@ -81,7 +81,7 @@ def test_amnesia_and_wire_hold_with_each_transform(name: str, kind: str, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), BOTH)
+@pytest.mark.parametrize(("name", "kind"), every(BOTH, ["sparse", "patient", "all"], at=1))
 def test_resume_holds_with_each_transform_and_does_not_reset_the_account(name: str, kind: str, tmp_path: Path) -> None:
     whole = run(name, kind, tmp_path / "whole", rounds=3)
     run(name, kind, tmp_path / "parts", rounds=1)
