@@ -25,17 +25,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def help_text() -> str:
     """Usage and every setting, read from the sources: no large library is imported."""
+    from fedseg.common.text import written
     from fedseg.configs.knobs import knobs
     from fedseg.configs.sources import meaning
 
     home = "fedseg.launch.compare"
     every = {**knobs(meaning(home, "Options")), **knobs(meaning(home, "Destination"))}
-    lines = [f"  {name.removesuffix('_')}={_shown(knob.default)}   {knob.description}" for name, knob in every.items()]
+    lines = [f"  {name.removesuffix('_')}={written(knob.default)}   {knob.description}" for name, knob in every.items()]
     return "\n".join([meaning(home, "USAGE"), *lines])
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

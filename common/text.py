@@ -1,11 +1,11 @@
 """Text from elsewhere, fit to be shown or to be a name: no terminal obeys it, and no spreadsheet computes it.
 
-And numbers with their nouns.
+And numbers with their nouns, and values as they are written on the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 FORMULA = ("=", "+", "-", "@")
 """What makes a spreadsheet compute a cell."""
@@ -41,6 +41,25 @@ def quoted(text: str, longest: int = 80) -> str:
 def count(number: int, noun: str) -> str:
     """A number and its noun: "1 site", "4 sites"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def written(value: object, scalar: Callable[[object], str] = str) -> str:
+    """A value as a user writes it on the command line or in YAML.
+
+    Args:
+        value: of a setting.
+        scalar: writes what is neither null, a truth value, a list nor a mapping.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        entries = (f"{written(key, scalar)}: {written(entry, scalar)}" for key, entry in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(written(entry, scalar) for entry in value)}]"
+    return scalar(value)
 
 
 def nameless(site: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedseg.common.parts import PartError
+from fedseg.common.text import written
 from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, options
 from fedseg.configs.knobs import REQUIRED, Knob, knobs, unknown
 from fedseg.configs.words import tree
@@ -118,7 +119,7 @@ def lines(settings: Mapping[str, Knob], prefix: str) -> list[str]:
     """One entry a knob: name, default, type, description."""
     entries = []
     for name, knob in settings.items():
-        default = "(needed)" if knob.default is REQUIRED else f"= {_shown(knob.default)}"
+        default = "(needed)" if knob.default is REQUIRED else f"= {written(knob.default, _quoted)}"
         line, kind = f"  {prefix}{name} {default}", f"[{knob.type_name}]"
         fits = len(line) + len(kind) < WIDTH
         entries += [f"{line}   {kind}"] if fits else [line, f"      {kind}"]
@@ -170,9 +171,6 @@ def _title(users: list[str], everyone: list[str]) -> str:
     return f"all but {', '.join(others)}" if len(others) < len(users) else ", ".join(users)
 
 
-def _shown(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_plain(value) else str(value)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+def _quoted(value: object) -> str:
+    """With the quotes that an entry of a list or a mapping needs."""
+    return f"'{value}'" if str(value).startswith((">", "*", "&", "!", "%", "@")) else str(value)

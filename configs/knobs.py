@@ -19,7 +19,10 @@ from fedseg.common.parts import OwnPart
 from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
-WORDS = {"collections.abc.Sequence": "list", "collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"}
+WORDS = {
+    **{"collections.abc.Sequence": "list", "tuple[": "list[", ", ...]": "]"},
+    **{"collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"},
+}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 

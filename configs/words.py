@@ -19,13 +19,13 @@ import yaml
 
 from fedseg.common.names import SLIP, near
 from fedseg.common.parts import OwnPart, is_path
+from fedseg.common.text import written as written_with
 
 NULLS = ("null", "Null", "NULL", "~", "", "None")  # None: as Python, and so `wandb agent`, writes it
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 WHOLE = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 INFINITE = re.compile(r"[-+]?\.?inf", re.IGNORECASE)
-CONSTANTS = {"None": "null", "True": "true", "False": "false"}
 LARGEST = 2**63
 LONGEST_SHOWN = 100
 NOTHING, SOMETHING = ("none", "disabled", "never"), ("online",)  # choices that stand for off, and for on
@@ -430,11 +430,11 @@ def _words(value: Any) -> Iterator[Word]:
 
 
 def written(value: Any) -> str:
-    """As a user writes it."""
+    """As a user writes it, with the quotes that stood there."""
+    return written_with(value, _quoted)
+
+
+def _quoted(value: object) -> str:
     if isinstance(value, Word) and value.kind == "quoted":
         return "'" + value.replace("'", "''") + "'"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{written(key)}: {written(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(written, value)) + "]"
-    return CONSTANTS.get(str(value), str(value)) if value is None or isinstance(value, bool) else str(value)
+    return str(value)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fedseg.common.text import written
+
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 HalfShare = Annotated[float, Field(ge=0, le=0.5)]
@@ -77,11 +79,11 @@ def check_read(settings: Any, section: str, read_by: ReadBy, *, leave_first: boo
     """
     for name, owner in _unread(settings, read_by):
         cures = [
-            f"take {section}.{owner}={_word(read_by[name][1][0])}",
-            f"leave {section}.{name} at {_word(_defaults(settings)[name])}",
+            f"take {section}.{owner}={written(read_by[name][1][0])}",
+            f"leave {section}.{name} at {written(_defaults(settings)[name])}",
         ]
         raise ValueError(
-            f"{section}.{name} has no effect with {section}.{owner}={_word(getattr(settings, owner))}; "
+            f"{section}.{name} has no effect with {section}.{owner}={written(getattr(settings, owner))}; "
             + ", or ".join(reversed(cures) if leave_first else cures)
         )
 
@@ -89,7 +91,8 @@ def check_read(settings: Any, section: str, read_by: ReadBy, *, leave_first: boo
 def without_reader(settings: Any, section: str, read_by: ReadBy) -> list[str]:
     """What `check_read` would refuse, to be said: comparisons set the same for all choices of the other setting."""
     return [
-        f"{section}.{name}={_word(getattr(settings, name))} with {section}.{owner}={_word(getattr(settings, owner))}"
+        f"{section}.{name}={written(getattr(settings, name))} with "
+        f"{section}.{owner}={written(getattr(settings, owner))}"
         for name, owner in _unread(settings, read_by)
     ]
 
@@ -105,13 +108,6 @@ def _unread(settings: Any, read_by: ReadBy) -> Iterator[tuple[str, str]]:
 
 def _defaults(settings: Any) -> dict[str, Any]:
     return {one.name: one.default for one in fields(settings)}
-
-
-def _word(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from fedseg.common.text import written
 from fedseg.federation.combine import COUNTING, Combination, Rule
 from fedseg.federation.contract import ServerHalf, Transform
 from fedseg.federation.heterogeneity import Heterogeneity
@@ -506,10 +507,9 @@ def check_consensus(schedule: Schedule) -> None:
     }
     for name, why in reasons.items():
         if (value := getattr(schedule, name)) != (default := getattr(usual, name)):
-            value, default = (str(one).lower() if isinstance(one, bool) else one for one in (value, default))
             raise ValueError(
-                f"federation.{name}={value} has no meaning where sites send answers (exchanges_answers): {why}; take "
-                f"federation.{name}={default}"
+                f"federation.{name}={written(value)} has no meaning where sites send answers (exchanges_answers): "
+                f"{why}; take federation.{name}={written(default)}"
             )
     if schedule.combine == "norm_bound":
         raise ValueError(

@@ -75,11 +75,13 @@ def by_site(cases: Iterable[Case], only: str, what: str) -> dict[str, list[Case]
         what: the cases are, in a word or two.
 
     Raises:
-        ConfigError: there is no such site.
+        ConfigError: there are none, or no such site.
     """
     found: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         found[case.site].append(case)
+    if not found:
+        raise ConfigError(f"no site has {what}; look at data.root, data.unlabelled and data.left_out")
     if only and only not in found:
         raise ConfigError(f"site={only}: no {what} of that site; there is {', '.join(sorted(found))}")
     return {site: found[site] for site in ([only] if only else sorted(found))}
@@ -179,13 +181,16 @@ def told(own: Mapping[str, str], rest: Sequence[str], kind: Kind[T]) -> dict[str
     """What sites told, by file; what they masked, together.
 
     Raises:
-        ConfigError: settings of data stand beside it, or masked files do not belong together.
+        ConfigError: settings of data stand beside it, a file is named twice, or masked files do not belong together.
     """
     if rest:
         raise ConfigError(f"told= needs no data; leave {' '.join(rest)} out")
     files = paths_of(own["told"])
     if not any(path.is_file() and b'"masked"' in path.read_bytes() for path in files):
-        return {path.name: kind.load(path) for path in files}
+        places = [path.resolve() for path in files]
+        if twice := [str(path) for path, place in zip(files, places, strict=True) if places.count(place) > 1]:
+            raise ConfigError(f"told= names {twice[-1]} twice, whose cases would count twice; leave one out")
+        return {str(path): kind.load(path) for path in files}
     with _exchanged() as exchange:
         words, of = exchange.total(files)
     return {f"{', '.join(of.sites)} together (keys {of.number})": kind.of_words(words, len(of.sites))}

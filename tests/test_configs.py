@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
 import train
 from fedseg.algorithms import ALGORITHMS
+from fedseg.common.text import written
 from fedseg.configs import compose as module
 from fedseg.configs.compose import FOLDER, ConfigError, Schema, choices, compose, load, told_by, traced
 from fedseg.configs.help import explained, help_text
@@ -443,10 +446,17 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
                 assert f"{name} {first}" in flat
     names = {line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.strip()}
     assert {name for _, name in CHOICES} <= names
-    words = {None: "null", True: "true", False: "false"}
     for prefix, name, knob in ALL_KNOBS:
-        default = words[knob.default] if knob.default is None or isinstance(knob.default, bool) else knob.default
-        assert (f"{prefix}{name} (needed)" if knob.default is REQUIRED else f"{prefix}{name} = {default}") in text
+        if knob.default is REQUIRED:
+            assert f"{prefix}{name} (needed)" in text
+        else:
+            shown = re.findall(rf"^  {re.escape(prefix + name)} = (.*?)(?:   \[.*)?$", text, re.MULTILINE)
+            plain = json.loads(json.dumps(knob.default, default=str))  # lists for tuples
+            typed = [yaml.safe_load(told) if isinstance(plain, list | dict) else told for told in shown]
+            keys = [
+                {str(key): one for key, one in value.items()} if isinstance(value, dict) else value for value in typed
+            ]
+            assert (plain if isinstance(plain, list | dict) else written(plain)) in keys
         assert f"[{knob.type_name}]" in text
         assert " ".join(knob.description.split()) in flat
     assert max(map(len, text.splitlines())) < 130

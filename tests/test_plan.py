@@ -120,8 +120,9 @@ def test_sites_that_only_tell_sums_get_the_plan_of_all_data(
     monkeypatch.chdir(tmp_path)
     assert plan.main([str(root), "modality=ct", "voxels=20000", "output=whole.yaml"]) == 0
     for site in ("north", "south"):
-        assert plan.main([str(root), f"site={site}", f"tell={site}.json"]) == 0
-    words = ["told=[north.json,south.json]", "modality=ct", "voxels=20000", "output=told.yaml"]
+        Path(site).mkdir()
+        assert plan.main([str(root), f"site={site}", f"tell={site}/told.json"]) == 0
+    words = ["told=[north/told.json,south/told.json]", "modality=ct", "voxels=20000", "output=told.yaml"]
     assert plan.main(words) == 0
     assert Path("told.yaml").read_text() == Path("whole.yaml").read_text()
     assert "python train.py experiment=told.yaml" in capsys.readouterr().out
@@ -131,7 +132,7 @@ def test_sites_that_only_tell_sums_get_the_plan_of_all_data(
     experiment.data.setup()
     experiment.check_sites()
     assert list(experiment.data.size) == yaml.safe_load(Path("told.yaml").read_text())["data"]["size"]
-    assert reduce(add, map(Tallies.load, (Path("north.json"), Path("south.json")))).cases == 12
+    assert reduce(add, map(Tallies.load, (Path("north/told.json"), Path("south/told.json")))).cases == 12
 
 
 def test_a_site_that_is_left_out_has_no_part_in_a_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,6 +328,7 @@ def test_what_does_not_fit_into_a_masked_sum_is_refused() -> None:
         (["told=[gone.json]"], "gone.json holds no tallies"),
         (["told=[short.json]"], "short.json does not add up to 5 cases or more"),
         (["told=[short.json]", "ROOT"], "told= needs no data"),
+        (["told=[short.json, ./short.json]"], "told= names short.json twice"),
         (["nowhere"], "nowhere"),
     ],
 )

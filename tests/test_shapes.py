@@ -134,6 +134,8 @@ def test_commands_of_sites_make_the_model_of_data_in_one_place(
         ([*data, "data.cases_per_site=6", "data.split=[0.5,0.25,0.25]"], "3 masks are too few"),
         ([*data, "data.ignore_labels=[9]"], "leave pixels unknown"),
         ([*data, "data.fit=patches"], "whole images on one grid"),
+        ([*data, "data.unlabelled=[site_01,site_02]"], "no site has labelled training images; look at data.root"),
+        ([*data, "data.unlabelled=[site_01,site_02]", "tell=a.json"], "no site has labelled training images"),
     ):
         assert shapes.main(words) == 2
         assert told in capsys.readouterr().err

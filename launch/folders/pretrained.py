@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fedseg.algorithms.parts import FROZEN
+from fedseg.common.text import written
 from fedseg.configs.compose import ConfigError, load
 from fedseg.federation.checkpoint import Checkpoint
 from fedseg.federation.state import Tensors
@@ -76,7 +77,7 @@ class PretrainedEncoder:
                 f"(model.{own[0]} is none of model={model.name if own[0] not in model else self.model.name})"
             )
         builds = BUILDS_ENCODER + (ADAPTS if self.model.get("lora_rank") else ())  # without any, new ones begin at 0
-        other = [f"model.{key}={_said(self.model[key])}" for key in builds if self.model[key] != model[key]]
+        other = [f"model.{key}={written(self.model[key])}" for key in builds if self.model[key] != model[key]]
         if other:
             raise ConfigError(f"pretrained={self.source} has another encoder; take {' '.join(other)} as that run did")
         if model.encoder_weights is not None:
@@ -139,7 +140,3 @@ class PretrainedEncoder:
         """One line about what was loaded."""
         numbers = sum(t.numel() for t in self.tensors.values())
         return f"encoder of {self.source}, round {self.round}: {len(self.tensors)} tensors, {numbers:,} numbers"
-
-
-def _said(value: object) -> object:
-    return "null" if value is None else value
