@@ -68,6 +68,8 @@ class Algorithm(StockModule):
     writes `aggregate`; one whose `weigh` compares them says so."""
     answers_singly: bool = False
     """Whether `broadcast` answers every site with a model of its own instead of the mean."""
+    steady_weights: bool = False
+    """Whether means are added up over rounds, in which a site has to weigh the same."""
     among_peers: bool = False
     """Whether sites take each other's models in turn, and nothing goes to a server: only what is taken is traffic."""
     fewest_sites: int = 1

@@ -12,7 +12,7 @@ from fedseg.algorithms.functional.parting import parting
 from fedseg.algorithms.functional.rows import row_of
 from fedseg.federation.contract import Average, Task
 from fedseg.federation.ranges import Share
-from fedseg.federation.state import Mean, State, Tensors, Update
+from fedseg.federation.state import Mean, State, Tensors, Update, filed
 
 GROUP, WEIGHT = "group", "weight"
 """``group/<site>``, a number: which group it is in; ``group/<number>``: a group's tensors, where there are several."""
@@ -73,7 +73,7 @@ class CFL(OwnAnswers):
         mean, cohort = average(self.weigh(server, updates))
         told = [update for update in updates if cohort.weights[update.site]]
         rounds = server.scalars.get(ROUNDS, 0.0) + 1
-        before = {site: _number(server, site) for site in {**_named(server, GROUP), **cohort.weights}}
+        before = {site: _number(server, site) for site in {**filed(server, GROUP), **cohort.weights}}
         now = self.parted(before, told, cohort.weights) if rounds >= self.first_parting else before
         start = {number: before[site] for site, number in now.items()}  # a part goes on from what it was a part of
         models = {number: replaced(server, server.get(f"{GROUP}/{start[number]}")) for number in sorted(start)}
@@ -81,7 +81,7 @@ class CFL(OwnAnswers):
             members = [update for update in told if now[update.site] == number]
             change = mean if len(members) == len(told) else mean_of(members, cohort.weights)
             models[number] = super().advance(models[number], change, cohort)
-        weights = {**_named(server, WEIGHT), **cohort.weights}
+        weights = {**filed(server, WEIGHT), **cohort.weights}
         shares = [sum(weights.get(site, 0.0) for site in now if now[site] == number) for number in models]
         scalars = {f"{GROUP}/{site}": float(number) for site, number in now.items()}
         scalars |= {f"{WEIGHT}/{site}": weight for site, weight in weights.items()}
@@ -110,11 +110,6 @@ def mean_of(updates: Sequence[Update], weights: Mapping[str, float]) -> State:
     for update in updates:
         mean.add(update, weights[update.site])
     return mean.result()
-
-
-def _named(server: State, kind: str) -> dict[str, float]:
-    """Site -> a number of it."""
-    return {key.removeprefix(f"{kind}/"): n for key, n in server.scalars.items() if key.startswith(f"{kind}/")}
 
 
 def _number(server: State, site: str) -> int:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from fedseg.algorithms.fedavg import FedAvg
-from fedseg.algorithms.parts import with_zeros, zeroed
+from torch import nn
+
+from fedseg.algorithms.sums import SumsOverRounds
 from fedseg.federation.contract import Cohort, Site, Task
-from fedseg.federation.state import State, Tensors, add
+from fedseg.federation.state import State, Tensors
 
 
-class Scaffold(FedAvg):
+class Scaffold(SumsOverRounds):
     """SCAFFOLD (Karimireddy et al., ICML 2020): control variates take the drift out of local steps.
 
     A site keeps c_i, what its mean gradient was when it last trained; the server c, the mean of all. Local steps are
     y <- y - lr (g + c - c_i); afterwards c_i <- c_i - c + (x - y) / (T lr), option II of the paper, with the site's own
     number of steps T. The difference of c_i travels beside the model's, so that a round costs twice FedAvg's traffic.
     Both are averaged with the same weights: other ones would draw the model to another optimum than theirs. After a
-    round with few sites c moves by their share of all.
+    round with few sites c moves by their part of the weight of all (of the paper, where all sites weigh the same).
 
     c_i is a mean of gradients only where steps are plain SGD, so others are refused. `trainer.gradient_clip` clips g,
     before the correction; weight decay is part of g. `federation.server_lr` is the paper's global step size.
     """
 
     exact_groups = frozenset({"control"})
+    summed = own_sum = "control"
+    control: nn.Module
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recipe.training.require_sgd("scaffold", "a site's gradient is read off the way its steps went")
-        self.control = zeroed(self.model)
         self._steps = 0
         self._correction: Tensors | None = None  # c - c_i, made at the first step
 
@@ -63,10 +64,6 @@ class Scaffold(FedAvg):
         answer.tensors["control"] = moved
         return answer
 
-    def init_server(self, introductions: Mapping[str, State]) -> State:
-        """The model, and a control variate of zeros."""
-        return with_zeros(super().init_server(introductions), "control")
-
     def broadcast(self, server: State, site: str, task: Task) -> State:
         """The model, and for training the control variate."""
         message = super().broadcast(server, site, task)
@@ -74,7 +71,6 @@ class Scaffold(FedAvg):
         return State({**message.tensors, **along}, message.scalars)
 
     def advance(self, server: State, mean: State, cohort: Cohort) -> State:
-        """Move the model by the mean difference, and the control variate by the same times the sites' share of all."""
-        share = sum(weight > 0 for weight in cohort.weights.values()) / cohort.population
-        control = add(server["control"], mean["control"], share)
-        return super().advance(server, State({**mean.tensors, "control": control}, mean.scalars), cohort)
+        """Move the model by the mean difference, and the control variate by the sites' part of it."""
+        after = self.added_up(server, mean, "control", cohort)
+        return super().advance(after, State({**mean.tensors, "control": after["control"]}, mean.scalars), cohort)

@@ -256,6 +256,10 @@ class ServerHalf(Protocol):
         """Whether every site is answered with a model of its own instead of the mean."""
 
     @property
+    def steady_weights(self) -> bool:
+        """Whether means are added up over rounds, in which a site has to weigh the same."""
+
+    @property
     def among_peers(self) -> bool:
         """Whether sites take each other's models and nothing goes to a server; what is filed per site lies there."""
 

@@ -574,6 +574,11 @@ def check_weights(schedule: Schedule, algorithm: ServerHalf) -> None:
             "federation.select_unbiased=true weighs updates by the chances of their sites, and the method by what it "
             "finds in them, or takes no mean; take federation.select_unbiased=false"
         )
+    if algorithm.steady_weights:
+        raise ValueError(
+            "federation.select_unbiased=true weighs updates anew in every round, and the method adds them up over "
+            "rounds, in which a site has to weigh the same (steady_weights); take federation.select_unbiased=false"
+        )
 
 
 def check_answers(schedule: Schedule, among_peers: bool) -> None:

@@ -169,6 +169,12 @@ class Mean:
         return State({**mean, **self._filed}, {k: v / self.total for k, v in self._scalars.items()})
 
 
+def filed(state: State, kind: str) -> dict[str, float]:
+    """The numbers of a server's state that are filed under sites' names, ``kind/site``, by site."""
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): number for name, number in state.scalars.items() if name.startswith(prefix)}
+
+
 def without_sites(state: State, sites: Collection[str]) -> State:
     """A server's state without what is filed under sites' names: groups ``group/site``, numbers ``number/site``."""
 

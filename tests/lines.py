@@ -142,11 +142,15 @@ def federate_lines(
     rounds: int,
     schedule: dict[str, Any] | None = None,
     loss: Loss = squares,
+    stops: Sequence[int] = (),
     **knobs: Any,
 ) -> list[tuple[State, dict[str, State]]]:
-    """The server's state and what the sites keep, after every round of a federation through the real engine."""
+    """The server's state and what the sites keep, after every round of a federation through the real engine.
+
+    Or only after rounds at which it `stops`, the last of which need not be `rounds`.
+    """
     after = []
-    for round in range(1, rounds + 1):  # each goes on from the checkpoint of the one before it
+    for round in stops or range(1, rounds + 1):  # each goes on from the checkpoint of the one before it
 
         def made(rounds: int = round) -> Any:
             recipe = Recipe(training, "sigmoid", nn.Identity(), loss, rounds=rounds)

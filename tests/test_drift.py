@@ -20,7 +20,7 @@ from fedseg.federation.engine import POOL
 from fedseg.federation.state import Mean, State, Update, subtract
 from fedseg.privacy.build import build_transforms
 from fedseg.privacy.settings import Compression, Privacy
-from tests.lines import ScriptedSite, along, close, federate_lines, golden, lines
+from tests.lines import LineSite, ScriptedSite, along, close, federate_lines, golden, lines
 from tests.world import CPU, assert_same, build, evaluate, simulate, toy_sites, training_of
 
 SGD = Training(optimizer="sgd", lr=0.05)
@@ -63,7 +63,7 @@ def test_a_first_round_of_scaffold_is_fedavgs_bit_for_bit(training: Training, tm
     fedavg = simulate("fedavg", tmp_path / "a", 1, training=training)
     scaffold = simulate("scaffold", tmp_path / "b", 1, training=training)
     assert scaffold.server.tensors.pop("control")
-    assert_same(scaffold.server, fedavg.server)
+    assert_same(State(scaffold.server.tensors, fedavg.server.scalars), fedavg.server)
 
 
 @pytest.mark.slow
@@ -100,6 +100,70 @@ def test_with_few_sites_the_control_variate_moves_by_their_share(tmp_path: Path)
     for name, c in outcome.server["control"].items():  # it stays the mean of all c_i, those at 0 included
         own = [kept.get("own")[f"control.{name}"] for kept in outcome.kept.values() if kept.get("own")]
         torch.testing.assert_close(c, torch.stack(own).sum(dim=0) / 3, rtol=1e-4, atol=1e-5)
+
+
+def unequal() -> dict[str, LineSite]:
+    """Sites of 100, 10 and 40 images whose best weights are 1, 4 and -2, each in a few steps."""
+    row = torch.ones(1, 1, dtype=torch.float64)
+    kinds = ((1.0, 100, 1.0), (4.0, 10, 0.5), (-2.0, 40, 0.8))
+    return {
+        f"s{i}": LineSite(f"s{i}", i, row * bend**0.5, row[0] * best * bend**0.5, images, 6)
+        for i, (best, images, bend) in enumerate(kinds)
+    }
+
+
+def best_for(sites: Sequence[LineSite]) -> float:
+    """Of the sum over images."""
+    bends = [float(site.examples * site.rows.square().sum()) for site in sites]
+    ends = [float(site.targets.sum() / site.rows.sum()) for site in sites]
+    return sum(bend * end for bend, end in zip(bends, ends, strict=True)) / sum(bends)
+
+
+OFTEN = 90
+ADDING = [("scaffold", {}), ("feddyn", {"alpha": 0.3})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "knobs"), ADDING)
+def test_few_sites_of_unequal_size_end_at_the_optimum_of_all(name: str, knobs: Any, tmp_path: Path) -> None:
+    sites, start = unequal(), torch.zeros(1, dtype=torch.float64)
+    schedule, stops = {"fraction": 0.67}, [10, OFTEN]
+    (early, kept), (late, _) = federate_lines(
+        name, tmp_path, sites, start, plain(0.3), OFTEN, schedule, stops=stops, **knobs
+    )
+    assert float(late["model"]["w"]) == pytest.approx(best_for(list(sites.values())), abs=1e-3)
+    if name == "scaffold":
+        own = [site.examples * kept[name]["own"]["control.w"] for name, site in sites.items()]
+        torch.testing.assert_close(early["control"]["w"], sum(own) / 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "knobs"), ADDING)
+def test_a_site_that_leaves_draws_no_longer(name: str, knobs: Any, tmp_path: Path) -> None:
+    sites, start = unequal(), torch.zeros(1, dtype=torch.float64)
+    schedule = {"leaves": {"s1": 20}, "arrives": {"s2": 10}}
+    ends = federate_lines(name, tmp_path, sites, start, plain(0.3), OFTEN, schedule, stops=[20, OFTEN], **knobs)
+    there = best_for([sites["s0"], sites["s2"]])
+    assert abs(float(ends[0][0]["model"]["w"]) - there) > 0.02
+    assert float(ends[1][0]["model"]["w"]) == pytest.approx(there, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_a_site_whose_weight_changes_begins_again_as_all_do(name: str) -> None:
+    method = build(name)
+    server = method.init_server({})
+    model = {key: torch.ones_like(tensor) for key, tensor in server["model"].items()}
+    mean = State({"model": model, "control": model} if name == "scaffold" else {"model": model})
+    once = method.advance(server, mean, Cohort({"a": 3.0, "b": 1.0}, 3, 3, 3))
+    (key,) = {"control", "drift/mean"} & once.tensors.keys()
+    part = 4.0 / 6.0  # the third site is taken to weigh as the others do
+    assert all(torch.allclose(tensor, torch.tensor(part)) for tensor in once[key].values())
+    again = method.advance(once, mean, Cohort({"a": 5.0}, 3, 3, 3))
+    assert not any(tensor.any() for tensor in again[key].values())
+    told = [method.broadcast(again, site, TrainTask(3, 7)).scalars.get("again") for site in ("a", "b")]
+    assert told == [1.0, 1.0]
+    on = method.advance(again, mean, Cohort({"a": 5.0}, 3, 3, 3))
+    assert [method.broadcast(on, site, TrainTask(4, 7)).scalars.get("again") for site in ("a", "b")] == [None, 1.0]
 
 
 @pytest.mark.parametrize("name", [name for name, method in ALGORITHMS.items() if method.exact_groups])
@@ -391,13 +455,13 @@ def test_feddyns_rounds_are_the_papers_and_end_at_the_federations_optimum(tmp_pa
 
 
 def test_feddyns_sum_takes_a_round_by_its_sites_share_of_all() -> None:
-    """The paper's -h / alpha: 2 of 4 sites are behind the mean, and one that weighs nothing is none of them."""
+    """The paper's -h / alpha, by weights: the fourth site is taken to weigh as the other three do."""
     w, past, mean = (torch.tensor(values) for values in ([1.0, 2.0], [0.5, -0.5], [0.2, 0.4]))
     server = State({"model": {"w": w}, "drift/mean": {"w": past}})
-    cohort = Cohort({"a": 3.0, "b": 1.0, "c": 0.0}, 3.0, 3, 4)
+    cohort = Cohort({"a": 3.0, "b": 1.0, "c": 0.5}, 3.0, 3, 4)
     after = build("feddyn").advance(server, State({"model": {"w": mean}}), cohort)
-    torch.testing.assert_close(after["drift/mean"]["w"], past + 2 / 4 * mean)
-    torch.testing.assert_close(after["model"]["w"], w + mean + past + 2 / 4 * mean)
+    torch.testing.assert_close(after["drift/mean"]["w"], past + 3 / 4 * mean)
+    torch.testing.assert_close(after["model"]["w"], w + mean + past + 3 / 4 * mean)
 
 
 def test_a_site_that_feddyn_meets_first_takes_fedproxs_steps() -> None:

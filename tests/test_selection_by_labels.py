@@ -206,7 +206,7 @@ def test_one_site_is_nothing_to_choose_from_and_hidden_sites_tell_nothing(tmp_pa
         simulate("fedavg", tmp_path, schedule=BY_LABELS, transforms=chain)
 
 
-@pytest.mark.parametrize("name", ["fedce", "fedamp"])
+@pytest.mark.parametrize("name", ["fedce", "fedamp", "scaffold", "feddyn"])
 def test_weights_by_chances_are_refused_beside_a_methods_own(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"take federation\.select_unbiased=false"):
         simulate(name, tmp_path, schedule={**BY_LABELS, "select_unbiased": True})
