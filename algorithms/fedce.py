@@ -12,9 +12,10 @@ from torch import Tensor
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.algorithms.functional.contribution import Version, cosines_to_others, shares
 from fedseg.federation.contract import Average, Site, Task
-from fedseg.federation.state import State, Update
+from fedseg.federation.state import State, Update, filed
 
 ALONE, SHARE = "error_without", "share"  # numbers that travel
+AWAY = "away"  # away/<site>, a number at the server: it had no part in the last mean
 
 
 class FedCE(FedAvg):
@@ -23,7 +24,8 @@ class FedCE(FedAvg):
     A site contributes where its update points away from the others' (1 - cosine, mean over rounds), and where the model
     without it is bad at its own validation images (1 - Dice, mean over rounds; the model without it is
     (w - c w_last) / (1 - c), with its weight c and its last local model). Both parts are normalised over the sites, and
-    added or multiplied. In a site's first round the Dice counts as 0, and stays in the mean, as in both programs.
+    added or multiplied. In a site's first round the Dice counts as 0, and stays in the mean, as in both programs. They
+    have all sites in every round; here, where a site missed the last one, the model without it is the received one.
 
     Args:
         join: plus adds both parts, times multiplies them.
@@ -61,8 +63,8 @@ class FedCE(FedAvg):
         super().on_train_end()
         if self.turn_site is None:
             return
-        share = self.received.scalars.get(SHARE, 0.0)
-        found = self.dice_without(self.turn_site, share) if self.trained_here and 0 < share < 1 else 0.0
+        share = self.received.scalars.get(SHARE, 1.0)
+        found = self.dice_without(self.turn_site, share) if self.trained_here and share < 1 else 0.0
         self.dice_so_far += torch.tensor([found, 1.0], device=self.dice_so_far.device)
         self._load(self.last, self.model.state_dict())
 
@@ -86,10 +88,12 @@ class FedCE(FedAvg):
         return self.mean_dice(network, site.eval_batches("val")) or 0.0
 
     def broadcast(self, server: State, site: str, task: Task) -> State:
-        """The model, and for training the site's weight in the last round."""
+        """The model, and for training the site's weight in the last round, 0 if it missed that."""
         message = super().broadcast(server, site, task)
-        share = {SHARE: server.scalars[f"{SHARE}/{site}"]} if f"{SHARE}/{site}" in server.scalars else {}
-        return State(message.tensors, {**message.scalars, **(share if task.kind == "train" else {})})
+        share = server.scalars.get(f"{SHARE}/{site}")
+        if task.kind != "train" or share is None:
+            return message
+        return State(message.tensors, {**message.scalars, SHARE: 0.0 if f"{AWAY}/{site}" in server.scalars else share})
 
     def aggregate(self, server: State, updates: Sequence[Update], average: Average) -> State:
         """Weigh the updates by what they contribute, and remember their cosines and weights."""
@@ -106,11 +110,14 @@ class FedCE(FedAvg):
         alone = [min(max(update.scalars[ALONE], 0.0), 1.0) for update in usable]
         found = dict(zip([u.site for u in usable], shares(away, alone, self.join, self.version), strict=True))
         told |= {f"{SHARE}/{site}": weight for site, weight in found.items()}
+        missed = filed(server, SHARE).keys() - found.keys()
+        past_scalars = {name: x for name, x in server.scalars.items() if not name.startswith(f"{AWAY}/")}
+        told |= {f"{AWAY}/{site}": 1.0 for site in missed}
         weights = [found.get(update.site, 0.0) for update in updates]
         mean, cohort = average(weights)
         moved = {group: {k: t * sum(weights) for k, t in mean.get(group).items()} for group in ("model", "buffers")}
         moved = {group: tensors for group, tensors in moved.items() if tensors}
-        state = State(server.tensors, {**server.scalars, **told})
+        state = State(server.tensors, {**past_scalars, **told})
         return super().advance(state, State({**mean.tensors, **moved}, mean.scalars), cohort)
 
 

@@ -23,8 +23,8 @@ class GA(FedAvg):
     A site's gap is the validation Dice of its model after its last training minus that of the model received since;
     c_i += s gap_i / max |gap| / K, cut to [0, 1], and normalised over the sites of the round. Weights begin as
     `weighting` says; s falls linearly from `step` over `step_rounds`. A site that has no gap yet, or no validation
-    images, keeps its weight. After the paper; its program, which divides by the number of sites it was run with, was
-    not compared.
+    images, keeps its weight. The released program's rule, with K sites for the 3 it was run with; its arrays were not
+    compared.
 
     Args:
         step: s of the first round; 0 is FedAvg.
@@ -77,14 +77,16 @@ class GA(FedAvg):
         """Move the weights, and take the mean."""
         if not self.step:
             return super().aggregate(server, updates, average)
-        sizes = self.weigh(server, updates)
-        uniform = {u.site: size / sum(sizes) for u, size in zip(updates, sizes, strict=True) if size}
-        past = {site: server.scalars.get(f"{SHARE}/{site}", size) for site, size in uniform.items()}
+        sizes = {u.site: size for u, size in zip(updates, self.weigh(server, updates), strict=True) if size}
+        weights = {site: server.scalars.get(f"{SHARE}/{site}", size) for site, size in sizes.items()}
+        weights = weights if any(weights.values()) else sizes
+        whole = sum(weights.values())  # what is remembered is on the scale of sizes, whoever was there
+        past = {site: weight / whole for site, weight in weights.items()}
         gaps = {u.site: min(max(u.scalars[GAP], -1.0), 1.0) for u in updates if GAP in u.scalars and u.site in past}
         rounds = server.scalars.get(ROUNDS, 0.0)
         found = adjusted(past, gaps, self.step * max(0.0, 1 - rounds / self.step_rounds))
         after = super().advance(server, *average([found.get(update.site, 0.0) for update in updates]))
-        told = {f"{SHARE}/{site}": share for site, share in found.items()}
+        told = {f"{SHARE}/{site}": share * whole for site, share in found.items()}
         return State(after.tensors, {**after.scalars, **told, ROUNDS: rounds + 1})
 
 

@@ -105,6 +105,31 @@ def test_a_site_scores_the_model_without_itself_from_its_second_round_on() -> No
     assert 0 < found[0] < 1
 
 
+@pytest.mark.slow
+def test_after_a_round_without_it_the_model_without_a_site_is_the_one_it_receives(tmp_path: Path) -> None:
+    method = build("fedce")
+    server = State(method.init_server({}).tensors, {"share/s0": 0.5, "share/s1": 0.5})
+    flat = {group: {key: tensor * 0 for key, tensor in server[group].items()} for group in ("model", "buffers")}
+    told = Update(flat, {"error_without": 0.5}, site="s0", examples=9)
+
+    def average(weights: Sequence[float]) -> tuple[State, Cohort]:
+        return State(flat), Cohort({"s0": 1.0}, 2, 2, 2)
+
+    after = method.aggregate(server, [told], average)
+    message = method.broadcast(after, "s1", TrainTask(3, 7))
+    assert message.scalars["share"] == 0
+    worker, site = build("fedce"), toy_sites()["s1"]
+    kept = turn(build("fedce"), site, TrainTask(1, 7, steps=2), message, State(), CPU, evaluate)[1]
+    worker.receive(message, State(), site)
+    received = worker.mean_dice(worker.model, site.eval_batches("val"))
+    update, _ = turn(build("fedce"), site, TrainTask(3, 7, steps=2), message, kept, CPU, evaluate)
+    assert received is not None
+    assert update.scalars["error_without"] == pytest.approx(1 - received / 2, abs=1e-6)  # its first round counts as 0
+    both = [Update(flat, {"error_without": 0.5}, site=name, examples=9) for name in ("s0", "s1")]
+    again = method.aggregate(after, both, average)
+    assert method.broadcast(again, "s1", TrainTask(4, 7)).scalars["share"] > 0
+
+
 def test_absent_sites_keep_their_weight_and_unlabelled_ones_have_none(tmp_path: Path) -> None:
     sites = toy_sites(4)
     sites["s2"] = replace(sites["s2"], labelled=False)

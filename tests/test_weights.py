@@ -220,6 +220,23 @@ def test_gas_step_falls_linearly_over_its_rounds() -> None:
         assert after.scalars["rounds"] == past + 1
 
 
+def test_without_a_gap_ga_weighs_by_size_whoever_met_whom() -> None:
+    """Few sites in a round: a site's weight does not hang on whom it was first averaged with."""
+    method, server, asked = build("ga", step=0.2), State(), []
+
+    def average(weights: Sequence[float]) -> tuple[State, Cohort]:
+        asked.append(list(weights))
+        return State(), Cohort({}, 2, 2, 4)
+
+    sizes = {"a": 100, "b": 10, "c": 10, "d": 10}
+    for sites in ("ab", "cd", "bc", "ad"):
+        server = method.aggregate(server, [Update(site=site, examples=sizes[site]) for site in sites], average)
+        assert asked[-1] == pytest.approx([sizes[site] / sum(sizes[site] for site in sites) for site in sites])
+    lone = State(scalars={"share/b": 0.0})
+    method.aggregate(lone, [Update(site="b", examples=10)], average)
+    assert asked[-1] == [1.0]
+
+
 @pytest.mark.parametrize("name", ["ga", "fedcost"])
 def test_a_site_without_validation_images_tells_no_score_and_has_its_say(name: str) -> None:
     method = build(name)
