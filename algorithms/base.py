@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedseg.algorithms.parts import FROZEN, Parts, copies, mark, without
 from fedseg.algorithms.recipe import Recipe
 from fedseg.algorithms.stock import LAST, StockModule, View, dice
 from fedseg.federation.contract import LOSS, Average, Batch, Cohort, MessageError, Site, Split, Task
-from fedseg.federation.ranges import check_ranges
+from fedseg.federation.ranges import ReadBy, check_ranges
 from fedseg.federation.state import State, Tensors, Update, add, subtract, without_sites
 from fedseg.models.heads import decide
 from fedseg.models.select import Selector, everything, named, nothing
@@ -68,6 +68,9 @@ class Algorithm(StockModule):
     writes `aggregate`; one whose `weigh` compares them says so."""
     answers_singly: bool = False
     """Whether `broadcast` answers every site with a model of its own instead of the mean."""
+    read_by: ClassVar[ReadBy] = {}
+    """Settings that only some choices of another one read: with others a method refuses them (`check_read`), and tuning
+    leaves them as they are."""
     steady_weights: bool = False
     """Whether means are added up over rounds, in which a site has to weigh the same."""
     among_peers: bool = False

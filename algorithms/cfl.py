@@ -11,7 +11,7 @@ from fedseg.algorithms.answers import ROUNDS, OwnAnswers, joined, replaced, weig
 from fedseg.algorithms.functional.parting import parting
 from fedseg.algorithms.functional.rows import row_of
 from fedseg.federation.contract import Average, Task
-from fedseg.federation.ranges import Share
+from fedseg.federation.ranges import Fixed, Share
 from fedseg.federation.state import Mean, State, Tensors, Update, filed
 
 GROUP, WEIGHT = "group", "weight"
@@ -43,7 +43,7 @@ class CFL(OwnAnswers):
         *args: Any,
         cancel: Share = 0.5,
         cosine: Annotated[float, Field(ge=-1, le=1)] = 0.0,
-        first_parting: PositiveInt = 5,
+        first_parting: Fixed[PositiveInt] = 5,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

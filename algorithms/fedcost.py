@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.federation.contract import LOSS, Average, Site
-from fedseg.federation.ranges import Share
+from fedseg.federation.ranges import ReadBy, Share, check_read
 from fedseg.federation.state import State, Update
 
 DICE, COST, KEPT = "validation/dice", "cost", 5
@@ -38,6 +38,8 @@ class FedCost(FedAvg):
         images: a of cost=ratio, the part of the number of images; 1 is FedAvg.
     """
 
+    read_by: ClassVar[ReadBy] = {"power": ("cost", ("dice",)), "images": ("cost", ("ratio",))}
+
     def __init__(
         self,
         *args: Any,
@@ -48,6 +50,7 @@ class FedCost(FedAvg):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.cost, self.power, self.images = cost, power, images
+        check_read(self, "algorithm", self.read_by)
         self._dice: float | None = None
 
     def receive(self, message: State, kept: State, site: Site) -> None:

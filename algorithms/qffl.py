@@ -28,8 +28,8 @@ class QFFL(FedAvg):
 
     Args:
         q: strength; 0 is FedAvg.
-        lipschitz: L; null takes 1 / training.lr, for plain SGD. With another optimiser it is a scale, and has to be
-            said.
+        lipschitz: L; null takes 1 / training.lr, for plain SGD of one rate. With another optimiser or a rate that moves
+            over rounds it is a scale, and has to be said.
     """
 
     def __init__(
@@ -41,6 +41,12 @@ class QFFL(FedAvg):
             told = f", or algorithm.lipschitz={1 / training.lr} (in an older run's config.yaml that is what null was)"
             why = "without algorithm.lipschitz its bound is one over the rate of plain SGD"
             training.require_sgd("qffl", why, instead=told)
+            if training.warmup or training.schedule != "constant":
+                raise ValueError(
+                    "algorithm=qffl: without algorithm.lipschitz its bound is one over a rate that stays the same, so "
+                    f"take training.schedule=constant and training.warmup=0, not {training.schedule} and "
+                    f"{training.warmup}{told}"
+                )
         self.q, self.lipschitz = q, lipschitz or 1 / training.lr
         self._before = 0.0
 

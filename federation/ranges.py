@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from inspect import signature
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -69,7 +70,7 @@ def check_read(settings: Any, section: str, read_by: ReadBy, *, leave_first: boo
     """Refuse a setting that nobody reads.
 
     Args:
-        settings: a dataclass.
+        settings: an object with the attributes; its dataclass or constructor has their defaults.
         section: of the settings, such as federation.
         read_by: who reads which.
         leave_first: whether to advise first to leave the setting, since another choice would change more than itself.
@@ -107,7 +108,9 @@ def _unread(settings: Any, read_by: ReadBy) -> Iterator[tuple[str, str]]:
 
 
 def _defaults(settings: Any) -> dict[str, Any]:
-    return {one.name: one.default for one in fields(settings)}
+    if is_dataclass(settings):
+        return {one.name: one.default for one in fields(settings)}
+    return {name: parameter.default for name, parameter in signature(type(settings)).parameters.items()}
 
 
 @cache

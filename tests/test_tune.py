@@ -144,6 +144,13 @@ def test_what_is_marked_as_fixed_is_not_searched_from_a_preset_either(name: str,
     assert [a.key for a in search_space(config)] == ["training.lr", *searched]
 
 
+@pytest.mark.parametrize(("name", "searched"), [
+    ("fedcost", ["algorithm.power"]), ("fedcostwavg", ["algorithm.images"]), ("fedpidavg", []),
+])  # fmt: skip
+def test_what_the_method_does_not_read_is_not_searched(name: str, searched: Any) -> None:
+    assert [a.key for a in search_space(compose([f"algorithm={name}"], SCHEMA))] == ["training.lr", *searched]
+
+
 def test_what_is_given_by_hand_is_not_searched() -> None:
     config = compose(["algorithm=ditto", "algorithm.lam=1"], SCHEMA)
     assert [a.key for a in search_space(config, ["algorithm.lam", "data.size"])] == ["training.lr"]

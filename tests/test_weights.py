@@ -73,6 +73,16 @@ def test_rounds_by_loss_are_the_papers(cost: str, knobs: dict[str, Any], tmp_pat
         torch.testing.assert_close(server["model"]["w"], w, rtol=1e-6, atol=1e-9)  # losses travel in single precision
 
 
+def test_what_the_chosen_cost_does_not_read_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"algorithm\.power has no effect with algorithm\.cost=pid; take algorithm\.cost="
+    ):
+        build("fedcost", cost="pid", power=2.0)
+    with pytest.raises(ValueError, match=r"or leave algorithm\.images at 0\.5"):
+        build("fedcost", images=0.2)
+    build("fedcost", cost="ratio", images=0.2)
+
+
 def test_by_images_alone_it_is_fedavg(tmp_path: Path) -> None:
     sites, start = world()
     ours = federate_lines("fedcost", tmp_path / "a", sites, start, SGD, 2, cost="ratio", images=1.0)
@@ -140,6 +150,9 @@ def test_q_ffl_refuses_a_bound_of_another_optimiser_than_plain_sgd() -> None:
     ):
         build("qffl", ADAM)
     assert build("qffl", ADAM, lipschitz=3.0).lipschitz == 3.0
+    with pytest.raises(ValueError, match=r"take training\.schedule=constant and training\.warmup=0, not cosine and 0"):
+        build("qffl", training_of("qffl", schedule="cosine"))
+    build("qffl", training_of("qffl", schedule="cosine"), lipschitz=3.0)
 
 
 @pytest.mark.slow

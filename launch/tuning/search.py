@@ -58,9 +58,11 @@ def search_space(config: DictConfig, by_hand: typing.Collection[str] = ()) -> li
         config: of the method as it is without tuning, on the job at hand.
         by_hand: settings that the user gives, which are not searched.
     """
-    own = own_settings(str(config.algorithm.name))
+    name = str(config.algorithm.name)
+    idle = {key for key, (owner, choices) in METHODS[name].read_by.items() if config.algorithm[owner] not in choices}
+    own = {key: knob for key, knob in own_settings(name).items() if key not in idle}
     known = {SHARED: Knob(Annotated[float, Searched(*_around(config.training.lr))], None, "")}
-    known |= {f"algorithm.{name}": knob for name, knob in own.items()}
+    known |= {f"algorithm.{key}": knob for key, knob in own.items()}
     found = (axis(key, knob, OmegaConf.select(config, key)) for key, knob in known.items() if key not in by_hand)
     return [one for one in found if one is not None]
 
