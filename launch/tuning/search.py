@@ -6,11 +6,12 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic.fields import FieldInfo
 
+from fedseg.algorithms.base import Algorithm
 from fedseg.algorithms.fedavg import FedAvg
 from fedseg.configs.knobs import Knob, knobs
 from fedseg.federation.ranges import NotSearched, Searched
@@ -59,7 +60,8 @@ def search_space(config: DictConfig, by_hand: typing.Collection[str] = ()) -> li
         by_hand: settings that the user gives, which are not searched.
     """
     name = str(config.algorithm.name)
-    idle = {key for key, (owner, choices) in METHODS[name].read_by.items() if config.algorithm[owner] not in choices}
+    read_by = cast(type[Algorithm], METHODS[name]).read_by
+    idle = {key for key, (owner, choices) in read_by.items() if config.algorithm[owner] not in choices}
     own = {key: knob for key, knob in own_settings(name).items() if key not in idle}
     known = {SHARED: Knob(Annotated[float, Searched(*_around(config.training.lr))], None, "")}
     known |= {f"algorithm.{key}": knob for key, knob in own.items()}
