@@ -44,9 +44,13 @@ class FedAvgM(FedAvg):
 class AdaptiveServer(FedAvg):
     """Adaptive server optimisers (Reddi et al., ICLR 2021): the mean update d is taken for a gradient.
 
-    m <- beta1 m + (1 - beta1) d; v by the method's rule; w <- w + server_step m / (sqrt(v) + tau). Both moments start
-    at 0 and are not corrected for it, as in the paper. Local steps, and what travels, are FedAvg's; running statistics
-    take the plain mean. `federation.server_lr` scales d.
+    m <- beta1 m + (1 - beta1) d; v by the method's rule; w <- w + server_step m / (sqrt(v) + tau). Local steps, and
+    what travels, are FedAvg's; running statistics take the plain mean. `federation.server_lr` scales d.
+
+    The rules are the paper's, and so is that moments are not corrected for where they start. Departures are those of
+    FLamby's program (Ogier du Terrail et al., NeurIPS 2022), whose arrays the rounds reproduce: v starts at 0, in the
+    paper at tau^2 or more, so that first steps are longer here; beta2 is 0.999, in the paper's experiments 0.99;
+    FedAdagrad has the momentum beta1, in the paper's none (beta1=0).
 
     Args:
         server_step: step size of the server.
