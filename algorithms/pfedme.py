@@ -24,7 +24,9 @@ class PFedMe(FedAvg):
     For each batch the personal model theta takes `inner_steps` steps on loss + lam/2 |theta - w|^2; then the site's w
     moves to w - eta lam (w - theta). Theta starts each round at the received model. Steps of the recipe's optimiser
     count as local steps, so that a round costs what it costs with FedAvg. The paper's beta is `federation.server_lr`.
-    Running statistics are the personal model's, and averaged. After the paper; no code was compared.
+    Running statistics are the personal model's, and averaged. After the paper; the authors' program was read, and no
+    numbers were compared. Their experiments on MNIST have eta 0.005 and lam 15, thus an `outer` of 0.075, over 20
+    batches in a round; 0.5 is for the few batches of short rounds.
 
     Args:
         lam: strength of the pull between both.
