@@ -58,6 +58,7 @@ def written(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_combination_of_every_sweep_file_is_a_config(path: Path) -> None:
     sweep = Sweep.read(path.stem)
+    assert sweep.name == path.stem, "runs/NAME is where whoever gave the file's name looks for them"
     count = None if sweep.method == "grid" else 20
     combinations = sweep.combinations(count, seed=0)
     assert combinations
