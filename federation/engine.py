@@ -719,10 +719,14 @@ class Federation:
         """The error that ends the run; the round is noted first."""
         self.observer.round_done(self._record)
         reasons = "; ".join(f"{e['site']}: {e['detail']}" for e in self._record.events if e["event"] == "refused")
+        asked = {"federation.combine": self._combination.least} | {one.name: one.least for one in self.transforms}
+        whose = [name for name, least in asked.items() if least == self._needed > self.schedule.min_sites]
+        needed = f"{self._needed} needed by {whose[0]}" if whose else f"federation.min_sites={self._needed} needed"
+        diverged = "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
+        unconnected = "See to it that these sites can take part, and go on with resume=true."
         return RoundError(
-            f"round {round}: {usable} usable updates, federation.min_sites={self._needed} needed "
-            f"({reasons}). "
-            "Lower the learning rate, clip gradients (trainer.gradient_clip) or look at these sites' images."
+            f"round {round}: {usable} usable updates, {needed} ({reasons or 'no site sent one'}). "
+            f"{diverged if 'not finite' in reasons else unconnected}"
         )
 
 

@@ -24,6 +24,7 @@ MISTAKES = (
     ("datamodules.errors", "DataError"),
     ("reporting", "ReportingError"),
     ("federation.checkpoint", "CheckpointError"),
+    ("federation.contract", "MessageError"),
     ("federation.engine", "RoundError"),
     ("federation.workers", "WorkersError"),
 )

@@ -55,7 +55,8 @@ class Execute(Protocol):
 PROJECT = "federated-segmentation"
 LONGEST_NAME = 60
 PER_SITE = "data.per_site"
-MAY_CHANGE = ("federation.rounds", "data.manifest", "data.left_out", *CIRCUMSTANCE)  # data are known by their content
+MAY_CHANGE = ("federation.rounds", "data.manifest", "data.left_out", "data.public", *CIRCUMSTANCE)
+"""Beginnings of keys, and whole ones; data are known by their content."""
 PATHS = (
     "output",
     "pretrained",
@@ -154,7 +155,8 @@ def differences(saved: DictConfig, config: DictConfig, may_change: tuple[str, ..
     keys = sorted(before.keys() | now.keys())
     if _says_no_more(now.get(PER_SITE) or {}, before.get(PER_SITE) or {}):
         keys = [key for key in keys if key != PER_SITE]
-    changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(may_change)]
+    free = tuple(name if name.endswith(".") else f"{name}." for name in may_change)
+    changed = [key for key in keys if before.get(key) != now.get(key) and not f"{key}.".startswith(free)]
     return ", ".join(f"{key}: {before.get(key)!r} in the folder, {now.get(key)!r} now" for key in changed)
 
 

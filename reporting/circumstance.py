@@ -12,6 +12,7 @@ CIRCUMSTANCE = (
     "trainer.deterministic",
     "data.root",
     "data.cache",
+    "data.cache_dir",
     "data.workers",
     "deployment.patience",
     "deployment.timeout",
@@ -26,6 +27,7 @@ ENGINE = ("engine", "deployment.")
 ELSEWHERE = (
     "data.root",
     "data.manifest",
+    "data.public",
     "data.left_out",
     "data.cache",
     "data.cache_dir",

@@ -141,7 +141,7 @@ def test_a_site_that_never_answers_is_left_out_after_the_timeout(tmp_path: Path)
 
 def test_fewer_than_min_sites_end_the_run_and_name_the_reasons(tmp_path: Path) -> None:
     refuse = LIES["a refusal"][0]
-    with pytest.raises(RoundError, match=r"2 usable updates, federation.min_sites=3 needed \(s2: no\)"):
+    with pytest.raises(RoundError, match=r"2 usable updates, federation.min_sites=3 needed \(s2: no\)\. See to it"):
         federate("fedavg", tmp_path, schedule={"min_sites": 3}, before=when_it_trains("s2", refuse))
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+import evaluate as rescoring
+import train
 from fedseg.algorithms.functional.distil import divergence
 from fedseg.algorithms.functional.private import PrivateStep
 from fedseg.algorithms.medisecfed import ANSWERS, TAUGHT, Lesson, MediSecFed
@@ -283,6 +285,27 @@ def test_public_images_of_a_folder_are_spread_over_its_files(tmp_path: Path) -> 
     )
     assert every.shape == (7, 3, 32, 32)
     assert torch.equal(some, every[[0, 2, 4, 6]])
+
+
+@pytest.mark.slow
+def test_public_images_may_lie_elsewhere_and_must_be_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        save(tmp_path / "there" / f"{number}.png", picture(number))
+    run = [f"output={tmp_path / 'run'}"]
+    first = [*TINY, "algorithm=medisecfed", f"data.public={tmp_path / 'there'}", "federation.rounds=1"]
+    assert train.main([*first, *run]) == 0
+    (tmp_path / "there").rename(tmp_path / "here")
+    here = f"data.public={tmp_path / 'here'}"
+    assert rescoring.main([str(tmp_path / "run"), here]) == 0
+    assert train.main([*run, "resume=true", "federation.rounds=2", here]) == 0
+    capsys.readouterr()
+    save(tmp_path / "here" / "1.png", picture(9))
+    assert train.main([*run, "resume=true", "federation.rounds=3", here]) == 2
+    assert "its public images (data.public) are not those of the server" in capsys.readouterr().err
+    assert train.main([*run, "resume=true", "federation.rounds=2", here, "data.public_images=2"]) == 2
+    assert "data.public_images: 64 in the folder, 2 now" in capsys.readouterr().err
 
 
 def test_public_images_that_are_none_are_told_with_the_cure(tmp_path: Path) -> None:
