@@ -172,7 +172,7 @@ def _extras(
         return without_images(analysis, "pictures=false.")
     if not any(run.folder.has_checkpoint for _, run in analysis.gathered.ordinary):
         return without_images(analysis, "these runs' folders hold no saved models (checkpoints/).")
-    from fedseg.launch.scores.evidence import look_again  # torch, networks, images
+    from fedseg.launch.scores.second_look import look_again  # torch, networks, images
 
     print(
         "looking at images again: how sites differ, cases that gain and lose most (pictures=false leaves it out)",

@@ -83,11 +83,6 @@ class Experiment:
             check_loggers(self.config.get("loggers") or ())
             check_metrics(self.evaluation.metrics, self.evaluation.tolerance)
             _ = self.schedule, self.data, self.deployment
-            if self.config.protocol == "leave_one_site_out" and not self.evaluation.test:
-                raise ConfigError(
-                    "protocol=leave_one_site_out scores the test cases of held-out sites; leave out "
-                    "evaluation.test=false, or take protocol=personalised"
-                )
             if self.config.protocol == "leave_one_site_out":
                 self._check_folds()
             self._check_arrivals()
@@ -156,11 +151,16 @@ class Experiment:
             )
 
     def _check_folds(self) -> None:
-        """Refuse what is said of a site by name where every site is held out once.
+        """Refuse to leave out test cases, or to say something of a site by name, where every site is held out once.
 
         Raises:
             ConfigError: naming the setting.
         """
+        if not self.evaluation.test:
+            raise ConfigError(
+                "protocol=leave_one_site_out scores the test cases of held-out sites; leave out evaluation.test=false, "
+                "or take protocol=personalised"
+            )
         for key in ("federation.arrives", "federation.leaves", "data.arrives", "data.unlabelled"):
             if OmegaConf.select(self.config, key):
                 raise ConfigError(
@@ -470,11 +470,9 @@ class Experiment:
             raise ConfigError(f"a site is called {POOL!r}, which is the name of pooled training; rename its folder")
         return {**{name: self.data.site(name) for name in names}, POOL: self.data.pooled()}
 
-    def federation(
-        self, checkpoint: Checkpoint, evaluate: Scoring, observer: Observer, ledger: Ledger | None = None
-    ) -> Federation:
+    def federation(self, checkpoint: Checkpoint, evaluate: Scoring, observer: Observer) -> Federation:
         """The run on this machine."""
-        return self.federation_over(self.way(evaluate), self.data.sites, checkpoint, observer, ledger)
+        return self.federation_over(self.way(evaluate), self.data.sites, checkpoint, observer)
 
     def way(self, evaluate: Scoring) -> Way:
         """To all sites: one worker after the other, or several side by side."""

@@ -261,13 +261,13 @@ def unused(experiment: Experiment) -> list[str]:
     return [*experiment.privacy.without_effect(), *added]
 
 
-def train_and_score(federation: Federation, reporter: Reporter, evaluation: Evaluation, unused: Sequence[str]) -> None:
-    """Run all rounds, and score the last and the best models; what has no effect is said before."""
+def train_and_score(federation: Federation, reporter: Reporter, evaluation: Evaluation, idle: Sequence[str]) -> None:
+    """Run all rounds, and score the last and the best models; what is idle, having no effect, is said before."""
     method: Any = federation.algorithm
     splits = evaluation.splits
     if not federation.checkpoint.round:
         told = without_effect(federation.schedule, federation.algorithm)
-        told = [*told, *not_served(federation, evaluation), *unused]
+        told = [*told, *not_served(federation, evaluation), *idle]
         reporter.notice([event(0, "", "no effect", detail) for detail in told])
     reporter.folder.write_tensors(method.parts.rows(method.model))
     server = federation.run()
@@ -305,8 +305,8 @@ def note_findings(folder: RunFolder, findings: Sequence[Finding], part: bool = F
     rows = as_rows(findings)
     said: list[dict[str, str]] = []
     if part:
-        beside = [RunFolder(path) for path in folder.path.parent.iterdir() if path != folder.path]
-        said = [row for other in beside for row in other.findings()]
+        siblings = [RunFolder(path) for path in folder.path.parent.iterdir() if path != folder.path]
+        said = [row for other in siblings for row in other.findings()]
     folder.write_findings(rows, COLUMNS)
     known = {tuple(row.values()) for row in said}
     new = [finding for finding in findings if tuple(as_rows([finding])[0].values()) not in known]

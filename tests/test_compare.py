@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 import compare
 from fedseg.configs.knobs import knobs
 from fedseg.launch.compare import Destination, default_settings, requested
-from fedseg.launch.scores.evidence import extremes
+from fedseg.launch.scores.second_look import extremes
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.gather import Gathered, Method, gather, signature

@@ -165,8 +165,8 @@ def views(algorithm: Algorithm, site: SiteData, task: EvaluateTask) -> Iterable[
     if task.topic == VISITING:  # another site's model, wherever it is
         return task.views if algorithm.trained_here else ()
     there = algorithm.views if site.seen else algorithm.unseen_views
-    fitted = algorithm.trained_here or (task.personalise and algorithm.personalises)
-    if site.seen and not (algorithm.examples_at(site) and fitted):
+    has_own = algorithm.trained_here or (task.personalise and algorithm.personalises)
+    if site.seen and not (algorithm.examples_at(site) and has_own):
         there = tuple(view for view in there if view != "personal")
     return [view for view in there if not task.views or view in task.views]
 
