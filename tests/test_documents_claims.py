@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import math
 import re
 import shlex
@@ -30,6 +31,7 @@ from fedseg.datamodules import manifest
 from fedseg.datamodules.errors import DataError
 from fedseg.federation import combine
 from fedseg.federation.admission import Limits, bounds
+from fedseg.federation.contract import Guarantee
 from fedseg.federation.engine import ONCE, POOL
 from fedseg.federation.flower.keys import SiteKey
 from fedseg.federation.flower.records import MOST_ENTRIES, MOST_ROWS, MOST_SETTING, MOST_VERSION
@@ -40,7 +42,7 @@ from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sites.across import check_carried, check_transforms
 from fedseg.launch.sites.site import Pseudonyms
 from fedseg.launch.sites.terms import check_terms, read_terms
-from fedseg.privacy.accounting import gaussian_event
+from fedseg.privacy.accounting import Account, gaussian_event
 from fedseg.privacy.encryption import DEGREE
 from fedseg.privacy.masked import Masked, threshold
 from fedseg.privacy.masks import FRACTION
@@ -178,6 +180,12 @@ def fuzzed() -> int:
     return sum(int(count) for count in re.findall(r"max_examples=(\d+) \* MANY", source))
 
 
+def lasting(patients: int, noise: float = 1.0) -> int:
+    """Rounds of ten steps of four patients that fit epsilon 8 at delta 1e-4."""
+    account, step = Account(Guarantee("patient", 1e-4)), gaussian_event(noise, 4 / patients)
+    return next(past for past in itertools.count() if account.epsilon({step: 10.0 * (past + 1)}) > 8)
+
+
 @pytest.mark.slow
 def test_figures_are_those_of_the_code() -> None:
     limits, steps, others = Limits(), bounds("train/steps"), bounds("loss")
@@ -211,6 +219,8 @@ def test_figures_are_those_of_the_code() -> None:
             f"2^-{int(math.log2(FRACTION))} per weighted number",
             {3: "A round needs three sites"}[Masked.least],
             f"({shares[3]} of 3, {shares[4]} of 4 or 5, {shares[6]} of 6)",
+            f"24 training patients last {lasting(24)} rounds, 30 last {lasting(30)}, 60 last {lasting(60)} and 100 "
+            f"last {lasting(100)}; with `privacy.noise=2` 24 last {lasting(24, noise=2.0)}",
         ],
     }
     assert shares[4] == shares[5]
