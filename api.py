@@ -197,10 +197,31 @@ class Run:
         terms: str | None = None,
         images: Path | str | None = None,
         bundle: bool = False,
+        onnx: bool = False,
+        checkpoint: Chosen = "best",
     ) -> list[Exported]:
-        """Models for use elsewhere, with their cards, as ``python export.py``."""
+        """Models for use elsewhere, with their cards, as ``python export.py``.
+
+        Args:
+            out: created; must not hold anything.
+            sites: of the sites' own models only theirs, beside the global one; none for all.
+            terms: under which the models may be used, for the cards.
+            images: of a place that took no part: also the global model with their statistics.
+            bundle: also as MONAI bundles.
+            onnx: also as ONNX.
+            checkpoint: the best models by validation, or the last ones.
+        """
         given = None if images is None else Path(images)
-        return export_models(self.path, Path(out), sites=sites, images=given, terms=terms, bundle=bundle)
+        return export_models(
+            self.path,
+            Path(out),
+            sites=sites,
+            images=given,
+            checkpoint=checkpoint,
+            terms=terms,
+            bundle=bundle,
+            onnx=onnx,
+        )
 
 
 def _words(settings: Sequence[str], more: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ NEAR, SLIP = 0.6, 0.7
 
 
 def similar(name: str, known: Iterable[str], most: int = 3, least: float = NEAR) -> list[str]:
-    """Known names that are like `name`, the likest first, whatever their capitals."""
+    """Known names that are like `name`, the most similar first, whatever their capitals."""
     lowered: dict[str, str] = {}
     for candidate in sorted(known):
         lowered.setdefault(candidate.lower(), candidate)

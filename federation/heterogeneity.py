@@ -24,7 +24,7 @@ LARGEST_WEIGHT = 3.0
 class Heterogeneity:
     """Sites drawn by label distance and loss, as in FedACS (Gu et al., CISP-BMEI 2021).
 
-    Their text was not to be had; steps as in the algorithm of its sibling ACSFed, and where that leaves its function
+    Their paper was not available; steps as in the algorithm of its sibling ACSFed, and where that leaves its function
     open, ours. A site's s is labels d / sum d + (1 - labels) loss / sum loss, over all sites; its strength H begins
     with s and, when it took part, becomes memory H + (1 - memory) s (their cumulative sum, in units in which a site
     that was never drawn has one, too). Its chance is P = (1 - chance) H / sum H + chance / K. A round draws as many

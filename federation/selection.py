@@ -101,7 +101,7 @@ class PowerOfChoice:
 class Pruning:
     """The fastest sites that hold a share of the images, as slow ones are pruned by Yin et al. (BrainLes 2021).
 
-    Sites as fast as the last one that is needed come along, so that their order plays no part. In every so-manieth
+    Sites as fast as the last one that is needed come along, so that their order plays no part. In every `every`-th
     round all sites are asked, and one that has told nothing yet is asked in every round.
 
     Attributes:

@@ -96,7 +96,9 @@ def unpack(file: Path, into: Path) -> None:
             for entry in archive:
                 name = PurePosixPath(entry.name)
                 if not entry.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise ReportingError(f"{file}: {entry.name!r} is no file of a run; take the file from whom made it")
+                    raise ReportingError(
+                        f"{file}: {entry.name!r} is no file of a run; take the file from whoever made it"
+                    )
                 content = archive.extractfile(entry)
                 assert content is not None  # it is a file
                 (into / name).parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def _numbers(own: Mapping[str, str]) -> tuple[float, int, int]:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise ConfigError(f"share={own['share']}: a number from 0 to 1, which it is not itself")
+        raise ConfigError(f"share={own['share']} should be a number from 0, below 1")
     return share, whole("steps", own["steps"], 1), whole("seed", own["seed"], 0)
 
 

@@ -305,6 +305,6 @@ def command(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["site"]:
-        sys.exit(guarded(command))
+        sys.exit(guarded(command, help=__doc__ or ""))
     with steady_output(), own_files():  # unguarded, so that it ends when NVFlare asks it to
         site()

@@ -134,14 +134,15 @@ README = """# The folder of one training run
 | `cross_sites.csv` | every site's best model, and the global one, at every site (`evaluation.cross_sites=true`) |
 | `overlays/` | per site the worst, median and best test case with the contours of truth and predictions |
 | `predictions/` | if asked for: the best models' masks of test cases, SITE/VIEW/CASE_REGION, as `predict.py` has them |
-| `checkpoints/` | `last`: where the run stands; `best`: the round with the best validation score |
+| `checkpoints/` | models of the last round, from which the run goes on, and of the best one; `index.json` tells which |
 | `run-id.txt`, `sites/` | present if Flower carried the run: its name at the sites; what they keep, in a simulation |
 | `wandb/`, `wandb-id.txt` | present if W&B was on; `wandb sync wandb/offline-run-*` uploads an offline run |
 | `csv/`, `tensorboard/`, `mlflow.db` | of Lightning's loggers, if `loggers` named them |
 
 *View*: which model answers: `global` is shared by all sites, `personal` is a site's own, `adapted` was fitted to an
 unseen site's images without labels; `own-statistics` is the global model with normalisation statistics of an unseen
-site's images, taken without labels. *Seen*: the site took part in training; an unseen site only tests. *Checkpoint* in
+site's images, taken without labels; `entropy` is that model after it learnt to be sure of these images; `encoder` is
+the encoder of pre-training. *Seen*: the site took part in training; an unseen site only tests. *Checkpoint* in
 `metrics.csv`: `round` for scores during training (validation); `last` and `best` for the two checkpoints scored at the
 end; `best` is chosen on validation cases, never on test cases.
 

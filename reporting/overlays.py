@@ -48,7 +48,7 @@ class Picture:
         truth: (R, D, H, W) bool, or None where it is not known.
         predictions: View to (R, D, H, W) bool.
         scores: View to region to Dice of the whole case, as reported.
-        role: "worst", "median", "best" (or a path between them such as "worst, median" if there are few cases).
+        role: "worst", "median" or "best"; several of them, as in "worst, median", if there are few cases.
         judge: View by whose Dice it has that role; empty where it has none.
         aspect: How much taller than wide a pixel is.
         slices: Of the whole case, where image and masks hold one of them; else None.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from fedseg import api
 from fedseg.configs.compose import ConfigError
 from fedseg.datamodules import DataError
+from fedseg.launch.export import export_models
 from fedseg.reporting import ReportingError
 from tests.data_files import make_sites
 
@@ -59,6 +61,15 @@ def test_a_run_from_python_is_the_commands(tmp_path: Path) -> None:
     assert [exported.site for exported in again.export(tmp_path / "models")] == ["alpha", "beta"]
     assert again.plot() is not None
     assert not api.compare(found, output=tmp_path / "report", pictures=False).page.is_relative_to(tmp_path / "run")
+
+
+def test_an_export_has_what_the_command_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(api, "export_models", lambda run, out, **options: asked.update(options))
+    given = {"sites": ["a"], "images": tmp_path, "checkpoint": "last", "terms": "none", "bundle": True, "onnx": True}
+    api.Run(tmp_path).export("out", **given)
+    assert asked == given
+    assert set(given) == set(signature(export_models).parameters) - {"run", "out"}
 
 
 def test_mistakes_raise_what_the_commands_print(tmp_path: Path) -> None:

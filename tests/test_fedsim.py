@@ -79,7 +79,7 @@ def test_words_that_cannot_be_meant_are_refused(
     for words, said in (
         ([*DATA, new], "shapes= is missing"),
         ([*DATA, told], "output= is missing"),
-        ([*DATA, told, new, "share=1"], "share=1: a number from 0 to 1"),
+        ([*DATA, told, new, "share=1"], "share=1 should be a number from 0, below 1"),
         ([*DATA, told, new, "steps=²"], "steps=² should be a whole number, at least 1"),
         ([*DATA, told, new, "seed=-1"], "seed=-1 should be a whole number, at least 0"),
         ([*DATA, told, new, "steps=0"], "steps=0 should be a whole number"),

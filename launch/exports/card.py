@@ -140,7 +140,7 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
     def snippet(self, facts: dict[str, Any]) -> str:
-        """Five lines of Python that outline the regions."""
+        """A few lines of Python that outline the regions."""
         shape = f"{facts['channels']}, {_sides(facts)}"
         answer, activate = "model(images)", {"sigmoid": ".sigmoid()", "softmax": ".softmax(1)[:, 1:]"}
         if facts["patches"]:

@@ -334,7 +334,11 @@ def paint_overlays(
 
 
 def show_all_best(federation: Federation) -> None:
-    """Let the best models predict the cases of a painter by which the federation scores."""
+    """Let the best models predict the cases to be painted.
+
+    Args:
+        federation: one that scores by a `Painter`, which keeps what they predict.
+    """
     for name in best_models(federation):
         show_best(federation, name, PAINTED)
 
