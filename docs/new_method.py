@@ -1,12 +1,8 @@
-"""A method that is easy to copy: save it as ``algorithms/mymethod.py`` and say only what is new.
+"""A method that is easy to copy: say only what is new.
 
-1. Copy this file, and rename the class after the published name.
-2. Add one line to the table in ``algorithms/__init__.py``: ``"mymethod": MyMethod``.
-3. Only if it departs from its own defaults somewhere: ``configs/algorithm/mymethod_paper.yaml`` with ``name: mymethod``
-   and the knobs that differ.
-4. Put its bytes and its memory, as formulas, into the tables of ``docs/methods/costs.md``.
-
-``tests/test_laws.py`` then holds it to the laws of the suite, and ``train.py --help`` lists it with its knobs.
+Outside the repository this file is all: ``algorithm=my_methods:MyMethod`` runs a copy called ``my_methods.py``. To make
+the method part of the suite, save it as ``algorithms/mymethod.py`` and follow the steps of CONTRIBUTING.md, "Add a
+method"; ``tests/test_laws.py`` then holds it to the laws of the suite, and ``train.py --help`` lists it with its knobs.
 """
 
 from typing import Any
