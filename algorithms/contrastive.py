@@ -94,7 +94,8 @@ class Contrastive(FedAvg):
         bank_size: newest features that a site keeps, and sends at most.
         negatives: features a step compares with, drawn from all that a site knows.
         virtual_keys: features drawn from other sites' moments in each step.
-        stale_ttl: rounds that a site's features outlive its absence.
+        stale_ttl: rounds that a site's features outlive its absence; where sites train one after the other
+            (federation.order), turns of other sites.
         crop: least share of the image's area that a view shows; 1 leaves views to data.augment.
         weighting: examples weighs a site by its training images, labelled or not; uniform gives every site the same
             weight; similarity is FedMoCo's: images times how little training re-arranged the site's representation.
