@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -254,6 +255,23 @@ def test_a_site_runs_no_app_that_nobody_signed_whom_it_trusts(world: World) -> N
     time.sleep(0.2)
     assert (world.proof / "replies").read_text() == "7"  # ErrorCode.INVALID_FAB
     assert not (world.proof / "client").exists()
+
+
+def test_every_connection_shows_its_certificate_anew(world: World) -> None:
+    """No session is resumed, in which a certificate counts as it did when that began: before it expired."""
+    stolen = world.folder / "stolen"
+    context = ssl.create_default_context(cafile=str(world.loopback.certificates_folder / "ca.crt"))
+    context.load_cert_chain(stolen / "site.pem", stolen / "site.key")
+    session = None
+    for _ in range(2):
+        with (
+            socket.create_connection(("127.0.0.1", world.loopback.gate), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as talk,
+        ):
+            talk.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+            assert b"the gate lets the requests of a SuperNode pass" in talk.makefile("rb").read()
+            assert not talk.session_reused
+            session = talk.session
 
 
 @pytest.mark.exhaustive
