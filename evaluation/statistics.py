@@ -20,6 +20,7 @@ from scipy import stats
 Scores = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 FLIPS = 9999  # random changes of signs, where patients are too many for all of them
+POWER = 0.8
 LEAST_PATIENTS = 3  # of an interval: t reaches 12.7 errors with two, and the ends of a bootstrap are the two themselves
 DECIMALS = 12  # differences closer than this are equal: averages over seeds leave rounding errors
 
@@ -237,9 +238,19 @@ class PairedTest:
         return self.gain - reach, self.gain + reach
 
 
-def detectable(error: float, freedom: float, alpha: float, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at this level finds with that power, given its error."""
-    return float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(power, freedom)) * error
+def smallest_p(voting: int) -> float:
+    """What a sign-flip test can give at all of so many patients, none of whom ties."""
+    return min(1.0, max(2.0 ** (1 - voting), 2 / (FLIPS + 1) if voting > _most_exact() else 0.0))
+
+
+def detectable(error: float, freedom: float, alpha: float) -> float:
+    """The smallest true difference that a two-sided t test at this level finds with `POWER`, given its error."""
+    return float(stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(POWER, freedom)) * error
+
+
+def detectable_by_interval(reach: float, alpha: float) -> float:
+    """The smallest true difference of which an interval excludes 0 with `POWER`, given how far it reaches to a side."""
+    return reach * float(1 + stats.norm.ppf(POWER) / stats.norm.ppf(1 - alpha / 2))
 
 
 def paired(gains: Mapping[str, Scores]) -> PairedTest:
@@ -273,7 +284,7 @@ def paired(gains: Mapping[str, Scores]) -> PairedTest:
         p=1.0 if gain * weighted.sum() < 0 else max(p_patients, p_error) if p_error == p_error else p_patients,
         p_patients=p_patients,
         p_error=p_error,
-        smallest_p=min(1.0, max(2.0 ** (1 - voting), 2 / (FLIPS + 1) if voting > _most_exact() else 0.0)),
+        smallest_p=smallest_p(voting),
         error=error,
         freedom=freedom,
     )

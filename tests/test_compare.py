@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import compare
+from fedseg.common.text import written
 from fedseg.configs.knobs import knobs
 from fedseg.launch.compare import Destination, default_settings, requested
 from fedseg.launch.scores.second_look import extremes
@@ -521,7 +522,7 @@ def test_settings_of_different_kinds_are_different(values: list[Any]) -> None:
     assert [signature(value) for value in values] == [signature(value) for value in values]
 
 
-SURE: Mapping[str, Any] = {"p_holm": 0.01, "smallest_p_holm": 0.001, "detectable": 0.03, "family": 3}
+SURE: Mapping[str, Any] = {"p_holm": 0.01, "smallest_p_holm": 0.001, "smallest_p_at_all": 0.001, "family": 3}
 NOTHING = {"p_holm": 0.4, "low": -0.03, "high": 0.03}
 
 
@@ -551,8 +552,11 @@ UP, DOWN = {"low": 0.01, "high": 0.05}, {"low": -0.05, "high": -0.01}
         (rows(pg={**NOTHING, "low": -0.01, "high": 0.015}, pl=DOWN, gl=NOTHING), "not shown"),
         (rows(pg={"low": -0.01, "high": 0.05}), "not shown"),  # the test speaks, the interval holds 0
         (rows(pg={"low": np.nan, "high": np.nan}), "not shown"),
-        (rows(pg={**NOTHING, "p_holm": 0.0625, "smallest_p_holm": 0.0625}), "too few patients"),
-        (rows(pg={**NOTHING, "low": -0.01, "high": 0.01, "smallest_p_holm": 0.0625}), "too few patients"),
+        (rows(pg={**NOTHING, "p_holm": 0.0625, "smallest_p_at_all": 0.0625}), "too few patients"),
+        (rows(pg={**NOTHING, "low": -0.01, "high": 0.01, "smallest_p_at_all": 0.0625}), "too few patients"),
+        (rows(pg={**NOTHING, "low": 0.0, "high": 0.002, "smallest_p_holm": 0.25}), "equivalent"),  # most of them tie
+        (rows(pg=UP, pl={**NOTHING, "low": -0.01, "high": 0.012}, gl=DOWN), "not shown"),  # both beat the global one
+        (rows(pg=DOWN, pl=DOWN, gl={**NOTHING, "low": -0.01, "high": 0.012}), "not shown"),
         (rows(gl=UP), "global"),
         (rows(gl=NOTHING), "not compared"),
         ({}, "not compared"),
@@ -888,7 +892,7 @@ def test_help_names_every_knob_and_no_argument_is_a_mistake(capsys: pytest.Captu
     live = {**knobs(Options), **knobs(Destination)}
     assert told == f"{compare.help_text()}\n"
     for name, knob in live.items():
-        assert f"  {name.removesuffix('_')}={compare._shown(knob.default)}   {knob.description}" in told.splitlines()
+        assert f"  {name.removesuffix('_')}={written(knob.default)}   {knob.description}" in told.splitlines()
     assert compare.main([]) == 2
     assert compare.main(["metric=dice"]) == 2
 

@@ -53,6 +53,9 @@ def test_images_of_a_few_patients_are_no_crowd(tmp_path: Path) -> None:
     assert small.answer == "too few patients"
     assert "4 patients, 20 cases" in small.text
     assert small.test["smallest_p"] == 2 / 2**4
+    assert small.test["detectable"] == math.inf
+    row = large.test
+    assert max(row["gain"] - row["low"], row["high"] - row["gain"]) < row["detectable"] < 0.2
     assert (large.test["patients"], large.test["cases"]) == (10, 50)
     assert large.answer == "personal"
 
@@ -136,6 +139,22 @@ def test_fewer_than_three_seeds_are_provisional_and_grey(tmp_path: Path) -> None
     assert "<h1>Over all sites: use personal models (fedbn) (provisional)</h1>" in page
     assert 'class="verdict own' not in page
     assert page.count("(provisional)</span>") == 4
+
+
+@pytest.mark.slow
+def test_an_answer_is_as_sure_as_the_least_sure_test_that_it_rests_on(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"fedavg{seed}", "fedavg", seed)
+        write_run(tmp_path / f"fedbn{seed}", "fedbn", seed, effects={("personal", ""): 0.002})
+    write_run(tmp_path / "local", "local", 0, effects={("personal", ""): -0.2})
+    analysis = analysed(tmp_path, Options(draws=200, margin=9))
+    over = verdicts(analysis)[0]
+    assert {row["seeds"] for row in over.tests.values()} == {1, 3}
+    assert (over.answer, over.provisional) == ("equivalent", False)  # which asks personal against global alone
+    named = verdicts(analysed(tmp_path, Options(draws=200, margin=9, personal="fedbn", global_="fedavg")))
+    assert named[0].answer == over.answer
+    alone = verdicts(three(tmp_path / "more", 0.2, -0.2, seeds=(0, 1)))[0]
+    assert (alone.answer, alone.few_seeds) == ("personal", 2)
 
 
 @pytest.mark.slow

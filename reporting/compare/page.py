@@ -167,10 +167,9 @@ def small_print(analysis: Analysis, choice: Choice, verdicts: Sequence[Verdict])
             f"Run it with each seed: python train.py experiment={runs[0].path}/config.yaml algorithm=local output=NEW"
         )
     told += _others_shown(analysis, verdicts)
-    if any(verdict.provisional for verdict in verdicts):
-        seeds = max(row["seeds"] for verdict in verdicts for row in verdict.tests.values())
+    if few := [verdict.few_seeds for verdict in verdicts if verdict.provisional]:
         told.append(
-            f"Provisional: {count(seeds, 'seed')}, fewer than {SURE_SEEDS}; another training may turn an answer."
+            f"Provisional: {count(min(few), 'seed')}, fewer than {SURE_SEEDS}; another training may turn an answer."
         )
     if unknown := [site for site in analysis.gathered.unknown if site in analysis.sites]:
         told.append(

@@ -6,6 +6,7 @@ sites are one family for Holm's correction, those at the sites another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedseg.common.text import count
-from fedseg.evaluation.statistics import attainable, detectable, holm
+from fedseg.evaluation.statistics import attainable, detectable, detectable_by_interval, holm, smallest_p
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.choice import Choice, choose
 from fedseg.reporting.compare.options import Options
@@ -40,7 +41,7 @@ class Verdict:
         models: of each candidate; those that are not there are missing.
         tests: first against second candidate (see `Analysis.compare`), with p_holm, the smallest p_holm that its
             patients could give, how many tests are the family, and the difference that they could have shown.
-        provisional: an answer from fewer than three seeds.
+        few_seeds: of the tests that the answer rests on the fewest, where these are fewer than three; else 0.
         text: the sentence.
         details: one line for each test.
     """
@@ -49,7 +50,7 @@ class Verdict:
     answer: Answer
     models: Mapping[Candidate, Model]
     tests: Mapping[Pair, Mapping[str, Any]] = field(default_factory=dict)
-    provisional: bool = False
+    few_seeds: int = 0
     text: str = ""
     details: Sequence[str] = ()
 
@@ -62,6 +63,11 @@ class Verdict:
     def shared(self) -> Model | None:
         """The global one."""
         return self.models.get("global")
+
+    @property
+    def provisional(self) -> bool:
+        """Whether another training may well turn the answer."""
+        return self.few_seeds > 0
 
     @property
     def test(self) -> Mapping[str, Any]:
@@ -92,12 +98,27 @@ def _corrected(
     raw = [float(row["p"]) for row in known.values()]
     found: dict[str, dict[Pair, dict[str, Any]]] = {place: {} for place in places}
     for number, ((place, pair), row, p_holm) in enumerate(zip(known, known.values(), holm(raw), strict=True)):
-        least = float(p_holm) if p_holm <= alpha else attainable(raw, number, row["smallest_p"])
-        shown = detectable(row["error"], row["freedom"], alpha / len(known))
+        all_of_them = smallest_p(row["patients"])  # if nobody tied
+        least, at_all = (
+            float(p_holm) if p_holm <= alpha else attainable(raw, number, p) for p in (row["smallest_p"], all_of_them)
+        )
+        corrected = {"p_holm": float(p_holm), "smallest_p_holm": least, "smallest_p_at_all": at_all}
         found[place][pair] = {
-            **row, "p_holm": float(p_holm), "smallest_p_holm": least, "family": len(known), "detectable": shown
+            **row, **corrected, "family": len(known), "detectable": _detectable(row, at_all, alpha, len(known))
         }  # fmt: skip
     return found
+
+
+def _detectable(row: Mapping[str, Any], least: float, alpha: float, family: int) -> float:
+    """The smallest true difference that would be shown with 80 % power: by the test, and by the interval.
+
+    Infinite where there are too few patients for any; NaN where their spread is not known.
+    """
+    if least > alpha or row["no_interval"]:
+        return math.inf
+    reach = max(row["gain"] - row["low"], row["high"] - row["gain"])
+    by_test = detectable(row["error"], row["freedom"], alpha / family)
+    return by_test if math.isnan(by_test) else max(by_test, detectable_by_interval(reach, alpha))
 
 
 class Evidence:
@@ -154,11 +175,11 @@ def answer_of(tests: Mapping[Pair, Mapping[str, Any]], options: Options) -> Answ
     found = evidence.recommended()
     if len(found) == 1:
         return found[0]
-    if found:
-        return "equivalent"
+    if found:  # two; what they are better than is told, whichever they are
+        return "equivalent" if set(found) == set(MAIN) else "not shown"
     if MAIN not in tests:
         return "not compared"
-    if tests[MAIN]["p_holm"] > options.alpha and tests[MAIN]["smallest_p_holm"] > options.alpha:
+    if tests[MAIN]["p_holm"] > options.alpha and tests[MAIN]["smallest_p_at_all"] > options.alpha:
         return "too few patients"
     beaten = evidence.better("alone", "personal") or evidence.better("alone", "global")
     return "equivalent" if evidence.alike(*MAIN) and not beaten else "not shown"
@@ -168,11 +189,11 @@ def _verdict(
     place: str, models: Mapping[Candidate, Model], tests: Mapping[Pair, Mapping[str, Any]], options: Options
 ) -> Verdict:
     answer = answer_of(tests, options)
-    seeds = max((row["seeds"] for row in tests.values()), default=0)
+    behind = [row for pair, row in tests.items() if answer in pair or (answer == "equivalent" and pair == MAIN)]
+    seeds = min((row["seeds"] for row in behind), default=0)
     details = [_detail(pair, models, row, options) for pair, row in tests.items()]
-    provisional = 0 < seeds < SURE_SEEDS and answer in (*CANDIDATES, "equivalent")
     text = _sentence(place, answer, models, tests, options)
-    return Verdict(place, answer, models, tests, provisional, text, details)
+    return Verdict(place, answer, models, tests, seeds if seeds < SURE_SEEDS else 0, text, details)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
