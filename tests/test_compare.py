@@ -28,7 +28,15 @@ from fedseg.reporting.compare.plots import LIGHT, draw_all
 from fedseg.reporting.compare.report import CAPTIONS, Extras, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
 from fedseg.reporting.compare.sentences import answer_text
-from fedseg.reporting.compare.tables import Cell, Grid, metric_grid
+from fedseg.reporting.compare.tables import (
+    Cell,
+    Grid,
+    metric_grid,
+    region_grid,
+    region_site_grids,
+    save_tables,
+    score_grid,
+)
 from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
@@ -774,6 +782,35 @@ def _alike(trial: int) -> Analysis:
     cases = cases.drop(columns="model").assign(checkpoint="best", seen=True, metric="dice", patient=cases["case"])
     methods = {name: Method(name, name, {}, (0, 1)) for name in ("fedavg", "ditto", "fedbn")}
     return Analysis(Gathered(methods, {}, cases, cases, [], []), Options(draws=100))
+
+
+def test_tables_of_one_page_average_a_patients_images_first(tmp_path: Path) -> None:
+    """Every other patient has three images, the others one, which is much worse: a mean over images is not theirs."""
+    of_seeds = []
+    for seed in (0, 1):
+        folder = write_run(tmp_path / f"fedavg{seed}", "fedavg", seed, sites={"a": 30, "b": 24}, images=3).path
+        splits, scores = (pd.read_csv(folder / f"{name}.csv") for name in ("splits", "metrics"))
+        for name, table in (("splits", splits), ("metrics", scores)):
+            number = table["case"].str[-4:].astype(int)
+            rich = number // 3 % 2 == 0
+            table["value"] = np.where(rich, 0.9, 0.1 + 0.01 * seed)
+            kept = table[rich | (number % 3 == 0)]
+            (kept if name == "metrics" else kept.drop(columns="value")).to_csv(folder / f"{name}.csv", index=False)
+        patients = splits[splits["split"] == "test"].drop_duplicates(["site", "patient"])
+        of_seeds.append(patients.groupby("site")["value"].mean())
+    expected = pd.concat(of_seeds, axis=1).mean(axis=1)
+    analysis = analysed(tmp_path)
+    overall, *sites = [cell.key for cell in score_grid(analysis, "best").rows[0][1:4]]
+    assert sites == pytest.approx([*expected])
+    by_metric = metric_grid(analysis)
+    assert by_metric.rows[0][by_metric.header.index("dice")].key == pytest.approx(overall)
+    assert [cell.key for cell in region_grid(analysis).rows[0][1:]] == pytest.approx([overall] * 2)
+    for grid in region_site_grids(analysis):
+        assert [cell.key for cell in grid.rows[0][1:]] == pytest.approx([overall, *sites])
+    save_tables([], analysis, [], {}, tmp_path)
+    for name in ("metrics", "regions"):
+        saved = pd.read_csv(tmp_path / f"{name}.csv").query("checkpoint == 'best' and split == 'test'")
+        assert [*saved.query("metric == 'dice'").groupby("site")["value"].mean()] == pytest.approx(sites)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Gathered:
         methods: by label.
         runs: label of the method -> its runs.
         cases: method, seed, checkpoint, split, view, site, seen, case, metric, value, patient.
-        regions: the same by region instead of case, cases averaged.
+        regions: the same by region instead of case, patients averaged.
         left_out: folders that take no part.
         notes: what a reader should know before comparing.
     """

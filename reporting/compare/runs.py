@@ -51,7 +51,7 @@ class Run:
         folder: where it stands.
         settings: dotted key -> value.
         cases: (checkpoint, split, view, site, seen, case, metric, value, patient), regions averaged.
-        regions: (checkpoint, split, view, site, seen, region, metric, value), cases averaged.
+        regions: (checkpoint, split, view, site, seen, region, metric, value): mean over patients of each one's cases.
         curve: (round, view, value): validation Dice, mean over seen sites.
         rounds: (round, steps, seconds): sums over sites.
         traffic: (round, down, up): bytes of all sites.
@@ -192,7 +192,7 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         folder=folder,
         settings=settings,
         cases=with_patients(case_scores(final.assign(round=0)).drop(columns="round"), splits),
-        regions=final.groupby([*IDENTITY, "region", "metric"], sort=False)["value"].mean().reset_index(),
+        regions=over_patients(with_patients(final, splits), [*IDENTITY, "region", "metric"]),
         curve=_curve(scores),
         rounds=_sums(done),
         traffic=_bytes(moved),
@@ -261,6 +261,12 @@ def with_patients(cases: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     known = splits[["site", "case", "patient"]].drop_duplicates(["site", "case"])
     joined = cases.merge(known, on=["site", "case"], how="left")
     return joined.assign(patient=joined["patient"].fillna(joined["case"]))
+
+
+def over_patients(cases: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean scores by these columns: those of a patient's cases are averaged first, as everywhere in a comparison."""
+    of_patients = cases.groupby([*keys, "patient"], observed=True, sort=False)["value"].mean()
+    return of_patients.groupby([*keys], observed=True, sort=False).mean().reset_index()
 
 
 def _splits(folder: RunFolder, settings: dict[str, Any], final: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from fedseg.common.text import count
 from fedseg.evaluation import LOWER_IS_BETTER, METRICS
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
 from fedseg.reporting.compare.options import Options
+from fedseg.reporting.compare.runs import over_patients
 from fedseg.reporting.compare.verdicts import Verdict, interval, probability
 from fedseg.reporting.folder import file_name
 from fedseg.reporting.summary import Table
@@ -270,6 +271,7 @@ def _clock(analysis: Analysis) -> str:
 def _means_grid(
     table: pd.DataFrame, analysis: Analysis, by: str, name: str, title: str, shown: Callable[[str, float], Cell]
 ) -> Grid:
+    """Models x what `by` names, of means within each run (`over_patients`)."""
     means = table.groupby(["method", "view", by, "site"], observed=True)["value"].mean()
     means = means.groupby(["method", "view", by], observed=True).mean()
     columns = list(dict.fromkeys(means.index.get_level_values(by)))
@@ -278,7 +280,8 @@ def _means_grid(
         values = ((column, means.get((model.method, model.view, column), float("nan"))) for column in columns)
         rows.append([Cell(model.label), *(shown(str(column), float(value)) for column, value in values)])
     muted = frozenset(i for i, model in enumerate(analysis.models) if analysis.is_baseline(model))
-    return Grid(name, title, ("model", *map(str, columns)), rows, "Mean over seeds and seen sites, test cases.", muted)
+    note = "Mean over seeds and seen sites, test patients."
+    return Grid(name, title, ("model", *map(str, columns)), rows, note, muted)
 
 
 def metric_grid(analysis: Analysis) -> Grid:
@@ -289,7 +292,9 @@ def metric_grid(analysis: Analysis) -> Grid:
 
     table = analysis.gathered.cases
     rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
-    grid = _means_grid(rows, analysis, "metric", "metrics", f"All metrics{analysis.options.on_grid}", shown)
+    grid = _means_grid(
+        over_patients(rows, CASE_MEANS), analysis, "metric", "metrics", f"All metrics{analysis.options.on_grid}", shown
+    )
     lower = ", ".join(metric for metric in grid.header[1:] if metric in LOWER_IS_BETTER)
     header = ("model", *(titled(metric, analysis.gathered.unit(metric)) for metric in grid.header[1:]))
     signed = ", ".join(metric for metric in grid.header[1:] if METRICS[metric].signed)
@@ -331,7 +336,7 @@ def _region_by_site(rows: pd.DataFrame, analysis: Analysis, region: str) -> Grid
         cells = (number(float(value), options.scale) for value in (over, *own))
         body.append([Cell(Model(str(method), str(view)).label), *cells])
     title = f"{options.title} of {region} by site{options.on_grid}"
-    note = f"{options.unit.capitalize()}. Mean over seeds, test cases that show the region."
+    note = f"{options.unit.capitalize()}. Mean over seeds, test patients who show the region."
     return Grid(f"region_{file_name(region)}", title, ("model", OVERALL, *sites), body, note)
 
 
@@ -380,8 +385,8 @@ def save_tables(
         **_unseen_tables(analysis.unseen),
         "ranks": analysis.rank_table.reset_index(), "wins": analysis.wins.rename_axis("model").reset_index(),
         "ranking": ranking_table(analysis), "curves": analysis.curves, **beside,
-        "metrics": analysis.gathered.cases.groupby(CASE_MEANS, observed=True)["value"].mean().reset_index(),
-        "regions": analysis.gathered.regions.groupby(REGION_MEANS, observed=True)["value"].mean().reset_index(),
+        "metrics": over_patients(analysis.gathered.cases, CASE_MEANS).sort_values(CASE_MEANS),
+        "regions": analysis.gathered.regions[[*REGION_MEANS, "value"]].sort_values(REGION_MEANS),
     }  # fmt: skip
     for name, table in raw.items():
         if table is not None:
