@@ -4,7 +4,8 @@ Sites agree on a secret in pairs and add the stream that follows from it, one wi
 stream of their own. In the sum the pairs' streams cancel. Shares of every site's secrets lie with its peers, so that
 the streams of those who answered (own) or dropped out (pairs') can be taken off the sum; a peer never gives both kinds
 of one site. A server that follows the protocol holds masked updates and the sum; it learns a single update only with as
-many peers on its side as the threshold says.
+many peers on its side as the threshold says. One that does not can tell sites different things about who is there, as
+public keys and lists come through it: the protocol's rounds of signed keys and of consistency are not here.
 
 Key agreement, sealing and Shamir's shares are Flower's; streams are ChaCha20, because Flower's own fold a secret to 32
 bits (flwr 1.42). Stages, each one message a site: `public`, `seal`, `mask`, `reveal`.
@@ -38,6 +39,8 @@ from torch import Tensor
 Words = NDArray[np.uint64]
 FRACTION = 2.0**28
 """Fixed point: 28 bits behind the point, 35 before it, modulo 2^64."""
+HEAD = 32
+"""Bytes of a letter that say whose it is."""
 LARGEST = 2.0**28
 """Of a weighted number; 127 of them fit into a sum."""
 
@@ -84,6 +87,7 @@ class Party:
         self._shares: dict[str, tuple[bytes, bytes]] = {}
         self._with: frozenset[str] = frozenset()  # whose pairs' streams are on the row
         self._revealed = False
+        self._book = b""
 
     def seal(self, publics: Mapping[str, Public]) -> dict[str, bytes]:
         """Shares of this site's secrets, sealed for each peer.
@@ -100,8 +104,12 @@ class Party:
         pair = create_shares(private_key_to_bytes(self._pair), self.threshold, len(publics))
         self._shares[self.name] = own.pop(), pair.pop()
         lengths = [len(share).to_bytes(4, "little") for share in own]
+        self._book = _digest(*(part for name in sorted(publics) for part in (name.encode(), *publics[name])))
         packed = zip(self._peers, lengths, own, pair, strict=True)
-        return {name: encrypt(self._sealing(name), n + first + second) for name, n, first, second in packed}
+        return {
+            name: encrypt(self._sealing(name), self._head(self.name, name) + n + first + second)
+            for name, n, first, second in packed
+        }
 
     def mask(self, row: Tensor, weight: float, sealed: Mapping[str, bytes]) -> Words:
         """The weighted row, masked.
@@ -125,8 +133,13 @@ class Party:
                 opened = decrypt(self._sealing(name), message)
             except InvalidToken as error:
                 raise ValueError(f"the share that {name!r} sealed for site {self.name!r} does not open") from error
-            cut = 4 + int.from_bytes(opened[:4], "little")
-            self._shares[name] = opened[4:cut], opened[cut:]
+            head, length, shares = opened[:HEAD], opened[HEAD : HEAD + 4], opened[HEAD + 4 :]
+            if head != self._head(name, self.name):
+                raise ValueError(
+                    f"what came as {name!r}'s share for site {self.name!r} was sealed by or for another one"
+                )
+            cut = int.from_bytes(length, "little")
+            self._shares[name] = shares[:cut], shares[cut:]
         self._with = frozenset({self.name, *sealed})
         masked = fixed_point(row, weight) + stream(self._own, len(row))
         for name in sealed:
@@ -150,6 +163,10 @@ class Party:
         self._revealed = True
         own = {name: self._shares[name][0] for name in sorted(there & self._shares.keys())}
         return own | {name: self._shares[name][1] for name in sorted(gone & self._shares.keys())}
+
+    def _head(self, sender: str, receiver: str) -> bytes:
+        """Binds a letter to both ends, and to the keys of all as its sender knows them."""
+        return _digest(sender.encode(), receiver.encode(), self._book)
 
     def _sealing(self, peer: str) -> bytes:
         return generate_shared_key(self._seal, bytes_to_public_key(self._peers[peer].seal))
@@ -231,6 +248,11 @@ def stream(secret: bytes, count: int) -> Words:
 
 def _hash(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
+
+
+def _digest(*parts: bytes) -> bytes:
+    """Of several parts, each with its length before it."""
+    return _hash(b"".join(len(part).to_bytes(4, "little") + part for part in parts))
 
 
 def _pair_key(content: bytes, public: bytes, site: str) -> Any:

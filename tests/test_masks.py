@@ -114,6 +114,26 @@ def test_exchanged_keys_and_too_few_sites_are_refused() -> None:
         Party("a", 1)
 
 
+def test_letters_that_a_server_returns_swaps_or_seals_by_other_keys_are_refused() -> None:
+    parties = {site: Party(site, 2) for site in "abcd"}
+    publics = {site: party.public for site, party in parties.items()}
+    letters = {site: party.seal(publics) for site, party in parties.items()}
+    row = torch.ones(3)
+    for told, reason in (
+        ({"b": letters["a"]["b"], "c": letters["c"]["a"]}, "came as 'b'"),  # its own, returned
+        ({"b": letters["b"]["a"], "c": letters["c"]["d"]}, "does not open"),  # another site's
+    ):
+        with pytest.raises(ValueError, match=reason):
+            parties["a"].mask(row, 1.0, told)
+    split = Party("b", 2)  # to b the server tells other keys of d than to a
+    publics["b"] = split.public
+    parties["a"].seal(publics)
+    letter = split.seal({**publics, "d": Party("d", 2).public})["a"]
+    with pytest.raises(ValueError, match="was sealed by or for another one"):
+        parties["a"].mask(row, 1.0, {"b": letter})
+    assert parties["c"].mask(row, 1.0, {site: letters[site]["c"] for site in "abd"}).shape == (3,)
+
+
 def test_strangers_repeats_and_other_lengths_are_refused_by_name() -> None:
     server = MaskedSum({site: Party(site, 2).public for site in "abc"})
     server.add("a", np.zeros(3, np.uint64))
