@@ -31,6 +31,7 @@ from fedseg.reporting.compare.sentences import answer_text
 from fedseg.reporting.compare.tables import (
     Cell,
     Grid,
+    fairness_grid,
     metric_grid,
     region_grid,
     region_site_grids,
@@ -640,6 +641,32 @@ def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path)
     assert "Not ranked, for want of seeds or sites: ditto personal" in page
     best = pd.read_csv(tmp_path / "report/tables/ranking.csv")
     assert best["model"].tolist()[0] == "finetune personal"
+
+
+@pytest.mark.slow
+def test_more_seeds_make_no_better_mean(tmp_path: Path) -> None:
+    """FedAvg's two other seeds are lucky; on those that all have it is the worst."""
+    for seed in range(5):
+        write_run(tmp_path / f"fedavg{seed}", "fedavg", seed, effects={("global", ""): 0.1 * (seed > 2)})
+        if seed < 3:
+            write_run(tmp_path / f"fedbn{seed}", "fedbn", seed, effects={("personal", ""): 0.02})
+    analysis = analysed(tmp_path)
+    more, less = Model("fedbn", "personal"), Model("fedavg", "global")
+    assert analysis.models == [more, less]
+    assert analysis.complete == {more, less}
+    assert analysis.fairness["mean"].is_monotonic_decreasing
+    row = analysis.compare(more, less, OVERALL)
+    assert row is not None
+    means = {model: float(np.mean([*analysis.means(model).values()])) for model in analysis.models}
+    assert means[more] - means[less] == pytest.approx(row["gain"])
+    scores, metrics = score_grid(analysis, "best"), metric_grid(analysis)
+    assert [cells[1].key for cells in scores.rows] == pytest.approx([means[model] for model in analysis.models])
+    assert [cells[1].mark for cells in scores.rows] == ["best", ""]
+    assert [cells[-1].text for cells in scores.rows] == ["3", "3"]
+    dice = metrics.header.index("dice")
+    assert [cells[dice].key for cells in metrics.rows] == pytest.approx([cells[1].key for cells in scores.rows])
+    for grid in (scores, metrics, fairness_grid(analysis), region_site_grids(analysis)[0]):
+        assert " Side by side on seeds 0, 1, 2; fedavg global has more." in grid.note
 
 
 @pytest.mark.slow

@@ -175,8 +175,11 @@ class Analysis:
 
     @cached_property
     def patients(self) -> dict[Model, Sites]:
-        """The same with every patient's cases averaged: seeds x patients."""
-        return {model: {site: of_patients(v) for site, v in sites.items()} for model, sites in self.test.items()}
+        """The same side by side (`side_by_side`), with every patient's cases averaged: seeds x patients."""
+        return {
+            model: {site: of_patients(v) for site, v in self.side_by_side(model, sites).items()}
+            for model, sites in self.test.items()
+        }
 
     @cached_property
     def validation_scores(self) -> dict[Model, Sites]:
@@ -223,12 +226,25 @@ class Analysis:
         return sorted(chosen)
 
     @cached_property
+    def seeds_of_means(self) -> dict[Model, list[int]]:
+        """Of each model the seeds that its means are over: the ranked ones where it has them, else its own."""
+        ranked = self.ranked_seeds
+        own = {model: self.seeds(model) for model in self._all_test}
+        return {model: ranked if seeds.issuperset(ranked) else sorted(seeds) for model, seeds in own.items()}
+
+    def side_by_side(self, model: Model, sites: Sites) -> Sites:
+        """A model's scores on the seeds of its means, without cases and sites that these did not test."""
+        seeds = self.seeds_of_means[model]
+        tables = {site: values[values.index.isin(seeds)].dropna(axis=1, how="all") for site, values in sites.items()}
+        return {site: values for site, values in tables.items() if values.size}
+
+    @cached_property
     def complete(self) -> frozenset[Model]:
         """Models with a score at every site from each of these seeds: only their means and ranks stand side by side."""
         return frozenset(
             model
-            for model, sites in self.test.items()
-            if sites.keys() == set(self.sites)
+            for model in self.test
+            if self.patients[model].keys() == set(self.sites)
             and self.seeds(model).issuperset(self.ranked_seeds)
             and all(np.isfinite(mean) for mean in self.means(model).values())
         )
@@ -239,7 +255,7 @@ class Analysis:
         return sorted({site for sites in self.test.values() for site in sites})
 
     def means(self, model: Model) -> dict[str, float]:
-        """Test mean of a model at each site."""
+        """Test mean of a model at each site, on the seeds of its means."""
         return {site: site_mean(values.to_numpy()) for site, values in self.patients[model].items()}
 
     def name(self, model: Model) -> str:
@@ -284,6 +300,9 @@ class Analysis:
         return pd.DataFrame(rows)
 
     def _overview_rows(self, model: Model, sites: Sites, checkpoint: str, seen: bool) -> Iterable[dict[str, Any]]:
+        sites = (self if seen else self.unseen).side_by_side(model, sites)
+        if not sites:
+            return
         found = self.resample(sites)
         common = {"method": model.method, "view": model.view, "checkpoint": checkpoint, "seen": seen}
         per_seed = np.stack([seed_means(of_patients(values).to_numpy()) for values in sites.values()])
@@ -429,7 +448,7 @@ class Analysis:
         """(site, patient) x model: scores averaged over the ranked seeds; those that some model lacks are left out."""
         columns = {}
         for model in self.ranked:
-            means = {site: v.reindex(self.ranked_seeds).mean() for site, v in self.patients[model].items()}
+            means = {site: v.mean() for site, v in self.patients[model].items()}
             columns[model.label] = pd.concat(means)
         return pd.DataFrame(columns).dropna()
 
@@ -445,7 +464,7 @@ class Analysis:
         """(seed, site) x model: means over patients, where all models have one."""
         columns = {}
         for model in self.ranked:
-            sites = {site: v.reindex(self.ranked_seeds).mean(axis=1) for site, v in self.patients[model].items()}
+            sites = {site: v.mean(axis=1) for site, v in self.patients[model].items()}
             columns[model.label] = pd.concat(sites).swaplevel()
         if not columns:
             return pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=["seed", "site"]))

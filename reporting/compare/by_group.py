@@ -42,7 +42,7 @@ def _by_site(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """The scores of a group's patients: at all sites together, then at each site that has some."""
     found = {}
-    for site, table in analysis.test[model].items():
+    for site, table in analysis.side_by_side(model, analysis.test[model]).items():
         own = table.loc[:, table.columns.get_level_values("case").isin(cases.get(site, ()))]
         if own.shape[1]:
             found[site] = over_seeds(of_patients(own).to_numpy())

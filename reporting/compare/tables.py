@@ -109,7 +109,8 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
     found = {(Model(row["method"], row["view"]), row["site"]): row for row in table.to_dict("records")}
     models = [m for m in analysis.models if (m, OVERALL) in found] if seen else sorted({model for model, _ in found})
     scale = analysis.options.scale
-    whole = [m for m in models if not seen or m in analysis.complete]
+    side = analysis if seen else analysis.unseen
+    whole = [m for m in models if m in side.complete]
     best = {site: _best([found[m, site]["mean"] for m in whole if (m, site) in found], analysis) for site in sites}
     rows = []
     for model in models:
@@ -131,7 +132,24 @@ def score_grid(analysis: Analysis, checkpoint: str, *, seen: bool = True) -> Gri
         "deviation between seeds; seed spread: the same of the mean over sites. With few seeds or sites an interval is "
         "narrower than its name says."
     )
+    note += seeds_note(side)
     return Grid(name, title, ("model", *sites, "seed spread", "seeds"), rows, note, muted)
+
+
+def seeds_note(analysis: Analysis) -> str:
+    """Which seeds a table of means is over, where some models have more."""
+    more = [model.label for model in analysis.test if analysis.seeds(model) > {*analysis.seeds_of_means[model]}]
+    if not more:
+        return ""
+    seeds = ", ".join(map(str, analysis.ranked_seeds))
+    return f" Side by side on seeds {seeds}; {', '.join(sorted(more))} {'has' if len(more) == 1 else 'have'} more."
+
+
+def _side_by_side(table: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """Rows of the seeds that the models' means are over."""
+    told = {(*model, seed) for model, seeds in analysis.seeds_of_means.items() for seed in seeds}
+    rows = table[["method", "view", "seed"]].itertuples(index=False, name=None)
+    return table[np.array([row in told for row in rows], bool)]
 
 
 def _scored(row: Mapping[Hashable, Any], options: Options, best: float) -> Cell:
@@ -222,7 +240,7 @@ def fairness_grid(analysis: Analysis) -> Grid:
     least = "at most" if analysis.options.higher_is_better else "at least"
     note = (
         "Gap: best site minus worst site. Spread: standard deviation between sites. Worst decile: the worst tenth of "
-        f"the patients has {least} this."
+        f"the patients has {least} this.{seeds_note(analysis)}"
     )
     muted = frozenset(i for i, model in enumerate(models) if analysis.is_baseline(model))
     return Grid("fairness", "Fairness", header, rows, note, muted)
@@ -272,7 +290,7 @@ def _means_grid(
     table: pd.DataFrame, analysis: Analysis, by: str, name: str, title: str, shown: Callable[[str, float], Cell]
 ) -> Grid:
     """Models x what `by` names, of means within each run (`over_patients`)."""
-    means = table.groupby(["method", "view", by, "site"], observed=True)["value"].mean()
+    means = _side_by_side(table, analysis).groupby(["method", "view", by, "site"], observed=True)["value"].mean()
     means = means.groupby(["method", "view", by], observed=True).mean()
     columns = list(dict.fromkeys(means.index.get_level_values(by)))
     rows = []
@@ -280,7 +298,7 @@ def _means_grid(
         values = ((column, means.get((model.method, model.view, column), float("nan"))) for column in columns)
         rows.append([Cell(model.label), *(shown(str(column), float(value)) for column, value in values)])
     muted = frozenset(i for i, model in enumerate(analysis.models) if analysis.is_baseline(model))
-    note = "Mean over seeds and seen sites, test patients."
+    note = f"Mean over seeds and seen sites, test patients.{seeds_note(analysis)}"
     return Grid(name, title, ("model", *map(str, columns)), rows, note, muted)
 
 
@@ -323,7 +341,9 @@ def region_site_grids(analysis: Analysis, *, seen: bool = True) -> list[Grid]:
     regions = [str(region) for region in rows["region"].unique()]
     if len(regions) < 2:
         return []
-    return [_region_by_site(rows[rows["region"] == region], analysis, region) for region in regions]
+    side = analysis if seen else analysis.unseen
+    rows = _side_by_side(rows, side)
+    return [_region_by_site(rows[rows["region"] == region], side, region) for region in regions]
 
 
 def _region_by_site(rows: pd.DataFrame, analysis: Analysis, region: str) -> Grid:
@@ -336,7 +356,7 @@ def _region_by_site(rows: pd.DataFrame, analysis: Analysis, region: str) -> Grid
         cells = (number(float(value), options.scale) for value in (over, *own))
         body.append([Cell(Model(str(method), str(view)).label), *cells])
     title = f"{options.title} of {region} by site{options.on_grid}"
-    note = f"{options.unit.capitalize()}. Mean over seeds, test patients who show the region."
+    note = f"{options.unit.capitalize()}. Mean over seeds, test patients who show the region.{seeds_note(analysis)}"
     return Grid(f"region_{file_name(region)}", title, ("model", OVERALL, *sites), body, note)
 
 
