@@ -117,6 +117,7 @@ def analysed(read: Iterable[Run | LeftOut], options: Options) -> Analysis:
         ReportingError: they cannot be compared.
     """
     gathered = gather(read, default_settings)
+    gathered.check_unit(options.metric)
     length = gathered.unit(options.metric) or UNKNOWN
     known = {str(site) for runs in gathered.runs.values() for run in runs for site in run.work["site"]}
     if odd := sorted(set(options.slower or {}) - known):

@@ -433,10 +433,13 @@ def _of(counted: pd.DataFrame, site: str, region: str) -> str:
 
 
 def _flat_values(means: pd.DataFrame) -> dict[str, float]:
+    """Numbers for dashboards; none of lengths that are in mm at some sites and in pixels at others."""
     values: dict[str, float] = {}
     for (checkpoint, split, view, metric), group in means[means["seen"]].groupby(
         ["checkpoint", "split", "view", "metric"], sort=False
     ):
+        if in_common(group["unit"]) == MIXED:
+            continue
         for which, value in over_sites(group["mean"], str(metric)).items():
             name = str(view) if which == "mean" else f"{view}/worst_site"
             values[f"{checkpoint}/{split}/{name}/{metric}"] = value

@@ -19,6 +19,7 @@ import compare
 from fedseg.common.text import written
 from fedseg.configs.knobs import knobs
 from fedseg.launch.compare import Destination, default_settings, requested
+from fedseg.launch.compare import analysed as analysed_of
 from fedseg.launch.scores.second_look import extremes
 from fedseg.reporting import ReportingError
 from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
@@ -41,7 +42,7 @@ from fedseg.reporting.compare.tables import (
 from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
-from fedseg.reporting.summary import as_means
+from fedseg.reporting.summary import as_means, summarise
 from tests.run_folders import SITES, write_run
 
 FEW = Options(draws=200)
@@ -391,6 +392,22 @@ def test_folds_are_one_run_of_unseen_sites(tmp_path: Path) -> None:
     assert set(unseen["method"]) == {"fedavg", "ditto"}
     report = write(analysis, tmp_path / "report", lambda _: Extras())
     assert "Unseen sites" in report.page.read_text()
+
+
+def test_millimetres_and_pixels_make_no_mean_and_no_answer(tmp_path: Path) -> None:
+    for name in ("fedavg", "ditto"):
+        scores = pd.read_csv(path := write_run(tmp_path / name, name).path / "metrics.csv")
+        scores.loc[(scores["site"] == "site_02") & (scores["metric"] == "hd95"), "unit"] = "mm"
+        scores.to_csv(path, index=False)
+    read = [read_run(path, "hd95") for path in find_runs([str(tmp_path)])]
+    told = r"metric=hd95 is in px at site_01, mm at site_02, px at site_03: .*metric=dice; or state the spacing"
+    with pytest.raises(ReportingError, match=told):
+        analysed_of(read, Options(metric="hd95"))
+    analysis = analysed_of(read, Options(draws=200))
+    assert metric_grid(analysis).header == ("model", "dice")
+    assert any(note.startswith("hd95: in mm where the spacing is known") for note in analysis.gathered.notes)
+    by_site = summarise(RunFolder(tmp_path / "ditto").scores())
+    assert {name.rpartition("/")[2] for name in by_site.values} == {"dice"}
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------

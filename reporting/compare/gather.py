@@ -96,6 +96,22 @@ class Gathered:
         """Of a metric's lengths; empty where the runs do not say."""
         return in_common(run.units.get(metric, "") for runs in self.runs.values() for run in runs)
 
+    def check_unit(self, metric: str) -> None:
+        """Refuse a metric that is in mm at some sites and in pixels at others.
+
+        Raises:
+            ReportingError: it is; the message names the sites.
+        """
+        if self.unit(metric) != MIXED:
+            return
+        sites = sorted({site for run in self.everyone for site in run.lengths})
+        told = [f"{in_common(run.lengths.get(site) for run in self.everyone)} at {site}" for site in sites]
+        raise ReportingError(
+            f"metric={metric} is in {', '.join(told)}: means and answers over these sites would mix both. Take "
+            "metric=dice; or state the spacing of images that have none (spacing in DIR/SITE/site.yaml, in mm) and run "
+            "again"
+        )
+
     @property
     def everyone(self) -> list[Run]:
         """All runs."""
@@ -438,8 +454,8 @@ def _notes(methods: Mapping[str, Method], runs: Mapping[str, Sequence[Run]]) -> 
         units[metric].add(unit)
     if mixed := [metric for metric, told in units.items() if in_common(told) == MIXED]:
         notes.append(
-            f"{', '.join(mixed)}: in mm where the spacing is known, and in pixels elsewhere; compare them at one site, "
-            "not over sites."
+            f"{', '.join(mixed)}: in mm where the spacing is known, and in pixels elsewhere; no mean over sites is "
+            "shown, and tables/metrics.csv has the sites'."
         )
     seeds = {label: sorted({run.seed for run in group}) for label, group in runs.items()}
     every = sorted({seed for own in seeds.values() for seed in own})

@@ -65,6 +65,7 @@ class Run:
         defined: site, case and region of test scores of the metric that are numbers.
         undefined: of those that are none: the case does not show the region.
         units: metric -> unit of the lengths in it.
+        lengths: site -> unit of the lengths there; empty where the folder does not say.
         grid: that the final scores stand on ("own" or "network").
     """
 
@@ -84,6 +85,7 @@ class Run:
     defined: frozenset[tuple[str, str, str]]
     undefined: frozenset[tuple[str, str, str]]
     units: dict[str, str]
+    lengths: dict[str, str]
     grid: str
 
     @property
@@ -205,6 +207,7 @@ def _read(path: Path, metric: str) -> Run | LeftOut:
         defined=_places(final, metric, known=True),
         undefined=_places(final, metric, known=False),
         units=dict(stated(final, ["metric"])[["metric", "unit"]].itertuples(index=False, name=None)),
+        lengths=dict(stated(final, ["site"])[["site", "unit"]].itertuples(index=False, name=None)),
         grid=in_common(final["grid"].unique()),
     )
 

@@ -19,7 +19,7 @@ from fedseg.reporting.compare.runs import over_patients
 from fedseg.reporting.compare.verdicts import Verdict, interval, probability
 from fedseg.reporting.folder import file_name
 from fedseg.reporting.summary import Table
-from fedseg.reporting.units import signed, titled
+from fedseg.reporting.units import MIXED, signed, titled
 
 MINUS, ABSENT = "−", "–"
 CASE_MEANS = ["method", "view", "seed", "checkpoint", "split", "site", "seen", "metric"]
@@ -303,13 +303,15 @@ def _means_grid(
 
 
 def metric_grid(analysis: Analysis) -> Grid:
-    """All metrics, mean over sites."""
+    """All metrics, mean over sites; without lengths that are in mm at some sites and in pixels at others."""
 
     def shown(metric: str, value: float) -> Cell:
         return number(value, 1, 2) if METRICS[metric].is_length else number(value, 100)
 
     table = analysis.gathered.cases
+    mixed = [metric for metric in table["metric"].unique() if analysis.gathered.unit(metric) == MIXED]
     rows = table[(table["checkpoint"] == analysis.options.checkpoint) & (table["split"] == "test") & table["seen"]]
+    rows = rows[~rows["metric"].isin(mixed)]
     grid = _means_grid(
         over_patients(rows, CASE_MEANS), analysis, "metric", "metrics", f"All metrics{analysis.options.on_grid}", shown
     )
