@@ -70,7 +70,11 @@ def test_a_document_is_made_from_its_runs_and_stays_as_it_is_when_made_again(at:
 def test_seeds_that_change_the_split_are_said_to_do_so(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "runs" / "planted" / f"fedavg-{seed}", "fedavg", seed, sites=SITES)
-    assert "Seeds also change the split." in made(Sources(tmp_path), "facts")
+    sources = Sources(tmp_path)
+    assert "Seeds also change the split." in made(sources, "facts")
+    told = methods_text(sources.analysis(tmp_path / "runs" / "planted", Options()))[0]
+    assert " No patient is cut by a split." in told
+    assert told.endswith("the split. A test patient of one seed may have been a validation patient of another.")
 
 
 def test_patients_and_cases_are_told_apart_and_unknown_patients_are_marked(tmp_path: Path) -> None:
@@ -80,10 +84,14 @@ def test_patients_and_cases_are_told_apart_and_unknown_patients_are_marked(tmp_p
     write_run(tmp_path / "runs" / "planted" / "fedavg-0", "fedavg", sites={"a": 24, "b": 24})
     finding = {"severity": "warning", "site": "b", "case": "", "kind": "patients unknown", "detail": ""}
     RunFolder(folder.path).write_findings([finding], tuple(finding))
-    told = made(Sources(tmp_path), "patients")
+    sources = Sources(tmp_path)
+    told = made(sources, "patients")
     assert "| a | 24 |" in told
     assert "| b * | 24 |" in told
     assert "each image counts as one" in told
+    text = methods_text(sources.analysis(tmp_path / "runs" / "planted", Options()))[0]
+    assert "No known patient is cut by a split; at b patients are unknown, and each image counts as one." in text
+    assert "No patient is cut" not in text
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from fedseg.reporting.compare.tables import Cell, Grid
 from fedseg.reporting.summary import WHOLE
 
 SPLITS = ("train", "val", "test")
+NEW_SPLITS = "Seeds also change the split."
 TO_BE_WRITTEN = (
     "To be written by the authors, since no run knows it: where the images come from and when they were taken, who "
     "was included and why, scanners and protocols, who drew the reference outlines and how well they agree, how this "
@@ -85,7 +86,7 @@ def split_sentence(analysis: Analysis) -> str:
         return ""
     if len(set().union(*seeds.values())) == 1:
         return "All seeds have the same split: they change first weights, batches and augmentation only."
-    return "Seeds also change the split."
+    return NEW_SPLITS
 
 
 def methods_text(analysis: Analysis) -> list[str]:
@@ -107,7 +108,10 @@ def _data(analysis: Analysis, settings: Mapping[str, Any]) -> str:
     patients = len(splits[["site", "patient"]].drop_duplicates())
     cases = len(splits[["site", "case"]].drop_duplicates())
     text = f"Data: {sites}, {count(patients, 'patient')}, {count(cases, 'case')} (table below)."
-    text += " No patient is cut by a split."
+    if unknown := ", ".join(analysis.gathered.unknown):
+        text += f" No known patient is cut by a split; at {unknown} patients are unknown, and each image counts as one."
+    else:
+        text += " No patient is cut by a split."
     regions = [str(name) for name in analysis.gathered.regions["region"].unique() if name != WHOLE]
     text += f" Outlined: {', '.join(regions)}." if regions else ""
     if size := settings.get("data.size"):
@@ -115,7 +119,10 @@ def _data(analysis: Analysis, settings: Mapping[str, Any]) -> str:
         text += (
             f" Images were resized to {shown} pixels" + _worded(settings, "data.augment", "; augmentation: {}") + "."
         )
-    return " ".join(filter(None, (text, split_sentence(analysis))))
+    sentence = split_sentence(analysis)
+    if sentence == NEW_SPLITS:
+        sentence += " A test patient of one seed may have been a validation patient of another."
+    return " ".join(filter(None, (text, sentence)))
 
 
 def _network(settings: Mapping[str, Any]) -> str:
