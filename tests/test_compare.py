@@ -656,6 +656,9 @@ def test_a_method_that_lacks_seeds_is_listed_last_and_not_ranked(tmp_path: Path)
     page = write(analysis, tmp_path / "report", lambda _: Extras()).page.read_text()
     assert "ditto personal (lacks seed 0, 2)" in page
     assert "Not ranked, for want of seeds or sites: ditto personal" in page
+    assert np.isfinite(analysis.ranks.p)
+    told = r"\(seeds 0, 1, 2\) the ranks of these trained models [^.]* \(Friedman p = .*; what other trainings would "
+    assert re.search(told + r"bring is not in it\.", page)
     best = pd.read_csv(tmp_path / "report/tables/ranking.csv")
     assert best["model"].tolist()[0] == "finetune personal"
 

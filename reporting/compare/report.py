@@ -69,7 +69,7 @@ CAPTIONS = {
     "tuning": "Methods as they come and tuned by trials on validation cases",
     "personal_gains": "Gain of personal models over their global one",
     "transfer": "Gain over local training; red is negative transfer",
-    "critical_difference": "Average rank over patients; a bar joins models that are not told apart",
+    "critical_difference": "Average rank of these trained models over patients; a bar joins what is not told apart",
     "ranks": "Rank at each site: mean over seeds, and range",
     "win_tie_loss": "Share of patients that the row's model wins against the column's",
     "heterogeneity": "Gain of the personal model against how different the site is from all others",
@@ -309,8 +309,9 @@ def reading(options: Options) -> list[str]:
         f"than {options.margin:g} {options.points} (margin=). Shown: corrected p at most {options.alpha:g}, and the "
         "interval excludes 0. Equivalent: the interval lies within the margin. Nothing shown is not no difference.",
         f"Provisional: fewer than {SURE_SEEDS} seeds, so that what another training would bring is hardly known.",
-        "Ranks: of the models on each patient, averaged; two models differ that are further apart than the critical "
-        "difference (Nemenyi).",
+        "Ranks: of these trained models on each patient, averaged; two differ on these patients that are further apart "
+        "than the critical difference (Nemenyi). What other trainings would bring is not in it: scores are averaged "
+        "over seeds first, and a lucky training is a difference like any other.",
         "Models were chosen on validation patients of all sites. Where another seed draws another split, a test "
         "patient of one seed may be a validation patient of another; data.split_seed keeps the split.",
     ]
@@ -356,10 +357,11 @@ def _rank_text(analysis: Analysis) -> list[str]:
     text = []
     seeds = ", ".join(map(str, analysis.ranked_seeds))
     if np.isfinite(found.p):
-        differ = "differ" if found.p <= analysis.options.alpha else "are not shown to differ"
+        differ = "differ on these patients" if found.p <= analysis.options.alpha else "are not shown to differ"
         text.append(
-            f"Over {found.blocks} patients (seeds {seeds}) the models' ranks {differ} (Friedman p = {found.p:.2g}; "
-            f"Kendall's W {found.agreement:.2f}, 1 if all patients rank the models alike)."
+            f"Over {found.blocks} patients (seeds {seeds}) the ranks of these trained models {differ} (Friedman p = "
+            f"{found.p:.2g}; Kendall's W {found.agreement:.2f}, 1 if all patients rank the models alike); what other "
+            "trainings would bring is not in it."
         )
     for level, word in (("seed", "seeds"), ("site", "sites")):
         if np.isfinite(tau := stability[level]):
