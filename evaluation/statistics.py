@@ -214,7 +214,7 @@ class PairedTest:
         p: the larger of the two that follow, not corrected.
         p_patients: of the sign-flip permutation test: these trained models, other patients.
         p_error: of a t test whose error holds the luck of patients and that of seeds; NaN where all differences agree.
-        smallest_p: that so many patients can give at all: 2 / 2^n where n of them do not tie.
+        smallest_p: that so many patients can give at all: 2 / 2^n where n do not tie, at least 1 / (`FLIPS` + 1).
         error: standard error of the gain, over patients and seeds; NaN where it cannot be told.
         freedom: its degrees of freedom (Satterthwaite).
     """
@@ -240,7 +240,7 @@ class PairedTest:
 
 def smallest_p(voting: int) -> float:
     """What a sign-flip test can give at all of so many patients, none of whom ties."""
-    return min(1.0, max(2.0 ** (1 - voting), 2 / (FLIPS + 1) if voting > _most_exact() else 0.0))
+    return min(1.0, max(2.0 ** (1 - voting), 1 / (FLIPS + 1) if voting > _most_exact() else 0.0))
 
 
 def detectable(error: float, freedom: float, alpha: float) -> float:

@@ -18,15 +18,16 @@ from omegaconf import OmegaConf
 import compare
 from fedseg.common.text import written
 from fedseg.configs.knobs import knobs
+from fedseg.evaluation.statistics import holm, paired
 from fedseg.launch.compare import Destination, default_settings, requested
 from fedseg.launch.compare import analysed as analysed_of
 from fedseg.launch.scores.second_look import extremes
 from fedseg.reporting import ReportingError
-from fedseg.reporting.compare.analysis import OVERALL, Analysis, Model
+from fedseg.reporting.compare.analysis import AGAINST_LOCAL, OVERALL, Analysis, Model
 from fedseg.reporting.compare.gather import Gathered, Method, gather, signature
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.plots import LIGHT, draw_all
-from fedseg.reporting.compare.report import CAPTIONS, Extras, telling, write
+from fedseg.reporting.compare.report import CAPTIONS, Extras, _transfer_text, telling, write
 from fedseg.reporting.compare.runs import LeftOut, find_runs, read_run
 from fedseg.reporting.compare.sentences import answer_text
 from fedseg.reporting.compare.tables import (
@@ -39,6 +40,7 @@ from fedseg.reporting.compare.tables import (
     save_tables,
     score_grid,
 )
+from fedseg.reporting.compare.tables import test_grid as grid_of_tests
 from fedseg.reporting.compare.tuning import tuning_text
 from fedseg.reporting.compare.verdicts import answer_of, verdicts
 from fedseg.reporting.folder import RunFolder
@@ -508,6 +510,20 @@ def test_too_few_patients_say_which_p_they_could_give(tmp_path: Path) -> None:
     assert told in small.text
     assert large.answer == "personal"
     assert large.provisional
+
+
+def test_a_family_too_large_for_any_test_says_so(planted: Path) -> None:
+    """All patients agree in every test, and what can be shown hangs on how many tests there are."""
+    strong = {"model": "m", "against": "l", "site": "a", "cases": 40, "low": 0.09, "high": 0.11, "no_interval": ""}
+    strong |= paired({"a": np.random.default_rng(0).normal(0.1, 0.01, (1, 40))}).__dict__
+    for size, told in ((500, False), (501, True)):
+        analysis = analysed(planted)
+        table = pd.DataFrame([{"question": AGAINST_LOCAL, **strong}] * size)
+        analysis.__dict__["tests"] = table.assign(p_holm=holm(table["p"].to_list()))
+        grid = grid_of_tests(analysis, AGAINST_LOCAL, "x", "x")
+        assert (grid.rows[0][3].mark == "best") is not told
+        line = "No test of this family could be significant: none of 501 can be below 0.0501 corrected."
+        assert (line in grid.note) is (line in _transfer_text(analysis)) is told
 
 
 @pytest.mark.slow

@@ -371,6 +371,17 @@ class Analysis:
         table = pd.DataFrame(rows)
         return table.assign(p_holm=holm(table["p"].to_list())) if rows else table
 
+    @cached_property
+    def hopeless(self) -> str:
+        """What is said where no test of the family could be significant after Holm; else nothing."""
+        size = len(self.tests)
+        least = float(self.tests["smallest_p"].min()) * size if size else 0.0
+        if least <= self.options.alpha:
+            return ""
+        return (
+            f"No test of this family could be significant: none of {size} can be below {min(1.0, least):.3g} corrected."
+        )
+
     def answers_to(self, question: str) -> pd.DataFrame:
         """The tests of one question; empty if none was asked."""
         return self.tests[self.tests["question"] == question] if len(self.tests) else self.tests

@@ -347,6 +347,7 @@ def _transfer_text(analysis: Analysis) -> list[str]:
     counts = ", ".join(
         f"{site} with {len(own)} of {(rows['site'] == site).sum()} models" for site, own in worse.groupby("site")
     )
+    told += [analysis.hopeless] if analysis.hopeless else []
     return [*told, f"Lower mean than local training, significant or not: {counts or 'none'}."]
 
 

@@ -186,7 +186,7 @@ def test_grid(analysis: Analysis, question: str, name: str, title: str) -> Grid:
         if analysis.seen
         else f"One family of {count(len(tests), 'test')}; bold: p (Holm) at most {analysis.options.alpha:g}."
     )
-    return Grid(name, title, header, rows, note)
+    return Grid(name, title, header, rows, " ".join(filter(None, (note, analysis.hopeless))))
 
 
 def _p(value: float) -> Cell:
