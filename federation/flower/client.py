@@ -47,7 +47,7 @@ class OpenSite(Protocol):
         """Note what leaves with a turn, before it does, from what the site kept before and after the turn.
 
         Raises:
-            RefusedError: it would be more than the site's terms allow.
+            RefusedError: it would be more than the site's terms, or the run's limit, allow.
         """
 
     def told(self, task: EvaluateTask, rows: Sequence[Row]) -> Sequence[Row]:

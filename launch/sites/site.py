@@ -37,7 +37,7 @@ from fedseg.launch.scores.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sites.spending import Spending, Spent, released
 from fedseg.launch.sites.terms import check_terms, read_terms
-from fedseg.privacy.accounting import dearest
+from fedseg.privacy.accounting import Account, Ledger, dearest
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
 from fedseg.reporting.folder import METRICS, RunFolder, complete_lines, pseudonym
@@ -280,19 +280,36 @@ class LaunchedSite:
         return self.terms.forbids(task, method.shares)
 
     def release(self, before: State, after: State) -> None:
-        """Charge a turn to the site's own ledger of all runs; see `federation.flower.client.OpenSite`."""
+        """Charge a turn to the site's own ledger of all runs; see `federation.flower.client.OpenSite`.
+
+        Which state a turn starts from is the server's word, and so is the account that lies in that state. The ledger
+        tells what this run has released.
+        """
         events, most = released(before, after, self.experiment.transforms), self.terms.max_epsilon
         if not events:
             return
-        if most is not None:
-            dear = dearest(events, min(self.experiment.privacy.candidates))
-            now = Spent(self.spending.after(self.run, dear), self.terms.max_delta)
-            if now.epsilon > most:
-                raise RefusedError(
-                    f"its terms (max_epsilon: {most:g}) let no more of it leave, in whatever run: with this turn "
-                    f"epsilon {now.told}; end the run, or let the site's people raise max_epsilon"
-                )
+        dear = self.spending.after(self.run, dearest(events, min(self.experiment.privacy.candidates)))
+        if most is not None and (now := Spent(dear, self.terms.max_delta)).epsilon > most:
+            raise RefusedError(
+                f"its terms (max_epsilon: {most:g}) let no more of it leave, in whatever run: with this turn "
+                f"epsilon {now.told}; end the run, or let the site's people raise max_epsilon"
+            )
+        if why := self._exhausted(dear[self.run]):
+            raise RefusedError(why)
         self.spending.add(self.run, events)
+
+    def _exhausted(self, events: Ledger) -> str:
+        """Whether these events of the run are above its own limit, in words; empty if they are not.
+
+        Noise that is seeded, in simulations, repeats with its turn, which then tells nothing new.
+        """
+        privacy = self.experiment.privacy
+        for promise in (transform.guarantee for transform in self.experiment.transforms):
+            if promise is not None and promise.limit is not None and privacy.randomness == "secret":
+                account = Account(promise, privacy.accountant)
+                if account.exceeded(epsilon := account.epsilon(events)):
+                    return f"{account.told(epsilon)}, by its own ledger, in which turns asked again count again"
+        return ""
 
     def told(self, task: EvaluateTask, rows: Sequence[Row]) -> Sequence[Row]:
         """File the scores with the names of cases; give means, or scores under pseudonyms."""
