@@ -49,15 +49,15 @@ class Terms:
     def __post_init__(self) -> None:
         check_ranges(Terms, vars(self), "terms")
 
-    def forbids(self, task: Task, shares: bool = True) -> str:
+    def forbids(self, task: Task, tells: bool = True) -> str:
         """Which term stands against a task, whatever was said before the run; empty if none does.
 
         Args:
             task: what is asked.
-            shares: whether updates of the run's method become one at all.
+            tells: whether the run's method tells of a site's training at all.
         """
         if isinstance(task, TrainTask):
-            few = shares and max(task.sites, 1) < self.least_sites
+            few = tells and max(task.sites, 1) < self.least_sites
             return f"least_sites: {self.least_sites}, and this round is of {max(task.sites, 1)}" if few else ""
         visiting = task.topic == VISITING
         if task.kind == "introduce" and task.topic == LABELS and (why := self._against_counts()):

@@ -16,6 +16,7 @@ from flwr.app import Message
 from fedseg.configs.compose import ConfigError, as_yaml, compose
 from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Task
 from fedseg.federation.engine import RoundError
+from fedseg.federation.flower.client import RefusedError
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
 from fedseg.federation.heterogeneity import LABELS
@@ -100,6 +101,7 @@ def test_terms_are_read_as_they_were_written(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- against a run's settings
 
 PERSONAL = "algorithm=ditto"
+COMBAT, COMBAT_OFF = ["algorithm=local", "training.harmonise=combat"], ["training.harmonise=none"]
 AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
     ({"least_sites": 3}, [], "take federation.min_sites=3", ["federation.min_sites=3"]),
     (
@@ -140,6 +142,15 @@ AGAINST: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
         ],
         "take privacy.delta=1e-05",
         ["privacy.delta=1e-05"],
+    ),
+    ({"least_sites": 3}, COMBAT, "take federation.min_sites=3", ["federation.min_sites=3"]),
+    ({"masked": True}, COMBAT, "before round 1 (introduces): take training.harmonise=none", COMBAT_OFF),
+    ({"max_epsilon": 8}, COMBAT, "before round 1 (introduces): take training.harmonise=none", COMBAT_OFF),
+    (
+        {"masked": True},
+        ["algorithm=flmrcm", "algorithm.personal=part:encoder,decoder,segmentation_head"],
+        "shows the group features of each site singly (per_site): take algorithm=local",
+        ["algorithm=local", "algorithm.personal=null"],
     ),
     ({"methods": ["fedavg"]}, [PERSONAL], "take algorithm=fedavg", ["algorithm=fedavg"]),
     ({"views": ["global"]}, [PERSONAL], "take a method that makes no personal models", ["algorithm=fedavg"]),
@@ -320,7 +331,7 @@ def test_a_round_of_fewer_sites_than_the_terms_say_is_refused(tmp_path: Path) ->
         assert f"(least_sites: 3, and this round is of {told or 1})" in answer.refusal
         assert not state.tensors
     alone = replace(question.task, sites=1)
-    assert Terms(least_sites=3).forbids(alone, shares=False) == "", "nothing is shared"
+    assert Terms(least_sites=3).forbids(alone, tells=False) == "", "nothing is shared"
 
 
 @pytest.mark.parametrize(("stage", "message"), [
@@ -345,6 +356,23 @@ def test_terms_reach_the_masks_of_a_site(tmp_path: Path) -> None:
     own = Local("site_01", tmp_path, terms_file=written(tmp_path / "terms.yaml", terms))
     opened: Any = Opener(own)(question, tmp_path / "run")
     assert [t.least_here for t in opened.transport.transforms] == [3]
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ("introduces", ["algorithm=harmofl", "privacy.aggregation=masked"]),
+        ("per_site", [*PRIVATE, "algorithm=flmrcm", "privacy.randomness=secret"]),
+    ],
+)
+def test_a_site_itself_refuses_what_travels_past_masks_and_noise(
+    told: str, settings: list[str], tmp_path: Path
+) -> None:
+    """A server refuses such settings, too, unless it lies."""
+    question = Question("turn", "0" * 32, as_yaml(compose([*SMALL, *settings], SCHEMA)))
+    opened: Any = Opener(Local("site_01", tmp_path))(question, tmp_path / "run")
+    with pytest.raises(RefusedError, match=told):
+        opened.forbids(QueryTask("introduce", 0, 0))
 
 
 def last_question(grid: Any, node: int, kind: str = "") -> Question:

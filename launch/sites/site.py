@@ -36,7 +36,7 @@ from fedseg.launch.run import note_findings, with_sites
 from fedseg.launch.scores.scoring import Scorer
 from fedseg.launch.settings import SCHEMA
 from fedseg.launch.sites.spending import Spending, Spent, released
-from fedseg.launch.sites.terms import check_terms, read_terms
+from fedseg.launch.sites.terms import check_terms, read_terms, tells
 from fedseg.privacy.accounting import Account, Ledger, dearest
 from fedseg.reporting import ReportingError
 from fedseg.reporting.environment import library_versions
@@ -253,6 +253,8 @@ class LaunchedSite:
         site = self.experiment.data.site(self.local.site)
         way = _refusing(lambda: self.experiment.in_process({self.local.site: site}, self.scorer))
         method: Any = way.worker
+        for transform in self.experiment.transforms:  # what travels past masks or noise is not for the server to allow
+            _refusing(partial(transform.check, method))
         _refusing(self.experiment.check_styles)
         _refusing(partial(method.check_site, site))
         return way
@@ -277,7 +279,7 @@ class LaunchedSite:
     def forbids(self, task: Task) -> str:
         """Which of the site's terms stands against a task; see `federation.flower.client.OpenSite`."""
         method: Any = self.transport.worker
-        return self.terms.forbids(task, method.shares)
+        return self.terms.forbids(task, tells(method))
 
     def release(self, before: State, after: State) -> None:
         """Charge a turn to the site's own ledger of all runs; see `federation.flower.client.OpenSite`.

@@ -16,6 +16,7 @@ from fedseg.federation.terms import Terms
 from fedseg.launch.experiment import Experiment
 from fedseg.launch.scores.scoring import SERVED_ELSEWHERE
 from fedseg.launch.sites.spending import AT_SITE, Spent
+from fedseg.privacy.refusals import shown_singly
 from fedseg.reporting.folder import file_name
 
 NOTHING = Spent()
@@ -99,6 +100,11 @@ def listed(terms: Mapping[str, Terms]) -> dict[str, dict[str, Any]]:
     return {site: {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()} for site, own in plain.items()}
 
 
+def tells(algorithm: Algorithm) -> bool:
+    """Whether a method tells of a site's training, be it by a mean or singly."""
+    return bool(algorithm.shares or algorithm.per_site or algorithm.introduces or algorithm.adapts)
+
+
 def sites_behind_a_mean(schedule: Schedule) -> int:
     """The fewest sites whose updates the settings let into a mean."""
     if schedule.order != "together" or schedule.combine == "krum":
@@ -112,7 +118,7 @@ def _protection(
 ) -> Iterator[tuple[str, str]]:
     """Terms on what leaves the site that are not met, and their cures."""
     schedule, privacy = experiment.schedule, experiment.privacy
-    if not algorithm.shares:
+    if not tells(algorithm):
         return
     if algorithm.among_peers and terms.least_sites > 1:
         cure = f"take algorithm=fedavg federation.order=together federation.min_sites={terms.least_sites}"
@@ -121,6 +127,12 @@ def _protection(
         plain = "" if behind == schedule.min_sites else "federation.order=together federation.combine=mean "
         least = max(schedule.min_sites, terms.least_sites)
         yield f"least_sites {terms.least_sites}, and these let in {behind}", f"take {plain}federation.min_sites={least}"
+    if not algorithm.shares:  # so that there is no sum to mask, and no step to make private
+        if terms.masked or terms.max_epsilon is not None:
+            harmonised = algorithm.introduces and experiment.config.training.harmonise != "none"
+            cure = "training.harmonise=none" if harmonised else "algorithm=local"
+            yield f"masked or max_epsilon, and the method {'; '.join(shown_singly(algorithm))}", f"take {cure}"
+        return
     if terms.masked and privacy.aggregation != "masked":
         yield "masked", "take privacy.aggregation=masked"
     if terms.max_epsilon is not None:
