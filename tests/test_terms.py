@@ -16,7 +16,7 @@ from flwr.app import Message
 from fedseg.configs.compose import ConfigError, as_yaml, compose
 from fedseg.federation.contract import VISITING, EvaluateTask, QueryTask, Task
 from fedseg.federation.engine import RoundError
-from fedseg.federation.flower.client import RefusedError
+from fedseg.federation.flower.client import RefusedError, SiteClient
 from fedseg.federation.flower.envelope import Envelope
 from fedseg.federation.flower.records import MOST_ENTRIES, Answer, Facts, Question, oversized, pack, unpack
 from fedseg.federation.heterogeneity import LABELS
@@ -373,6 +373,27 @@ def test_a_site_itself_refuses_what_travels_past_masks_and_noise(
     opened: Any = Opener(Local("site_01", tmp_path))(question, tmp_path / "run")
     with pytest.raises(RefusedError, match=told):
         opened.forbids(QueryTask("introduce", 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "terms", "refused"),
+    [
+        ([*PRIVATE, "privacy.randomness=secret"], {}, True),
+        (["algorithm=local"], {"max_epsilon": 8}, True),
+        (["algorithm=local"], {}, False),
+    ],
+)
+def test_a_private_site_scores_no_training_patient_for_anybody(
+    settings: list[str], terms: dict[str, Any], refused: bool, tmp_path: Path
+) -> None:
+    """Scores without noise, as often as a server asks, would tell who is a training patient."""
+    own = Local("site_01", tmp_path, terms_file=written(tmp_path / "terms.yaml", terms))
+    config, task = as_yaml(compose([*SMALL, *settings], SCHEMA)), EvaluateTask(0, 0, splits=("val", "train"))
+    answered = SiteClient("site_01", tmp_path, Opener(own)).answer(pack(Question("turn", "0" * 32, config, task=task)))
+    told = (
+        "its terms forbid this, whatever the run's settings say (scores of training patients would leave without noise)"
+    )
+    assert unpack(answered, Answer)[0].refusal == (told if refused else "")
 
 
 def last_question(grid: Any, node: int, kind: str = "") -> Question:

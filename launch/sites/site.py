@@ -277,8 +277,14 @@ class LaunchedSite:
         )
 
     def forbids(self, task: Task) -> str:
-        """Which of the site's terms stands against a task; see `federation.flower.client.OpenSite`."""
+        """Which of the site's terms stands against a task; see `federation.flower.client.OpenSite`.
+
+        Scores of the patients whom noise hides would tell who they are, and no run asks for them.
+        """
         method: Any = self.transport.worker
+        private = self.experiment.privacy.mechanism != "none" or self.terms.max_epsilon is not None
+        if private and isinstance(task, EvaluateTask) and "train" in task.splits:
+            return "scores of training patients would leave without noise"
         return self.terms.forbids(task, tells(method))
 
     def release(self, before: State, after: State) -> None:
