@@ -23,7 +23,7 @@ Row = dict[str, Any]
 LOSS, PERSONAL_LOSS = "loss", "loss_personal"
 """Scalars of an update: the mean loss of a round's steps, and of the second model where a step trains two."""
 NOISE = "noise/"
-"""Before a noise in a scalar of an update: how many private steps chose it. It does not travel as such."""
+"""Before a noise in a scalar of an update: how many private gradients had it. It does not travel as such."""
 VISITING = "visiting"
 """Topic of tasks by which a site's personal model is scored at others: it is given away, or came along to be scored."""
 

@@ -61,6 +61,9 @@ class PatientLevel(Transform):
         steps = int(scalars["steps"])
         if not steps:
             return replace(update, scalars=scalars), memory
+        if sum(n for name, n in update.scalars.items() if name.startswith(NOISE)) > steps:
+            told = "its optimiser takes more than one private gradient a step, and one is charged; take"
+            return replace(update, refusal=f"{told} training.optimizer=sgd, adam or adamw"), memory
         ledger = events_of(memory)
         most, cost = self._costs(ledger, update, steps)
         epsilon = self.account.epsilon(joint(ledger, most))

@@ -15,8 +15,11 @@ from fedseg.algorithms.functional.private import Batch, PrivateStep, by_patient
 from fedseg.algorithms.recipe import Training
 from fedseg.datamodules.sampling import patient_plans
 from fedseg.federation.client import turn
-from fedseg.federation.contract import EvaluateTask, TrainTask
+from fedseg.federation.contract import EvaluateTask, Guarantee, TrainTask
 from fedseg.federation.state import State
+from fedseg.federation.transforms import answer
+from fedseg.privacy.accounting import Account
+from fedseg.privacy.patient_level import PatientLevel
 from tests.world import CPU, ToySite, assert_same, build, evaluate, simulate, toy_sites
 
 SILENT = 1e-12  # noise too small to see
@@ -148,6 +151,24 @@ def test_a_turn_trains_through_empty_steps_and_tells_no_loss() -> None:
     assert "loss" not in update.scalars
     assert update.scalars["rate"] == pytest.approx(0.2 / 2)
     assert all(bool((t != 0).any()) for t in update["model"].values())
+
+
+def test_an_optimiser_that_evaluates_a_step_more_than_once_is_refused() -> None:
+    """Each evaluation releases something of the patients drawn, and the account knows of one a step."""
+    site, answers = toy_sites()["s0"], {}
+    for optimizer in ("torch.optim:LBFGS", "sgd"):
+        training = Training(optimizer=optimizer, lr=0.05, channels_last=False)
+        worker = build("fedavg", training, private=PrivateStep(1.0, 1.0, patients=2.0), norm="group")
+        transform = PatientLevel((1.0,), Account(Guarantee("patient", 1e-5)))
+        task, message = TrainTask(1, 7, steps=2), worker.init_server({})
+        answers[optimizer], _ = answer(worker, site, task, message, State(), CPU, evaluate, [transform])
+    refused = answers["torch.optim:LBFGS"]
+    assert (
+        "takes more than one private gradient a step, and one is charged; take training.optimizer=sgd"
+        in refused.refusal
+    )
+    assert not refused.tensors
+    assert not answers["sgd"].refusal
 
 
 @pytest.mark.slow

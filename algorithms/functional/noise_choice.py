@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedseg.algorithms.functional.private import Batch, Loss, PrivateStep, by_patient, move, returning, take
 from fedseg.common.seeds import derive_seed
-from fedseg.federation.contract import NOISE, Site
+from fedseg.federation.contract import Site
 
 SCORED = "scored"
 """Of a batch: the patients whose loss chooses the noise of its step, drawn independently of the step's own."""
@@ -56,10 +56,6 @@ class ChosenNoise(PrivateStep):
         source = self.source()
         chances = self.log_weights(score, batch[SCORED], learning, rate, source).softmax(dim=0)
         return replace(self, noise=self.noises[int(torch.multinomial(chances, 1, generator=source))])
-
-    def told(self, patients: int, noises: Mapping[float, int]) -> dict[str, float]:
-        """Also which noises were chosen, how often."""
-        return {**super().told(patients, noises), **{f"{NOISE}{noise!r}": float(n) for noise, n in noises.items()}}
 
     def objective(self, loss: Loss, batch: Batch, learning: Sequence[Tensor], rate: float = 0.0) -> Tensor:
         """That of the step's own patients."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedseg.federation.contract import Site
+from fedseg.federation.contract import NOISE, Site
 from fedseg.federation.seeds import forget, unforeseeable
 
 Batch = dict[str, Any]
@@ -75,8 +75,8 @@ class PrivateStep:
         return self
 
     def told(self, patients: int, noises: Mapping[float, int]) -> dict[str, float]:
-        """What the account must know of a turn: of how many patients, and noise -> steps."""
-        return {"rate": self.rate(patients)}
+        """What the account must know of a turn: of how many patients, and noise -> private gradients."""
+        return {"rate": self.rate(patients), **{f"{NOISE}{noise!r}": float(n) for noise, n in noises.items()}}
 
     def objective(self, loss: Loss, batch: Batch, learning: Sequence[Tensor], rate: float = 0.0) -> Tensor:
         """A linear function of the parameters whose gradient is the private one.
