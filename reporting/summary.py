@@ -407,7 +407,17 @@ def _metric_table(test: pd.DataFrame) -> Table:
         title, _, *cells = _over(told, own, columns, "mean")
         rows.append((title, *(["no common unit"] * len(cells) if unit == MIXED else cells)))
     header = (_on_grid("test, mean over sites", seen), *(f"{view} {checkpoint}" for view, checkpoint in columns))
-    return Table(header, tuple(rows))
+    return Table(header, tuple(rows), _note_on_missed([str(metric) for metric in seen["metric"].unique()]))
+
+
+def _note_on_missed(metrics: Sequence[str]) -> str:
+    """What distances hold where nothing tells how often a region was missed."""
+    known = (metric for metric in metrics if metric in METRICS)  # of a pre-training run there are others
+    distances = [metric for metric in known if METRICS[metric].is_length and not METRICS[metric].signed]
+    if not distances or "missed" in metrics:
+        return ""
+    told = ", ".join(distances)
+    return f"In {told} a missed region counts as the image's diagonal; metric missed tells how many are."
 
 
 def _region_table(table: pd.DataFrame, regions: Sequence[str]) -> Table | None:

@@ -402,7 +402,7 @@ def test_millimetres_and_pixels_make_no_mean_and_no_answer(tmp_path: Path) -> No
         scores.loc[(scores["site"] == "site_02") & (scores["metric"] == "hd95"), "unit"] = "mm"
         scores.to_csv(path, index=False)
     read = [read_run(path, "hd95") for path in find_runs([str(tmp_path)])]
-    told = r"metric=hd95 is in px at site_01, mm at site_02, px at site_03: .*metric=dice; or state the spacing"
+    told = r"metric=hd95 has lengths in px at site_01, mm at site_02, px at site_03: .*metric=dice; or state the "
     with pytest.raises(ReportingError, match=told):
         analysed_of(read, Options(metric="hd95"))
     analysis = analysed_of(read, Options(draws=200))

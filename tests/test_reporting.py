@@ -330,6 +330,10 @@ def test_the_summary_has_the_known_answers() -> None:
     assert "last: round 9; best: rounds 2 to 3, by view or site (chosen on validation)" in summary.sites.text()
     assert summary.metrics is not None
     assert cells(summary.metrics.text())["hd95, px"][1] == "19.00"
+    assert summary.metrics.note.startswith("In hd95 a missed region counts as the image's diagonal; metric missed ")
+    asked = summarise(pd.concat([example_scores(), pd.DataFrame([score("A", 0.0, metric="missed")])]))
+    assert asked.metrics is not None
+    assert not asked.metrics.note
     assert summary.values["best/test/global/dice"] == pytest.approx(0.75)
     assert summary.values["best/test/global/worst_site/dice"] == pytest.approx(0.6)
     assert summary.values["best/test/global/worst_site/hd95"] == 30.0

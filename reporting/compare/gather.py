@@ -107,9 +107,9 @@ class Gathered:
         sites = sorted({site for run in self.everyone for site in run.lengths})
         told = [f"{in_common(run.lengths.get(site) for run in self.everyone)} at {site}" for site in sites]
         raise ReportingError(
-            f"metric={metric} is in {', '.join(told)}: means and answers over these sites would mix both. Take "
-            "metric=dice; or state the spacing of images that have none (spacing in DIR/SITE/site.yaml, in mm) and run "
-            "again"
+            f"metric={metric} has lengths in {', '.join(told)}: means and answers over these sites would mix both. "
+            "Take metric=dice; or state the spacing of images that have none (spacing in DIR/SITE/site.yaml, in mm) "
+            "and run again"
         )
 
     @property
