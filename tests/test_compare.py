@@ -516,8 +516,9 @@ def test_a_family_too_large_for_any_test_says_so(planted: Path) -> None:
     """All patients agree in every test, and what can be shown hangs on how many tests there are."""
     strong = {"model": "m", "against": "l", "site": "a", "cases": 40, "low": 0.09, "high": 0.11, "no_interval": ""}
     strong |= paired({"a": np.random.default_rng(0).normal(0.1, 0.01, (1, 40))}).__dict__
+    runs = gathered(planted)
     for size, told in ((500, False), (501, True)):
-        analysis = analysed(planted)
+        analysis = Analysis(runs, FEW)
         table = pd.DataFrame([{"question": AGAINST_LOCAL, **strong}] * size)
         analysis.__dict__["tests"] = table.assign(p_holm=holm(table["p"].to_list()))
         grid = grid_of_tests(analysis, AGAINST_LOCAL, "x", "x")
