@@ -220,7 +220,8 @@ class Federation:
         if (select := self._select_in(round)) is not None:
             asked = checked(select(round, history, rng), there)
         elif self.schedule.sampling == "poisson":
-            asked = {site: 1.0 for site in there if rng.random() < self.schedule.fraction}
+            lots = random.SystemRandom() if any(transform.secret_rounds for transform in self.transforms) else rng
+            asked = {site: 1.0 for site in there if lots.random() < self.schedule.fraction}
         else:
             asked = dict.fromkeys(rng.sample(list(there), self.schedule.asked(len(there))), 1.0)
         absent = {site for site in there if rng.random() < self.schedule.dropout} & asked.keys()

@@ -57,7 +57,8 @@ class Privacy:
         max_epsilon: the run ends before more than this is spent; null for no limit.
         accountant: of Opacus: rdp, or prv, which is tighter (not for sparse).
         randomness: seeded repeats the noise of a run, for simulation only, since whoever knows the seed can subtract
-            it; secret draws from the system and is what a deployment needs.
+            it; secret draws from the system, with site also who takes part (federation.sampling=poisson), and is what a
+            deployment needs.
         aggregation: plain; masked: the server sees the sum of a round's updates only, by masks that cancel (secure
             aggregation); or encrypted: it adds up CKKS ciphertexts that it cannot read (simulation only).
     """

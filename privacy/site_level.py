@@ -26,7 +26,7 @@ class SiteLevel(Transform):
         noise: deviation of the noise over clip.
         account: of the releases.
         rate: probability that a site takes part: below 1 only where sites are drawn independently and in secret.
-        randomness: of the noise.
+        randomness: of the noise, and of the sites that are drawn.
     """
 
     name = "site"
@@ -35,7 +35,7 @@ class SiteLevel(Transform):
         self.clip, self.noise = clip, noise
         self.account, self.guarantee = account, account.guarantee
         self.event = gaussian_event(noise, rate)
-        self.randomness = randomness
+        self.randomness, self.secret_rounds = randomness, randomness == "secret"
 
     def check(self, algorithm: ServerHalf) -> None:
         """Refuse what travels past the noise, and a budget that does not suffice for one round."""

@@ -263,6 +263,18 @@ def test_sites_drawn_independently_and_a_round_without_any_is_noise(tmp_path: Pa
     assert not outcome.observer.rows("events")
 
 
+@pytest.mark.parametrize("randomness", ["secret", "seeded"])
+def test_who_takes_part_in_a_secret_round_does_not_follow_from_the_seed(randomness: str, tmp_path: Path) -> None:
+    """Whoever knows the seed draws as the server does; by chance 300 draws are the same once in 2^300 times."""
+    chain = transforms(mechanism="site", rate=0.5, randomness=randomness)
+    poisson = {"fraction": 0.5, "sampling": "poisson"}
+    drawn = []
+    for name in ("run", "attack"):
+        federation = simulate("fedavg", tmp_path / name, 1, transforms=chain, schedule=poisson).federation
+        drawn.append([federation.sample(round) for round in range(1, 101)])
+    assert (drawn[0] == drawn[1]) == (randomness == "seeded")
+
+
 def test_running_variances_stay_variances_under_noise(tmp_path: Path) -> None:
     outcome = simulate("fedavg", tmp_path, rounds=3, transforms=transforms(mechanism="site", noise=5.0, clip=5.0))
     variances = [t for name, t in outcome.server["buffers"].items() if name.endswith("running_var")]
