@@ -18,12 +18,13 @@ import pandas as pd
 import pytest
 
 import train
-from fedseg.configs.compose import ConfigError, compose
+from fedseg.configs.compose import ConfigError, as_yaml, compose
 from fedseg.datamodules.errors import DataError
+from fedseg.federation.contract import EvaluateTask
 from fedseg.federation.engine import RoundError
 from fedseg.federation.flower.client import SiteClient
 from fedseg.federation.flower.envelope import Envelope
-from fedseg.federation.flower.records import Facts
+from fedseg.federation.flower.records import Facts, Question
 from fedseg.federation.flower.worker import WorkerError, ask
 from fedseg.launch import flower_server
 from fedseg.launch.experiment import Experiment
@@ -35,7 +36,7 @@ from fedseg.reporting.compare.gather import gather
 from fedseg.reporting.compare.options import Options
 from fedseg.reporting.compare.runs import LeftOut, read_run
 from fedseg.reporting.environment import library_versions
-from fedseg.reporting.folder import RunFolder
+from fedseg.reporting.folder import COLUMNS, METRICS, RunFolder
 from tests.data_files import picture, save, square
 from tests.flower_world import LoopbackGrid, app_of
 from tests.tiers import every
@@ -49,6 +50,7 @@ SMALL = [
     "evaluation.metrics=[dice,hd95]",
 ]
 SITES = ("site_01", "site_02", "site_03")
+PSEUDONYMS = "deployment.case_scores=pseudonyms"
 
 
 def grid_of(folder: Path, sites: Sequence[str] = SITES, **local: Any) -> Any:
@@ -101,7 +103,7 @@ def test_an_unseen_site_makes_its_models_of_what_is_shared_and_the_table_is_the_
 @pytest.mark.slow
 def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: Path) -> None:
     """Own folders with names, and pseudonyms at the server that only the site can resolve."""
-    settings = ["algorithm=fedbn", "data.labelled_patients=3", "deployment.case_scores=pseudonyms", "privacy.noise=4"]
+    settings = ["algorithm=fedbn", "data.labelled_patients=3", PSEUDONYMS, "privacy.noise=4"]
     run, reference = across(tmp_path, *settings), here(tmp_path, *settings)
     assert_same_tables(run, reference)
     for told in (run.events(), reference.events()):
@@ -121,6 +123,19 @@ def test_each_site_splits_and_scores_as_if_all_data_were_in_one_place(tmp_path: 
     assert not isinstance(compared, LeftOut)
     assert compared.unknown == set(SITES)
     assert "case_00" not in texts(run.path)
+
+
+def test_the_order_of_pseudonyms_does_not_tell_that_of_names(tmp_path: Path) -> None:
+    """A list of the hospital's cases, in order, would otherwise say who is who."""
+    config = as_yaml(compose([*SMALL, "algorithm=fedavg", "data.cases_per_site=30", PSEUDONYMS], SCHEMA))
+    opened: Any = Opener(Local("site_01", tmp_path))(Question("turn", "0" * 32, config), tmp_path / "run")
+    cases = [row["case"] for row in opened.experiment.data.splits()]
+    common = {**dict.fromkeys(COLUMNS[METRICS], ""), "round": 1, "seen": True, "value": 0.5}
+    rows = [{**common, "case": case, "metric": metric} for case in cases for metric in ("dice", "iou")]
+    told = opened.told(EvaluateTask(1, 0), rows)
+    assert [(row["case"], row["metric"]) for row in told] == sorted((row["case"], row["metric"]) for row in told)
+    assert sorted({row["case"] for row in told}) == sorted(map(opened.pseudonym, cases))
+    assert opened.folder.scores()["case"].to_list() == [row["case"] for row in rows], "at the site as they came"
 
 
 @pytest.mark.slow
@@ -156,7 +171,7 @@ def test_pseudonyms_tell_which_cases_are_of_one_patient_and_such_runs_are_compar
     found = []
     for algorithm in ("fedavg", "ditto"):
         output = tmp_path / algorithm
-        wanted = [f"algorithm={algorithm}", "deployment.case_scores=pseudonyms", f"output={output}"]
+        wanted = [f"algorithm={algorithm}", PSEUDONYMS, f"output={output}"]
         flower_server.run(grid, [*own, *data, *wanted])
         assert not re.search(r"\bP\d", texts(output))
         found.append(read_run(output, "dice"))

@@ -329,7 +329,8 @@ class LaunchedSite:
             return rows
         if self.experiment.deployment.case_scores == "means":
             return as_means(pd.DataFrame(rows))
-        return [{**row, "case": self._pseudonymous(row["case"]) if row["case"] else ""} for row in rows]
+        named = [{**row, "case": self._pseudonymous(row["case"]) if row["case"] else ""} for row in rows]
+        return sorted(named, key=lambda row: str(row["case"]))  # cases come in the order of their real names
 
     def _pseudonymous(self, case: str) -> str:
         """The pseudonym of a case; where its patient has several, it tells which cases are of one."""
