@@ -475,6 +475,8 @@ class Transform:
     """Fewest updates that a mean may be made of."""
     least_here: int = 1
     """At a site: fewest sites of a sum that it lets its update into; its terms may ask for more."""
+    hides_time: bool = False
+    """Whether how long a site trains would tell what it hides; then no time leaves the site."""
     secret_rounds: bool = False
     """Whether what it promises counts on nobody knowing which sites a round draws, not even with the run's seed."""
     lives_in: Literal["state", "site", "run"] = "state"

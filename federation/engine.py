@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import nan
 from typing import Any
 
 import torch
@@ -665,7 +666,7 @@ class Federation:
             update, refusal = self._decoded(arrived)
         if not refusal:
             refusal = admission.refusal(update) or told_non_finite(update)
-        seconds = update.scalars.pop("seconds", 0.0)
+        seconds = update.scalars.pop("seconds", None)
         if not refusal:
             try:
                 take(update)
@@ -680,7 +681,7 @@ class Federation:
         self._record.rounds.append(row)
         if not self.algorithm.among_peers:
             self._record.traffic.extend(_traffic(round, update.site, "up", arrived))
-        self.observer.site_done("train", round, update.site, told, seconds)
+        self.observer.site_done("train", round, update.site, told, nan if seconds is None else seconds)
         return True
 
     def _decoded(self, update: Update) -> tuple[Update, str]:

@@ -64,6 +64,9 @@ def answer(
             return _refused(site, reason, told(memories)), kept
         message = forgotten(message)
     update, now = turn(worker, site, task, message, own, compute, evaluate)
+    timed = not any(transform.hides_time for transform in transforms) or not isinstance(task, TrainTask)
+    if not timed:
+        del update.scalars["seconds"]
     if not isinstance(task, TrainTask) or update.refusal:
         return update, kept if now is own else with_memories(now, memories)
     start = time.perf_counter()
@@ -73,7 +76,8 @@ def answer(
         if update.refusal:
             update = _refused(site, update.refusal, {})
             break
-    update.scalars["seconds"] = update.scalars.get("seconds", 0.0) + time.perf_counter() - start
+    if timed:
+        update.scalars["seconds"] = update.scalars.get("seconds", 0.0) + time.perf_counter() - start
     update.scalars |= told(memories)
     return update, with_memories(now, memories)
 

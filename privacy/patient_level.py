@@ -39,6 +39,7 @@ class PatientLevel(Transform):
     """
 
     name = "patient"
+    hides_time = True  # it grows with the slices of the patients drawn, who are drawn in secret
 
     def __init__(self, noises: Sequence[float], account: Account, epsilon_choice: float = 0.0) -> None:
         self.noises, self.epsilon_choice = noises, epsilon_choice

@@ -113,7 +113,7 @@ LIES: dict[str, tuple[Lie, str]] = {
     "other shapes": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.flatten()[:1]))), "the one it was sent is"),
     "other types": (altered(lambda a, s: (a, each_tensor(s, lambda t: t.double()))), "the one it was sent is"),
     "tensors missing": (altered(lambda answer, state: (answer, State({}, state.scalars))), "left out the group"),
-    "numbers missing": (altered(lambda answer, state: (answer, State(state.tensors))), "it lacks seconds and steps"),
+    "numbers missing": (altered(lambda answer, state: (answer, State(state.tensors))), "it lacks steps"),
     "a word as number": (altered(lambda a, s: (a, State(s.tensors, {**s.scalars, "loss": "low"}))), "are not numbers"),  # type: ignore[dict-item]
     "not finite": (altered(lambda a, s: (a, each_tensor(s, lambda t: t * torch.nan))), "tensors are not finite"),
     "no signature": (lambda site, e: pack(*unpack(site.answer(e), Answer)), "not signed by the key that its name"),

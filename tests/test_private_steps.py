@@ -171,6 +171,21 @@ def test_an_optimiser_that_evaluates_a_step_more_than_once_is_refused() -> None:
     assert not answers["sgd"].refusal
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_no_time_leaves_with_private_steps(finite: bool) -> None:
+    """How long a step takes tells how many slices were drawn, and so of whom; also where the update is refused."""
+    site, worker = toy_sites()["s0"], build("fedavg", private=PrivateStep(1.0, 1.0, patients=2.0), norm="group")
+    message = worker.init_server({})
+    if not finite:
+        next(iter(message["model"].values())).fill_(torch.nan)
+    task, transform = TrainTask(1, 7, steps=2), PatientLevel((1.0,), Account(Guarantee("patient", 1e-5)))
+    update, _ = answer(worker, site, task, message, State(), CPU, evaluate, [transform])
+    assert ("not finite" in update.refusal) != finite
+    assert set(update.scalars) == (
+        {"steps", *(f"transform/patient/{n}" for n in ("epsilon", "spent"))} if finite else set()
+    )
+
+
 @pytest.mark.slow
 def test_private_training_learns(tmp_path: Path) -> None:
     """With little noise it comes near to ordinary training."""

@@ -18,8 +18,8 @@ from fedseg.federation.state import State, Update, from_bytes, to_bytes
 from fedseg.federation.terms import Terms
 
 Cell = bool | int | float | str
-NUMBERS = {"train": ("seconds", "steps"), "evaluate": ("seconds",)}
-"""Numbers that the answer to a task must hold."""
+NUMBERS = {"train": ("steps",), "evaluate": ("seconds",)}
+"""Numbers that the answer to a task must hold; how long it trained a site need not tell (`Transform.hides_time`)."""
 MOST_ROWS = 200_000
 NUMBER = 8
 """Bytes of a number."""

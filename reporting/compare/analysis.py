@@ -624,7 +624,7 @@ def run_cost(run: Run) -> dict[str, float]:
         "bytes_down": float(run.traffic["down"].sum()) if travelled and not pooled else unknown,
         "bytes_up": float(run.traffic["up"].sum()) if travelled and not pooled else unknown,
         "steps": float(run.rounds["steps"].sum()) if len(run.rounds) else unknown,
-        "training_seconds": float(run.rounds["seconds"].sum()) if len(run.rounds) else unknown,
+        "training_seconds": float(run.rounds["seconds"].sum(skipna=False)) if len(run.rounds) else unknown,
         **run.cost,
     }
 

@@ -53,7 +53,7 @@ class Run:
         cases: (checkpoint, split, view, site, seen, case, metric, value, patient), regions averaged.
         regions: (checkpoint, split, view, site, seen, region, metric, value): mean over patients of each one's cases.
         curve: (round, view, value): validation Dice, mean over seen sites.
-        rounds: (round, steps, seconds): sums over sites.
+        rounds: (round, steps, seconds): sums over sites; no seconds where some did not tell theirs.
         traffic: (round, down, up): bytes of all sites.
         work: (round, site, steps), as often as a site trained.
         carried: (round, site, bytes), by group and direction.
@@ -244,7 +244,8 @@ def _training(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sums(rounds: pd.DataFrame) -> pd.DataFrame:
-    return _training(rounds).groupby("round", as_index=False)[["steps", "seconds"]].sum()
+    sums = _training(rounds).groupby("round", as_index=False)[["steps", "seconds"]].sum()
+    return sums if _training(rounds)["seconds"].notna().all() else sums.assign(seconds=float("nan"))
 
 
 def _bytes(traffic: pd.DataFrame) -> pd.DataFrame:
