@@ -383,7 +383,7 @@ def test_the_page_s_way_from_files_to_models_can_be_gone(
     monkeypatch.chdir(tmp_path)
     block = PAGE.partition("## From files")[2].partition("```sh\n")[2].partition("```")[0]
     lines = block.replace("DIR", str(volumes / "data")).replace("[16,64,64]", "8").replace("\\\n", "").splitlines()
-    commands = [shlex.split(line) for line in lines]
+    commands = [shlex.split(line, comments=True) for line in lines]
     programs = [words[2] if words[1] == "-m" else words[1] for words in commands]
     assert programs == ["fedseg.datamodules.check", "train.py", "train.py", "compare.py", "predict.py", "export.py"]
     mains = {"train.py": train.main, "compare.py": compare.main, "predict.py": predict.main, "export.py": export.main}
