@@ -60,7 +60,7 @@ class SumsOverRounds(FedAvg):
     def begun_again(self, server: State) -> State:
         """The state with nothing added up, and nobody heard of."""
         numbers = {n: x for n, x in server.scalars.items() if n != TOTAL and not n.startswith(f"{WEIGHT}/")}
-        return State({**with_zeros(server, self.summed).tensors}, {**numbers, AGAIN: 1.0})
+        return State(with_zeros(server, self.summed).tensors, {**numbers, AGAIN: 1.0})
 
     def added_up(self, server: State, mean: State, group: str, cohort: Cohort) -> State:
         """The server's state with a round in its sum.

@@ -20,8 +20,12 @@ from fedseg.configs.words import MisreadError, Word, meant, shown, source_of
 
 REQUIRED = inspect.Parameter.empty
 WORDS = {
-    **{"collections.abc.Sequence": "list", "tuple[": "list[", ", ...]": "]"},
-    **{"collections.abc.Mapping": "dict", "typing.": "", "NoneType": "null"},
+    "collections.abc.Sequence": "list",
+    "collections.abc.Mapping": "dict",
+    "tuple[": "list[",
+    ", ...]": "]",
+    "typing.": "",
+    "NoneType": "null",
 }
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

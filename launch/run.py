@@ -262,7 +262,7 @@ def unused(experiment: Experiment) -> list[str]:
 
 
 def train_and_score(federation: Federation, reporter: Reporter, evaluation: Evaluation, idle: Sequence[str]) -> None:
-    """Run all rounds, and score the last and the best models; what is idle, having no effect, is said before."""
+    """Run all rounds, and score the last and the best models; settings that are idle are said before."""
     method: Any = federation.algorithm
     splits = evaluation.splits
     if not federation.checkpoint.round:
